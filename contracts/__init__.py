@@ -1,0 +1,66 @@
+"""What crosses the wire between producers, workers and readers. Light to import."""
+
+from contracts.client import SyncTurnClient, TurnClient
+from contracts.errors import (
+    ConversationBusy,
+    InboxFull,
+    InvalidMessage,
+    QueueFull,
+    Refused,
+    ResultTimeout,
+    StoreIncompatible,
+    TurnIdReused,
+    TurnlineError,
+    TurnUnknown,
+)
+from contracts.messages import (
+    Configure,
+    ContextAppend,
+    ContextReplace,
+    Interrupt,
+    ToolResult,
+    Transcription,
+    UserMessage,
+    UserStartedSpeaking,
+    UserStoppedSpeaking,
+)
+from contracts.replies import (
+    Receipt,
+    TextDelta,
+    TurnAbsorbed,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnStarted,
+)
+
+__all__ = [
+    "Configure",
+    "ContextAppend",
+    "ContextReplace",
+    "ConversationBusy",
+    "InboxFull",
+    "Interrupt",
+    "InvalidMessage",
+    "QueueFull",
+    "Receipt",
+    "Refused",
+    "ResultTimeout",
+    "StoreIncompatible",
+    "SyncTurnClient",
+    "TextDelta",
+    "ToolResult",
+    "Transcription",
+    "TurnAbsorbed",
+    "TurnClient",
+    "TurnCompleted",
+    "TurnFailed",
+    "TurnIdReused",
+    "TurnInterrupted",
+    "TurnStarted",
+    "TurnUnknown",
+    "TurnlineError",
+    "UserMessage",
+    "UserStartedSpeaking",
+    "UserStoppedSpeaking",
+]

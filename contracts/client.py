@@ -1,0 +1,440 @@
+"""TurnClient (async) and SyncTurnClient: submit, stream, result, interrupt, history, usage, forget.
+
+Both are thin: what is sent and how replies are read stands once, in `contracts.requests`.
+"""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
+
+from redis.exceptions import ResponseError
+
+from contracts import requests as rq
+from contracts.connection import AsyncRedis, Command, SyncRedis, open_async, open_sync
+from contracts.conversation import Totals
+from contracts.errors import ResultTimeout
+from contracts.messages import Inbound, Interrupt, UserMessage, new_turn_id
+from contracts.replies import TERMINAL, AnyEvent, AnyTerminal, History, Receipt, TurnRecord
+from contracts.scripts import run, run_sync
+
+BLOCK_S = 5.0
+"""Longest single wait on a stream; after each, the turn's record is looked at."""
+RETRIES = 8
+"""Times a command is sent again after a lost connection. All commands here bear repetition."""
+
+
+def _interrupt(conversation_id: str, heard: str | None, turn_id: str | None) -> Interrupt:
+    return Interrupt(conversation_id=conversation_id, heard=heard, turn_id=turn_id or new_turn_id())
+
+
+def _late(receipt: Receipt, timeout_s: float) -> ResultTimeout:
+    return ResultTimeout(f"turn {receipt.turn_id} did not end within {timeout_s:g} s; it goes on")
+
+
+class TurnClient:
+    """Submit turns and read what becomes of them, from asyncio.
+
+    Use one per process: it holds a pool of connections and may be shared by all tasks. Every open
+    iterator takes one connection.
+    """
+
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        *,
+        shards: int = 1,
+        limits: rq.Limits | None = None,
+    ) -> None:
+        """Wrap a redis-py client that does not decode responses.
+
+        Args:
+            redis: The connection pool to use.
+            shards: Number of shards of the fleet; must be the workers' number.
+            limits: How much may wait, and how long things are kept.
+        """
+        self._redis = redis
+        self._make = rq.Requests(shards=shards, limits=limits)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, url: str, *, shards: int = 1, limits: rq.Limits | None = None
+    ) -> AsyncGenerator[Self, None]:
+        """Open a client for a `redis://`, `rediss://` or `unix://` address; close it at the end."""
+        redis = open_async(url, retries=RETRIES)
+        try:
+            yield cls(redis, shards=shards, limits=limits)
+        finally:
+            await redis.aclose()
+
+    async def submit(self, message: Inbound | bytes) -> Receipt:
+        """Put one message into its conversation: one round trip, one script.
+
+        Submitting the same message again, for instance after a lost connection, is safe: the
+        answer is then `duplicate`.
+
+        Raises:
+            InvalidMessage: The message breaks the contract; nothing was sent.
+            Refused: Nothing was accepted; see `retry_after_s`.
+            TurnIdReused: The turn id was used before for another content.
+
+        Source: contracts/scripts/submit.lua
+        """
+        submission = self._make.submission(message)
+        return submission.receipt(await run(self._redis, submission.call))
+
+    async def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
+        """Put many messages in with one round trip; outcomes in the order given.
+
+        Each message stands alone: a refused one has its error in its place, the others are
+        accepted all the same. Messages of one conversation keep their order.
+
+        Raises:
+            InvalidMessage: One of the messages breaks the contract; nothing was sent.
+        """
+        submissions = [self._make.submission(message) for message in messages]
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
+        for submission in submissions:
+            pipe.execute_command(*submission.call.command())
+        _, *replies = await pipe.execute(raise_on_error=False)
+        return [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
+
+    async def ask(self, conversation_id: str, text: str, *, timeout_s: float = 600) -> AnyTerminal:
+        """Submit a user message and wait for the event that ends its turn.
+
+        Raises:
+            ResultTimeout: The turn goes on; its result can still be asked for.
+        """
+        message = UserMessage(conversation_id=conversation_id, text=text)
+        return await self.result(await self.submit(message), timeout_s=timeout_s)
+
+    async def events(
+        self, receipt: Receipt, *, after: str | None = None
+    ) -> AsyncIterator[AnyEvent]:
+        """Yield the events of one turn until its terminal one.
+
+        Args:
+            receipt: From `submit`, in this or any other process.
+            after: `event_id` of the last event already seen; the iteration goes on behind it.
+
+        Raises:
+            TurnUnknown: The turn is not, or no longer, known.
+        """
+        reading = self._make.reading(receipt, after)
+        wait_s = 0.0
+        while True:
+            reply = await self._redis.execute_command(*reading.command(wait_s))
+            for event in reading.take(reply):
+                yield event
+                if isinstance(event, TERMINAL):
+                    return
+            if not reply:
+                if (done := (await self.record(receipt)).terminal()) is not None and wait_s:
+                    yield done
+                    return
+                wait_s = 0.05 if done is not None else BLOCK_S
+
+    async def text(self, receipt: Receipt) -> AsyncIterator[str]:
+        """Yield the whole reply so far, each time it changed; the last is the committed text.
+
+        For callers who only want to show text: when an attempt has to be made again, the next
+        value simply is the new attempt's text.
+
+        Raises:
+            TurnUnknown: The turn is not, or no longer, known.
+        """
+        reply = rq.TextAssembler()
+        async for event in self.events(receipt):
+            if reply.take(event):
+                yield reply.text
+
+    async def follow(self, conversation_id: str, *, after: str = "$") -> AsyncIterator[AnyEvent]:
+        """Yield all events of a conversation, from now on or behind an `event_id`; never ends."""
+        following = self._make.following(conversation_id, after)
+        if after == "$":
+            following = self._make.following(conversation_id, await self._last(conversation_id))
+        while True:
+            for event in following.take(
+                await self._redis.execute_command(*following.command(BLOCK_S))
+            ):
+                yield event
+
+    async def result(self, receipt: Receipt, *, timeout_s: float = 600) -> AnyTerminal:
+        """Wait for the event that ends a turn.
+
+        Raises:
+            ResultTimeout: It did not end in time. It goes on; ask again.
+            TurnUnknown: The turn is not, or no longer, known.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not receipt.accepted and (done := (await self.record(receipt)).terminal()) is not None:
+            return done
+        reading = self._make.reading(receipt, None)
+        while (left_s := deadline - time.monotonic()) > 0:
+            reply = await self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
+            for event in reading.take(reply):
+                if isinstance(event, TERMINAL):
+                    return event
+            if not reply and (done := (await self.record(receipt)).terminal()) is not None:
+                return done
+        raise _late(receipt, timeout_s)
+
+    async def interrupt(
+        self, conversation_id: str, *, heard: str | None = None, turn_id: str | None = None
+    ) -> Receipt:
+        """Stop the turn at the head of a conversation; what it said so far is kept.
+
+        Args:
+            conversation_id: Whose turn.
+            heard: What the user actually heard; the kept text is cut to it.
+            turn_id: Idempotency key of this interrupt itself.
+        """
+        return await self.submit(_interrupt(conversation_id, heard, turn_id))
+
+    async def configure(self, conversation_id: str, **settings: Any) -> Receipt:
+        """Change settings from here on, by the names of `ConversationSettings`; None clears one.
+
+        Raises:
+            InvalidMessage: An unknown setting, or a value out of range.
+        """
+        return await self.submit(rq.configure_message(conversation_id, settings))
+
+    async def history(self, conversation_id: str) -> History:
+        """Return the committed context (n messages, oldest first)."""
+        replies = await self._pipeline(self._make.history(conversation_id))
+        return rq.read_history(conversation_id, *replies)
+
+    async def usage(self, conversation_id: str) -> Totals:
+        """Return the conversation's token and cost totals."""
+        (values,) = await self._pipeline(self._make.usage(conversation_id))
+        return rq.read_totals(values)
+
+    async def record(self, receipt: Receipt) -> TurnRecord:
+        """Return what is kept of a turn.
+
+        Raises:
+            TurnUnknown: The turn is not, or no longer, known.
+        """
+        (data,) = await self._pipeline([self._make.record(receipt)])
+        return rq.read_record(receipt, data)
+
+    async def forget(self, conversation_id: str) -> bool:
+        """Remove every trace of a conversation, also while a turn of it runs.
+
+        Returns:
+            Whether there was anything to remove.
+
+        Source: contracts/scripts/forget.lua
+        """
+        while True:
+            (copies,) = await self._pipeline(self._make.copies(conversation_id))
+            call = self._make.forget(conversation_id, copies)
+            done, gone = rq.read_forgotten(await run(self._redis, call))
+            if done:
+                return gone > 0
+
+    async def replies(
+        self, stream: str, group: str, consumer: str, *, batch: int = 32
+    ) -> AsyncIterator[AnyTerminal]:
+        """Consume the terminal events that name `stream` as their `reply_to`, at least once each.
+
+        An event is acknowledged when the next one is asked for; what a consumer of this name took
+        and did not acknowledge is delivered to it again first.
+
+        Args:
+            stream: Name as given in `reply_to`.
+            group: Consumers of one group share the events.
+            consumer: Name of this consumer; keep it stable over restarts.
+            batch: Events fetched at once.
+        """
+        reading = self._make.replies(stream, group, consumer, batch)
+        await self._create(reading)
+        while True:
+            try:
+                reply = await self._redis.execute_command(*reading.command(BLOCK_S))
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                await self._create(reading)
+                continue
+            for stream_key, entry_id, event in reading.take(reply):
+                if event is not None:
+                    yield event
+                await self._redis.execute_command("XACK", stream_key, group, entry_id)
+
+    async def _create(self, reading: rq.RepliesReading) -> None:
+        for command in reading.create():
+            try:
+                await self._redis.execute_command(*command)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def _last(self, conversation_id: str) -> str:
+        (newest,) = await self._pipeline([self._make.newest(conversation_id)])
+        return rq.read_newest(newest)
+
+    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute()
+
+
+class SyncTurnClient:
+    """Submit turns and read what becomes of them, blocking; the verbs of `TurnClient`."""
+
+    def __init__(
+        self, redis: SyncRedis, *, shards: int = 1, limits: rq.Limits | None = None
+    ) -> None:
+        """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
+        self._redis = redis
+        self._make = rq.Requests(shards=shards, limits=limits)
+
+    @classmethod
+    @contextmanager
+    def connect(
+        cls, url: str, *, shards: int = 1, limits: rq.Limits | None = None
+    ) -> Generator[Self, None, None]:
+        """Open a client for a Redis address; close it at the end."""
+        redis = open_sync(url, retries=RETRIES)
+        try:
+            yield cls(redis, shards=shards, limits=limits)
+        finally:
+            redis.close()
+
+    def submit(self, message: Inbound | bytes) -> Receipt:
+        """See `TurnClient.submit`."""
+        submission = self._make.submission(message)
+        return submission.receipt(run_sync(self._redis, submission.call))
+
+    def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
+        """See `TurnClient.submit_many`."""
+        submissions = [self._make.submission(message) for message in messages]
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
+        for submission in submissions:
+            pipe.execute_command(*submission.call.command())
+        _, *replies = pipe.execute(raise_on_error=False)
+        return [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
+
+    def ask(self, conversation_id: str, text: str, *, timeout_s: float = 600) -> AnyTerminal:
+        """See `TurnClient.ask`."""
+        message = UserMessage(conversation_id=conversation_id, text=text)
+        return self.result(self.submit(message), timeout_s=timeout_s)
+
+    def events(self, receipt: Receipt, *, after: str | None = None) -> Iterator[AnyEvent]:
+        """See `TurnClient.events`."""
+        reading = self._make.reading(receipt, after)
+        wait_s = 0.0
+        while True:
+            reply = self._redis.execute_command(*reading.command(wait_s))
+            for event in reading.take(reply):
+                yield event
+                if isinstance(event, TERMINAL):
+                    return
+            if not reply:
+                if (done := self.record(receipt).terminal()) is not None and wait_s:
+                    yield done
+                    return
+                wait_s = 0.05 if done is not None else BLOCK_S
+
+    def text(self, receipt: Receipt) -> Iterator[str]:
+        """See `TurnClient.text`."""
+        reply = rq.TextAssembler()
+        for event in self.events(receipt):
+            if reply.take(event):
+                yield reply.text
+
+    def follow(self, conversation_id: str, *, after: str = "$") -> Iterator[AnyEvent]:
+        """See `TurnClient.follow`."""
+        if after == "$":
+            (newest,) = self._pipeline([self._make.newest(conversation_id)])
+            after = rq.read_newest(newest)
+        following = self._make.following(conversation_id, after)
+        while True:
+            yield from following.take(self._redis.execute_command(*following.command(BLOCK_S)))
+
+    def result(self, receipt: Receipt, *, timeout_s: float = 600) -> AnyTerminal:
+        """See `TurnClient.result`."""
+        deadline = time.monotonic() + timeout_s
+        if not receipt.accepted and (done := self.record(receipt).terminal()) is not None:
+            return done
+        reading = self._make.reading(receipt, None)
+        while (left_s := deadline - time.monotonic()) > 0:
+            reply = self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
+            for event in reading.take(reply):
+                if isinstance(event, TERMINAL):
+                    return event
+            if not reply and (done := self.record(receipt).terminal()) is not None:
+                return done
+        raise _late(receipt, timeout_s)
+
+    def interrupt(
+        self, conversation_id: str, *, heard: str | None = None, turn_id: str | None = None
+    ) -> Receipt:
+        """See `TurnClient.interrupt`."""
+        return self.submit(_interrupt(conversation_id, heard, turn_id))
+
+    def configure(self, conversation_id: str, **settings: Any) -> Receipt:
+        """See `TurnClient.configure`."""
+        return self.submit(rq.configure_message(conversation_id, settings))
+
+    def history(self, conversation_id: str) -> History:
+        """See `TurnClient.history`."""
+        replies = self._pipeline(self._make.history(conversation_id))
+        return rq.read_history(conversation_id, *replies)
+
+    def usage(self, conversation_id: str) -> Totals:
+        """See `TurnClient.usage`."""
+        (values,) = self._pipeline(self._make.usage(conversation_id))
+        return rq.read_totals(values)
+
+    def record(self, receipt: Receipt) -> TurnRecord:
+        """See `TurnClient.record`."""
+        (data,) = self._pipeline([self._make.record(receipt)])
+        return rq.read_record(receipt, data)
+
+    def forget(self, conversation_id: str) -> bool:
+        """See `TurnClient.forget`."""
+        while True:
+            (copies,) = self._pipeline(self._make.copies(conversation_id))
+            call = self._make.forget(conversation_id, copies)
+            done, gone = rq.read_forgotten(run_sync(self._redis, call))
+            if done:
+                return gone > 0
+
+    def replies(
+        self, stream: str, group: str, consumer: str, *, batch: int = 32
+    ) -> Iterator[AnyTerminal]:
+        """See `TurnClient.replies`."""
+        reading = self._make.replies(stream, group, consumer, batch)
+        self._create(reading)
+        while True:
+            try:
+                reply = self._redis.execute_command(*reading.command(BLOCK_S))
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                self._create(reading)
+                continue
+            for stream_key, entry_id, event in reading.take(reply):
+                if event is not None:
+                    yield event
+                self._redis.execute_command("XACK", stream_key, group, entry_id)
+
+    def _create(self, reading: rq.RepliesReading) -> None:
+        for command in reading.create():
+            try:
+                self._redis.execute_command(*command)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return pipe.execute()

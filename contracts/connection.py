@@ -1,0 +1,104 @@
+"""The few things that are asked of redis-py, as types that strict checkers accept.
+
+redis-py 5.3 leaves its commands largely untyped; here the ones in use are stated once, and its
+clients are cast to them where they are made.
+"""
+
+from collections.abc import Awaitable
+from typing import Any, Protocol, cast
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import TimeoutError as ConnectionTimeout
+from redis.retry import Retry
+
+Arg = str | bytes | int | float
+Command = tuple[Arg, ...]
+MAX_CONNECTIONS = 10_000
+
+
+class AsyncPipeline(Protocol):
+    """Commands that travel together, not as a transaction."""
+
+    def execute_command(self, *args: Any) -> Any:
+        """Queue one command."""
+        ...
+
+    def execute(self, raise_on_error: bool = True) -> Awaitable[list[Any]]:  # noqa: FBT001, FBT002
+        """Send what is queued and return the replies in order."""
+        ...
+
+
+class AsyncRedis(Protocol):
+    """The part of `redis.asyncio.Redis` in use."""
+
+    def execute_command(self, *args: Any) -> Awaitable[Any]:
+        """Send one command and return its reply."""
+        ...
+
+    def pipeline(self, transaction: bool = True) -> AsyncPipeline:  # noqa: FBT001, FBT002
+        """Begin a pipeline."""
+        ...
+
+    def aclose(self) -> Awaitable[None]:
+        """Close all connections."""
+        ...
+
+
+class SyncPipeline(Protocol):
+    """As `AsyncPipeline`, blocking."""
+
+    def execute_command(self, *args: Any) -> Any:
+        """Queue one command."""
+        ...
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002
+        """Send what is queued and return the replies in order."""
+        ...
+
+
+class SyncRedis(Protocol):
+    """As `AsyncRedis`, blocking."""
+
+    def execute_command(self, *args: Any) -> Any:
+        """Send one command and return its reply."""
+        ...
+
+    def pipeline(self, transaction: bool = True) -> SyncPipeline:  # noqa: FBT001, FBT002
+        """Begin a pipeline."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+def _options(retries: int) -> dict[str, Any]:
+    return {
+        "socket_connect_timeout": 5,
+        "max_connections": MAX_CONNECTIONS,
+        "retry_on_error": [LostConnection, ConnectionTimeout] if retries else [],
+    }
+
+
+def open_async(url: str, *, retries: int) -> AsyncRedis:
+    """Return a client for a `redis://`, `rediss://` or `unix://` address; nothing is sent yet.
+
+    Args:
+        url: Where the server is.
+        retries: Times a command is sent again after a lost connection; 0 where a command does not
+            bear repetition.
+    """
+    retry = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), retries)
+    factory = cast("Any", redis.asyncio.Redis)
+    return cast("AsyncRedis", factory.from_url(url, retry=retry, **_options(retries)))
+
+
+def open_sync(url: str, *, retries: int) -> SyncRedis:
+    """As `open_async`, blocking."""
+    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
+    factory = cast("Any", redis.Redis)
+    return cast("SyncRedis", factory.from_url(url, retry=retry, **_options(retries)))

@@ -1,0 +1,246 @@
+"""What a conversation consists of: context messages, tools, settings, usage and totals."""
+
+from typing import Annotated, Any, Literal, NewType
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+TEXT_MAX_BYTES = 256 * 1024
+"""Longest text of one message, UTF-8 bytes."""
+MESSAGE_MAX_BYTES = 1024 * 1024
+"""Largest encoded message, bytes."""
+ID_MAX_CHARS = 200
+ID_PATTERN = r"^[^\s{}\x00-\x1f\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]+$(?!\n)"
+ID_EXPECTED = f"1 to {ID_MAX_CHARS} printable characters without spaces or braces"
+METADATA_MAX_PAIRS = 16
+
+Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_CHARS, pattern=ID_PATTERN)]
+ConversationId = NewType("ConversationId", str)
+"""Unit of ordering and of leasing; 1 to 200 printable characters without spaces or braces."""
+TurnId = NewType("TurnId", str)
+"""Idempotency key of one accepted message; same shape as a conversation id."""
+Text = Annotated[str, Meta(max_length=TEXT_MAX_BYTES)]
+
+
+def check_text_bytes(text: str, field: str) -> None:
+    """Refuse a text of more than 256 KiB of UTF-8.
+
+    Raises:
+        ValueError: The text is too long; the message names `field`, not the text.
+    """
+    if len(text) * 4 > TEXT_MAX_BYTES and len(text.encode()) > TEXT_MAX_BYTES:
+        raise ValueError(f"{field}: text of at most {TEXT_MAX_BYTES} bytes")
+
+
+class ImageUrl(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where an image is: an https URL or a `data:image/...;base64,` URL."""
+
+    url: Annotated[str, Meta(min_length=1, pattern=r"^(https?://|data:image/)")]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A piece of text in a message of several parts."""
+
+    text: Text
+
+    def __post_init__(self) -> None:
+        check_text_bytes(self.text, "text")
+
+
+class ImagePart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
+    """An image in a message of several parts."""
+
+    image_url: ImageUrl
+
+
+ContentPart = TextPart | ImagePart
+Content = Text | Annotated[tuple[ContentPart, ...], Meta(min_length=1, max_length=64)]
+
+
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model wants called."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=ID_MAX_CHARS)]
+    arguments: str
+    """A JSON object, as the model wrote it."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One call inside an assistant message (OpenAI chat shape)."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=ID_MAX_CHARS)]
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class ContextMessage(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="role"
+):
+    """Base of the messages of a context, in the shape of OpenAI's chat API."""
+
+
+class SystemEntry(ContextMessage, frozen=True, kw_only=True, tag="system"):
+    """Instructions. The conversation's own prompt is a setting and is not stored here."""
+
+    content: Content
+
+
+class UserEntry(ContextMessage, frozen=True, kw_only=True, tag="user"):
+    """What the user said or showed."""
+
+    content: Content
+
+
+class AssistantEntry(ContextMessage, frozen=True, kw_only=True, tag="assistant"):
+    """What the model answered, or which tools it called."""
+
+    content: Content | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content: text, parts or tool_calls")
+
+
+class ToolEntry(ContextMessage, frozen=True, kw_only=True, tag="tool"):
+    """The result of one tool call."""
+
+    content: Content
+    tool_call_id: Annotated[str, Meta(min_length=1, max_length=ID_MAX_CHARS)]
+
+
+ContextEntry = SystemEntry | UserEntry | AssistantEntry | ToolEntry
+decode_context_entry = msgspec.json.Decoder(ContextEntry).decode
+
+
+class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A function the model may call; `parameters` is a JSON Schema whose root is an object."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool offered to the model (OpenAI chat shape)."""
+
+    function: FunctionDefinition
+    type: Literal["function"] = "function"
+
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+Tools = Annotated[tuple[ToolDefinition, ...], Meta(max_length=128)]
+ReasoningEffort = Literal["none", "low", "medium", "high", "xhigh"]
+
+
+class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `configure` sets for all later turns; None means the worker's default."""
+
+    system_prompt: Text | None = None
+    model: Id | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    max_tokens: PositiveInt | None = None
+    """Visible tokens of one reply at most."""
+    seed: Annotated[int, Meta(ge=0)] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    tools: Tools | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+
+class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Fields of `ConversationSettings` to set; null clears one, an absent one stays."""
+
+    system_prompt: Text | UnsetType | None = UNSET
+    model: Id | UnsetType | None = UNSET
+    temperature: Temperature | UnsetType | None = UNSET
+    top_p: Probability | UnsetType | None = UNSET
+    max_tokens: PositiveInt | UnsetType | None = UNSET
+    seed: Annotated[int, Meta(ge=0)] | UnsetType | None = UNSET
+    reasoning_effort: ReasoningEffort | UnsetType | None = UNSET
+    tools: Tools | UnsetType | None = UNSET
+    tool_choice: str | dict[str, Any] | UnsetType | None = UNSET
+
+    def applied_to(self, settings: ConversationSettings) -> ConversationSettings:
+        """Return the settings with this change made."""
+        changed = {
+            name: value
+            for name in ConversationSettings.__struct_fields__
+            if (value := getattr(self, name)) is not UNSET
+        }
+        return msgspec.structs.replace(settings, **changed)
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens and cost of one call or a sum of calls, as the provider reported them.
+
+    xAI counts reasoning outside `completion_tokens`; `total_tokens` is the provider's own total and
+    is never derived (docs/adr/0006-usage-as-reported.md).
+    """
+
+    prompt_tokens: int = 0
+    """Input, cached input included."""
+    completion_tokens: int = 0
+    """Visible output, reasoning not included."""
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    """The part of `prompt_tokens` that was served from the prompt cache."""
+    total_tokens: int = 0
+    cost_usd_ticks: int = 0
+    """1 USD = 10,000,000,000 ticks."""
+
+    @property
+    def cost_usd(self) -> float:
+        """The cost in US dollars."""
+        return self.cost_usd_ticks / 1e10
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Add field by field."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            total_tokens=self.total_tokens + other.total_tokens,
+            cost_usd_ticks=self.cost_usd_ticks + other.cost_usd_ticks,
+        )
+
+
+UsageState = Literal["reported", "estimated", "unknown"]
+"""Who counted: the provider; we, from what was streamed before the call was cut; nobody."""
+
+
+class CallEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One model call in a conversation's ledger. Every call leaves exactly one entry."""
+
+    call_id: str
+    """`<turn id>/<attempt>/<n>`, n from 1."""
+    turn_id: str
+    attempt: int
+    model: str
+    state: UsageState
+    abandoned: bool = False
+    """True: spent on an attempt whose answer was not committed; not in the turn's usage."""
+    usage: Usage = Usage()
+    finish_reason: str | None = None
+    error: str | None = None
+    """Error code where the call failed."""
+    response_id: str | None = None
+    started_at_ms: int = 0
+    duration_ms: int = 0
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A conversation's sums: `usage` over answers, `abandoned` over spend without an answer."""
+
+    turns: int = 0
+    """Turns that ended completed, failed or interrupted after running the model."""
+    calls: int = 0
+    reported_calls: int = 0
+    estimated_calls: int = 0
+    unknown_calls: int = 0
+    usage: Usage = Usage()
+    abandoned: Usage = Usage()

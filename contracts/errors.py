@@ -1,0 +1,64 @@
+"""What a producer may be told: one error per thing it can do about it.
+
+TurnlineError
+├── InvalidMessage(field, expected)   mend the message; nothing was accepted
+├── Refused(retry_after_s)            nothing was accepted; the same message may be sent again later
+│   ├── ConversationBusy              `when_busy="reject"` and a turn is running or waiting
+│   ├── InboxFull                     too many turns wait in this conversation
+│   └── QueueFull                     too many conversations wait in this shard
+├── TurnIdReused                      the id belongs to an earlier turn with another content
+├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
+├── ResultTimeout                     the turn goes on; ask again with the same receipt
+└── StoreIncompatible                 the Redis at that address cannot be used as it is
+"""
+
+
+class TurnlineError(Exception):
+    """Base of all errors that Turnline raises to producers and readers."""
+
+
+class InvalidMessage(TurnlineError):
+    """A message breaks the contract. Names the field and what it takes, never its content."""
+
+    def __init__(self, field: str, expected: str) -> None:
+        """Build the error from a JSON path such as `content[0].text`, and what belongs there."""
+        super().__init__(f"{field}: {expected}")
+        self.field = field
+        self.expected = expected
+
+
+class Refused(TurnlineError):
+    """Nothing was accepted. The same message may be sent again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """Say why, and when it is worth trying again (seconds)."""
+        super().__init__(f"{message}; try again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
+class ConversationBusy(Refused):
+    """The message asked to be rejected while another turn is running or waiting."""
+
+
+class InboxFull(Refused):
+    """As many turns as allowed already wait in this conversation."""
+
+
+class QueueFull(Refused):
+    """As many conversations as allowed already wait in this shard."""
+
+
+class TurnIdReused(TurnlineError):
+    """This turn id was accepted before with another content: choose a new id."""
+
+
+class TurnUnknown(TurnlineError):
+    """No record of this turn: it was never accepted, was forgotten, or is past its retention."""
+
+
+class ResultTimeout(TurnlineError):
+    """The turn has not ended within the time given. It goes on; ask again."""
+
+
+class StoreIncompatible(TurnlineError):
+    """The Redis at this address cannot be used as it is; the text says what to change."""

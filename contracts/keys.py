@@ -1,0 +1,119 @@
+"""Every Redis key, stream and channel name, in one place.
+
+A shard is a hash tag: all keys of a conversation, the queue that holds it and ARQ's keys of its job
+carry `{s<n>}`, so that every script stays within one slot of a cluster (docs/adr/0005-shards.md).
+"""
+
+import zlib
+from typing import NamedTuple
+
+PREFIX = "turnline"
+ARQ_JOB = "arq:job:"
+ARQ_IN_PROGRESS = "arq:in-progress:"
+ARQ_RETRY = "arq:retry:"
+ARQ_RESULT = "arq:result:"
+
+
+class ShardKeys(NamedTuple):
+    """Names shared by all conversations of one shard."""
+
+    tag: str
+    """Hash tag with its braces, such as `{s0}`; also the prefix of the shard's job ids."""
+    queue: str
+    """Sorted set, ARQ's: member job id, score due time in ms."""
+    wake: str
+    """List: one element wakes one idle worker."""
+    token: str
+    """Integer, permanent: the last fencing token given out."""
+    dead: str
+    """Stream: dead letters, oldest first."""
+    workers: str
+    """Sorted set: worker id, scored by the time (ms) until which it is known to live."""
+    worker_prefix: str
+    """Followed by a worker id: string, JSON of what that worker says about itself."""
+    channel_prefix: str
+    """Followed by a worker id: channel on which its conversations are named when news come in."""
+    reply_prefix: str
+    """Followed by a reply stream's name."""
+    fleet: str
+    """Hash, permanent: settings that all parties must share (number of shards)."""
+
+
+class ConversationKeys(NamedTuple):
+    """Names of everything kept for one conversation. The order is that of the scripts' KEYS."""
+
+    inbox: str
+    """Stream: accepted messages not yet committed. Fields t (turn id), m (message), a (event
+    cursor at acceptance), d (digest), on and act (entry to act on, `interrupt` or `rollback`)."""
+    state: str
+    """Hash: epoch, settings, attempt, open call, parking, totals."""
+    context: str
+    """List: committed messages, JSON, oldest first; append-only within an epoch."""
+    steps: str
+    """List: messages of the running turn that are safe already (checkpoints)."""
+    turns: str
+    """Hash: turn id to its record, JSON."""
+    log: str
+    """List: turn ids in the order accepted; caps `turns`."""
+    calls: str
+    """List: ledger of model calls, JSON, oldest first, capped."""
+    events: str
+    """Stream: outbound events, field e (JSON), capped."""
+    copies: str
+    """List: `<stream key> <entry id>` of what was copied into streams of the shard (reply streams,
+    dead letters), so that `forget` finds it; capped."""
+    job: str
+    """String: ARQ's job."""
+    in_progress: str
+    """String: `<fencing token> <worker id>` while leased; its expiry is the lease."""
+    job_id: str
+    """Not a key: the member in the queue."""
+
+
+def shard_of(conversation_id: str, shards: int) -> int:
+    """Return the shard (0 to shards - 1) of a conversation: CRC-32 of its UTF-8, modulo."""
+    return zlib.crc32(conversation_id.encode()) % shards if shards > 1 else 0
+
+
+def shard_keys(shard: int) -> ShardKeys:
+    """Return the names of one shard."""
+    tag = f"{{s{shard}}}"
+    base = f"{PREFIX}:{tag}:"
+    return ShardKeys(
+        tag=tag,
+        queue=base + "queue",
+        wake=base + "wake",
+        token=base + "token",
+        dead=base + "dead",
+        workers=base + "workers",
+        worker_prefix=base + "worker:",
+        channel_prefix=base + "news:",
+        reply_prefix=base + "replies:",
+        fleet=base + "fleet",
+    )
+
+
+def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
+    """Return the names of one conversation in the shard with this hash tag."""
+    base = f"{PREFIX}:{tag}:c:{conversation_id}:"
+    job_id = f"{tag}:{conversation_id}"
+    return ConversationKeys(
+        base + "inbox",
+        base + "state",
+        base + "context",
+        base + "steps",
+        base + "turns",
+        base + "log",
+        base + "calls",
+        base + "events",
+        base + "sent",
+        ARQ_JOB + job_id,
+        ARQ_IN_PROGRESS + job_id,
+        job_id,
+    )
+
+
+def conversation_of(job_id: str, tag: str) -> str | None:
+    """Return the conversation a job id stands for; None for a job that is not a conversation."""
+    prefix = tag + ":"
+    return job_id[len(prefix) :] if job_id.startswith(prefix) else None

@@ -1,0 +1,222 @@
+"""Inbound messages: what a producer may send to a conversation.
+
+JSON, one object per message, told apart by `type`. Structs are frozen; new fields have defaults; a
+tag is never renamed or reused; unknown fields are ignored (docs/adr/0001-json-on-the-wire.md).
+"""
+
+import re
+import uuid
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from contracts.conversation import (
+    ID_EXPECTED,
+    ID_PATTERN,
+    MESSAGE_MAX_BYTES,
+    METADATA_MAX_PAIRS,
+    TEXT_MAX_BYTES,
+    ContentPart,
+    ContextEntry,
+    Id,
+    SettingsChange,
+    Text,
+    check_text_bytes,
+)
+from contracts.errors import InvalidMessage
+
+WhenBusy = Literal["enqueue", "interrupt", "rollback", "reject"]
+MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Meta(max_length=512)]
+Entries = Annotated[tuple[ContextEntry, ...], Meta(max_length=10_000)]
+
+
+def new_turn_id() -> str:
+    """Return a fresh idempotency key (32 hexadecimal digits)."""
+    return uuid.uuid4().hex
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """Fields of every inbound message."""
+
+    conversation_id: Id
+    """Unit of ordering: messages of one conversation take effect in the order accepted."""
+    turn_id: Id = msgspec.field(default_factory=new_turn_id)
+    """Idempotency key: a second message with the same id is answered `duplicate`."""
+    sent_at_ms: int = 0
+    """Producer's clock, ms since the Unix epoch. For display, never for ordering."""
+    traceparent: Annotated[str, Meta(max_length=256)] | None = None
+    """Producer's W3C trace context (https://www.w3.org/TR/trace-context/)."""
+    tracestate: Annotated[str, Meta(max_length=512)] | None = None
+    deadline_at_ms: int | None = None
+    """Ms since the Unix epoch after which an answer is of no use: the turn then fails."""
+    when_busy: WhenBusy = "enqueue"
+    """What to do if a turn of this conversation is running or waiting."""
+    reply_to: Id | None = None
+    """Name of a reply stream that also receives this turn's terminal event."""
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=METADATA_MAX_PAIRS)] = {}
+    """The producer's own labels, at most 16; returned with the terminal event."""
+
+
+class UserMessage(Message, frozen=True, kw_only=True, tag="user_message"):
+    """The user wrote something: text, or parts with images."""
+
+    text: Text = ""
+    parts: Annotated[tuple[ContentPart, ...], Meta(max_length=64)] = ()
+    """Text and images, instead of `text`."""
+    run: bool = True
+    """False: only append to the context, let the model answer later."""
+    final: bool = True
+    """False: more may follow; messages that come in quick succession make one turn."""
+
+    def __post_init__(self) -> None:
+        if bool(self.text) == bool(self.parts):
+            raise ValueError("text: exactly one of text and parts")
+        check_text_bytes(self.text, "text")
+
+
+class Transcription(Message, frozen=True, kw_only=True, tag="transcription"):
+    """Speech recognised so far."""
+
+    text: Text
+    final: bool = True
+    """False: interim; its text is never used, it only says that more is coming."""
+
+    def __post_init__(self) -> None:
+        check_text_bytes(self.text, "text")
+
+
+class UserStartedSpeaking(Message, frozen=True, kw_only=True, tag="user_started_speaking"):
+    """The user's voice was heard; transcriptions are held until the end of speech."""
+
+
+class UserStoppedSpeaking(Message, frozen=True, kw_only=True, tag="user_stopped_speaking"):
+    """The user fell silent; what was transcribed becomes a turn."""
+
+
+class Interrupt(Message, frozen=True, kw_only=True, tag="interrupt"):
+    """Stop the turn at the head of the conversation and keep what it said so far."""
+
+    heard: Text | None = None
+    """What the user actually heard; the committed partial reply is cut to it."""
+
+    def __post_init__(self) -> None:
+        if self.heard is not None:
+            check_text_bytes(self.heard, "heard")
+
+
+class ToolResult(Message, frozen=True, kw_only=True, tag="tool_result"):
+    """The result of a tool call that runs outside the workers."""
+
+    call_id: Annotated[str, Meta(min_length=1, max_length=200)]
+    result: Any = None
+    """Any JSON value."""
+    is_error: bool = False
+
+
+class ContextAppend(Message, frozen=True, kw_only=True, tag="context_append"):
+    """Append messages to the context as they are."""
+
+    messages: Entries
+    run: bool = False
+    """True: let the model answer afterwards."""
+
+
+class ContextReplace(Message, frozen=True, kw_only=True, tag="context_replace"):
+    """Replace the whole context."""
+
+    messages: Entries
+
+
+class Configure(Message, frozen=True, kw_only=True, tag="configure"):
+    """Change the conversation's settings from here on."""
+
+    settings: SettingsChange
+
+
+Inbound = (
+    UserMessage
+    | Transcription
+    | UserStartedSpeaking
+    | UserStoppedSpeaking
+    | Interrupt
+    | ToolResult
+    | ContextAppend
+    | ContextReplace
+    | Configure
+)
+TYPES = (
+    "user_message, transcription, user_started_speaking, user_stopped_speaking, interrupt, "
+    "tool_result, context_append, context_replace, configure"
+)
+
+_decoder: msgspec.json.Decoder[Inbound] = msgspec.json.Decoder(Inbound)
+_encoder = msgspec.json.Encoder()
+encode = _encoder.encode
+_AT = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+_ECHO = re.compile(r"^Invalid (?:enum )?value ")
+
+
+def decode(data: bytes | str) -> Inbound:
+    """Decode and validate one message.
+
+    Raises:
+        InvalidMessage: Not JSON, too large, unknown type, or a field is wrong. The error names the
+            field and what it takes, and repeats nothing of the content.
+    """
+    if len(data) > MESSAGE_MAX_BYTES:
+        raise InvalidMessage("message", f"at most {MESSAGE_MAX_BYTES} bytes, got {len(data)}")
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidMessage("message", "one JSON object in UTF-8") from None
+    except RecursionError:
+        raise InvalidMessage("message", "JSON nested less deeply") from None
+
+
+def _named(text: str) -> InvalidMessage:
+    """Turn msgspec's sentence into a field and what it takes, without echoing values."""
+    at = _AT.search(text)
+    path = (at["path"] if at else "") or "message"
+    expected = text[: at.start()] if at else text
+    if ID_PATTERN in expected or (path.endswith("_id") and "length" in expected):
+        expected = ID_EXPECTED
+    elif path == "type" or "missing required field `type`" in expected:
+        path, expected = "type", f"one of {TYPES}"
+    elif _ECHO.match(expected):
+        expected = _choices(path)
+    elif "length <= 262144" in expected:
+        expected = f"text of at most {TEXT_MAX_BYTES} bytes"
+    elif (own := re.match(r"^([a-z_]+): (.*)$", expected)) is not None:
+        path, expected = own[1] if path == "message" else f"{path}.{own[1]}", own[2]
+    elif (missing := re.search(r"missing required field `(\w+)`", expected)) is not None:
+        path = missing[1] if path == "message" else f"{path}.{missing[1]}"
+        expected = "this field is required"
+    return InvalidMessage(path, expected)
+
+
+def _choices(path: str) -> str:
+    if path.endswith("when_busy"):
+        return "one of enqueue, interrupt, rollback, reject"
+    if path.endswith("role"):
+        return "one of system, user, assistant, tool"
+    return "one of the values of the contract (contracts/schema/inbound.json)"
+
+
+def validated(message: Inbound) -> bytes:
+    """Encode a message, having checked it as a receiver would.
+
+    Structs built in Python are not validated by their constructors; this is where they are.
+
+    Raises:
+        InvalidMessage: See `decode`.
+    """
+    try:
+        data = _encoder.encode(message)
+    except (TypeError, ValueError, msgspec.EncodeError):
+        raise InvalidMessage("message", "values that JSON can express") from None
+    decode(data)
+    return data

@@ -1,0 +1,175 @@
+"""Outbound: events of a turn, receipts, results and records."""
+
+from typing import Literal
+
+import msgspec
+
+from contracts.conversation import ContextEntry, Usage, UsageState
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """Fields of every event. A higher `attempt` tells readers to drop what a lower one showed."""
+
+    conversation_id: str
+    turn_id: str
+    attempt: int = 1
+    trace_id: str = ""
+    """W3C trace id, 32 hexadecimal digits."""
+    event_id: str = ""
+    """Position in the conversation's event stream; set by the reader, for `after=`."""
+
+
+class TurnStarted(Event, frozen=True, kw_only=True, tag="turn_started"):
+    """An attempt at this turn began. Readers drop text shown for earlier attempts."""
+
+    worker: str = ""
+
+
+class TextDelta(Event, frozen=True, kw_only=True, tag="text_delta"):
+    """More text of the reply."""
+
+    text: str
+    offset: int = 0
+    """Characters (Unicode code points) of this attempt's reply before this delta."""
+
+
+class ToolCallStarted(Event, frozen=True, kw_only=True, tag="tool_call_started"):
+    """The model called a tool."""
+
+    call_id: str
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCallFinished(Event, frozen=True, kw_only=True, tag="tool_call_finished"):
+    """A tool call has its result."""
+
+    call_id: str
+    name: str
+    ok: bool = True
+
+
+class Terminal(Event, frozen=True, kw_only=True):
+    """Base of the events that end a turn. Every accepted turn gets exactly one."""
+
+    metadata: dict[str, str] = {}
+    """As the producer sent it."""
+
+
+class TurnCompleted(Terminal, frozen=True, kw_only=True, tag="turn_completed"):
+    """The turn took effect. `text` equals what was committed to the context."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    """None where no model was run (a message that only changes the conversation)."""
+    usage: Usage = Usage()
+    """Sum over this turn's model calls, spend on abandoned attempts not included."""
+    usage_state: UsageState = "reported"
+    """The least certain state among this turn's calls."""
+    model: str = ""
+
+
+class TurnFailed(Terminal, frozen=True, kw_only=True, tag="turn_failed"):
+    """The turn cannot be answered; it is kept as a dead letter."""
+
+    code: str
+    message: str = ""
+
+
+class TurnInterrupted(Terminal, frozen=True, kw_only=True, tag="turn_interrupted"):
+    """The turn was stopped. `text` is the partial reply that was committed."""
+
+    text: str = ""
+    usage: Usage = Usage()
+    usage_state: UsageState = "estimated"
+    model: str = ""
+
+
+class TurnAbsorbed(Terminal, frozen=True, kw_only=True, tag="turn_absorbed"):
+    """The message became part of another turn, `into`, which carries the reply."""
+
+    into: str | None = None
+    """None: the message had no content of its own and nothing to join."""
+
+
+AnyTerminal = TurnCompleted | TurnFailed | TurnInterrupted | TurnAbsorbed
+AnyEvent = TurnStarted | TextDelta | ToolCallStarted | ToolCallFinished | AnyTerminal
+TERMINAL = (TurnCompleted, TurnFailed, TurnInterrupted, TurnAbsorbed)
+
+encode_event = msgspec.json.Encoder().encode
+_event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+
+
+def decode_event(data: bytes | str, event_id: str = "") -> AnyEvent:
+    """Decode one event and give it its position in the stream.
+
+    Raises:
+        msgspec.ValidationError: Not an event of this or an earlier version.
+    """
+    event = _event_decoder.decode(data)
+    if event_id:
+        msgspec.structs.force_setattr(event, "event_id", event_id)
+    return event
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a submission returned. Enough to find the turn again from any process."""
+
+    conversation_id: str
+    turn_id: str
+    status: Literal["accepted", "duplicate"]
+    position: int | None = None
+    """Messages ahead of this one in the conversation; None for a duplicate."""
+    after: str = "0-0"
+    """Position in the event stream just before this turn's first event."""
+    trace_id: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether this submission put the turn in (and not an earlier one with the same id)."""
+        return self.status == "accepted"
+
+
+TurnState = Literal["accepted", "completed", "failed", "interrupted", "absorbed"]
+
+
+class TurnRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What Redis keeps of a turn for the retention time."""
+
+    state: TurnState
+    accepted_at_ms: int
+    """Redis' clock."""
+    after: str = "0-0"
+    digest: str = ""
+    """Fingerprint of the content, to tell a repeated submission from a reused id."""
+    finished_at_ms: int = 0
+    attempts: int = 0
+    trace_id: str = ""
+    worker: str = ""
+    messages_from: int = 0
+    """Index in the context of the turn's first message."""
+    messages_to: int = 0
+    """Index after its last one."""
+    event: msgspec.Raw = msgspec.Raw(b"null")
+    """The terminal event, as published."""
+
+    def terminal(self) -> AnyTerminal | None:
+        """Return the terminal event, or None while the turn is waiting or running."""
+        if self.state == "accepted":
+            return None
+        event = decode_event(bytes(self.event))
+        assert isinstance(event, TERMINAL)
+        return event
+
+
+decode_record = msgspec.json.Decoder(TurnRecord).decode
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation's committed context (n messages, oldest first) and its system prompt."""
+
+    conversation_id: str
+    system_prompt: str | None
+    messages: tuple[ContextEntry, ...]
+    interrupted: tuple[int, ...] = ()
+    """Indices of assistant messages that were cut short."""

@@ -1,0 +1,434 @@
+"""What both clients send and how they read the replies: commands and parsing, no I/O."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from contracts.connection import Command
+from contracts.conversation import (
+    ConversationSettings,
+    SettingsChange,
+    Totals,
+    Usage,
+    decode_context_entry,
+)
+from contracts.errors import (
+    ConversationBusy,
+    InboxFull,
+    InvalidMessage,
+    QueueFull,
+    TurnIdReused,
+    TurnUnknown,
+)
+from contracts.jobs import conversation_job
+from contracts.keys import (
+    ConversationKeys,
+    ShardKeys,
+    conversation_keys,
+    shard_keys,
+    shard_of,
+)
+from contracts.messages import Configure, Inbound, Interrupt, decode, encode, validated
+from contracts.replies import (
+    TERMINAL,
+    AnyEvent,
+    AnyTerminal,
+    History,
+    Receipt,
+    TextDelta,
+    TurnRecord,
+    TurnStarted,
+    decode_event,
+    decode_record,
+)
+from contracts.scripts import Call, load_script, text
+from contracts.trace_context import current, trace_id_of
+
+RETENTION_MS = 30 * 24 * 3600 * 1000
+"""Sliding expiry of a conversation's keys."""
+USAGE_FIELDS = Usage.__struct_fields__
+TOTAL_FIELDS = (
+    *("turns", "calls", "reported_calls", "estimated_calls", "unknown_calls"),
+    *(f"u.{name}" for name in USAGE_FIELDS),
+    *(f"a.{name}" for name in USAGE_FIELDS),
+)
+"""Fields of the state hash that hold totals: `u.` for answers, `a.` for abandoned spend."""
+
+decode_settings = msgspec.json.Decoder(ConversationSettings).decode
+
+
+class Limits(NamedTuple):
+    """How much may wait and how long things are kept."""
+
+    inbox: int = 1_000
+    """Messages waiting in one conversation."""
+    queue: int = 1_000_000
+    """Conversations waiting or running in one shard."""
+    records: int = 10_000
+    """Turn records (and with them idempotency keys) kept per conversation."""
+    wakes: int = 1_000
+    """Wake tokens kept."""
+    retention_ms: int = RETENTION_MS
+
+
+class Submission(NamedTuple):
+    """One message on its way in."""
+
+    call: Call
+    conversation_id: str
+    turn_id: str
+    digest: str
+    trace_id: str
+
+    def receipt(self, reply: Sequence[Any]) -> Receipt:
+        """Read submit.lua's answer.
+
+        Raises:
+            Refused: Nothing was accepted.
+            TurnIdReused: The id belongs to another content.
+        """
+        word, number, detail = text(reply[0]), int(reply[1]), reply[2]
+        match word:
+            case "accepted":
+                return Receipt(
+                    conversation_id=self.conversation_id,
+                    turn_id=self.turn_id,
+                    status="accepted",
+                    position=number,
+                    after=text(detail),
+                    trace_id=self.trace_id,
+                )
+            case "duplicate":
+                record = decode_record(detail)
+                if record.digest and record.digest != self.digest:
+                    raise TurnIdReused(
+                        f"turn_id {self.turn_id} was accepted before with another content; "
+                        "choose a new id"
+                    )
+                return Receipt(
+                    conversation_id=self.conversation_id,
+                    turn_id=self.turn_id,
+                    status="duplicate",
+                    after=record.after,
+                    trace_id=record.trace_id or self.trace_id,
+                )
+            case "busy":
+                raise ConversationBusy(
+                    f"{self.conversation_id} has a turn running or waiting", retry_after_s=1
+                )
+            case "inbox_full":
+                raise InboxFull(
+                    f"{number} messages already wait in {self.conversation_id}", retry_after_s=5
+                )
+            case "queue_full":
+                raise QueueFull(
+                    f"{number} conversations already wait in this shard", retry_after_s=10
+                )
+            case _:
+                raise AssertionError(f"submit.lua answered {word}")
+
+    def outcome(self, reply: Any) -> Receipt | Exception:
+        """As `receipt`, but returning the error: for batches."""
+        if isinstance(reply, Exception):
+            return reply
+        try:
+            return self.receipt(reply)
+        except Exception as error:  # noqa: BLE001  each message of a batch has its own outcome
+            return error
+
+
+class Requests:
+    """Builds commands for a fleet of a given number of shards."""
+
+    def __init__(self, *, shards: int = 1, limits: Limits | None = None) -> None:
+        """Prepare names and limits; nothing is sent."""
+        self._limits = limits or Limits()
+        self._shards = tuple(shard_keys(n) for n in range(shards))
+
+    def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:
+        """Return the names of a conversation's shard and of the conversation."""
+        shard = self._shards[shard_of(conversation_id, len(self._shards))]
+        return shard, conversation_keys(shard.tag, conversation_id)
+
+    def submission(self, message: Inbound | bytes) -> Submission:
+        """Validate a message and build the call that puts it in.
+
+        Raises:
+            InvalidMessage: The message breaks the contract.
+
+        Source: contracts/scripts/submit.lua
+        """
+        message = decode(message if isinstance(message, bytes) else validated(message))
+        plain = msgspec.structs.replace(
+            message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None
+        )
+        digest = hashlib.blake2b(encode(plain), digest_size=8).hexdigest()
+        trace = (message.traceparent, message.tracestate) if message.traceparent else current()
+        now_ms = int(time.time() * 1000)
+        data = encode(
+            msgspec.structs.replace(
+                message,
+                traceparent=trace[0],
+                tracestate=trace[1],
+                sent_at_ms=message.sent_at_ms or now_ms,
+            )
+        )
+        act = "interrupt" if isinstance(message, Interrupt) else message.when_busy
+        shard, keys = self.names(message.conversation_id)
+        limits = self._limits
+        call = Call(
+            load_script("submit"),
+            (*keys[:11], shard.queue, shard.wake),
+            (
+                keys.job_id,
+                message.turn_id,
+                data,
+                digest,
+                "" if act == "enqueue" else act,
+                conversation_job(message.conversation_id, now_ms),
+                limits.inbox,
+                limits.queue,
+                limits.retention_ms,
+                limits.records,
+                limits.wakes,
+                shard.channel_prefix,
+                message.conversation_id,
+            ),
+        )
+        return Submission(
+            call, message.conversation_id, message.turn_id, digest, trace_id_of(trace[0])
+        )
+
+    def reading(self, receipt: Receipt, after: str | None) -> "TurnReading":
+        """Start reading one turn's events."""
+        _, keys = self.names(receipt.conversation_id)
+        return TurnReading(keys.events, after or receipt.after, receipt.turn_id)
+
+    def following(self, conversation_id: str, after: str) -> "StreamReading":
+        """Start reading all events of a conversation."""
+        _, keys = self.names(conversation_id)
+        return StreamReading(keys.events, after)
+
+    def replies(self, stream: str, group: str, consumer: str, batch: int) -> "RepliesReading":
+        """Start consuming a reply stream, in all shards."""
+        streams = [shard.reply_prefix + stream for shard in self._shards]
+        return RepliesReading(streams, group, consumer, batch, self._limits.retention_ms)
+
+    def record(self, receipt: Receipt) -> Command:
+        """Fetch a turn's record."""
+        _, keys = self.names(receipt.conversation_id)
+        return ("HGET", keys.turns, receipt.turn_id)
+
+    def history(self, conversation_id: str) -> list[Command]:
+        """Fetch what `read_history` reads."""
+        _, keys = self.names(conversation_id)
+        return [
+            ("HGET", keys.state, "settings"),
+            ("LRANGE", keys.context, 0, -1),
+            ("HVALS", keys.turns),
+        ]
+
+    def newest(self, conversation_id: str) -> Command:
+        """Fetch what `read_newest` reads."""
+        _, keys = self.names(conversation_id)
+        return ("XREVRANGE", keys.events, "+", "-", "COUNT", 1)
+
+    def usage(self, conversation_id: str) -> list[Command]:
+        """Fetch what `read_totals` reads."""
+        _, keys = self.names(conversation_id)
+        return [("HMGET", keys.state, *TOTAL_FIELDS)]
+
+    def copies(self, conversation_id: str) -> list[Command]:
+        """Fetch what `forget` must know."""
+        _, keys = self.names(conversation_id)
+        return [("LRANGE", keys.copies, 0, -1)]
+
+    def forget(self, conversation_id: str, copies: Sequence[bytes]) -> Call:
+        """Build the call that removes a conversation.
+
+        Source: contracts/scripts/forget.lua
+        """
+        shard, keys = self.names(conversation_id)
+        streams = sorted({copy.decode().rpartition(" ")[0] for copy in copies})
+        return Call(
+            load_script("forget"),
+            (*keys[:11], shard.queue, *streams),
+            (keys.job_id, shard.channel_prefix, conversation_id, len(copies)),
+        )
+
+
+class StreamReading:
+    """Where a reader of an event stream stands."""
+
+    def __init__(self, stream: str, after: str) -> None:
+        """Stand behind the event id `after` ("$": only what is yet to come)."""
+        self._stream = stream
+        self._after = after
+
+    def command(self, wait_s: float) -> Command:
+        """Read what has come since, waiting for at most `wait_s` if nothing has."""
+        block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s else ()
+        return ("XREAD", "COUNT", 512, *block, "STREAMS", self._stream, self._after)
+
+    def take(self, reply: Any) -> Iterator[AnyEvent]:
+        """Yield the events of a reply and move on behind each."""
+        for _, entries in reply or ():
+            for entry_id, fields in entries:
+                self._after = text(entry_id)
+                yield decode_event(fields[b"e"], self._after)
+
+
+class TurnReading(StreamReading):
+    """Where a reader of one turn's events stands."""
+
+    def __init__(self, stream: str, after: str, turn_id: str) -> None:
+        """Stand behind `after` and heed only `turn_id`."""
+        super().__init__(stream, after)
+        self._turn_id = turn_id
+
+    def take(self, reply: Any) -> Iterator[AnyEvent]:
+        """Yield this turn's events."""
+        return (event for event in super().take(reply) if event.turn_id == self._turn_id)
+
+
+class RepliesReading:
+    """Where a consumer of a reply stream stands: first what it took before, then what is new."""
+
+    def __init__(
+        self, streams: Sequence[str], group: str, consumer: str, batch: int, retention_ms: int
+    ) -> None:
+        """Read `streams` (one per shard) as `consumer` of `group`."""
+        self._streams = streams
+        self._group = group
+        self._consumer = consumer
+        self._batch = batch
+        self._retention_ms = retention_ms
+        self._from = "0"
+
+    def create(self) -> list[Command]:
+        """Create the group where it is missing; BUSYGROUP answers are fine."""
+        return [
+            command
+            for stream in self._streams
+            for command in (
+                ("XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM"),
+                ("PEXPIRE", stream, self._retention_ms),
+            )
+        ]
+
+    def command(self, wait_s: float) -> Command:
+        """Read the next batch."""
+        return (
+            *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", self._batch),
+            *(("BLOCK", max(1, int(wait_s * 1000))) if self._from == ">" else ()),
+            *("STREAMS", *self._streams, *(self._from for _ in self._streams)),
+        )
+
+    def take(self, reply: Any) -> Iterator[tuple[bytes, bytes, AnyTerminal | None]]:
+        """Yield (stream, entry id, event); the event is None where it was forgotten meanwhile."""
+        found = False
+        for stream, entries in reply or ():
+            for entry_id, fields in entries:
+                found = True
+                event = decode_event(fields[b"e"], text(entry_id)) if fields else None
+                assert event is None or isinstance(event, TERMINAL)
+                yield stream, entry_id, event
+        if not found and self._from == "0":
+            self._from = ">"
+
+
+class TextAssembler:
+    """The reply as a reader should show it: grows with deltas, restarts with a new attempt."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.text = ""
+        self._attempt = 0
+
+    def take(self, event: AnyEvent) -> bool:
+        """Take the turn's next event; return whether the text changed."""
+        before = self.text
+        if event.attempt < self._attempt:
+            return False
+        if isinstance(event, TurnStarted) and event.attempt > self._attempt:
+            self.text = ""
+        self._attempt = event.attempt
+        if isinstance(event, TextDelta):
+            if event.offset <= len(self.text):  # else deltas are missing: the end has the text
+                self.text = self.text[: event.offset] + event.text
+        elif isinstance(event, TERMINAL):
+            self.text = getattr(event, "text", "")
+        return self.text != before
+
+
+def configure_message(conversation_id: str, settings: dict[str, Any]) -> Configure:
+    """Build a `configure` message from setting names and values.
+
+    Raises:
+        InvalidMessage: An unknown setting.
+    """
+    if unknown := sorted(settings.keys() - set(SettingsChange.__struct_fields__)):
+        known = ", ".join(SettingsChange.__struct_fields__)
+        raise InvalidMessage(f"settings.{unknown[0]}", f"one of {known}")
+    plain = {"conversation_id": conversation_id, "type": "configure", "settings": settings}
+    message = decode(msgspec.json.encode(plain))
+    assert isinstance(message, Configure)
+    return message
+
+
+def read_newest(reply: Sequence[Any]) -> str:
+    """Read the id of a stream's last entry; "0-0" if it has none."""
+    return text(reply[0][0]) if reply else "0-0"
+
+
+def read_record(receipt: Receipt, data: bytes | None) -> TurnRecord:
+    """Read a turn's record.
+
+    Raises:
+        TurnUnknown: There is none.
+    """
+    if data is None:
+        raise TurnUnknown(
+            f"turn {receipt.turn_id} of {receipt.conversation_id} is not known: it was never "
+            "accepted, was forgotten, or is past its retention"
+        )
+    return decode_record(data)
+
+
+def read_history(
+    conversation_id: str,
+    settings: bytes | None,
+    messages: Sequence[bytes],
+    records: Sequence[bytes],
+) -> History:
+    """Read a conversation's context."""
+    cut = (record for data in records if (record := decode_record(data)).state == "interrupted")
+    return History(
+        conversation_id=conversation_id,
+        system_prompt=decode_settings(settings).system_prompt if settings else None,
+        messages=tuple(decode_context_entry(message) for message in messages),
+        interrupted=tuple(sorted(record.messages_to - 1 for record in cut if record.messages_to)),
+    )
+
+
+def read_totals(values: Sequence[bytes | None]) -> Totals:
+    """Read the totals from the state hash's fields (TOTAL_FIELDS, in order)."""
+    numbers = [int(value or 0) for value in values]
+    n, size = 5, len(USAGE_FIELDS)
+    return Totals(
+        turns=numbers[0],
+        calls=numbers[1],
+        reported_calls=numbers[2],
+        estimated_calls=numbers[3],
+        unknown_calls=numbers[4],
+        usage=Usage(**dict(zip(USAGE_FIELDS, numbers[n : n + size], strict=True))),
+        abandoned=Usage(**dict(zip(USAGE_FIELDS, numbers[n + size :], strict=True))),
+    )
+
+
+def read_forgotten(reply: Sequence[Any]) -> tuple[bool, int]:
+    """Read forget.lua's answer: (done, keys removed)."""
+    return text(reply[0]) == "forgotten", int(reply[1])

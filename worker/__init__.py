@@ -1,0 +1,1 @@
+"""Runs conversations with Grok as a fleet of queue workers."""

@@ -1,0 +1,618 @@
+"""Drives one conversation: inbox -> user aggregator -> model -> assistant aggregator -> commit."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from contracts.conversation import CallEntry, ConversationSettings, Usage
+from contracts.keys import ShardKeys
+from contracts.messages import Interrupt, decode
+from contracts.replies import (
+    AnyTerminal,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnStarted,
+    encode_event,
+)
+from contracts.trace_context import trace_id_of
+from worker.effects import Committed, Copy, Effects, Entry, Loaded
+from worker.errors import LeaseLost, Retryable, StoreUnavailable, Terminal
+from worker.event_writer import EventSink, EventWriter
+from worker.lease import Lease
+from worker.ledger import Ledger
+from worker.outcome import Done, Outcome, Parked
+from worker.pipeline.aggregators import (
+    LLMAssistantAggregatorParams,
+    LLMAssistantContextAggregator,
+    LLMUserAggregatorParams,
+    LLMUserContextAggregator,
+)
+from worker.pipeline.calls import CallObserver, LLMCall
+from worker.pipeline.context import Message, OpenAILLMContext
+from worker.pipeline.frames import (
+    Frame,
+    LLMFullResponseStartFrame,
+    LLMTextFrame,
+    OpenAILLMContextFrame,
+    StartInterruptionFrame,
+)
+from worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+from worker.pipeline.tools import NOT_GIVEN
+from worker.retrying import backoff_s
+from worker.turn import Turn, Used, record_of
+
+_encode = msgspec.json.Encoder().encode
+_decode_message = msgspec.json.Decoder(dict).decode
+_BETWEEN_ANSWERS = "\n\n"
+"""Stands between the texts of one turn where tools ran in between."""
+_SPEECH_PARK_MS = 60_000
+
+
+class Store(EventSink, Protocol):
+    """What the driver asks of the store; see `worker.store.conversations`."""
+
+    async def load(self, lease: Lease) -> Loaded: ...  # noqa: D102
+    async def more(self, lease: Lease, after: str) -> list[Entry]: ...  # noqa: D102
+    async def checkpoint(  # noqa: D102
+        self, lease: Lease, known: int, steps: Sequence[bytes]
+    ) -> int: ...
+    async def commit(  # noqa: D102
+        self, lease: Lease, effects: Effects, *, go_on: bool
+    ) -> Committed: ...
+
+
+class AggregatorPair(Protocol):
+    """What `create_context_aggregator` returns."""
+
+    def user(self) -> LLMUserContextAggregator: ...  # noqa: D102
+    def assistant(self) -> LLMAssistantContextAggregator: ...  # noqa: D102
+
+
+class ModelService(Protocol):
+    """A Grok service as the driver uses it; see `worker.services.grok.llm`."""
+
+    @property
+    def calls(self) -> Sequence[LLMCall]: ...  # noqa: D102
+    def link(self, processor: FrameProcessor) -> None: ...  # noqa: D102
+    async def process_frame(  # noqa: D102
+        self, frame: Frame, direction: FrameDirection
+    ) -> None: ...
+    def create_context_aggregator(  # noqa: D102
+        self,
+        context: OpenAILLMContext,
+        *,
+        user_params: LLMUserAggregatorParams,
+        assistant_params: LLMAssistantAggregatorParams,
+    ) -> AggregatorPair: ...
+
+
+ServiceFactory = Callable[[str, ConversationSettings, CallObserver], ModelService]
+"""(conversation id, settings, observer) -> a service for one attempt at one turn."""
+
+
+class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How conversations are run; see `worker.settings` for what each means."""
+
+    worker_name: str
+    turn_quota: int = 16
+    max_crashes: int = 3
+    turn_budget_s: float = 600.0
+    aggregation_timeout_s: float = 0.5
+    speech_timeout_s: float = 30.0
+    coalesce_s: float = 0.02
+    coalesce_bytes: int = 512
+
+
+class ConversationDriver:
+    """Runs leased conversations of one shard; holds no state of any of them."""
+
+    def __init__(
+        self, store: Store, services: ServiceFactory, shard: ShardKeys, settings: DriverSettings
+    ) -> None:
+        """Use these parts for every conversation."""
+        self.store = store
+        self.services = services
+        self.shard = shard
+        self.settings = settings
+
+    async def run(self, lease: Lease) -> Outcome:
+        """Run what waits in the inbox, turn after turn, up to the quota.
+
+        Returns:
+            How the conversation is to be left: done with for now, or waiting for something.
+
+        Raises:
+            asyncio.CancelledError: Handed over or lost; spend so far is noted if that is possible.
+        """
+        try:
+            return await self._run(lease)
+        except LeaseLost:
+            return Done()
+        except StoreUnavailable:
+            return Parked(1_000, "backoff")
+
+    async def _run(self, lease: Lease) -> Outcome:
+        lease.news.clear()
+        loaded = await self.store.load(lease)
+        turns = 0
+        while loaded.entries:
+            turns += 1
+            run = TurnRun(self, lease, loaded)
+            outcome = await run.run(go_on=turns < self.settings.turn_quota)
+            if isinstance(outcome, Parked):
+                return outcome
+            if lease.released:
+                return Done()
+            following = run.following
+            loaded = following if following is not None else await self.store.load(lease)
+        return Done()
+
+
+class TurnRun:
+    """One attempt at what stands at the head of an inbox."""
+
+    def __init__(self, driver: ConversationDriver, lease: Lease, loaded: Loaded) -> None:
+        """Prepare context, aggregators and service; nothing is sent."""
+        self._driver = driver
+        self._settings = driver.settings
+        self._store = driver.store
+        self._lease = lease
+        self._loaded = loaded
+        self._known = list(loaded.entries)
+        self._head = loaded.entries[0]
+        self._ledger = Ledger(loaded)
+        self._began_at = time.monotonic()
+        self.following: Loaded | None = None
+        """The conversation as the commit left it; None: it must be loaded again."""
+        self._prepare()
+
+    def _prepare(self) -> None:
+        loaded, settings = self._loaded, self._loaded.settings
+        self._context = OpenAILLMContext.from_stored(
+            loaded.messages,
+            tools=[msgspec.to_builtins(tool) for tool in settings.tools or ()] or NOT_GIVEN,
+            tool_choice=settings.tool_choice if settings.tool_choice is not None else NOT_GIVEN,
+            system_prompt=settings.system_prompt,
+        )
+        self._service = self._driver.services(self._lease.conversation_id, settings, self)
+        self._pair = self._service.create_context_aggregator(
+            self._context,
+            user_params=LLMUserAggregatorParams(
+                aggregation_timeout=self._settings.aggregation_timeout_s
+            ),
+            assistant_params=LLMAssistantAggregatorParams(expect_stripped_words=False),
+        )
+        self._turn = Turn(self._lease.conversation_id, settings, self._pair.user())
+        self._stop: Entry | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._started = False
+
+    # -- the phases -----------------------------------------------------------------------------
+
+    async def run(self, *, go_on: bool) -> Outcome:
+        """Collect, answer, commit.
+
+        Raises:
+            LeaseLost: Nothing was written since.
+            StoreUnavailable: Redis did not answer.
+        """
+        while True:
+            parked = await self._collect()
+            if parked is not None:
+                return parked
+            if not self._turn.wants_answer:
+                return await self._commit(None, go_on=go_on)
+            ending = await self._answer()
+            if isinstance(ending, Parked):
+                return ending
+            if ending is not None:
+                return await self._commit(ending, go_on=go_on)
+            self._prepare()  # rolled back: the same messages again, joined with what came
+
+    async def _collect(self) -> Parked | None:
+        """Take entries until an answer is wanted, or only changes are left to commit."""
+        waiting = deque(self._known)
+        joined = self._acting("rollback")
+        turn, user = self._turn, self._pair.user()
+        while True:
+            while waiting and not turn.wants_answer:
+                if turn.used and not turn.is_open and turn.would_answer(waiting[0]):
+                    return None  # what only changes the conversation takes effect first
+                entry = waiting.popleft()
+                if joined is not None and entry.entry_id == joined.entry_id:
+                    joined = None
+                await turn.take(entry, joins_next=joined is not None)
+            if turn.wants_answer or not turn.is_open:
+                return None
+            more = await self._wait_for_more(user)
+            if more is None:
+                return Parked(_SPEECH_PARK_MS, "input")
+            waiting.extend(more)
+
+    async def _wait_for_more(self, user: LLMUserContextAggregator) -> list[Entry] | None:
+        """Return what came next; nothing once the user is taken to be done; None: keep waiting."""
+        lease = self._lease
+        while True:
+            lease.news.clear()
+            if more := await self._more():
+                return more
+            if user.user_speaking:
+                timeout_s = self._settings.speech_timeout_s
+            else:
+                timeout_s = self._settings.aggregation_timeout_s
+            try:
+                await asyncio.wait_for(lease.news.wait(), timeout_s)
+            except TimeoutError:
+                if user.user_speaking:
+                    return None
+                await self._turn.close()
+                return []
+
+    async def _answer(self) -> AnyTerminal | Parked | None:
+        """Run the model; None if the turn was rolled back."""
+        primary = self._turn.primary
+        assert primary.message is not None
+        self._replay_steps()
+        if (refusal := self._refusal(primary)) is not None:
+            return refusal
+        self._stop = self._acting("interrupt")
+        if self._stop is None:
+            try:
+                await self._run_model(primary)
+            except Retryable as error:
+                return await self._later(primary, error)
+            except Terminal as error:
+                return self._failed(primary, error.code, str(error))
+        if self._stop is None:
+            return self._completed(primary)
+        if self._stop.acts_on(self._head.entry_id) == "rollback":
+            self._ledger.abandon(self._calls(primary))
+            return None
+        return await self._interrupted(primary, self._stop)
+
+    async def _run_model(self, primary: Used) -> None:
+        """Run the pipeline from the model on, until it is done or somebody stops it.
+
+        Raises:
+            WorkerError: As the service raises it.
+        """
+        lease = self._lease
+        self._writer = writer = self._new_writer(primary)
+        tap = _Tap(writer)
+        self._service.link(tap)
+        tap.link(self._pair.assistant())
+        frame = OpenAILLMContextFrame(self._context)
+        self._answering = answering = asyncio.create_task(
+            self._service.process_frame(frame, DOWNSTREAM)
+        )
+        lease.on_news = self._look
+        if lease.news.is_set():
+            self._look()
+        try:
+            await answering
+        except asyncio.CancelledError:
+            if self._stop is None:
+                writer.close()
+                await self._hand_over(primary)
+                raise
+        finally:
+            lease.on_news = None
+
+    # -- being stopped --------------------------------------------------------------------------
+
+    def _acting(self, act: str) -> Entry | None:
+        """Return the known entry that asks this of the turn at the head."""
+        head = self._head.entry_id
+        return next((entry for entry in self._known if entry.acts_on(head) == act), None)
+
+    def _look(self) -> None:
+        """Something came in: see whether it stops this turn."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_for_stop())
+
+    async def _look_for_stop(self) -> None:
+        while self._lease.news.is_set():
+            self._lease.news.clear()
+            try:
+                more = await self._more()
+            except StoreUnavailable:
+                return  # looked at again with the next news, and by the next attempt
+            acting = (entry for entry in more if entry.acts_on(self._head.entry_id))
+            stop = next(acting, None)
+            if stop is not None and self._stop is None and self._answering is not None:
+                self._stop = stop
+                self._answering.cancel()
+
+    async def _more(self) -> list[Entry]:
+        more = await self._store.more(self._lease, self._known[-1].entry_id)
+        self._known.extend(more)
+        return more
+
+    async def _hand_over(self, primary: Used) -> None:
+        """Leave a note of what was spent, if the lease still allows it."""
+        if self._lease.lost or not self._service.calls:
+            return
+        self._ledger.abandon(self._calls(primary))
+        try:
+            async with asyncio.timeout(1):
+                await self._save_abandoned()
+        except (LeaseLost, StoreUnavailable, TimeoutError):
+            pass  # the call that was open is noted as unknown by the next attempt
+
+    async def _save_abandoned(self) -> None:
+        steps = [b"c" + _encode(call) for call in self._ledger.abandoned]
+        await self._store.checkpoint(self._lease, len(self._loaded.steps), steps)
+
+    # -- how it ends ----------------------------------------------------------------------------
+
+    def _refusal(self, primary: Used) -> TurnFailed | None:
+        """Return why this turn is not attempted (again), if so."""
+        loaded, limits = self._loaded, self._settings
+        if loaded.crashes >= limits.max_crashes:
+            text = f"{loaded.crashes} attempts ended without a word"
+            return self._failed(primary, "crashed", text)
+        assert primary.message is not None
+        deadline_at_ms = primary.message.deadline_at_ms
+        if deadline_at_ms is not None and time.time() * 1000 > deadline_at_ms:
+            return self._failed(primary, "deadline_exceeded", "the producer's deadline has passed")
+        return None
+
+    async def _later(self, primary: Used, error: Retryable) -> TurnFailed | Parked:
+        """Note what was spent and wait without a slot; past the budget, fail."""
+        wait_s = backoff_s(self._loaded.attempt, error.retry_after_s)
+        spent_s = (self._loaded.now_ms - self._loaded.since_ms) / 1000
+        spent_s += time.monotonic() - self._began_at
+        if spent_s + wait_s > self._settings.turn_budget_s:
+            return self._failed(primary, error.code, str(error))
+        self._ledger.abandon(self._calls(primary))
+        await self._save_abandoned()
+        return Parked(max(1, int(wait_s * 1000)), "backoff")
+
+    def _completed(self, primary: Used) -> TurnCompleted:
+        self._ledger.keep(self._calls(primary))
+        last = self._ledger.kept[-1] if self._ledger.kept else None
+        return TurnCompleted(
+            **self._ids(primary),
+            text=self._text(),
+            finish_reason=last.finish_reason if last else None,
+            usage=self._ledger.usage,
+            usage_state=self._ledger.usage_state,
+            model=last.model if last else "",
+        )
+
+    async def _interrupted(self, primary: Used, stop: Entry) -> TurnInterrupted:
+        """Keep what was said so far, cut to what was heard, and close open tool calls."""
+        message = decode(stop.data)
+        heard = message.heard if isinstance(message, Interrupt) else None
+        await self._service.process_frame(StartInterruptionFrame(heard), DOWNSTREAM)
+        self._context.repair_in_progress()
+        if isinstance(message, Interrupt):
+            await self._turn.take(stop)
+        self._ledger.keep(self._calls(primary))
+        last = self._ledger.kept[-1] if self._ledger.kept else None
+        return TurnInterrupted(
+            **self._ids(primary),
+            text=self._text(),
+            usage=self._ledger.usage,
+            usage_state=self._ledger.usage_state,
+            model=last.model if last else "",
+        )
+
+    def _failed(self, primary: Used, code: str, text: str) -> TurnFailed:
+        self._ledger.abandon(self._calls(primary))
+        return TurnFailed(**self._ids(primary), code=code, message=text)
+
+    async def _commit(self, ending: AnyTerminal | None, *, go_on: bool) -> Outcome:
+        """Let it take effect."""
+        effects, messages = self._effects(ending)
+        committed = await self._store.commit(self._lease, effects, go_on=go_on)
+        if committed.outcome == "committed" and committed.length == len(messages):
+            self.following = Loaded(
+                attempt=1,
+                crashes=0,
+                settings=effects.settings or self._loaded.settings,
+                messages=messages,
+                steps=[],
+                open_call=None,
+                entries=committed.entries,
+                since_ms=committed.now_ms,
+                now_ms=committed.now_ms,
+            )
+        return Done()
+
+    def _effects(self, ending: AnyTerminal | None) -> tuple[Effects, list[bytes]]:
+        """Return what changes, and the whole context after it."""
+        turn, loaded = self._turn, self._loaded
+        failed = isinstance(ending, TurnFailed)
+        rewrite = not failed and not self._context.prefix_intact()
+        if failed:
+            added: list[bytes] = []
+        else:
+            added = (
+                self._context.encoded_messages()
+                if rewrite
+                else self._context.new_messages_encoded()
+            )
+        messages = added if rewrite else [*loaded.messages, *added]
+        first = 0 if rewrite else len(loaded.messages)
+        endings = turn.endings(ending)
+        if failed:  # what only changes the conversation stays in the inbox and comes next
+            endings = [pair for pair in endings if not isinstance(pair[0].ending, TurnCompleted)]
+        own = [pair for pair in endings if pair[1] is ending]
+        endings = [pair for pair in endings if pair[1] is not ending] + own
+        now_ms = int(time.time() * 1000)
+        records = [
+            (
+                used.turn_id,
+                msgspec.structs.replace(
+                    record_of(
+                        used,
+                        end,
+                        attempts=loaded.attempt,
+                        finished_at_ms=now_ms,
+                        worker=self._settings.worker_name,
+                    ),
+                    messages_from=first if end is ending else 0,
+                    messages_to=len(messages) if end is ending else 0,
+                ),
+            )
+            for used, end in endings
+        ]
+        writer = self._writer if self._started else None
+        effects = Effects(
+            turn_id=own[0][0].turn_id if own else turn.used[0].turn_id,
+            entries=[used.entry.entry_id for used, _ in endings],
+            messages=added,
+            rewrite=rewrite,
+            settings=turn.settings if turn.settings_changed and not failed else None,
+            calls=self._ledger.entries,
+            turns=1 if ending is not None else 0,
+            events=[*(writer.rest() if writer else ()), *(end for _, end in endings)],
+            records=records,
+            copies=[copy for pair in endings for copy in self._copies(*pair)],
+        )
+        return effects, messages
+
+    def _copies(self, used: Used, ending: AnyTerminal) -> list[Copy]:
+        """Return what goes into streams of the shard: replies asked for, dead letters."""
+        shard, copies = self._driver.shard, list[Copy]()
+        if used.message is not None and used.message.reply_to is not None:
+            stream = shard.reply_prefix + used.message.reply_to
+            copies.append(Copy(stream, {"e": encode_event(ending)}))
+        if isinstance(ending, TurnFailed):
+            fields: dict[str, str | bytes | int] = {
+                "c": self._lease.conversation_id,
+                "t": used.turn_id,
+                "m": used.entry.data,
+                "code": ending.code,
+                "error": ending.message,
+                "attempts": self._loaded.attempt,
+                "trace": ending.trace_id,
+                "at": int(time.time() * 1000),
+            }
+            if not used.entry.data:  # written past submit, without the field for messages
+                fields["m"] = _encode([*map(repr, used.entry.fields.items())])
+            copies.append(Copy(shard.dead, fields))
+        return copies
+
+    # -- pieces ---------------------------------------------------------------------------------
+
+    def _ids(self, primary: Used) -> dict[str, Any]:
+        assert primary.message is not None
+        return {
+            "conversation_id": self._lease.conversation_id,
+            "turn_id": primary.turn_id,
+            "attempt": self._loaded.attempt,
+            "trace_id": trace_id_of(primary.message.traceparent),
+            "metadata": primary.message.metadata,
+        }
+
+    def _calls(self, primary: Used) -> list[CallEntry]:
+        return [self._entry_of(primary, call) for call in self._service.calls]
+
+    def _entry_of(self, primary: Used, call: LLMCall) -> CallEntry:
+        """Return a call's entry in the ledger."""
+        counted = call.counted_usage
+        return CallEntry(
+            call_id=f"{primary.turn_id}/{self._loaded.attempt}/{call.number}",
+            turn_id=primary.turn_id,
+            attempt=self._loaded.attempt,
+            model=call.response_model or call.model,
+            state=call.usage_state,
+            usage=Usage(
+                prompt_tokens=counted.prompt_tokens,
+                completion_tokens=counted.completion_tokens,
+                reasoning_tokens=counted.reasoning_tokens,
+                cached_tokens=counted.cached_tokens,
+                total_tokens=counted.total_tokens,
+                cost_usd_ticks=counted.cost_usd_ticks or 0,
+            ),
+            finish_reason=call.finish_reason,
+            error=call.error,
+            response_id=call.response_id,
+            started_at_ms=self._wall_ms(call.started_at),
+            duration_ms=int((call.duration_s or 0) * 1000),
+        )
+
+    def _wall_ms(self, clock_s: float) -> int:
+        """Convert the service's clock (time.monotonic) to ms since the Unix epoch."""
+        return int((time.time() - time.monotonic() + clock_s) * 1000)
+
+    def _replay_steps(self) -> None:
+        """Bring what an earlier attempt had finished back into the context."""
+        if self._acting("rollback") is None:
+            for step in self._loaded.steps:
+                if step[:1] == b"m":
+                    self._context.add_message(_decode_message(step[1:]))
+
+    def _text(self) -> str:
+        """Return what the assistant said in this turn, as it is committed."""
+        return _BETWEEN_ANSWERS.join(
+            message["content"]
+            for message in self._added()
+            if message.get("role") == "assistant" and message.get("content")
+        )
+
+    def _added(self) -> list[Message]:
+        """Return the messages of this turn, of which none was loaded."""
+        if self._turn.context_replaced:
+            return self._context.messages
+        return [_decode_message(data) for data in self._context.new_messages_encoded()]
+
+    def _new_writer(self, primary: Used) -> EventWriter:
+        assert primary.message is not None
+        return EventWriter(
+            self._store,
+            self._lease,
+            conversation_id=self._lease.conversation_id,
+            turn_id=primary.turn_id,
+            attempt=self._loaded.attempt,
+            trace_id=trace_id_of(primary.message.traceparent),
+            coalesce_s=self._settings.coalesce_s,
+            coalesce_bytes=self._settings.coalesce_bytes,
+            on_lost=self._lost,
+        )
+
+    def _lost(self) -> None:
+        if self._answering is not None:
+            self._answering.cancel()
+
+    # -- CallObserver ---------------------------------------------------------------------------
+
+    async def on_call_started(self, call: LLMCall) -> None:
+        """Tell readers and leave a note of the call before its request is sent."""
+        primary = self._turn.primary
+        started = None
+        if not self._started:
+            self._started = True
+            ids = self._ids(primary)
+            del ids["metadata"]
+            started = TurnStarted(**ids, worker=self._settings.worker_name)
+        entry = msgspec.structs.replace(
+            self._entry_of(primary, call), state="unknown", abandoned=True
+        )
+        await self._writer.begin_call(started, entry)
+
+    async def on_call_finished(self, call: LLMCall) -> None:
+        """Nothing: calls are read from the service when the turn ends."""
+
+
+class _Tap(FrameProcessor):
+    """Stands between model and assistant aggregator and shows readers what is said."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        if type(frame) is LLMTextFrame:
+            self._writer.text(frame.text)
+        elif isinstance(frame, LLMFullResponseStartFrame) and self._writer.chars:
+            self._writer.text(_BETWEEN_ANSWERS)
+        await self.push_frame(frame, direction)

@@ -1,0 +1,107 @@
+"""What a conversation's keys hold, as the driver sees it, and what one commit changes."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from contracts.conversation import CallEntry, ConversationSettings
+from contracts.replies import AnyEvent, TurnRecord
+
+
+class Entry(NamedTuple):
+    """One accepted message in the inbox."""
+
+    entry_id: str
+    """Stream id; its first part is when it was accepted, ms, by Redis' clock."""
+    fields: dict[bytes, bytes]
+
+    @property
+    def accepted_at_ms(self) -> int:
+        """When it was accepted, ms since the Unix epoch, by Redis' clock."""
+        return int(self.entry_id.partition("-")[0])
+
+    @property
+    def data(self) -> bytes:
+        """The message, JSON; whatever was written if another program wrote it."""
+        return self.fields.get(b"m", b"")
+
+    @property
+    def turn_id(self) -> str | None:
+        """The turn id it was accepted under; None if it did not come in by `submit`."""
+        value = self.fields.get(b"t")
+        return value.decode("utf-8", "replace") if value else None
+
+    @property
+    def after(self) -> str:
+        """Cursor in the event stream at acceptance."""
+        return self.fields.get(b"a", b"0-0").decode()
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the content."""
+        return self.fields.get(b"d", b"").decode()
+
+    def acts_on(self, entry_id: str) -> str:
+        """Return `interrupt` or `rollback` if that is asked of the entry named, else ''."""
+        on = self.fields.get(b"on", b"").decode()
+        return self.fields.get(b"act", b"").decode() if on == entry_id else ""
+
+
+class Loaded(NamedTuple):
+    """A conversation at the beginning of an attempt."""
+
+    attempt: int
+    """1 for the first attempt at the message at the head of the inbox; 0 with an empty inbox."""
+    crashes: int
+    """Earlier attempts at it that ended without a word."""
+    settings: ConversationSettings
+    messages: list[bytes]
+    """Committed context (n messages, JSON), oldest first. Shared with the cache: do not change."""
+    steps: list[bytes]
+    """Checkpoints of an earlier attempt: `m<message>` or `c<ledger entry>`, JSON."""
+    open_call: CallEntry | None
+    """A model call that an earlier attempt began and did not end."""
+    entries: list[Entry]
+    since_ms: int
+    """When the first attempt at the head began, ms, Redis' clock."""
+    now_ms: int
+    """Redis' clock."""
+
+
+class Copy(NamedTuple):
+    """An entry for a stream shared by the shard's conversations."""
+
+    stream: str
+    fields: dict[str, str | bytes | int]
+
+
+class Effects(msgspec.Struct, kw_only=True):
+    """All that changes when a turn takes effect: written together or not at all."""
+
+    turn_id: str
+    """Whose record tells whether this was committed before."""
+    entries: Sequence[str] = ()
+    """Inbox entries that are used up."""
+    messages: Sequence[bytes] = ()
+    """Appended to the context (or replacing it)."""
+    rewrite: bool = False
+    settings: ConversationSettings | None = None
+    calls: Sequence[CallEntry] = ()
+    turns: int = 0
+    """Added to the number of turns in the totals."""
+    events: Sequence[AnyEvent] = ()
+    records: Sequence[tuple[str, TurnRecord]] = ()
+    copies: Sequence[Copy] = ()
+
+
+class Committed(NamedTuple):
+    """What a commit left behind."""
+
+    outcome: Literal["committed", "released", "duplicate"]
+    length: int
+    """Messages in the context now."""
+    entries: list[Entry]
+    """What waits next, where the lease is kept."""
+    now_ms: int
+    """Redis' clock."""

@@ -1,0 +1,149 @@
+"""What can go wrong in a worker, sorted by what the caller must do about it.
+
+WorkerError(code)
+├── Retryable(retry_after_s)     try again later
+│   ├── LeaseHeld                another worker is answering this conversation
+│   ├── StoreUnavailable         Redis did not answer; a write may or may not have happened
+│   └── ProviderUnavailable      5xx, capacity, connection refused or lost, a broken stream
+│       ├── RateLimited          429: too many requests or tokens for now
+│       ├── Truncated            the stream ended without a finish reason
+│       └── Stalled              nothing meaningful came in time
+├── Terminal                     never retry: record, dead-letter, go on with the next turn
+│   ├── InvalidMessage           what was queued breaks the contract
+│   ├── ContextTooLong           the model refuses a context of this length
+│   └── ProviderRejected         bad request, key, credits, safety, unknown model
+└── LeaseLost                    neither: somebody else owns the work; stop silently
+
+Each error carries a stable `code` for machines and data for the decision. None carries what a user
+or a model said, a request or response body, or a key.
+"""
+
+
+class WorkerError(Exception):
+    """Base of all errors that the worker raises on purpose."""
+
+    code: str = "error"
+    """Stable word for events, metrics and dead letters."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        """Say what happened, in words that may be logged.
+
+        Args:
+            message: Never user content, bodies or keys.
+            code: Replaces the class's `code`.
+        """
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class Retryable(WorkerError):
+    """The same work may succeed later."""
+
+    code = "retryable"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        """Say what happened, and when the other side asked to be tried again (seconds)."""
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class LeaseHeld(Retryable):
+    """Another worker is answering this conversation."""
+
+    code = "lease_held"
+
+
+class StoreUnavailable(Retryable):
+    """Redis did not answer; a write may or may not have happened."""
+
+    code = "store_unavailable"
+
+
+class ProviderUnavailable(Retryable):
+    """The model's provider did not give an answer that can be used."""
+
+    code = "provider_unavailable"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        status: int | None = None,
+    ) -> None:
+        """Say what happened; `status` is the HTTP status, where there was one."""
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        self.status = status
+
+
+class RateLimited(ProviderUnavailable):
+    """Too many requests or tokens for now."""
+
+    code = "rate_limited"
+
+
+class Truncated(ProviderUnavailable):
+    """The stream ended without a finish reason: what was received is not the whole answer."""
+
+    code = "truncated"
+
+
+class Stalled(ProviderUnavailable):
+    """Nothing meaningful came in time; `code` says which of the three limits ran out."""
+
+    code = "stalled"
+
+
+class Terminal(WorkerError):
+    """The same work will fail in the same way again."""
+
+    code = "terminal"
+
+
+class InvalidMessage(Terminal):
+    """What was queued breaks the contract."""
+
+    code = "invalid_message"
+
+
+class ContextTooLong(Terminal):
+    """The model refuses a context of this length."""
+
+    code = "context_too_long"
+
+
+class ProviderRejected(Terminal):
+    """The provider refused the request itself; `code` says why."""
+
+    code = "bad_request"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        parameter: str | None = None,
+    ) -> None:
+        """Say what was refused.
+
+        Args:
+            message: May be logged.
+            code: `bad_request`, `auth`, `permission`, `credits`, `safety`, `model_not_found`,
+                `not_found`, `too_large` or `redirected`.
+            status: HTTP status, where there was one.
+            parameter: The request parameter that the model does not take, where it was named.
+        """
+        super().__init__(message, code=code)
+        self.status = status
+        self.parameter = parameter
+
+
+class LeaseLost(WorkerError):
+    """Somebody else owns the work now: stop without writing anything."""
+
+    code = "lease_lost"

@@ -1,0 +1,147 @@
+"""Publishes a running turn's events: the first at once, later ones gathered, none awaited."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from contracts.conversation import CallEntry
+from contracts.replies import AnyEvent, TextDelta, encode_event
+from worker.errors import LeaseLost, StoreUnavailable
+from worker.lease import Lease
+
+
+class EventSink(Protocol):
+    """Where events go."""
+
+    async def emit(
+        self, lease: Lease, events: Sequence[bytes], *, call: CallEntry | None = None
+    ) -> None:
+        """Publish encoded events; see `worker.store.conversations`."""
+        ...
+
+
+class EventWriter:
+    """Events of one attempt at one turn, in order.
+
+    What is not published when the attempt ends is handed to the commit (`rest`), which publishes it
+    in the same step as the terminal event.
+    """
+
+    def __init__(
+        self,
+        sink: EventSink,
+        lease: Lease,
+        *,
+        conversation_id: str,
+        turn_id: str,
+        attempt: int,
+        trace_id: str,
+        coalesce_s: float,
+        coalesce_bytes: int,
+        on_lost: Callable[[], object],
+    ) -> None:
+        """Write to `sink` under `lease`; `on_lost` is called if the lease turns out to be lost."""
+        self._sink = sink
+        self._lease = lease
+        self._ids = (conversation_id, turn_id, attempt, trace_id)
+        self._coalesce_s = coalesce_s
+        self._coalesce_chars = coalesce_bytes
+        self._on_lost = on_lost
+        self._events: list[AnyEvent] = []
+        self._pieces: list[str] = []
+        self._chars = 0
+        self._offset = 0
+        self._flusher: asyncio.Task[None] | None = None
+        self._full: asyncio.Future[None] | None = None
+
+    @property
+    def chars(self) -> int:
+        """Characters of text taken so far."""
+        return self._offset + self._chars
+
+    def text(self, piece: str) -> None:
+        """Take more of the reply."""
+        self._pieces.append(piece)
+        self._chars += len(piece)
+        self._wake(self._chars >= self._coalesce_chars)
+
+    def event(self, event: AnyEvent) -> None:
+        """Take an event that stands behind the text so far."""
+        self._seal()
+        self._events.append(event)
+        self._wake(full=True)
+
+    async def begin_call(self, event: AnyEvent | None, call: CallEntry) -> None:
+        """Publish that a model call begins, and return when that is safe.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        if event is not None:
+            self._events.insert(0, event)
+        self._seal()
+        events, self._events = self._events, []
+        await self._sink.emit(self._lease, [*map(encode_event, events)], call=call)
+
+    def rest(self) -> list[AnyEvent]:
+        """Return what is not on its way yet; nothing is published by this writer any more."""
+        self._seal()
+        rest, self._events = self._events, []
+        self.close()
+        return rest
+
+    def close(self) -> None:
+        """Publish nothing more; what is on its way goes on."""
+        if self._full is not None and not self._full.done():
+            self._full.set_result(None)
+
+    def _seal(self) -> None:
+        """Make an event of the text gathered."""
+        if not self._pieces:
+            return
+        conversation_id, turn_id, attempt, trace_id = self._ids
+        self._events.append(
+            TextDelta(
+                conversation_id=conversation_id,
+                turn_id=turn_id,
+                attempt=attempt,
+                trace_id=trace_id,
+                text="".join(self._pieces),
+                offset=self._offset,
+            )
+        )
+        self._offset += self._chars
+        self._pieces.clear()
+        self._chars = 0
+
+    def _wake(self, full: bool) -> None:  # noqa: FBT001  one of two reasons to wake
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        elif full and self._full is not None and not self._full.done():
+            self._full.set_result(None)
+
+    async def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._seal()
+                events, self._events = self._events, []
+                if not events:
+                    return
+                await self._sink.emit(self._lease, [*map(encode_event, events)])
+                self._full = full = loop.create_future()
+                timer = loop.call_later(self._coalesce_s, _resolve, full)
+                await full
+                timer.cancel()
+        except LeaseLost:
+            self._on_lost()
+        except StoreUnavailable:
+            pass  # readers get the whole text with the terminal event
+        finally:
+            self._flusher = None
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,59 @@
+"""What one turn's model calls cost, and which of it belongs to the answer."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from contracts.conversation import CallEntry, Usage, UsageState
+from worker.effects import Loaded
+
+_decode_call = msgspec.json.Decoder(CallEntry).decode
+_LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", "reported")
+
+
+class Ledger:
+    """One entry for each call of all attempts at a turn: kept, or abandoned."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Begin with what earlier attempts left: finished steps, and a call that was open."""
+        self.kept: list[CallEntry] = []
+        """Calls whose answers are part of what is committed."""
+        self.abandoned: list[CallEntry] = []
+        """Calls of this attempt (or left open by an earlier one) that led to nothing."""
+        self._noted: list[CallEntry] = []
+        for step in loaded.steps:
+            if step[:1] == b"c":
+                entry = _decode_call(step[1:])
+                (self._noted if entry.abandoned else self.kept).append(entry)
+        if loaded.open_call is not None:
+            self.abandoned.append(loaded.open_call)
+
+    def keep(self, calls: Iterable[CallEntry]) -> None:
+        """These calls made the answer."""
+        self.kept.extend(calls)
+
+    def abandon(self, calls: Iterable[CallEntry]) -> None:
+        """These calls led to nothing."""
+        known = {call.call_id for call in self.abandoned}
+        self.abandoned.extend(
+            msgspec.structs.replace(call, abandoned=True)
+            for call in calls
+            if call.call_id not in known
+        )
+
+    @property
+    def entries(self) -> list[CallEntry]:
+        """All of it, for the commit."""
+        return [*self._noted, *self.abandoned, *self.kept]
+
+    @property
+    def usage(self) -> Usage:
+        """Sum over what made the answer."""
+        return sum((call.usage for call in self.kept), Usage())
+
+    @property
+    def usage_state(self) -> UsageState:
+        """The least certain state among what made the answer."""
+        states = {call.state for call in self.kept}
+        least_certain = (state for state in _LEAST_CERTAIN_FIRST if state in states)
+        return next(least_certain, "reported")

@@ -1,0 +1,46 @@
+--[[
+release: give up the lease of a conversation; it leaves the queue only if its inbox is empty.
+
+KEYS[1]  inbox        stream
+KEYS[2]  state        hash    `parked` says why the conversation waits; `running` marks an attempt
+KEYS[3]  job          string  ARQ's job
+KEYS[4]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[5]  queue        zset    job id -> due time, ms
+KEYS[6]  wake         list    one element wakes one idle worker
+
+ARGV[1]  job_id   str  member of the queue
+ARGV[2]  lease    str  as claimed
+ARGV[3]  defer    int  ms until the conversation is due again; 0: now
+ARGV[4]  why      str  '' or why it waits: 'input' (a message ends the wait) or 'backoff'
+
+Returns
+  {'idle', 0}       nothing waits; the conversation is off the queue
+  {'due', n}        n messages wait; somebody was woken
+  {'parked', n}     n messages wait until the deferral is over
+  {'fenced', 0}     the lease was lost; nothing written
+
+Invariants
+  I1  all keys share one hash tag, so one cluster slot
+  I2  every read precedes every write
+  I3  a conversation with a message in its inbox stays on the queue
+]]
+if redis.call('GET', KEYS[4]) ~= ARGV[2] then
+  return {'fenced', 0}
+end
+local waiting = redis.call('XLEN', KEYS[1])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+redis.call('DEL', KEYS[4])
+redis.call('HDEL', KEYS[2], 'running')
+if waiting == 0 then
+  redis.call('ZREM', KEYS[5], ARGV[1])
+  redis.call('DEL', KEYS[3])
+  return {'idle', 0}
+end
+redis.call('ZADD', KEYS[5], 'XX', now + ARGV[3], ARGV[1])
+if tonumber(ARGV[3]) > 0 then
+  redis.call('HSET', KEYS[2], 'parked', ARGV[4])
+  return {'parked', waiting}
+end
+redis.call('LPUSH', KEYS[6], '1')
+return {'due', waiting}

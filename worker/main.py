@@ -1,0 +1,284 @@
+"""The composition root: builds a worker from its settings; nothing else knows every part."""
+
+import asyncio
+import logging
+import os
+import platform
+import secrets
+import signal
+import time
+from typing import Any, cast
+
+import redis.asyncio
+import uvloop
+from arq.connections import ArqRedis
+from openai import APIError, APIStatusError, AsyncOpenAI
+from redis.exceptions import RedisError
+
+from contracts.connection import AsyncRedis, open_async
+from contracts.conversation import ConversationSettings
+from contracts.jobs import deserialize_job, serialize_job
+from contracts.keys import ShardKeys, shard_keys
+from worker.batching import ScriptBatcher
+from worker.conversation import ConversationDriver, DriverSettings
+from worker.jobs import run_conversation
+from worker.pipeline.calls import CallObserver
+from worker.queue import LeasedWorker, LeaseSettings
+from worker.services.grok.llm import GrokLLMService
+from worker.services.openai.llm import OpenAIInputParams, create_client
+from worker.services.openai.wire import TimeLimits
+from worker.settings import Settings
+from worker.store.cache import ContextCache
+from worker.store.conversations import Conversations, StoreLimits
+
+log = logging.getLogger("turnline.worker")
+
+
+class StartFailed(Exception):
+    """The worker cannot start; the text says what to do."""
+
+
+class GrokServices:
+    """Makes the service for one attempt at one turn, around one client per worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open a client; nothing is sent yet."""
+        self._settings = settings
+        self._limits = TimeLimits(
+            first_token_s=settings.first_token_timeout_s,
+            idle_s=settings.idle_timeout_s,
+            total_s=settings.turn_budget_s,
+        )
+        self.client: AsyncOpenAI = create_client(
+            api_key=settings.api_key.value, base_url=settings.base_url
+        )
+
+    def __call__(
+        self, conversation_id: str, settings: ConversationSettings, observer: CallObserver
+    ) -> GrokLLMService:
+        """Return a service that talks as this conversation's settings say."""
+        given = {
+            name: value
+            for name in ("temperature", "top_p", "max_tokens", "seed")
+            if (value := getattr(settings, name)) is not None
+        }
+        extra = {"reasoning_effort": settings.reasoning_effort} if settings.reasoning_effort else {}
+        return GrokLLMService(
+            api_key=self._settings.api_key.value,
+            base_url=self._settings.base_url,
+            model=settings.model or self._settings.model,
+            params=OpenAIInputParams(**given, extra=extra),
+            client=self.client,
+            extra_headers={"x-grok-conv-id": _header_value(conversation_id)},
+            observer=observer,
+            limits=self._limits,
+        )
+
+
+def _header_value(conversation_id: str) -> str:
+    """Return an id that HTTP headers can carry; ASCII ids stay as they are."""
+    return conversation_id.encode("ascii", "backslashreplace").decode()
+
+
+class Fleet:
+    """One process's workers: one per shard that it serves."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Prepare; nothing is sent before `run`."""
+        self._settings = settings
+        self.worker_id = f"{settings.worker_name}-{secrets.token_hex(4)}"
+        self._connections: list[AsyncRedis] = []
+        self._services = GrokServices(settings)
+        self._cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
+        self.workers: list[LeasedWorker] = []
+
+    async def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises:
+            StartFailed: Redis or the provider cannot be used as configured.
+        """
+        settings = self._settings
+        await check_redis(settings)
+        await check_provider(settings, self._services.client)
+        self.workers = [self._worker(shard_keys(n)) for n in settings.served_shards]
+        log.info(
+            "worker.started",
+            extra={
+                "worker": self.worker_id,
+                "model": settings.model,
+                "base_url": settings.base_url,
+                "slots": settings.slots,
+                "shards": ",".join(map(str, settings.served_shards)),
+            },
+        )
+        try:
+            await asyncio.gather(*(worker.main() for worker in self.workers))
+        finally:
+            await self._close()
+        log.info("worker.stopped", extra={"worker": self.worker_id})
+
+    def stop(self) -> None:
+        """Drain: take nothing new, let turns finish for a while; the second time, hand over."""
+        for worker in self.workers:
+            if worker.allow_pick_jobs:
+                worker.drain()
+            else:
+                worker.hand_over()
+
+    def _worker(self, shard: ShardKeys) -> LeasedWorker:
+        settings = self._settings
+        redis = open_async(settings.redis_url, retries=0)
+        self._connections.append(redis)
+        batcher = ScriptBatcher(redis)
+        store = Conversations(
+            redis,
+            batcher,
+            shard,
+            cache=self._cache,
+            limits=StoreLimits(retention_ms=int(settings.retention_days * 86_400_000)),
+        )
+        driver = ConversationDriver(store, self._services, shard, driver_settings(settings))
+        slots = max(1, settings.slots // len(settings.served_shards))
+        return LeasedWorker(
+            [run_conversation],
+            shard=shard,
+            worker_id=self.worker_id,
+            redis_url=settings.redis_url,
+            redis=arq_redis(settings.redis_url, shard),
+            batcher=batcher,
+            times=LeaseSettings(
+                lease_s=settings.lease_s,
+                heartbeat_s=settings.heartbeat_s,
+                stall_s=settings.stall_s,
+                poll_s=settings.poll_s,
+                drain_s=settings.drain_s,
+            ),
+            about=_About(settings),
+            max_jobs=slots,
+            ctx={"driver": driver},
+        )
+
+    async def _close(self) -> None:
+        for worker in self.workers:
+            await worker.close()
+        for connection in self._connections:
+            await connection.aclose()
+        await self._services.client.close()
+
+
+class _About:
+    """What a worker says about itself to `turnline queue`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._facts = {
+            "name": settings.worker_name,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "model": settings.model,
+            "started_at_ms": int(time.time() * 1000),
+        }
+
+    def __call__(self) -> dict[str, Any]:
+        return self._facts
+
+
+def driver_settings(settings: Settings) -> DriverSettings:
+    """Return the part of the settings that the driver uses."""
+    return DriverSettings(
+        worker_name=settings.worker_name,
+        turn_quota=settings.turn_quota,
+        max_crashes=settings.max_crashes,
+        turn_budget_s=settings.turn_budget_s,
+        aggregation_timeout_s=settings.aggregation_timeout_s,
+        speech_timeout_s=settings.speech_timeout_s,
+        coalesce_s=settings.coalesce_ms / 1000,
+        coalesce_bytes=settings.coalesce_bytes,
+    )
+
+
+def arq_redis(url: str, shard: ShardKeys) -> ArqRedis:
+    """Return ARQ's client for a shard's queue: `enqueue_job` puts plain jobs there."""
+    pool = cast("Any", redis.asyncio.ConnectionPool).from_url(url, socket_connect_timeout=5)
+    return ArqRedis(
+        pool,
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        default_queue_name=shard.queue,
+    )
+
+
+async def check_redis(settings: Settings) -> None:
+    """Ask the server whether it is there and new enough.
+
+    Raises:
+        StartFailed: It cannot be reached, or is older than 7.0.
+    """
+    where = settings.redis_url.rpartition("@")[2]
+    connection = open_async(settings.redis_url, retries=2)
+    try:
+        info: dict[str, Any] = await connection.execute_command("INFO", "server")
+    except (RedisError, OSError) as error:
+        raise StartFailed(
+            f"Redis at {where} cannot be used ({type(error).__name__}). Start one "
+            "(`turnline redis` runs a private one) or point TURNLINE_REDIS_URL at yours."
+        ) from None
+    finally:
+        await connection.aclose()
+    version = str(info.get("redis_version", "0"))
+    if int(version.split(".", maxsplit=1)[0]) < 7:
+        raise StartFailed(f"Redis at {where} is version {version}; Turnline needs 7.0 or newer.")
+
+
+async def check_provider(settings: Settings, client: AsyncOpenAI) -> None:
+    """Ask the provider whether it takes the key and serves the model.
+
+    A provider that does not answer is no reason not to start: turns wait and are tried again.
+
+    Raises:
+        StartFailed: The key is missing or refused, or the model is unknown.
+    """
+    if not settings.api_key.value:
+        raise StartFailed(
+            "XAI_API_KEY is not set. Get a key from https://console.x.ai, or try Turnline without "
+            "one: `turnline sim` runs a simulated Grok, and any key does for it."
+        )
+    if not settings.check_model:
+        return
+    try:
+        served = {model.id async for model in client.models.list()}
+    except APIStatusError as error:
+        if error.status_code in {400, 401, 403}:
+            raise StartFailed(
+                f"{settings.base_url} refuses the key in XAI_API_KEY (HTTP {error.status_code}). "
+                "Check it at https://console.x.ai."
+            ) from None
+        log.warning("provider.unchecked", extra={"status": error.status_code})
+        return
+    except APIError as error:
+        log.warning("provider.unchecked", extra={"error": type(error).__name__})
+        return
+    if served and settings.model not in served:
+        raise StartFailed(
+            f"{settings.base_url} does not serve the model {settings.model}. It serves "
+            f"{', '.join(sorted(served))}. Set TURNLINE_MODEL to one of these, or "
+            "TURNLINE_CHECK_MODEL=false if you know better."
+        )
+
+
+def run(settings: Settings) -> None:
+    """Run a worker until it is told to stop.
+
+    Raises:
+        StartFailed: See `Fleet.run`.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, fleet.stop)
+    await fleet.run()

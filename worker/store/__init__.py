@@ -1,0 +1,1 @@
+"""Conversations on Redis: loading, checkpoints, events, commits."""

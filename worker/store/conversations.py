@@ -1,0 +1,292 @@
+"""Conversations on Redis: load, emit, checkpoint, commit, each one script under the lease."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from redis.exceptions import RedisError
+
+from contracts.connection import Arg, AsyncRedis
+from contracts.conversation import CallEntry, ConversationSettings
+from contracts.keys import ShardKeys
+from contracts.replies import encode_event
+from contracts.requests import RETENTION_MS, USAGE_FIELDS, decode_settings
+from contracts.scripts import Call, load_script, text
+from worker.batching import ScriptBatcher
+from worker.effects import Committed, Copy, Effects, Entry, Loaded
+from worker.errors import LeaseLost, StoreUnavailable
+from worker.lease import Lease
+from worker.store.cache import ContextCache, Held
+
+_SCRIPTS = "worker.store.lua"
+_encode = msgspec.json.Encoder().encode
+_decode_call = msgspec.json.Decoder(CallEntry).decode
+_PATIENCE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)
+"""Waits between tries of a script that was not answered; all of them bear repetition."""
+
+
+class StoreLimits(NamedTuple):
+    """How much is kept per conversation and per shared stream."""
+
+    retention_ms: int = RETENTION_MS
+    """Sliding expiry of a conversation's keys."""
+    events: int = 4_096
+    """Newest events kept, about; a long reply in small pieces may need that many."""
+    calls: int = 10_000
+    copies: int = 10_000
+    shared: int = 100_000
+    """Entries of a reply stream, or dead letters of a shard, about."""
+    batch: int = 64
+    """Inbox entries fetched at once."""
+
+
+class Conversations:
+    """The store of one shard."""
+
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        batcher: ScriptBatcher,
+        shard: ShardKeys,
+        *,
+        cache: ContextCache,
+        limits: StoreLimits | None = None,
+    ) -> None:
+        """Use the shard's connection; `cache` may be shared by shards."""
+        self._redis = redis
+        self._batcher = batcher
+        self._shard = shard
+        self._cache = cache
+        self._limits = limits or StoreLimits()
+
+    async def load(self, lease: Lease) -> Loaded:
+        """Begin an attempt and fetch what this worker does not hold already: one round trip.
+
+        Raises:
+            LeaseLost: Somebody else holds the conversation now, or nobody.
+            StoreUnavailable: Redis did not answer.
+
+        Source: worker/store/lua/load.lua
+        """
+        keys = lease.keys
+        held = self._cache.get(lease.conversation_id)
+        reply = await self._run(
+            lease,
+            "load",
+            (keys.inbox, keys.state, keys.context, keys.steps, keys.in_progress),
+            (lease.value, held.epoch, len(held.messages), self._limits.batch),
+        )
+        _, epoch, start, *numbers, settings, call, messages, steps, entries = reply
+        attempt, crashes, since_ms, now_ms = map(int, numbers)
+        if start == 0:
+            held = Held(text(epoch), messages, sum(map(len, messages)))
+        elif messages:
+            held = held.grown(messages)
+        if held.epoch:
+            self._cache.put(lease.conversation_id, held)
+        return Loaded(
+            attempt=attempt,
+            crashes=crashes,
+            settings=decode_settings(settings) if settings else ConversationSettings(),
+            messages=held.messages,
+            steps=steps,
+            open_call=_decode_call(call) if call else None,
+            entries=_read_entries(entries),
+            since_ms=since_ms,
+            now_ms=now_ms,
+        )
+
+    async def more(self, lease: Lease, after: str) -> list[Entry]:
+        """Return what came into the inbox behind the entry `after`.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            reply = await self._redis.execute_command(
+                "XRANGE", lease.keys.inbox, f"({after}", "+", "COUNT", self._limits.batch
+            )
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"more: {type(error).__name__}") from None
+        return [Entry(text(entry_id), fields) for entry_id, fields in reply]
+
+    async def emit(
+        self, lease: Lease, events: Sequence[bytes], *, call: CallEntry | None = None
+    ) -> None:
+        """Publish encoded events; with `call`, also note that a model call begins now.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+
+        Source: worker/store/lua/emit.lua
+        """
+        keys, limits = lease.keys, self._limits
+        await self._run(
+            lease,
+            "emit",
+            (keys.events, keys.state, keys.in_progress),
+            (
+                lease.value,
+                _encode(call) if call is not None else "",
+                limits.events,
+                limits.retention_ms,
+                *events,
+            ),
+        )
+
+    async def checkpoint(self, lease: Lease, known: int, steps: Sequence[bytes]) -> int:
+        """Make steps of a running turn safe.
+
+        Args:
+            lease: Of the conversation.
+            known: Steps that are safe already, so that a repeated call adds nothing.
+            steps: `m<message>` or `c<ledger entry>`, JSON.
+
+        Returns:
+            How many steps are safe now.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+
+        Source: worker/store/lua/checkpoint.lua
+        """
+        keys = lease.keys
+        _, safe = await self._run(
+            lease,
+            "checkpoint",
+            (keys.steps, keys.state, keys.in_progress),
+            (lease.value, self._limits.retention_ms, known, *steps),
+        )
+        return int(safe)
+
+    async def commit(self, lease: Lease, effects: Effects, *, go_on: bool) -> Committed:
+        """Let a turn take effect: all of it, once.
+
+        Args:
+            lease: Of the conversation.
+            effects: What changes.
+            go_on: Keep the lease while messages wait; else it is given up in the same step.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer; the commit may have happened.
+
+        Source: worker/store/lua/commit.lua
+        """
+        keys, limits = lease.keys, self._limits
+        shared = list(dict.fromkeys(copy.stream for copy in effects.copies))
+        lease.settling = True
+        reply = await self._run(
+            lease,
+            "commit",
+            (*keys[:11], self._shard.queue, self._shard.wake, *shared),
+            (
+                lease.value,
+                effects.turn_id,
+                keys.job_id,
+                limits.retention_ms,
+                f"{limits.calls} {limits.events} {limits.copies} {limits.shared}",
+                "go_on" if go_on else "yield",
+                limits.batch,
+                "rewrite" if effects.rewrite else "append",
+                _encode(effects.settings) if effects.settings is not None else "",
+                *_counted(effects, shared),
+            ),
+        )
+        match text(reply[0]):
+            case "committed" | "released" as outcome:
+                length = int(reply[2])
+                self._remember(lease, effects, text(reply[1] or b""), length)
+                lease.released = outcome == "released"
+                lease.settling = lease.released
+                return Committed(outcome, length, _read_entries(reply[3]), int(reply[4]))
+            case _:
+                lease.settling = False
+                self._cache.drop(lease.conversation_id)
+                return Committed("duplicate", 0, [], 0)
+
+    def _remember(self, lease: Lease, effects: Effects, epoch: str, length: int) -> None:
+        """Bring the cache up to what was committed, or drop what no longer matches."""
+        held = self._cache.get(lease.conversation_id)
+        if effects.rewrite:
+            held = Held(epoch).grown(effects.messages)
+        else:
+            held = held.grown(effects.messages)
+        if epoch and held.epoch == epoch and len(held.messages) == length:
+            self._cache.put(lease.conversation_id, held)
+        else:
+            self._cache.drop(lease.conversation_id)
+
+    async def _run(
+        self, lease: Lease, name: str, keys: Sequence[str], args: Sequence[Arg]
+    ) -> list[Any]:
+        """Run a script, again if it was not answered.
+
+        Raises:
+            LeaseLost: The script said so.
+            StoreUnavailable: It was not answered in time.
+        """
+        call = Call(load_script(name, _SCRIPTS), keys, args)
+        for wait_s in (*_PATIENCE_S, None):
+            try:
+                reply: list[Any] = await self._batcher.run(call)
+            except (RedisError, OSError) as error:
+                if wait_s is None or lease.lost:
+                    raise StoreUnavailable(f"{name}: {type(error).__name__}") from None
+                await asyncio.sleep(wait_s)
+                continue
+            if reply[0] == b"fenced":
+                lease.lost = True
+                raise LeaseLost(f"{lease.conversation_id}: {name} refused, held {lease.value}")
+            return reply
+        raise AssertionError("unreachable")
+
+
+def _read_entries(reply: Any) -> list[Entry]:
+    """Read inbox entries as XRANGE gives them inside a script."""
+    return [
+        Entry(text(entry_id), dict(zip(words[::2], words[1::2], strict=False)))
+        for entry_id, words in reply
+    ]
+
+
+def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
+    """Lay out commit.lua's counted lists."""
+    totals = _totals(effects)
+    lists: tuple[tuple[int, Iterable[Arg]], ...] = (
+        (len(effects.entries), effects.entries),
+        (len(effects.messages), effects.messages),
+        (len(effects.calls), map(_encode, effects.calls)),
+        (len(totals), (word for pair in totals for word in pair)),
+        (len(effects.events), map(encode_event, effects.events)),
+        (
+            len(effects.records),
+            (word for name, record in effects.records for word in (name, _encode(record))),
+        ),
+        (
+            len(effects.copies),
+            (word for copy in effects.copies for word in _copied(copy, shared)),
+        ),
+    )
+    return [word for count, words in lists for word in (count, *words)]
+
+
+def _copied(copy: Copy, shared: Sequence[str]) -> list[Arg]:
+    words: list[Arg] = [word for pair in copy.fields.items() for word in pair]
+    return [14 + shared.index(copy.stream), len(words), *words]
+
+
+def _totals(effects: Effects) -> list[tuple[str, int]]:
+    """Return what the totals grow by: `u.` for the answer, `a.` for abandoned spend."""
+    grown: dict[str, int] = {"turns": effects.turns, "calls": len(effects.calls)}
+    for call in effects.calls:
+        state = f"{call.state}_calls"
+        grown[state] = grown.get(state, 0) + 1
+        prefix = "a." if call.abandoned else "u."
+        for name in USAGE_FIELDS:
+            field = prefix + name
+            grown[field] = grown.get(field, 0) + getattr(call.usage, name)
+    return [(field, amount) for field, amount in grown.items() if amount]

@@ -1,0 +1,51 @@
+--[[
+load: begin an attempt and fetch what the worker does not hold already, in one round trip.
+
+KEYS[1]  inbox        stream
+KEYS[2]  state        hash    head, attempt, crashes, running, call, parked, epoch, settings
+KEYS[3]  context      list
+KEYS[4]  steps        list
+KEYS[5]  in_progress  string  `<token> <worker id>` of the holder
+
+ARGV[1]  lease    str  as claimed
+ARGV[2]  epoch    str  of the messages the worker holds, '' for none
+ARGV[3]  held     int  messages the worker holds
+ARGV[4]  entries  int  inbox entries to return at most
+
+Returns
+  {'loaded', epoch, from, attempt, crashes, since, now, settings, call, messages, steps, entries}
+      `messages` are those from index `from` on; `attempt` counts from 1 for the entry at the head;
+      `crashes` counts earlier attempts at it that ended without a word; `since` is when the first of
+      them began, ms; `call` is the model call that such an attempt left open, '' if none
+  {'fenced'}  the lease was lost; nothing written
+
+Invariants
+  I1  all keys share one hash tag, so one cluster slot
+  I2  every read precedes every write
+]]
+if redis.call('GET', KEYS[5]) ~= ARGV[1] then
+  return {'fenced'}
+end
+local state = redis.call('HMGET', KEYS[2],
+  'epoch', 'settings', 'head', 'attempt', 'crashes', 'running', 'call', 'since')
+local entries = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[4])
+local epoch = state[1] or ''
+local from = epoch == ARGV[2] and epoch ~= '' and tonumber(ARGV[3]) or 0
+local messages = redis.call('LRANGE', KEYS[3], from, -1)
+local steps = redis.call('LRANGE', KEYS[4], 0, -1)
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local attempt, crashes, since = 0, 0, now
+if entries[1] then
+  attempt = 1
+  if state[3] == entries[1][1] then
+    attempt = tonumber(state[4] or 0) + 1
+    crashes = tonumber(state[5] or 0) + (state[6] and 1 or 0)
+    since = tonumber(state[8] or now)
+  end
+  redis.call('HSET', KEYS[2], 'head', entries[1][1], 'attempt', attempt, 'crashes', crashes,
+    'running', ARGV[1], 'since', since)
+end
+redis.call('HDEL', KEYS[2], 'parked')
+return {'loaded', epoch, from, attempt, crashes, since, now, state[2] or '', state[7] or '', messages,
+  steps, entries}

@@ -1,0 +1,287 @@
+"""One turn in the making: what the inbox holds, brought into the context by the user aggregator.
+
+No I/O: entries go in, frames go through the aggregator, and what each entry came to is noted.
+"""
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from contracts import messages as inbound
+from contracts.conversation import ConversationSettings
+from contracts.errors import InvalidMessage
+from contracts.replies import (
+    AnyTerminal,
+    TurnAbsorbed,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnRecord,
+    encode_event,
+)
+from contracts.trace_context import trace_id_of
+from worker.effects import Entry
+from worker.pipeline.aggregators import LLMUserContextAggregator
+from worker.pipeline.context import Message
+from worker.pipeline.frames import (
+    Frame,
+    InterimTranscriptionFrame,
+    LLMMessagesAppendFrame,
+    LLMMessagesUpdateFrame,
+    OpenAILLMContextFrame,
+    TranscriptionFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
+from worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+
+_to_message = msgspec.to_builtins
+_State = Literal["completed", "failed", "interrupted", "absorbed"]
+
+
+class Used(NamedTuple):
+    """An inbox entry that this turn uses up, and how it ends."""
+
+    entry: Entry
+    turn_id: str
+    message: inbound.Inbound | None
+    """None if it could not be decoded."""
+    ending: AnyTerminal | None
+    """None: it becomes part of the turn, and ends with it."""
+
+
+class Gate(FrameProcessor):
+    """Stands behind the user aggregator and notes that an answer is wanted."""
+
+    def __init__(self) -> None:
+        """Begin closed."""
+        super().__init__()
+        self.wanted = False
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Note a context frame; everything else ends here."""
+        await super().process_frame(frame, direction)
+        self.wanted = self.wanted or isinstance(frame, OpenAILLMContextFrame)
+
+
+class Turn:
+    """Entries of the inbox on their way into the context, until an answer is wanted."""
+
+    def __init__(
+        self,
+        conversation_id: str,
+        settings: ConversationSettings,
+        user: LLMUserContextAggregator,
+    ) -> None:
+        """Collect through `user`, the aggregator of this turn's context."""
+        self.conversation_id = conversation_id
+        self.settings = settings
+        self.settings_changed = False
+        self.context_replaced = False
+        self.used: list[Used] = []
+        self.gate = Gate()
+        user.link(self.gate)
+        self._user = user
+        self._fragments = False
+
+    @property
+    def wants_answer(self) -> bool:
+        """Whether the model is to be run."""
+        return self.gate.wanted
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may still join: fragments were taken, or the user is speaking."""
+        return self._fragments or self._user.has_pending or self._user.user_speaking
+
+    @property
+    def primary(self) -> Used:
+        """The message that carries the reply: the last one that said something."""
+        joined = [used for used in self.used if used.ending is None]
+        speaking = [u for u in joined if not isinstance(u.message, _SPEECH_EVENTS)]
+        return (speaking or joined)[-1]
+
+    def would_answer(self, entry: Entry) -> bool:
+        """Whether this entry belongs to a turn of the model (and does not only change things)."""
+        try:
+            message = inbound.decode(entry.data)
+        except InvalidMessage:
+            return False
+        match message:
+            case inbound.UserMessage():
+                return message.run
+            case inbound.ContextAppend():
+                return message.run
+            case inbound.Transcription() | inbound.UserStartedSpeaking():
+                return True
+            case _:
+                return False
+
+    async def take(self, entry: Entry, *, joins_next: bool = False) -> None:
+        """Take the next entry of the inbox.
+
+        Args:
+            entry: The next one, in order.
+            joins_next: Treat a complete user message as a fragment of one still to come.
+        """
+        try:
+            message = inbound.decode(entry.data)
+        except InvalidMessage as error:
+            self._use(entry, None, self._failed(entry, "invalid_message", str(error)))
+            return
+        if message.conversation_id != self.conversation_id:
+            text = "conversation_id: that of the inbox the message is in"
+            self._use(entry, message, self._failed(entry, "invalid_message", text))
+            return
+        await self._take_message(entry, message, joins_next=joins_next)
+
+    async def _take_message(
+        self, entry: Entry, message: inbound.Inbound, *, joins_next: bool
+    ) -> None:
+        match message:
+            case inbound.UserMessage():
+                await self._take_user_message(entry, message, joins_next=joins_next)
+            case inbound.Transcription():
+                frame = TranscriptionFrame if message.final else InterimTranscriptionFrame
+                self._use(entry, message, None)
+                await self._send(frame(message.text))
+            case inbound.UserStartedSpeaking():
+                self._use(entry, message, None)
+                await self._send(UserStartedSpeakingFrame())
+            case inbound.UserStoppedSpeaking():
+                self._use(entry, message, None)
+                await self._send(UserStoppedSpeakingFrame())
+            case inbound.ContextAppend():
+                added = [_to_message(m) for m in message.messages]
+                self._use(entry, message, None if message.run else self._completed(message))
+                await self._send(LLMMessagesAppendFrame(added, run_llm=message.run))
+            case inbound.ContextReplace():
+                self.context_replaced = True
+                self._use(entry, message, self._completed(message))
+                await self._send(LLMMessagesUpdateFrame([_to_message(m) for m in message.messages]))
+            case inbound.Configure():
+                self.settings = message.settings.applied_to(self.settings)
+                self.settings_changed = True
+                self._use(entry, message, self._completed(message))
+            case inbound.Interrupt():
+                self._use(entry, message, self._completed(message))
+            case inbound.ToolResult():
+                text = "no tool call of this conversation waits for a result"
+                self._use(entry, message, self._failed(entry, "unknown_call", text))
+
+    async def _take_user_message(
+        self, entry: Entry, message: inbound.UserMessage, *, joins_next: bool
+    ) -> None:
+        content: object = message.text or [_to_message(part) for part in message.parts]
+        spoken: Message = {"role": "user", "content": content}
+        if not message.run:
+            self._use(entry, message, self._completed(message))
+            await self._send(LLMMessagesAppendFrame([spoken]))
+            return
+        self._use(entry, message, None)
+        if joins_next or not message.final:
+            self._fragments = True
+            if message.parts:
+                await self._send(LLMMessagesAppendFrame([spoken]))
+            else:
+                await self._send(TranscriptionFrame(message.text))
+            return
+        self._fragments = False
+        if self._user.has_pending and not message.parts:
+            await self._send(TranscriptionFrame(message.text))
+            await self._user.push_aggregation()
+        else:
+            await self._user.push_aggregation()
+            await self._send(LLMMessagesAppendFrame([spoken], run_llm=True))
+
+    async def close(self) -> None:
+        """Take the user to be done: what is pending becomes a message."""
+        self._fragments = False
+        await self._user.push_aggregation()
+        if any(used.ending is None for used in self.used) and self._has_said_something():
+            self.gate.wanted = True
+
+    def _has_said_something(self) -> bool:
+        return any(
+            used.ending is None and isinstance(used.message, inbound.UserMessage)
+            for used in self.used
+        )
+
+    async def _send(self, frame: Frame) -> None:
+        await self._user.process_frame(frame, DOWNSTREAM)
+
+    def _use(
+        self, entry: Entry, message: inbound.Inbound | None, ending: AnyTerminal | None
+    ) -> None:
+        self.used.append(Used(entry, _turn_id(entry, message), message, ending))
+
+    def _completed(self, message: inbound.Inbound) -> TurnCompleted:
+        return TurnCompleted(
+            conversation_id=self.conversation_id,
+            turn_id=message.turn_id,
+            trace_id=trace_id_of(message.traceparent),
+            metadata=message.metadata,
+        )
+
+    def _failed(self, entry: Entry, code: str, text: str) -> TurnFailed:
+        return TurnFailed(
+            conversation_id=self.conversation_id,
+            turn_id=_turn_id(entry, None),
+            code=code,
+            message=text,
+        )
+
+    def endings(self, ending: AnyTerminal | None) -> list[tuple[Used, AnyTerminal]]:
+        """Return how every entry used ends; `ending` is the turn's own, None if there was none."""
+        into = ending.turn_id if ending is not None else None
+        return [(used, used.ending or self._joined(used, ending, into)) for used in self.used]
+
+    def _joined(self, used: Used, ending: AnyTerminal | None, into: str | None) -> AnyTerminal:
+        if ending is not None and used.turn_id == into:
+            return ending
+        return TurnAbsorbed(
+            conversation_id=self.conversation_id,
+            turn_id=used.turn_id,
+            trace_id=trace_id_of(used.message.traceparent if used.message else None),
+            metadata=used.message.metadata if used.message else {},
+            into=into,
+        )
+
+
+def _turn_id(entry: Entry, message: inbound.Inbound | None) -> str:
+    """Return the id an entry was accepted under; one written past `submit` goes by its own."""
+    if entry.turn_id is not None:
+        return entry.turn_id
+    return message.turn_id if message is not None else entry.entry_id
+
+
+def _state(ending: AnyTerminal) -> _State:
+    match ending:
+        case TurnCompleted():
+            return "completed"
+        case TurnFailed():
+            return "failed"
+        case TurnInterrupted():
+            return "interrupted"
+        case TurnAbsorbed():
+            return "absorbed"
+
+
+_SPEECH_EVENTS = (inbound.UserStartedSpeaking, inbound.UserStoppedSpeaking)
+
+
+def record_of(
+    used: Used, ending: AnyTerminal, *, attempts: int, finished_at_ms: int, worker: str
+) -> TurnRecord:
+    """Return what is kept of a turn that has ended."""
+    return TurnRecord(
+        state=_state(ending),
+        accepted_at_ms=used.entry.accepted_at_ms,
+        after=used.entry.after,
+        digest=used.entry.digest,
+        finished_at_ms=finished_at_ms,
+        attempts=attempts,
+        trace_id=ending.trace_id,
+        worker=worker,
+        event=msgspec.Raw(encode_event(ending)),
+    )
