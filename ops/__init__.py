@@ -1,0 +1,1 @@
+"""What surrounds the workers: command line, simulator, embedded Redis, benchmarks, fault drills."""

@@ -1,0 +1,22 @@
+"""Finds and runs a private Redis or Valkey when none is given."""
+
+from ops.embedded.errors import (
+    DirectoryInUse,
+    EmbeddedRedisError,
+    ServerMissing,
+    ServerNotReady,
+)
+from ops.embedded.finding import ServerProgram, find_server
+from ops.embedded.server import EmbeddedRedis, given_url, redis_url
+
+__all__ = [
+    "DirectoryInUse",
+    "EmbeddedRedis",
+    "EmbeddedRedisError",
+    "ServerMissing",
+    "ServerNotReady",
+    "ServerProgram",
+    "find_server",
+    "given_url",
+    "redis_url",
+]

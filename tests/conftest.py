@@ -1,0 +1,101 @@
+"""Fixtures of all tests: a real server per worker process, a fresh database per test."""
+
+import itertools
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import redis as redis_sync
+from hypothesis import HealthCheck, settings
+from redis.asyncio import Redis
+
+from ops.embedded import EmbeddedRedis
+from tests.support.recordings import SHARED_DATA, needs_absent_recordings
+
+DATABASES = 1024
+
+# Chosen with --hypothesis-profile. `default` repeats itself from run to run; the others search, and
+# print how to repeat what they find.
+_COMMON = settings(
+    deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.register_profile("default", _COMMON, max_examples=50, derandomize=True)
+settings.register_profile("ci", _COMMON, max_examples=200, derandomize=False)
+settings.register_profile("long", _COMMON, max_examples=5_000, derandomize=False)
+settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of recorded data where there is none: a skip looks like unfinished work."""
+    left_out = [item for item in items if needs_absent_recordings(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Turn a skip into a failure: a test that does not run proves nothing."""
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: tests are not skipped here"
+    return report
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_network_in_unit_tests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "unit" not in request.path.parts:
+        return
+
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("unit tests open no connections: this is an integration test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of recorded data; tests that ask for it are left out where it does not exist."""
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    """One real server for all tests of this process. Do not kill it: start another one for that."""
+    with EmbeddedRedis(databases=DATABASES) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _databases() -> Iterator[int]:
+    return itertools.count()
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis, _databases: Iterator[int]) -> str:
+    """URL of an empty database that no other test uses."""
+    number = next(_databases)
+    url = redis_server.url_of(number % DATABASES)
+    if number >= DATABASES:
+        with redis_sync.Redis.from_url(url) as client:
+            client.flushdb()
+    return url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of this test's database."""
+    async with Redis.from_url(redis_url) as client:
+        yield client

@@ -1,0 +1,133 @@
+"""Runs conversations step by step against a real server and the simulator, without worker loops."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from contracts import TurnClient
+from contracts.connection import AsyncRedis, open_async
+from contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_of, shard_keys
+from contracts.scripts import Call, load_script, run, text
+from ops.simulator import Simulator
+from worker.batching import ScriptBatcher
+from worker.conversation import ConversationDriver, DriverSettings
+from worker.lease import Lease
+from worker.main import GrokServices
+from worker.outcome import Outcome, Parked
+from worker.settings import Settings, from_env
+from worker.store.cache import ContextCache
+from worker.store.conversations import Conversations
+
+SHARD = shard_keys(0)
+
+
+def settings_for(redis_url: str, sim: Simulator, **more: str) -> Settings:
+    """Settings of a worker that talks to the simulator."""
+    return from_env(
+        {
+            "TURNLINE_REDIS_URL": redis_url,
+            "TURNLINE_BASE_URL": sim.base_url,
+            "XAI_API_KEY": "xai-test",
+            **{f"TURNLINE_{name.upper()}": value for name, value in more.items()},
+        }
+    )
+
+
+class Hand:
+    """A worker moved by hand: claims, runs and loses conversations one at a time."""
+
+    def __init__(
+        self, redis: AsyncRedis, services: GrokServices, *, cache_bytes: int = 1 << 20, **more: Any
+    ) -> None:
+        """Build the parts of a worker around one connection."""
+        self.redis = redis
+        self.store = Conversations(
+            redis, ScriptBatcher(redis), SHARD, cache=ContextCache(cache_bytes)
+        )
+        self.services = services
+        self.settings = DriverSettings(worker_name="hand", aggregation_timeout_s=0.05, **more)
+
+    def driver(self, store: Any = None) -> ConversationDriver:
+        """Build the driver, around another store if given."""
+        return ConversationDriver(store or self.store, self.services, SHARD, self.settings)
+
+    async def claim(self, *, lease_ms: int = 60_000, worker: str = "hand") -> Lease | None:
+        """Claim the first due conversation."""
+        call = Call(
+            load_script("claim", "worker.lua"),
+            (SHARD.queue, SHARD.token, SHARD.wake),
+            (1, lease_ms, worker, ARQ_IN_PROGRESS, ARQ_JOB),
+        )
+        _, _, *items = await run(self.redis, call)
+        if not items:
+            return None
+        conversation_id = conversation_of(text(items[0]), SHARD.tag)
+        assert conversation_id is not None
+        return Lease(SHARD.tag, conversation_id, text(items[1]))
+
+    async def must_claim(self) -> Lease:
+        """Claim the first due conversation; there has to be one."""
+        lease = await self.claim()
+        assert lease is not None, "nothing is due"
+        return lease
+
+    async def run_one(self, store: Any = None) -> Outcome:
+        """Claim the first due conversation and run what waits in it."""
+        return await self.driver(store).run(await self.must_claim())
+
+    async def release(self, lease: Lease, outcome: Outcome) -> None:
+        """Give a lease up as the queue does."""
+        park = outcome if isinstance(outcome, Parked) else Parked(0, "input")
+        keys = lease.keys
+        call = Call(
+            load_script("release", "worker.lua"),
+            (keys.inbox, keys.state, keys.job, keys.in_progress, SHARD.queue, SHARD.wake),
+            (keys.job_id, lease.value, park.defer_ms, park.why if park.defer_ms else ""),
+        )
+        await run(self.redis, call)
+
+    async def expire(self, lease: Lease) -> None:
+        """Let a lease end, as its time-out does."""
+        await self.redis.execute_command("DEL", lease.keys.in_progress)
+        await self.redis.execute_command("ZADD", SHARD.queue, "XX", 0, lease.keys.job_id)
+
+    async def make_due(self, conversation_id: str) -> None:
+        """Let a deferral be over, as time does."""
+        job_id = f"{SHARD.tag}:{conversation_id}"
+        await self.redis.execute_command("ZADD", SHARD.queue, "XX", 0, job_id)
+
+
+@asynccontextmanager
+async def hand(redis_url: str, sim: Simulator, **more: Any) -> AsyncIterator[Hand]:
+    """Open a worker moved by hand."""
+    redis = open_async(redis_url, retries=0)
+    services = GrokServices(settings_for(redis_url, sim))
+    try:
+        yield Hand(redis, services, **more)
+    finally:
+        await redis.aclose()
+        await services.client.close()
+
+
+@asynccontextmanager
+async def fleet(
+    redis_url: str, sim: Simulator, count: int = 1, **more: str
+) -> AsyncIterator[list[Any]]:
+    """Run whole workers in this process; they are drained at the end."""
+    from worker.main import Fleet  # noqa: PLC0415  heavy, and not needed by all tests
+
+    fleets = [
+        Fleet(settings_for(redis_url, sim, worker_name=f"w{n}", drain_s="1", **more))
+        for n in range(count)
+    ]
+    tasks = [asyncio.create_task(fleet.run()) for fleet in fleets]
+    try:
+        yield fleets
+    finally:
+        for fleet_ in fleets:
+            fleet_.stop()
+        await asyncio.gather(*tasks)
+
+
+__all__ = ["SHARD", "Hand", "TurnClient", "fleet", "hand", "settings_for"]

@@ -1,0 +1,253 @@
+"""The shape of the repository: what stands where, and what must never stand in it."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.recordings import REPOSITORY
+
+TOP_LEVEL = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "Procfile",
+    "README.md",
+    "contracts",
+    "docs",
+    "ops",
+    "pyproject.toml",
+    "tests",
+    "worker",
+}
+NEVER = [
+    *(r"py[p]i\.org", r"pythonhoste[d]", r"registry\.npm[j]s", r"deb\.debia[n]"),
+    r"index-ur[l]",
+    *(r"/wor[k]/", r"/far[m]/", r"/roo[t]/", r"/home/[a-z]"),
+]
+
+
+def tracked() -> list[Path]:
+    """Files of the repository, relative to it: what git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listed.returncode == 0:
+        names = [Path(name) for name in listed.stdout.split("\0") if name]
+    else:  # an unpacked archive
+        names = [path.relative_to(REPOSITORY) for path in REPOSITORY.rglob("*")]
+        names = [name for name in names if not is_made(name)]
+    return [name for name in names if (REPOSITORY / name).is_file()]
+
+
+def is_made(name: Path) -> bool:
+    """True for what running the project leaves behind."""
+    hidden = name.parts[0].startswith(".") and name.parts[0] not in {".ci", ".github", ".gitignore"}
+    return hidden or any(p == "__pycache__" or p.endswith(".egg-info") for p in name.parts)
+
+
+def text_of(name: Path) -> str:
+    try:
+        return (REPOSITORY / name).read_text()
+    except UnicodeDecodeError:
+        return ""
+
+
+def scripts() -> list[Path]:
+    return [name for name in tracked() if name.suffix == ".lua"]
+
+
+def header_faults(name: str, source: str) -> list[str]:
+    """What the header of a Lua script says wrongly about the script below it."""
+    parts = re.fullmatch(r"--\[\[\n(.+?)\n\]\]\n(.+)", source, re.DOTALL)
+    if parts is None:
+        return ["does not begin with a header"]
+    header, body = parts[1], parts[2]
+    faults = []
+    if not re.match(rf"{re.escape(name)}: \S.*\.\n", header):
+        faults.append(f"the header does not begin with '{name}: what it does.'")
+    for table in ("KEYS", "ARGV"):
+        faults += table_faults(table, header, body)
+    sections = dict(
+        re.findall(r"^(Returns|Invariants)\n((?:[ ]+\S.*(?:\n|$))+)", header, re.MULTILINE)
+    )
+    faults += [f"no section {word}" for word in ("Returns", "Invariants") if word not in sections]
+    answers = re.compile(r"\{'(\w+)'")
+    documented, given = (set(answers.findall(t)) for t in (sections.get("Returns", ""), body))
+    if documented != given:
+        faults.append(f"documents answers {sorted(documented)}, gives {sorted(given)}")
+    return faults
+
+
+def table_faults(table: str, header: str, body: str) -> list[str]:
+    """Compare the entries of KEYS or ARGV that the header documents with those the body reads."""
+    entries = re.findall(rf"^{table}\[(\d+)(\.\.)?\] +\S", header, re.MULTILINE)
+    numbers = [int(number) for number, _ in entries]
+    is_open = [bool(dots) for _, dots in entries]
+    if numbers != list(range(1, len(numbers) + 1)) or any(is_open[:-1]):
+        return [f"documents {table} {numbers}: not each once, in order, the open end last"]
+    first_open = numbers[-1] if numbers and is_open[-1] else None
+
+    read = {int(number) for number in re.findall(rf"\b{table}\[(\d+)\]", body)}
+    loops = re.findall(r"\bfor (\w+) = (\d+), (\d+) do\b", body)
+    for variable, first, last in loops:
+        if re.search(rf"\b{table}\[{variable}\]", body):
+            read |= set(range(int(first), int(last) + 1))
+    in_loops = "|".join(variable for variable, _, _ in loops) or "(?!)"
+    reads_rest = re.search(
+        rf"#{table}\b|unpack\({table}\b|\b{table}\[(?!(?:\d+|{in_loops})\])", body
+    )
+
+    fixed = {number for number in numbers if number != first_open}
+    extra = {number for number in read - fixed if first_open is None or number < first_open}
+    faults = [f"documents {table}[{number}], which is not read" for number in sorted(fixed - read)]
+    faults += [f"reads {table}[{number}], which is not documented" for number in sorted(extra)]
+    if bool(reads_rest) != (first_open is not None):
+        faults.append(f"{table}: the header and the body differ on a variable number of entries")
+    return faults
+
+
+def test_the_top_level_holds_what_the_design_puts_there() -> None:
+    """Nothing but the packages, the documents and dotfiles."""
+    found = {name.parts[0] for name in tracked() if not name.parts[0].startswith(".")}
+
+    assert found - TOP_LEVEL == set()
+
+
+@pytest.mark.parametrize("script", scripts(), ids=str)
+def test_the_header_of_a_script_tells_the_truth(script: Path) -> None:
+    """Name, KEYS, ARGV, answers and sections agree with the body."""
+    assert header_faults(script.stem, text_of(script)) == []
+
+
+GOOD_SCRIPT = """\
+--[[
+count: add to a number.
+
+KEYS[1]    number  string
+KEYS[2..]  other   string  any number of them
+
+ARGV[1]  amount  int
+ARGV[2]  limit   int
+
+Returns
+  {'counted', n}  the new number
+  {'full', n}     nothing written
+
+Invariants
+  I1  the number never exceeds the limit
+]]
+if ARGV[1] > ARGV[2] then
+  return {'full', 0}
+end
+for i = 2, #KEYS do
+  redis.call('DEL', KEYS[i])
+end
+return {'counted', redis.call('INCRBY', KEYS[1], ARGV[1])}
+"""
+
+
+def test_a_true_header_has_no_faults() -> None:
+    """The checker accepts what is right."""
+    assert header_faults("count", GOOD_SCRIPT) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "fault"),
+    [
+        ("count: add", "counts: add", "does not begin with 'count: "),
+        ("--[[\n", "", "does not begin with a header"),
+        ("ARGV[2]  limit   int\n", "", "reads ARGV[2], which is not documented"),
+        ("> ARGV[2]", "> 5", "documents ARGV[2], which is not read"),
+        ("ARGV[2]  limit", "ARGV[3]  limit", "not each once, in order"),
+        ("KEYS[2..]  other", "KEYS[2]    other", "variable number of entries"),
+        ("#KEYS", "9", "variable number of entries"),
+        ("Returns\n", "Result\n", "no section Returns"),
+        ("Invariants\n  I1  the number", "Invariants\nThe number", "no section Invariants"),
+        ("return {'full', 0}", "return {'empty', 0}", "gives ['counted', 'empty']"),
+        ("  {'full', n}     nothing written\n", "", "documents answers ['counted']"),
+    ],
+)
+def test_a_false_header_is_found(right: str, wrong: str, fault: str) -> None:
+    """Each way in which a header goes stale is named."""
+    assert right in GOOD_SCRIPT
+
+    assert fault in "\n".join(header_faults("count", GOOD_SCRIPT.replace(right, wrong, 1)))
+
+
+@pytest.mark.parametrize("pattern", NEVER)
+def test_no_file_names_an_index_or_a_machine(pattern: str) -> None:
+    """Package indexes and folders of one machine belong to whoever runs the project."""
+    found = re.compile(pattern)
+
+    assert [str(name) for name in tracked() if found.search(text_of(name))] == []
+
+
+def test_each_python_file_says_what_it_is_for() -> None:
+    """Every module begins with a docstring whose first line is a sentence."""
+    silent = []
+    for name in tracked():
+        if name.suffix == ".py":
+            docstring = ast.get_docstring(ast.parse(text_of(name))) or ""
+            if not docstring.partition("\n")[0].endswith((".", ":")):
+                silent.append(str(name))
+
+    assert silent == []
+
+
+def test_data_files_of_the_packages_are_installed_with_them() -> None:
+    """The package data of pyproject name every script and schema, so that a wheel has them."""
+    pyproject = tomllib.loads(text_of(Path("pyproject.toml")))
+    data = pyproject["tool"]["setuptools"]["package-data"]
+    kinds = {".lua", ".json", ".typed"}
+
+    left_out = [
+        str(name)
+        for name in tracked()
+        if name.parts[0] in data
+        and name.suffix in kinds
+        and not any(Path(*name.parts[1:]).match(glob) for glob in data[name.parts[0]])
+    ]
+
+    assert left_out == []
+
+
+def test_importing_the_contracts_stays_light() -> None:
+    """A producer does not load ARQ, the OpenAI client or OpenTelemetry's SDK."""
+    heavy = ["arq", "openai", "opentelemetry.sdk", "worker", "ops"]
+    program = f"import sys, contracts; print([m for m in {heavy} if m in sys.modules])"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_the_lock_pins_everything_by_hash() -> None:
+    """Each line of the lock file is a pinned version or a hash; no option, no address."""
+    lines = text_of(Path("ops/requirements.lock")).splitlines()
+
+    shape = re.compile(r"[a-z0-9-]+==[\w.]+( ; [^\\]+)? \\|    --hash=sha256:[0-9a-f]{64}( \\)?")
+    assert [line for line in lines if not shape.fullmatch(line)] == []
+
+
+def test_the_lock_has_each_dependency() -> None:
+    """Whoever adds a dependency to pyproject runs `ops/run lock`."""
+    project = tomllib.loads(text_of(Path("pyproject.toml")))["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    locked = set(
+        re.findall(r"^([a-z0-9-]+)==", text_of(Path("ops/requirements.lock")), re.MULTILINE)
+    )
+
+    assert {re.match(r"[a-z0-9-]+", name.lower())[0] for name in wanted} - locked == set()
+
+
+def test_unit_tests_open_no_connections() -> None:
+    """The rule that keeps unit tests fast and alone is enforced, not only written down."""
+    import socket  # noqa: PLC0415 - what is patched is looked up here
+
+    with socket.socket() as connection, pytest.raises(AssertionError, match="no connections"):
+        connection.connect(("127.0.0.1", 9))
