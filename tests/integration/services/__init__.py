@@ -1,0 +1,1 @@
+"""Services against real bytes on a real socket."""

@@ -1,0 +1,183 @@
+"""What Grok's completions report as their tokens, over real bytes."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from tests.integration.services.wire import (
+    STREAM_HEAD,
+    Connection,
+    Turn,
+    WireServer,
+    chunk,
+    delta,
+    finish,
+    frame,
+    sse,
+    streaming,
+    turn,
+    usage,
+)
+from worker.errors import Truncated
+from worker.pipeline.context import OpenAILLMContext
+from worker.pipeline.frames import LLMTokenUsage
+from worker.pipeline.stream import ProviderUsage
+
+
+def counted(prompt: int, completion: int) -> bytes:
+    """A content chunk with running counts."""
+    return frame(
+        choices=[{"index": 0, "delta": {"content": "x"}}],
+        usage={
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("payloads", "reported"),
+    [
+        pytest.param([counted(10, 1), counted(10, 2), counted(10, 3)], [(10, 3, 13)], id="1"),
+        pytest.param([delta(content="x"), usage(10, 3)], [(10, 3, 13)], id="2"),
+        pytest.param(
+            [counted(0, 1), counted(7, 5), counted(99, 4), counted(3, 2)], [(7, 5, 12)], id="3"
+        ),
+        pytest.param([counted(0, 4)], [(0, 4, 4)], id="4"),
+        pytest.param([delta(content="x")], [], id="4-none"),
+        pytest.param([usage(0, 0)], [], id="4-zeros"),
+    ],
+)
+async def test_1_to_4_rule(payloads: list[bytes], reported: list[tuple[int, int, int]]) -> None:
+    """First prompt above zero, largest completion, their sum; once, or not at all."""
+    async with turn(streaming(*payloads, finish())) as (run, _):
+        await run.run()
+
+        assert run.reported == reported
+
+
+async def test_5_outside_of_a_completion() -> None:
+    """A report that belongs to no completion counts nowhere."""
+    async with turn(streaming(finish(), usage(10, 3))) as (run, _):
+        await run.service.start_llm_usage_metrics(LLMTokenUsage(99, 99, 198))
+        await run.run()
+
+        assert run.reported == [(10, 3, 13)]
+
+
+async def test_6_failure() -> None:
+    """What was counted before a failure is reported once, then the failure comes."""
+
+    async def script(connection: Connection) -> None:
+        await connection.send(STREAM_HEAD + chunk(sse(counted(5, 1))) + b"0\r\n\r\n")
+
+    async with turn(script) as (run, _):
+        with pytest.raises(Truncated):
+            await run.run()
+
+        assert run.reported == [(5, 1, 6)]
+        assert (run.service.calls[0].outcome, run.service.calls[0].error) == ("failed", "truncated")
+
+
+async def test_7_cancellation() -> None:
+    """What was counted before a cancellation is reported once, and the cancellation goes on."""
+
+    async def script(connection: Connection) -> None:
+        await connection.send(STREAM_HEAD + chunk(sse(counted(5, 1), counted(5, 2))))
+        await connection.client_left()
+
+    async with turn(script) as (run, server):
+        task = asyncio.create_task(run.run())
+        seen = asyncio.Event()
+        run.on_text = lambda _: seen.set() if len(run.text) == 2 else None
+        await seen.wait()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+        assert task.cancelled()
+        assert run.reported == [(5, 2, 7)]
+        assert run.service.calls[0].outcome == "cancelled"
+        await server.left.wait()
+
+
+async def test_8_two_completions() -> None:
+    """Nothing is carried from one completion to the next; the turn has the sum."""
+    first, second = [counted(5, 1), finish()], [counted(6, 2), finish()]
+    async with turn(streaming(*first), streaming(*second)) as (run, _):
+        await run.run()
+        await run.run()
+
+        assert run.reported == [(5, 1, 6), (6, 2, 8)]
+        total = run.service.turn_usage
+        assert (total.prompt_tokens, total.completion_tokens, total.total_tokens) == (11, 3, 14)
+
+
+async def test_9_metrics_disabled() -> None:
+    """Without metrics the text is the same, and nothing is reported; the ledger has it all."""
+    async with turn(streaming(counted(5, 1), finish()), metrics=False) as (run, _):
+        await run.run()
+
+        assert (run.text, run.reported) == ("x", [])
+        assert run.service.turn_usage.total_tokens == 6
+        assert run.service.calls[0].usage == ProviderUsage(5, 1, 0, 0, 6)
+
+
+async def test_10_concurrent_completions() -> None:
+    """Two completions that share a service never mix their counts."""
+    together = asyncio.Barrier(2)
+
+    async def script(connection: Connection) -> None:
+        mine = b"77" in server.requests[-1].raw
+        first, second = (
+            (counted(77, 1), counted(77, 3)) if mine else (counted(10, 1), counted(10, 9))
+        )
+        await connection.send(STREAM_HEAD + chunk(sse(first)))
+        await together.wait()
+        await connection.send(chunk(sse(second, finish(), b"[DONE]")) + b"0\r\n\r\n")
+
+    async with WireServer(script) as server:
+        run = Turn(server.client)
+        await run.pipeline.queue_frame(run._start)
+        contexts = [OpenAILLMContext([{"role": "user", "content": text}]) for text in ("ten", "77")]
+        await asyncio.gather(*(run.service._process_context(context) for context in contexts))
+
+        assert sorted(run.reported) == [(10, 9, 19), (77, 3, 80)]
+
+
+async def test_11_reasoning_and_cache() -> None:
+    """The seed's triple stays available; the provider's own numbers are kept beside it."""
+    details = {
+        "prompt_tokens_details": {"cached_tokens": 287},
+        "completion_tokens_details": {"reasoning_tokens": 313},
+        "cost_in_usd_ticks": 739000,
+    }
+    report = usage(288, 27, **{**details, "total_tokens": 628})
+    async with turn(streaming(delta(content="x"), finish(), report)) as (run, _):
+        await run.run()
+
+        (call,) = run.service.calls
+        assert run.reported == [(288, 27, 315)]
+        assert call.usage == ProviderUsage(288, 27, 313, 287, 628, 739000)
+        assert call.usage_state == "reported"
+        assert call.metric is not None
+        assert (call.metric.reasoning_tokens, call.metric.cache_read_input_tokens) == (313, 287)
+        assert run.service.provider_usage.total_tokens == 628
+
+
+async def test_a_cut_call_is_estimated_from_its_chunks() -> None:
+    """Without a report, what was streamed is counted, one token a chunk; nothing is unknown."""
+
+    async def script(connection: Connection) -> None:
+        pieces = sse(delta(reasoning_content="h"), delta(content="a"), delta(content="b"))
+        await connection.send(STREAM_HEAD + chunk(pieces) + b"0\r\n\r\n")
+
+    async with turn(script) as (run, _):
+        with pytest.raises(Truncated):
+            await run.run()
+
+        (call,) = run.service.calls
+        assert call.usage_state == "estimated"
+        assert call.counted_usage == ProviderUsage(0, 2, 1, 0, 3)

@@ -1,0 +1,259 @@
+"""A server that writes exactly the bytes a test scripts, and a turn that talks to it."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Self
+
+from openai import AsyncOpenAI
+
+from worker.pipeline.aggregators import LLMAssistantAggregatorParams
+from worker.pipeline.context import OpenAILLMContext
+from worker.pipeline.frames import (
+    Frame,
+    LLMTextFrame,
+    LLMUsageMetricsData,
+    MetricsFrame,
+    OpenAILLMContextFrame,
+    StartFrame,
+    StartInterruptionFrame,
+)
+from worker.pipeline.processor import FrameDirection, FrameTap, Pipeline
+from worker.services.grok.llm import GrokLLMService
+from worker.services.openai.llm import create_client
+from worker.services.openai.wire import TimeLimits
+
+QUICK = TimeLimits(first_token_s=0.3, idle_s=0.3, total_s=5, tail_s=0.3)
+"""Limits of tests in which the provider is to be found stalled."""
+PATIENT = TimeLimits(tail_s=30)
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    b"x-request-id: req-1\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+CLOSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+END_OF_BODY = b"0\r\n\r\n"
+
+Script = Callable[["Connection"], Awaitable[None]]
+
+
+def frame(**fields: Any) -> bytes:
+    """Encode a chunk as xAI does."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def delta(**fields: Any) -> bytes:
+    """A chunk with one delta."""
+    return frame(id="r-1", model="grok-4.3", choices=[{"index": 0, "delta": fields}])
+
+
+def finish(reason: str = "stop") -> bytes:
+    """The chunk with the finish reason."""
+    return frame(id="r-1", choices=[{"index": 0, "delta": {}, "finish_reason": reason}])
+
+
+def usage(prompt: int, completion: int, **more: Any) -> bytes:
+    """The chunk with the usage report."""
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return frame(choices=[], usage={**counts, "total_tokens": prompt + completion, **more})
+
+
+def call(index: int, call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    """A whole tool call."""
+    function = {"name": name, "arguments": arguments}
+    return {"index": index, "id": call_id, "function": function, "type": "function"}
+
+
+def sse(*payloads: bytes) -> bytes:
+    """Payloads as server-sent events."""
+    return b"".join(b"data: " + payload + b"\n\n" for payload in payloads)
+
+
+def chunk(data: bytes) -> bytes:
+    """One piece of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Request:
+    """What the server received."""
+
+    def __init__(self, line: str, headers: dict[str, str], raw: bytes) -> None:
+        self.line, self.headers, self.raw = line, headers, raw
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return json.loads(self.raw)
+
+
+class Connection:
+    """The server's side of one connection."""
+
+    def __init__(self, server: "WireServer", reader: Any, writer: Any) -> None:
+        self._server, self.reader, self.writer = server, reader, writer
+
+    async def send(self, *pieces: bytes) -> None:
+        """Write each piece by itself."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+            if len(pieces) > 1:
+                await asyncio.sleep(0)
+
+    async def reply(self, *payloads: bytes) -> None:
+        """Send a whole stream, `[DONE]` included, and keep the connection."""
+        await self.send(STREAM_HEAD + chunk(sse(*payloads, b"[DONE]")) + END_OF_BODY)
+
+    async def answer(
+        self, status: int, body: bytes, content_type: str = "application/json", **headers: str
+    ) -> None:
+        """Send a response that is no stream."""
+        lines = [f"HTTP/1.1 {status} X", f"content-type: {content_type}"]
+        lines += [f"content-length: {len(body)}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        await self.send("\r\n".join([*lines, "", ""]).encode() + body)
+
+    async def client_left(self) -> None:
+        """Wait until the client closes or resets the connection."""
+        with contextlib.suppress(ConnectionError):
+            while await self.reader.read(4096):
+                pass
+        self._server.left_at.append(asyncio.get_running_loop().time())
+        self._server.left.set()
+
+    def fin(self) -> None:
+        """Close cleanly."""
+        self.writer.close()
+
+    def rst(self) -> None:
+        """Close with a reset."""
+        sock: socket.socket = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+class WireServer:
+    """Answers each request with the next script; the last one again when they run out."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self._scripts = list(scripts)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.left = asyncio.Event()
+        self.left_at: list[float] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1 << 24)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/v1"
+        self.client = create_client("xai-test", self.url)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        connection = Connection(self, reader, writer)
+        try:
+            while (request := await _read_request(reader)) is not None:
+                self.requests.append(request)
+                script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+                await script(connection)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Request | None:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    line, *rest = head.decode("latin-1").split("\r\n")
+    headers = {k.lower(): v.strip() for k, _, v in (h.partition(":") for h in rest if h)}
+    return Request(line, headers, await reader.readexactly(int(headers.get("content-length", 0))))
+
+
+def streaming(*payloads: bytes) -> Script:
+    """A script: a whole stream at once."""
+
+    async def script(connection: Connection) -> None:
+        await connection.reply(*payloads)
+
+    return script
+
+
+class Turn:
+    """One turn around a Grok service: what a worker builds, with everything recorded."""
+
+    def __init__(self, client: AsyncOpenAI, **kwargs: Any) -> None:
+        metrics = kwargs.pop("metrics", True)
+        self.context = kwargs.pop("context", None) or OpenAILLMContext(
+            [{"role": "user", "content": "hi"}]
+        )
+        kwargs = {"limits": PATIENT, **kwargs}
+        self.service = GrokLLMService(api_key="xai-test", client=client, **kwargs)
+        pair = self.service.create_context_aggregator(
+            self.context,
+            assistant_params=LLMAssistantAggregatorParams(expect_stripped_words=False),
+        )
+        self.frames: list[Frame] = []
+        self.on_text: Callable[[str], None] = lambda _: None
+        self.assistant = pair.assistant()
+        self.pipeline = Pipeline([pair.user(), self.service, FrameTap(self._saw), self.assistant])
+        self._start = StartFrame(enable_metrics=metrics, enable_usage_metrics=metrics)
+
+    def _saw(self, frame: Frame, _: FrameDirection) -> None:
+        self.frames.append(frame)
+        if isinstance(frame, LLMTextFrame):
+            self.on_text(frame.text)
+
+    async def run(self) -> None:
+        await self.pipeline.queue_frames([self._start, OpenAILLMContextFrame(self.context)])
+
+    async def interrupt(self) -> None:
+        await self.pipeline.queue_frame(StartInterruptionFrame())
+
+    @property
+    def text(self) -> str:
+        return "".join(f.text for f in self.frames if isinstance(f, LLMTextFrame))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the frames that passed, metrics left out."""
+        return [type(f).__name__ for f in self.frames if not isinstance(f, MetricsFrame)]
+
+    @property
+    def reported(self) -> list[tuple[int, int, int]]:
+        """Usage reports: prompt, completion, total."""
+        return [
+            (d.value.prompt_tokens, d.value.completion_tokens, d.value.total_tokens)
+            for f in self.frames
+            if isinstance(f, MetricsFrame)
+            for d in f.data
+            if isinstance(d, LLMUsageMetricsData)
+        ]
+
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        """The context without its first message."""
+        return self.context.messages[1:]
+
+
+@contextlib.asynccontextmanager
+async def turn(*scripts: Script, **kwargs: Any) -> AsyncIterator[tuple[Turn, WireServer]]:
+    """A turn and the server it talks to."""
+    async with WireServer(*scripts) as server:
+        yield Turn(server.client, **kwargs), server

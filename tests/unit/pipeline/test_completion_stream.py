@@ -1,0 +1,411 @@
+"""The stream parser: every shape of bytes that a provider may send, cut anywhere."""
+
+import itertools
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.recordings import recorded
+from worker.pipeline.stream import (
+    CompletionStream,
+    EmptyDelta,
+    FinishReason,
+    MalformedFrame,
+    NotAStream,
+    ProviderUsage,
+    ReasoningDelta,
+    Refusal,
+    ResponseNamed,
+    StreamDone,
+    StreamEvent,
+    StreamFailed,
+    TextDelta,
+    ToolCallCollector,
+    ToolCallDelta,
+    ToolCallParts,
+    UsageReport,
+)
+
+
+def frame(**fields: object) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def delta(**fields: object) -> bytes:
+    return frame(choices=[{"index": 0, "delta": fields}])
+
+
+def sse(*payloads: bytes) -> bytes:
+    return b"".join(b"data: " + payload + b"\n\n" for payload in payloads)
+
+
+def read(*pieces: bytes) -> list[StreamEvent]:
+    stream = CompletionStream()
+    events = [event for piece in pieces for event in stream.feed(piece)]
+    return events + stream.close()
+
+
+HEY = sse(delta(content="He"), delta(content="y"))
+HEY_EVENTS = [TextDelta("He"), TextDelta("y")]
+FINISH = frame(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+USAGE = frame(
+    choices=[],
+    usage={
+        "prompt_tokens": 288,
+        "completion_tokens": 27,
+        "total_tokens": 628,
+        "prompt_tokens_details": {"text_tokens": 288, "cached_tokens": 287},
+        "completion_tokens_details": {"reasoning_tokens": 313},
+        "num_sources_used": 0,
+        "cost_in_usd_ticks": 739000,
+    },
+)
+REPORT = UsageReport(ProviderUsage(288, 27, 313, 287, 628, 739000))
+BOM = b"\xef\xbb\xbf"
+BIG = "x" * (8 << 20)
+
+SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
+    "plain": (HEY, HEY_EVENTS),
+    "keepalive_comments": (b": keepalive\n\n" + HEY + b": keepalive\n\n:\n\n", HEY_EVENTS),
+    "comment_within_an_event": (b": k\n" + HEY, HEY_EVENTS),
+    "bom": (BOM + HEY, HEY_EVENTS),
+    "blank_lines_first": (b"\n\r\n\n" + HEY, HEY_EVENTS),
+    "crlf": (HEY.replace(b"\n", b"\r\n"), HEY_EVENTS),
+    "cr": (HEY.replace(b"\n", b"\r"), HEY_EVENTS),
+    "bom_crlf": (BOM + HEY.replace(b"\n", b"\r\n"), HEY_EVENTS),
+    "mixed_line_ends": (
+        b"data: " + delta(content="He") + b"\r\n\rdata: " + delta(content="y") + b"\n\r\n",
+        HEY_EVENTS,
+    ),
+    "three_newlines": (HEY.replace(b"\n\n", b"\n\n\n"), HEY_EVENTS),
+    "no_space_after_colon": (HEY.replace(b"data: ", b"data:"), HEY_EVENTS),
+    "multi_line_data": (
+        b'data: {"choices":[{"delta":\ndata: {"content":"He"}}]}\n\n' + sse(delta(content="y")),
+        HEY_EVENTS,
+    ),
+    "other_fields": (
+        b"event: message\nid: 7\nretry: 10\n" + HEY + b"unknown: 1\n\n",
+        HEY_EVENTS,
+    ),
+    "fields_after_data": (HEY.replace(b"\n\n", b"\nid: 1\n\n"), HEY_EVENTS),
+    "garbage_line": (b"garbage without a colon\n\n" + HEY + b"more\ngarbage\n\n", HEY_EVENTS),
+    "last_event_without_blank_line": (HEY + b"data: " + USAGE, [*HEY_EVENTS, REPORT]),
+    "last_event_with_one_newline": (HEY + b"data: " + USAGE + b"\n", [*HEY_EVENTS, REPORT]),
+    "empty_data": (b"data:\n\ndata: \n\n" + HEY, HEY_EVENTS),
+    "eight_megabytes": (sse(delta(content=BIG)), [TextDelta(BIG)]),
+    "data_null": (sse(b"null") + HEY, HEY_EVENTS),
+    "data_array": (sse(b"[1,2]") + HEY, HEY_EVENTS),
+    "data_number": (sse(b"17") + HEY, HEY_EVENTS),
+    "data_string": (sse(b'"x"') + HEY, HEY_EVENTS),
+    "choices_null": (sse(frame(choices=None)) + HEY, HEY_EVENTS),
+    "choices_missing": (sse(frame(object="chat.completion.chunk")) + HEY, HEY_EVENTS),
+    "delta_null": (sse(frame(choices=[{"delta": None}])) + HEY, [EmptyDelta(), *HEY_EVENTS]),
+    "delta_missing": (sse(frame(choices=[{}])) + HEY, [EmptyDelta(), *HEY_EVENTS]),
+    "role_only": (sse(delta(role="assistant")) + HEY, [EmptyDelta(), *HEY_EVENTS]),
+    "content_null": (sse(delta(content=None)) + HEY, [EmptyDelta(), *HEY_EVENTS]),
+    "content_of_a_wrong_type": (sse(delta(content=5)) + HEY, [EmptyDelta(), *HEY_EVENTS]),
+    "unknown_keys": (sse(delta(content="He", audio=None, x={"y": [1]})), [TextDelta("He")]),
+    "reasoning": (
+        sse(delta(reasoning_content="hm"), delta(content="a")),
+        [ReasoningDelta("hm"), TextDelta("a")],
+    ),
+    "refusal": (sse(delta(refusal="no")), [Refusal("no")]),
+    "done": (HEY + sse(b"[DONE]"), [*HEY_EVENTS, StreamDone()]),
+    "done_only": (sse(b"[DONE]"), [StreamDone()]),
+    "done_without_blank_line": (HEY + b"data: [DONE]", [*HEY_EVENTS, StreamDone()]),
+    "data_after_done": (sse(b"[DONE]") + HEY, [StreamDone()]),
+    "finish": (sse(FINISH), [FinishReason("stop")]),
+    "finish_on_content": (
+        sse(frame(choices=[{"delta": {"content": "a"}, "finish_reason": "stop"}])),
+        [TextDelta("a"), FinishReason("stop")],
+    ),
+    "empty_finish": (
+        sse(frame(choices=[{"delta": {}, "finish_reason": ""}])),
+        [FinishReason("")],
+    ),
+    "usage": (sse(USAGE), [REPORT]),
+    "usage_null": (sse(frame(choices=[], usage=None)) + HEY, HEY_EVENTS),
+    "usage_zero": (
+        sse(frame(choices=[], usage={"prompt_tokens": 0, "completion_tokens": 0})),
+        [],
+    ),
+    "usage_on_content": (
+        sse(frame(choices=[{"delta": {"content": "a"}}], usage={"prompt_tokens": 5})),
+        [TextDelta("a"), UsageReport(ProviderUsage(prompt_tokens=5, total_tokens=5))],
+    ),
+    "usage_as_floats": (
+        sse(frame(choices=[], usage={"prompt_tokens": 5.0, "total_tokens": "many"})),
+        [UsageReport(ProviderUsage(prompt_tokens=5, total_tokens=5))],
+    ),
+    "cached_above_prompt": (
+        sse(
+            frame(
+                choices=[],
+                usage={
+                    "prompt_tokens": 7,
+                    "total_tokens": 7,
+                    "prompt_tokens_details": {"cached_tokens": 161},
+                    "cost_in_usd_ticks": 0,
+                },
+            )
+        ),
+        [UsageReport(ProviderUsage(7, 0, 0, 7, 7, 0))],
+    ),
+    "named_once": (
+        sse(
+            frame(id="r1", model="m", choices=[{"delta": {"content": "He"}}]),
+            frame(id="r2", model="n", choices=[{"delta": {"content": "y"}}]),
+        ),
+        [ResponseNamed("r1", "m"), *HEY_EVENTS],
+    ),
+    "error_flat": (
+        HEY + sse(frame(code="c", error="text")),
+        [*HEY_EVENTS, StreamFailed("c", "text")],
+    ),
+    "error_text_only": (sse(frame(error="text")), [StreamFailed("", "text")]),
+    "error_nested": (
+        sse(frame(error={"message": "m", "type": "t", "code": "c"})),
+        [StreamFailed("c", "m")],
+    ),
+    "error_typed": (
+        sse(frame(type="error", error={"message": "m"})),
+        [StreamFailed("", "m")],
+    ),
+    "error_typed_without_error": (sse(frame(type="error", message="m")), [StreamFailed("", "m")]),
+    "error_code_and_message": (sse(frame(code=14, message="m")), [StreamFailed("14", "m")]),
+    "error_event_without_error": (
+        b"event: error\n" + sse(frame(message="m")),
+        [StreamFailed("", "m")],
+    ),
+    "error_event_of_text": (b"event: error\ndata: oh no\n\n", [StreamFailed("", "oh no")]),
+    "error_event_of_a_string": (b'event: error\ndata: "oh no"\n\n', [StreamFailed("", "oh no")]),
+    "error_null": (sse(frame(choices=[{"delta": {"content": "a"}}], error=None)), [TextDelta("a")]),
+    "error_beside_choices": (
+        sse(frame(choices=[{"delta": {}}], error="text", code="c")),
+        [StreamFailed("c", "text")],
+    ),
+    "truncated_json": (HEY + sse(b'{"choices":[{"del'), [*HEY_EVENTS, MalformedFrame("json")]),
+    "half_an_event_at_the_end": (
+        HEY + b'data: {"choices":[{"del',
+        [*HEY_EVENTS, MalformedFrame("json")],
+    ),
+    "invalid_utf8": (
+        sse(b'{"choices":[{"delta":{"content":"\xff"}}]}'),
+        [MalformedFrame("utf8")],
+    ),
+    "utf8": (sse(delta(content="Olá 👋")), [TextDelta("Olá 👋")]),
+    "json_body": (frame(code="c", error="text"), [StreamFailed("c", "text")]),
+    "json_body_with_bom": (BOM + frame(code="c", error="text"), [StreamFailed("c", "text")]),
+    "json_string_body": (b'"text"', [StreamFailed("", "text")]),
+    "whole_completion": (frame(choices=[{"message": {"content": "x"}}]), [NotAStream(41)]),
+    "html": (b"<html><body>502</body></html>", [NotAStream(29)]),
+    "json_array_body": (b"[]", [NotAStream(2)]),
+    "empty": (b"", []),
+    "half_a_bom": (b"\xef\xbb", []),
+    "tool_call": (
+        sse(
+            delta(
+                tool_calls=[
+                    {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}},
+                    {"index": 1, "function": None},
+                ]
+            )
+        ),
+        [ToolCallDelta(0, "c", "f", "{}"), ToolCallDelta(1)],
+    ),
+    "tool_call_with_object_arguments": (
+        sse(delta(tool_calls=[{"id": "c", "function": {"name": "f", "arguments": {"a": 1}}}])),
+        [ToolCallDelta(None, "c", "f", '{"a":1}')],
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(shape: str) -> None:
+    """Each shape of a stream gives exactly its events, none lost and none invented."""
+    data, events = SHAPES[shape]
+
+    assert read(data) == events
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if len(SHAPES[s][0]) < 2000])
+def test_shapes_byte_by_byte(shape: str) -> None:
+    """It makes no difference that the bytes come one at a time."""
+    data, events = SHAPES[shape]
+
+    assert read(*(data[i : i + 1] for i in range(len(data)))) == events
+
+
+SMALL = [data for data, _ in SHAPES.values() if len(data) < 2000]
+
+
+@given(
+    st.lists(st.sampled_from(SMALL), min_size=1, max_size=4),
+    st.lists(st.integers(0, 4000), max_size=12),
+)
+def test_any_cutting_gives_the_same_events(bodies: list[bytes], cuts: list[int]) -> None:
+    """Whatever stands in a stream, its events do not depend on how it is cut."""
+    body = b"".join(bodies)
+    ends = sorted({min(cut, len(body)) for cut in cuts} | {0, len(body)})
+
+    pieces = [body[a:b] for a, b in itertools.pairwise(ends)]
+
+    assert read(*pieces) == read(body)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6))
+def test_noise_never_raises(pieces: list[bytes]) -> None:
+    """Any bytes at all are read without an exception."""
+    read(*pieces)
+    read(b"data: x\n\n", *pieces)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+def test_any_json_in_any_field_never_raises(value: object) -> None:
+    """A field of any type says nothing, or something, but breaks nothing."""
+    for fields in (
+        {"choices": value},
+        {"choices": [{"delta": value}]},
+        {"choices": [{"delta": {"content": value, "tool_calls": value}}]},
+        {"choices": [], "usage": value},
+        {"choices": [], "usage": {"prompt_tokens": value}},
+        {"error": value},
+    ):
+        read(sse(frame(**fields)))
+
+
+def test_eight_megabytes_in_small_reads_take_no_time() -> None:
+    """The bytes of a long event are not copied again for each read."""
+    data = sse(delta(content=BIG))
+    began = time.process_time()
+
+    events = read(*(data[i : i + 4096] for i in range(0, len(data), 4096)))
+
+    assert events == [TextDelta(BIG)]
+    assert time.process_time() - began < 2
+
+
+TOOL_SHAPES: dict[str, tuple[list[ToolCallDelta], list[ToolCallParts]]] = {
+    "whole": ([ToolCallDelta(0, "c", "f", "{}")], [ToolCallParts("c", "f", "{}")]),
+    "22_fragments": (
+        [
+            ToolCallDelta(0, "c", "f", '{"a"'),
+            ToolCallDelta(0, None, None, ":1"),
+            ToolCallDelta(0, None, None, "}"),
+        ],
+        [ToolCallParts("c", "f", '{"a":1}')],
+    ),
+    "23_two_by_index": (
+        [ToolCallDelta(0, "c", "f", "{}"), ToolCallDelta(1, "d", "g", "{}")],
+        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+    ),
+    "interleaved": (
+        [
+            ToolCallDelta(0, "c", "f", "{"),
+            ToolCallDelta(1, "d", "g", "["),
+            ToolCallDelta(0, None, None, "}"),
+            ToolCallDelta(1, None, None, "]"),
+        ],
+        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "[]")],
+    ),
+    "24_id_in_its_own_delta": (
+        [ToolCallDelta(0, "c"), ToolCallDelta(0, None, "f"), ToolCallDelta(0, None, None, "{}")],
+        [ToolCallParts("c", "f", "{}")],
+    ),
+    "id_after_the_name": (
+        [ToolCallDelta(0, None, "f"), ToolCallDelta(0, "c", None, "{}")],
+        [ToolCallParts("c", "f", "{}")],
+    ),
+    "no_index_whole": (
+        [ToolCallDelta(None, "c", "f", "{}"), ToolCallDelta(None, "d", "g", "{}")],
+        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+    ),
+    "no_index_fragments": (
+        [
+            ToolCallDelta(None, "c", "f", "{"),
+            ToolCallDelta(None, None, None, "}"),
+            ToolCallDelta(None, "d", "g", "{"),
+            ToolCallDelta(None, None, None, "}"),
+        ],
+        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+    ),
+    "no_index_same_id": (
+        [ToolCallDelta(None, "c", "f", "{"), ToolCallDelta(None, "c", None, "}")],
+        [ToolCallParts("c", "f", "{}")],
+    ),
+    "no_index_same_function_twice": (
+        [ToolCallDelta(None, "c", "f", "1"), ToolCallDelta(None, "d", "f", "2")],
+        [ToolCallParts("c", "f", "1"), ToolCallParts("d", "f", "2")],
+    ),
+    "index_jump_in_fragments": (
+        [
+            ToolCallDelta(0, "c", "f", "{}"),
+            ToolCallDelta(5, "d", "g", "{"),
+            ToolCallDelta(5, None, None, "}"),
+        ],
+        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+    ),
+    "all_under_index_0": (
+        [ToolCallDelta(0, "c", "f", "1"), ToolCallDelta(0, "d", "g", "2")],
+        [ToolCallParts("c", "f", "1"), ToolCallParts("d", "g", "2")],
+    ),
+    "missing_id": ([ToolCallDelta(0, None, "f", "{}")], [ToolCallParts("", "f", "{}")]),
+    "25_empty_arguments": ([ToolCallDelta(0, "c", "f", "")], [ToolCallParts("c", "f", "")]),
+    "25_null_arguments": ([ToolCallDelta(0, "c", "f")], [ToolCallParts("c", "f", "")]),
+    "name_in_fragments": (
+        [ToolCallDelta(0, "c", "get_"), ToolCallDelta(0, None, "weather", "{}")],
+        [ToolCallParts("c", "get_weather", "{}")],
+    ),
+    "name_repeated": (
+        [ToolCallDelta(0, "c", "f", "{"), ToolCallDelta(0, "c", "f", "}")],
+        [ToolCallParts("c", "f", "{}")],
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", TOOL_SHAPES)
+def test_tool_calls(shape: str) -> None:
+    """Calls are put together whatever shape their deltas have."""
+    deltas, calls = TOOL_SHAPES[shape]
+    collector = ToolCallCollector()
+
+    for part in deltas:
+        collector.add(part)
+
+    assert collector.calls() == calls
+    assert bool(collector) is bool(calls)
+
+
+def test_usage_adds_up() -> None:
+    """Reports of several calls add field by field; an unreported cost counts as none."""
+    first, second = ProviderUsage(1, 2, 3, 4, 5), ProviderUsage(10, 20, 30, 40, 50, 60)
+
+    assert first + second == ProviderUsage(11, 22, 33, 44, 55, 60)
+    assert first + first == ProviderUsage(2, 4, 6, 8, 10, None)
+
+
+@recorded("xai/chat.*streaming*.jsonl")
+def test_recorded_streams(path) -> None:
+    """Recorded streams give their text, calls and usage, and keep xAI's arithmetic."""
+    lines = path.read_bytes().splitlines()
+    frames = [json.loads(line) for line in lines]
+    deltas = [choice["delta"] for f in frames for choice in f["choices"]]
+
+    events = read(sse(*lines, b"[DONE]"))
+
+    text = "".join(e.text for e in events if isinstance(e, TextDelta))
+    assert text == "".join(d.get("content", "") for d in deltas)
+    calls = [call for d in deltas for call in d.get("tool_calls", [])]
+    seen = [e for e in events if isinstance(e, ToolCallDelta)]
+    assert [(e.call_id, e.arguments) for e in seen] == [
+        (c["id"], c["function"]["arguments"]) for c in calls
+    ]
+    (usage,) = [e.usage for e in events if isinstance(e, UsageReport)]
+    assert usage.total_tokens == frames[-1]["usage"]["total_tokens"]
+    assert usage.total_tokens == (
+        usage.prompt_tokens + usage.completion_tokens + usage.reasoning_tokens
+    )
+    assert events[-1] == StreamDone()

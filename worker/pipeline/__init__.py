@@ -1,0 +1,1 @@
+"""The seed system: frames, context, aggregators, function calls and the stream; pure."""

@@ -1,0 +1,232 @@
+"""Answers contexts with xAI's Grok, streaming."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import msgspec
+from openai import AsyncOpenAI
+
+from worker.pipeline.aggregators import LLMAssistantAggregatorParams, LLMUserAggregatorParams
+from worker.pipeline.context import MessageAdapter, OpenAILLMContext
+from worker.pipeline.frames import LLMTokenUsage
+from worker.services.openai.llm import (
+    OpenAIAssistantContextAggregator,
+    OpenAILLMService,
+    OpenAIUserContextAggregator,
+    UsageTally,
+)
+
+log = logging.getLogger(__name__)
+
+GROK_BASE_URL: Final = "https://api.x.ai/v1"
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclasses.dataclass
+class GrokContextAggregatorPair:
+    """The two aggregators of one context."""
+
+    _user: OpenAIUserContextAggregator
+    _assistant: OpenAIAssistantContextAggregator
+
+    def user(self) -> OpenAIUserContextAggregator:
+        """Return the user's, which stands before the service."""
+        return self._user
+
+    def assistant(self) -> OpenAIAssistantContextAggregator:
+        """Return the assistant's, which stands after the service."""
+        return self._assistant
+
+
+class GrokMessages:
+    """Gives messages the form that xAI takes.
+
+    xAI refuses a `name` on any message but a user's, and a message without content; an assistant
+    message that only calls tools gets a single space.
+    """
+
+    def encode_message(self, message: Mapping[str, Any]) -> bytes:
+        """Return the message as compact JSON, non-ASCII text unescaped."""
+        role = message.get("role")
+        if "name" in message and role != "user":
+            message = {key: value for key, value in message.items() if key != "name"}
+        if role == "assistant" and not message.get("content"):
+            message = {**message, "content": " "}
+        return _encode(message)
+
+
+_GROK_MESSAGES: Final = GrokMessages()
+
+
+class GrokUsageTally(UsageTally):
+    """The seed's rule for xAI's running counts: first prompt, largest completion."""
+
+    def __init__(self) -> None:
+        """Begin with nothing reported."""
+        super().__init__()
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+
+    def add(self, tokens: LLMTokenUsage) -> None:
+        """Keep the first prompt above zero and the largest completion."""
+        super().add(tokens)
+        if not self._prompt_tokens:
+            self._prompt_tokens = max(0, tokens.prompt_tokens)
+        self._completion_tokens = max(self._completion_tokens, tokens.completion_tokens)
+
+    def total(self) -> LLMTokenUsage | None:
+        """Return both and their sum; None if both are zero."""
+        if self._last is None or not (self._prompt_tokens or self._completion_tokens):
+            return None
+        return LLMTokenUsage(
+            self._prompt_tokens,
+            self._completion_tokens,
+            self._prompt_tokens + self._completion_tokens,
+            cache_read_input_tokens=self._last.cache_read_input_tokens,
+            reasoning_tokens=self._last.reasoning_tokens,
+        )
+
+
+class _Takes(msgspec.Struct, frozen=True):
+    """What a model takes of the parameters on which models differ."""
+
+    penalties: bool = False
+    """`frequency_penalty`, `presence_penalty`, `logit_bias`."""
+    stop: bool = True
+    efforts: frozenset[str] | None = None
+    """Values of `reasoning_effort`; None: any, for all that is known."""
+
+
+_NO_EFFORT: Final[frozenset[str]] = frozenset()
+_LOW_TO_HIGH: Final = frozenset({"low", "medium", "high"})
+_LOW_TO_XHIGH: Final = _LOW_TO_HIGH | {"xhigh"}
+_NONE_TO_HIGH: Final = _LOW_TO_HIGH | {"none"}
+_GROK_4_3: Final = _Takes(efforts=_NONE_TO_HIGH)
+_GROK_BUILD: Final = _Takes(efforts=_NO_EFFORT)
+_EARLY_GROK: Final = _Takes(penalties=True)
+
+_MODELS: Final[Mapping[str, _Takes]] = {
+    "grok-4.7": _Takes(stop=False, efforts=_LOW_TO_XHIGH),
+    "grok-4.6": _Takes(stop=False, efforts=_LOW_TO_XHIGH),
+    "grok-4.5": _Takes(stop=False, efforts=_LOW_TO_HIGH),
+    "grok-build-latest": _Takes(stop=False, efforts=_LOW_TO_HIGH),
+    "grok-4.3": _GROK_4_3,
+    "grok-4.20": _Takes(efforts=_NO_EFFORT),
+    "grok-4.20-multi-agent": _Takes(efforts=_LOW_TO_XHIGH),
+    "grok-build-0.1": _GROK_BUILD,
+    "grok-code-fast": _GROK_BUILD,
+    "grok-code-fast-1": _GROK_BUILD,
+    # Redirected to grok-4.3 since May 2026.
+    "grok-4": _GROK_4_3,
+    "grok-3": _GROK_4_3,
+    # No longer served; other providers of these weights go by what xAI took then.
+    "grok-3-mini": _Takes(stop=False, efforts=frozenset({"low", "high"})),
+    "grok-3-beta": _EARLY_GROK,
+    "grok-2": _EARLY_GROK,
+    "grok-beta": _EARLY_GROK,
+}
+_UNKNOWN_MODEL: Final = _Takes()
+
+
+def _takes(model: str) -> _Takes:
+    """Return what a model takes; of the names that fit, dated ones included, the longest."""
+    while model:
+        if model in _MODELS:
+            return _MODELS[model]
+        model = model.rpartition("-")[0]
+    return _UNKNOWN_MODEL
+
+
+class GrokLLMService(OpenAILLMService):
+    """Streams Grok's chat completions.
+
+    Parameters that the model is known to refuse are left out, wherever they come from: xAI answers
+    a penalty, even of 0, with an error. The seed's default model took all of them and gets them;
+    a model nobody has heard of gets all but what every model of today refuses.
+
+    Source: https://docs.x.ai/docs/models, and refusals recorded in 2026.
+    """
+
+    provider_name: ClassVar[str] = "x_ai"
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        base_url: str = GROK_BASE_URL,
+        model: str = "grok-3-beta",
+        **kwargs: Any,
+    ) -> None:
+        """Prepare a service; nothing is sent.
+
+        Args:
+            api_key: xAI's key. Never taken from the environment.
+            base_url: xAI's address.
+            model: The seed's default is no longer served by xAI; name one that is.
+            **kwargs: As `OpenAILLMService` takes them.
+
+        Raises:
+            ValueError: `api_key` is missing or empty.
+        """
+        super().__init__(api_key=api_key, base_url=base_url, model=model, **kwargs)
+
+    def create_client(
+        self, api_key: str | None = None, base_url: str | None = None, **kwargs: Any
+    ) -> AsyncOpenAI:
+        """Make a client for xAI; called once, by the constructor."""
+        log.debug("grok.create_client")
+        return super().create_client(api_key, base_url or GROK_BASE_URL, **kwargs)
+
+    async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None:
+        """Take note of a usage report of the running completion; ignored outside of one.
+
+        xAI may repeat running counts on every chunk. Of one completion the first prompt above zero
+        and the largest completion are kept; their sum is the total, reported once at the end.
+        """
+        tally = self._current_tally()
+        if tally is not None:
+            tally.add(tokens)
+
+    def create_context_aggregator(  # type: ignore[override]
+        self,
+        context: OpenAILLMContext,
+        *,
+        user_params: LLMUserAggregatorParams | None = None,
+        assistant_params: LLMAssistantAggregatorParams | None = None,
+    ) -> GrokContextAggregatorPair:
+        """Make the aggregators that stand before and after this service.
+
+        Args:
+            context: Shared by both.
+            user_params: `LLMUserAggregatorParams(aggregation_timeout=0.5)` if None.
+            assistant_params: `LLMAssistantAggregatorParams(expect_stripped_words=True)` if None.
+        """
+        pair = super().create_context_aggregator(
+            context, user_params=user_params, assistant_params=assistant_params
+        )
+        return GrokContextAggregatorPair(pair.user(), pair.assistant())
+
+    def _new_tally(self) -> UsageTally:
+        return GrokUsageTally()
+
+    def _message_adapter(self) -> MessageAdapter:
+        return _GROK_MESSAGES
+
+    def _remove_refused(self, fields: dict[str, Any]) -> None:
+        takes = _takes(str(fields.get("model", "")))
+        refused = {"search_parameters"}
+        if not takes.penalties:
+            refused |= {"frequency_penalty", "presence_penalty", "logit_bias"}
+        if not takes.stop:
+            refused.add("stop")
+        effort = fields.get("reasoning_effort")
+        if takes.efforts is not None and effort not in takes.efforts:
+            refused.add("reasoning_effort")
+        if "tools" not in fields:
+            refused.add("tool_choice")
+        for name in refused.intersection(fields):
+            log.debug("grok.parameter_left_out", extra={"parameter": name})
+            del fields[name]

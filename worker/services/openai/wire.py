@@ -1,0 +1,248 @@
+"""Sends one chat completion and reads its stream, within time limits and without retries."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias, cast
+
+import aiohttp
+import httpx2
+import msgspec
+import openai
+from openai import AsyncOpenAI, AsyncStream
+
+from worker.errors import ProviderUnavailable, Stalled
+from worker.pipeline.stream import CompletionStream, StreamEvent
+from worker.services.openai.failures import failure_of_response
+
+_FOREIGN: Final = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError, OSError)
+"""What the transport raises when a connection fails; some of it may quote headers or bodies."""
+
+StopReason: TypeAlias = Literal["first_token", "idle", "total", "enough", "interrupted"]
+
+
+class TimeLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to wait for a model. Comments that keep the connection alive do not count."""
+
+    connect_s: float = 10.0
+    first_token_s: float = 120.0
+    """From the request to the first chunk."""
+    idle_s: float = 60.0
+    """Between two chunks."""
+    total_s: float = 3600.0
+    """For the whole call."""
+    tail_s: float = 5.0
+    """After the finish reason, for the usage report."""
+    drain_s: float = 0.02
+    """After `[DONE]`, for the end of the response, which makes the connection reusable."""
+
+
+class ChatStream:
+    """One POST and its response: an async context manager that always closes the response.
+
+    One timer watches over the whole call. It is looked at lazily: a chunk only moves a number.
+    """
+
+    def __init__(
+        self,
+        client: AsyncOpenAI,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        limits: TimeLimits,
+    ) -> None:
+        """Prepare a call; nothing is sent yet.
+
+        Args:
+            client: Its transport, address and credentials are used.
+            body: The request as JSON.
+            headers: Sent besides the client's own.
+            limits: How long to wait.
+        """
+        self._client = client
+        self._body = body
+        self._headers = headers
+        self._limits = limits
+        self._events = CompletionStream()
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._at_end = False
+        self._waiting = False
+        self._limit: StopReason = "first_token"
+        self._deadline = 0.0
+        self._last = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+        self.stopped: StopReason | None = None
+        """Why reading ended before the response did."""
+        self.response: httpx2.Response | None = None
+
+    async def __aenter__(self) -> Self:
+        """Send the request and wait for the response's headers.
+
+        Raises:
+            ProviderUnavailable: No connection, no answer in time, or one that says try later.
+            ProviderRejected: The provider refuses the request.
+            ContextTooLong: The model does not take a context of this length.
+        """
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        now = self._loop.time()
+        self._last = now + self._limits.total_s
+        self._expect("first_token", self._limits.first_token_s)
+        self._handle = self._loop.call_at(self._deadline, self._check)
+        try:
+            await self._send()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the response. The connection is reused only if the response was read to its end."""
+        await self._close()
+
+    async def next_events(self) -> list[StreamEvent] | None:
+        """Return the events of the next bytes; None at the end or once it was stopped.
+
+        Raises:
+            ProviderUnavailable: The connection was lost.
+            Stalled: A time limit ran out.
+        """
+        chunks = self._chunks
+        if self.stopped is not None or self._at_end or chunks is None:
+            return None
+        try:
+            self._waiting = True
+            data = await anext(chunks, None)
+        except asyncio.CancelledError:
+            if not self._was_stopped():
+                raise
+            return self._stopped_events()
+        except _FOREIGN as error:
+            self._at_end = True
+            raise _lost(error) from None
+        finally:
+            self._waiting = False
+        if data is None:
+            self._at_end = True
+            return self._events.close()
+        events = self._events.feed(data)
+        if events and self._limit in {"first_token", "idle"}:
+            self._expect("idle", self._limits.idle_s)
+        return events
+
+    def enough(self, *, within_s: float) -> None:
+        """Read on for at most `within_s`: what matters has come."""
+        self._expect("enough", within_s)
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = self._loop.call_at(self._deadline, self._check)
+
+    def abort(self) -> None:
+        """Stop reading now; `next_events` returns None from here on. From any task."""
+        if self.stopped is None:
+            self.stopped = "interrupted"
+            if self._waiting:
+                self._task.cancel()
+
+    # Time
+
+    def _expect(self, limit: StopReason, wait_s: float) -> None:
+        """Set the deadline of what is awaited now, without touching the timer."""
+        self._limit = limit
+        self._deadline = self._loop.time() + wait_s
+        if self._deadline > self._last:
+            self._limit = "total"
+            self._deadline = self._last
+
+    def _check(self) -> None:
+        """Stop the call if its deadline has passed while it waits for the provider."""
+        now = self._loop.time()
+        if self.stopped is not None:
+            return
+        if now >= self._deadline and self._waiting:
+            self.stopped = self._limit
+            self._task.cancel()
+        else:  # moved on since, or busy with what came
+            self._handle = self._loop.call_at(max(self._deadline, now + 0.01), self._check)
+
+    def _was_stopped(self) -> bool:
+        """Tell whether a cancellation was ours and nobody else wants the task cancelled too."""
+        if self.stopped is None:
+            return False
+        return self._task.uncancel() <= self._cancelling
+
+    def _stopped_events(self) -> list[StreamEvent] | None:
+        match self.stopped:
+            case "first_token" | "idle" | "total":
+                raise Stalled(
+                    f"the provider sent nothing in time ({self.stopped})",
+                    code=f"{self.stopped}_timeout",
+                )
+            case _:
+                return None
+
+    # HTTP
+
+    async def _send(self) -> None:
+        timeout = httpx2.Timeout(None, connect=self._limits.connect_s)
+        try:
+            self._waiting = True
+            # The SDK hands out the response itself when asked for its type; its signature promises
+            # a stream of models.
+            response = cast(
+                "httpx2.Response",
+                await self._client.post(
+                    "/chat/completions",
+                    cast_to=httpx2.Response,
+                    content=self._body,
+                    options={
+                        "headers": dict(self._headers),
+                        "max_retries": 0,
+                        "timeout": timeout,
+                        "follow_redirects": False,
+                    },
+                    stream=True,
+                    stream_cls=AsyncStream[object],
+                ),
+            )
+        except asyncio.CancelledError:
+            if not self._was_stopped():
+                raise
+            self._stopped_events()
+            return
+        except openai.APIStatusError as error:
+            self.response = error.response
+            raise failure_of_response(
+                error.status_code, error.response.headers, error.response.content
+            ) from None
+        except _FOREIGN as error:
+            raise _lost(error) from None
+        finally:
+            self._waiting = False
+        self.response = response
+        if response.headers.get("content-encoding", "identity") == "identity":
+            self._chunks = aiter(cast("httpx2.AsyncByteStream", response.stream))
+        else:
+            self._chunks = response.aiter_bytes()
+
+    async def _close(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        if self.response is not None:
+            with contextlib.suppress(*_FOREIGN):
+                await self.response.aclose()
+
+
+def _lost(error: Exception) -> ProviderUnavailable:
+    """Say that the connection failed, naming only the kind of error."""
+    kind = type(error.__cause__ or error).__name__
+    return ProviderUnavailable(f"the connection to the provider failed ({kind})", code="connection")
