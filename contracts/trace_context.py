@@ -1,4 +1,7 @@
-"""W3C trace context (https://www.w3.org/TR/trace-context/) of a submission, with or without OTel."""
+"""W3C trace context of a submission, with or without OTel.
+
+Source: https://www.w3.org/TR/trace-context/
+"""
 
 import secrets
 from types import ModuleType

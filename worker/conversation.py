@@ -419,7 +419,6 @@ class TurnRun:
                 settings=effects.settings or self._loaded.settings,
                 messages=messages,
                 steps=[],
-                open_call=None,
                 entries=committed.entries,
                 since_ms=committed.now_ms,
                 now_ms=committed.now_ms,

@@ -59,9 +59,7 @@ class Loaded(NamedTuple):
     messages: list[bytes]
     """Committed context (n messages, JSON), oldest first. Shared with the cache: do not change."""
     steps: list[bytes]
-    """Checkpoints of an earlier attempt: `m<message>` or `c<ledger entry>`, JSON."""
-    open_call: CallEntry | None
-    """A model call that an earlier attempt began and did not end."""
+    """What earlier attempts left: `m<message>` or `c<ledger entry>`, JSON."""
     entries: list[Entry]
     since_ms: int
     """When the first attempt at the head began, ms, Redis' clock."""

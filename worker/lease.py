@@ -9,7 +9,16 @@ from contracts.keys import ConversationKeys, conversation_keys
 class Lease:
     """One claim of one conversation. What the server says counts; this is only what we know."""
 
-    __slots__ = ("conversation_id", "keys", "lost", "news", "on_news", "released", "settling", "value")
+    __slots__ = (
+        "conversation_id",
+        "keys",
+        "lost",
+        "news",
+        "on_news",
+        "released",
+        "settling",
+        "value",
+    )
 
     def __init__(self, tag: str, conversation_id: str, value: str) -> None:
         """Hold the conversation under `value`: `<fencing token> <worker id>`."""
@@ -23,8 +32,8 @@ class Lease:
         self.lost = False
         """The server said that somebody else holds the conversation now, or nobody."""
         self.settling = False
-        """A script is on its way that may give the lease up: its own answer tells what became of it,
-        and a heartbeat that misses the lease meanwhile says nothing."""
+        """A script is on its way that may give the lease up: its own answer tells what became of
+        it, and a heartbeat that misses the lease meanwhile says nothing."""
         self.released = False
         """Given up by a commit; there is nothing left to release."""
 

@@ -15,18 +15,16 @@ class Ledger:
     """One entry for each call of all attempts at a turn: kept, or abandoned."""
 
     def __init__(self, loaded: Loaded) -> None:
-        """Begin with what earlier attempts left: finished steps, and a call that was open."""
+        """Begin with what earlier attempts left."""
         self.kept: list[CallEntry] = []
         """Calls whose answers are part of what is committed."""
         self.abandoned: list[CallEntry] = []
-        """Calls of this attempt (or left open by an earlier one) that led to nothing."""
+        """Calls of this attempt that led to nothing."""
         self._noted: list[CallEntry] = []
         for step in loaded.steps:
             if step[:1] == b"c":
                 entry = _decode_call(step[1:])
                 (self._noted if entry.abandoned else self.kept).append(entry)
-        if loaded.open_call is not None:
-            self.abandoned.append(loaded.open_call)
 
     def keep(self, calls: Iterable[CallEntry]) -> None:
         """These calls made the answer."""
@@ -34,12 +32,7 @@ class Ledger:
 
     def abandon(self, calls: Iterable[CallEntry]) -> None:
         """These calls led to nothing."""
-        known = {call.call_id for call in self.abandoned}
-        self.abandoned.extend(
-            msgspec.structs.replace(call, abandoned=True)
-            for call in calls
-            if call.call_id not in known
-        )
+        self.abandoned.extend(msgspec.structs.replace(call, abandoned=True) for call in calls)
 
     @property
     def entries(self) -> list[CallEntry]:

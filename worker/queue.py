@@ -96,6 +96,9 @@ class LeasedWorker(arq.worker.Worker):
             about: What the worker says about itself (JSON object), shown by `turnline queue`.
             max_jobs: Conversations (and jobs) run at once.
             arq_options: Further options of `arq.worker.Worker`.
+
+        Raises:
+            ValueError: None of the functions runs conversations.
         """
         super().__init__(
             functions,
@@ -109,6 +112,8 @@ class LeasedWorker(arq.worker.Worker):
             log_results=False,
             **arq_options,
         )
+        if FUNCTION not in self.functions:
+            raise ValueError(f"functions: one must be named {FUNCTION}")
         self.worker_id = worker_id
         self.stopped = asyncio.Event()
         self._shard = shard

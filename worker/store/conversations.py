@@ -21,7 +21,6 @@ from worker.store.cache import ContextCache, Held
 
 _SCRIPTS = "worker.store.lua"
 _encode = msgspec.json.Encoder().encode
-_decode_call = msgspec.json.Decoder(CallEntry).decode
 _PATIENCE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)
 """Waits between tries of a script that was not answered; all of them bear repetition."""
 
@@ -75,9 +74,15 @@ class Conversations:
             lease,
             "load",
             (keys.inbox, keys.state, keys.context, keys.steps, keys.in_progress),
-            (lease.value, held.epoch, len(held.messages), self._limits.batch),
+            (
+                lease.value,
+                held.epoch,
+                len(held.messages),
+                self._limits.batch,
+                self._limits.retention_ms,
+            ),
         )
-        _, epoch, start, *numbers, settings, call, messages, steps, entries = reply
+        _, epoch, start, *numbers, settings, messages, steps, entries = reply
         attempt, crashes, since_ms, now_ms = map(int, numbers)
         if start == 0:
             held = Held(text(epoch), messages, sum(map(len, messages)))
@@ -91,7 +96,6 @@ class Conversations:
             settings=decode_settings(settings) if settings else ConversationSettings(),
             messages=held.messages,
             steps=steps,
-            open_call=_decode_call(call) if call else None,
             entries=_read_entries(entries),
             since_ms=since_ms,
             now_ms=now_ms,

@@ -4,19 +4,20 @@ load: begin an attempt and fetch what the worker does not hold already, in one r
 KEYS[1]  inbox        stream
 KEYS[2]  state        hash    head, attempt, crashes, running, call, parked, epoch, settings
 KEYS[3]  context      list
-KEYS[4]  steps        list
+KEYS[4]  steps        list    a model call that an earlier attempt left open is added here
 KEYS[5]  in_progress  string  `<token> <worker id>` of the holder
 
 ARGV[1]  lease    str  as claimed
 ARGV[2]  epoch    str  of the messages the worker holds, '' for none
 ARGV[3]  held     int  messages the worker holds
 ARGV[4]  entries  int  inbox entries to return at most
+ARGV[5]  retention_ms  int  expiry of the steps
 
 Returns
-  {'loaded', epoch, from, attempt, crashes, since, now, settings, call, messages, steps, entries}
+  {'loaded', epoch, from, attempt, crashes, since, now, settings, messages, steps, entries}
       `messages` are those from index `from` on; `attempt` counts from 1 for the entry at the head;
       `crashes` counts earlier attempts at it that ended without a word; `since` is when the first of
-      them began, ms; `call` is the model call that such an attempt left open, '' if none
+      them began, ms
   {'fenced'}  the lease was lost; nothing written
 
 Invariants
@@ -32,20 +33,24 @@ local entries = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[4])
 local epoch = state[1] or ''
 local from = epoch == ARGV[2] and epoch ~= '' and tonumber(ARGV[3]) or 0
 local messages = redis.call('LRANGE', KEYS[3], from, -1)
-local steps = redis.call('LRANGE', KEYS[4], 0, -1)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local attempt, crashes, since = 0, 0, now
 if entries[1] then
   attempt = 1
   if state[3] == entries[1][1] then
-    attempt = tonumber(state[4] or 0) + 1
-    crashes = tonumber(state[5] or 0) + (state[6] and 1 or 0)
+    local again = state[6] == ARGV[1]  -- the reply to this very load was lost
+    attempt = tonumber(state[4] or 0) + (again and 0 or 1)
+    crashes = tonumber(state[5] or 0) + (state[6] and not again and 1 or 0)
     since = tonumber(state[8] or now)
   end
   redis.call('HSET', KEYS[2], 'head', entries[1][1], 'attempt', attempt, 'crashes', crashes,
     'running', ARGV[1], 'since', since)
 end
-redis.call('HDEL', KEYS[2], 'parked')
-return {'loaded', epoch, from, attempt, crashes, since, now, state[2] or '', state[7] or '', messages,
-  steps, entries}
+redis.call('HDEL', KEYS[2], 'parked', 'call')
+if state[7] then
+  redis.call('RPUSH', KEYS[4], 'c' .. state[7])
+  redis.call('PEXPIRE', KEYS[4], ARGV[5])
+end
+return {'loaded', epoch, from, attempt, crashes, since, now, state[2] or '', messages,
+  redis.call('LRANGE', KEYS[4], 0, -1), entries}

@@ -1,0 +1,163 @@
+"""Crash at every boundary: the first attempt dies before or after each effect, the second finishes.
+
+All effects of a turn pass through the store's port, so crash points are its calls, each before and
+after. A dead worker does nothing more, not even in `finally`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from contracts import TurnClient, TurnCompleted, UserMessage
+from contracts.replies import TERMINAL
+from contracts.requests import TextAssembler
+from ops.simulator import Simulator
+from tests.support.driving import Hand
+from tests.support.keys import assert_keys_expire
+from worker.errors import LeaseLost
+
+BOUNDARIES = 8
+"""load, emit (turn started, call open), emit (text), commit: each before and after. A short answer
+may be published by the commit alone, which makes two fewer."""
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class MortalStore:
+    """The store of a worker that dies at the n-th boundary and then does nothing any more."""
+
+    def __init__(self, store: Any, dies_at: int | None) -> None:
+        self._store = store
+        self._dies_at = dies_at
+        self._main = asyncio.current_task()
+        self.boundary = 0
+        self.names: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._store, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self.names.append(name)
+            await self._maybe_die()
+            result = await method(*args, **kwargs)
+            await self._maybe_die()
+            return result
+
+        return call
+
+    async def _maybe_die(self) -> None:
+        if self._dies_at is not None and self.boundary >= self._dies_at:
+            if asyncio.current_task() is self._main:
+                raise Killed
+            raise LeaseLost("the process is gone")  # stops the rest of it as well
+        self.boundary += 1
+
+
+async def run_and_die(hand: Hand, dies_at: int) -> MortalStore:
+    lease = await hand.must_claim()
+    store = MortalStore(hand.store, dies_at)
+    with contextlib.suppress(Killed, asyncio.CancelledError):
+        await hand.driver(store).run(lease)
+    await hand.expire(lease)
+    return store
+
+
+async def finish(hand: Hand) -> None:
+    """Let other workers do what is left."""
+    while (lease := await hand.claim()) is not None:
+        outcome = await hand.driver().run(lease)
+        if not lease.released:
+            await hand.release(lease, outcome)
+
+
+@pytest.mark.parametrize("dies_at", range(BOUNDARIES))
+async def test_one_crash_anywhere_still_commits_the_turn_once(
+    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, dies_at: int
+) -> None:
+    """P1, P3, P6, P7: one reply, one set of tokens, readers see one truth, no call is forgotten."""
+    receipt = await client.submit(UserMessage(conversation_id="c", text="What is a fence?"))
+
+    await run_and_die(hand, dies_at)
+    await finish(hand)
+
+    history = await client.history("c")
+    result = await client.result(receipt, timeout_s=5)
+    assert isinstance(result, TurnCompleted)
+    assert [m.content for m in history.messages] == ["What is a fence?", result.text]
+    shown = TextAssembler()
+    events = [event async for event in client.events(receipt)]
+    for event in events:
+        shown.take(event)
+    assert shown.text == result.text
+    assert sum(isinstance(event, TERMINAL) for event in events) == 1
+    totals = await client.usage("c")
+    assert totals.turns == 1
+    assert totals.usage == result.usage
+    served = [entry for entry in sim.ledger.entries() if entry.path.endswith("completions")]
+    assert totals.calls - len(served) in {0, 1}  # noted, but died before it was sent
+    assert totals.usage.total_tokens == served[-1].usage.total_tokens
+    assert await redis.exists("turnline:{s0}:queue") == 0
+    await assert_keys_expire(redis, permanent=["turnline:{s0}:token"])
+
+
+async def test_the_number_of_boundaries_is_known(hand: Hand, client: TurnClient) -> None:
+    """A new effect of a plain turn must be added to the drill."""
+    await client.submit(UserMessage(conversation_id="c", text="Hello"))
+    store = MortalStore(hand.store, None)
+
+    await hand.run_one(store)
+
+    assert (*store.names[:2], store.names[-1]) == ("load", "emit", "commit")
+    assert store.boundary <= BOUNDARIES
+
+
+@pytest.mark.parametrize("dies_at", range(BOUNDARIES))
+async def test_crash_of_a_turn_with_another_one_waiting(
+    hand: Hand, client: TurnClient, dies_at: int
+) -> None:
+    """P2: what waits behind a crashed turn comes after it, once."""
+    receipts = [
+        await client.submit(UserMessage(conversation_id="c", text=text)) for text in ("one", "two")
+    ]
+
+    await run_and_die(hand, dies_at)
+    await finish(hand)
+
+    results = [await client.result(receipt, timeout_s=5) for receipt in receipts]
+    history = await client.history("c")
+    assert [m.content for m in history.messages] == [
+        *("one", results[0].text),
+        *("two", results[1].text),
+    ]
+
+
+async def test_three_crashes_make_a_dead_letter_and_the_conversation_goes_on(
+    redis: Redis, hand: Hand, client: TurnClient
+) -> None:
+    """A turn that takes its worker down three times is set aside with its bytes."""
+    poison = await client.submit(UserMessage(conversation_id="c", text="poison"))
+    fine = await client.submit(UserMessage(conversation_id="c", text="fine"))
+
+    for _ in range(3):
+        await run_and_die(hand, dies_at=3)
+    await finish(hand)
+
+    failed = await client.result(poison, timeout_s=5)
+    assert failed.code == "crashed"
+    assert isinstance(await client.result(fine, timeout_s=5), TurnCompleted)
+    ((_, letter),) = await redis.xrange("turnline:{s0}:dead")
+    assert (letter[b"c"], letter[b"t"], letter[b"code"]) == (
+        b"c",
+        poison.turn_id.encode(),
+        b"crashed",
+    )
+    assert b'"text":"poison"' in letter[b"m"]
+    history = await client.history("c")
+    assert history.messages[0].content == "fine"
+    assert (await client.usage("c")).unknown_calls == 3

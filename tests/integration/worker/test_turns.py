@@ -1,0 +1,529 @@
+"""What becomes of messages: order, merging, settings, interrupts, dead letters, forgetting."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from contracts import (
+    Configure,
+    ContextAppend,
+    ContextReplace,
+    Transcription,
+    TurnAbsorbed,
+    TurnClient,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    UserMessage,
+    UserStartedSpeaking,
+    UserStoppedSpeaking,
+)
+from contracts.conversation import (
+    AssistantEntry,
+    ImagePart,
+    ImageUrl,
+    SettingsChange,
+    TextPart,
+    UserEntry,
+)
+from contracts.keys import conversation_keys
+from ops.simulator import Simulator
+from tests.support.driving import Hand
+from tests.support.keys import assert_keys_expire
+from tests.support.wait import wait_until
+from worker.effects import Effects
+from worker.errors import LeaseLost
+from worker.outcome import Parked
+
+KEYS = conversation_keys("{s0}", "c")
+
+
+def user(text: str, **more: Any) -> UserMessage:
+    return UserMessage(conversation_id="c", text=text, **more)
+
+
+def bodies(sim: Simulator) -> list[dict[str, Any]]:
+    return [
+        msgspec.json.decode(entry.body)
+        for entry in sim.ledger.entries()
+        if entry.path.endswith("completions")
+    ]
+
+
+async def contents(client: TurnClient) -> list[Any]:
+    return [message.content for message in (await client.history("c")).messages]
+
+
+async def test_five_messages_at_once_make_ten_messages_in_order(
+    hand: Hand, client: TurnClient
+) -> None:
+    """P2: turns of a conversation take effect in the order they were accepted."""
+    receipts = [await client.submit(user(f"message {n}")) for n in range(5)]
+
+    await hand.run_one()
+
+    results = [await client.result(receipt, timeout_s=5) for receipt in receipts]
+    expected = [text for n, r in enumerate(results) for text in (f"message {n}", r.text)]
+    assert await contents(client) == expected
+    assert [receipt.position for receipt in receipts] == [0, 1, 2, 3, 4]
+
+
+async def test_requests_of_later_turns_begin_with_the_bytes_of_earlier_ones(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """The prompt cache hits: prefixes are byte-stable from turn to turn and worker to worker."""
+    for n in range(3):
+        await client.submit(user(f"wie geht's, Nº {n}?"))
+        await hand.run_one()
+
+    first, second, third = (
+        bytes(entry.body).split(b'"messages":[')[1].split(b'],"')[0]
+        for entry in sim.ledger.entries()
+        if entry.path.endswith("completions")
+    )
+    assert second.startswith(first)
+    assert third.startswith(second)
+    headers = [entry.headers.get("x-grok-conv-id") for entry in sim.ledger.entries()]
+    assert set(headers) == {"c"}
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+async def test_another_worker_goes_on_where_the_first_stopped(
+    redis_url: str, sim: Simulator, client: TurnClient, cache_bytes: int
+) -> None:
+    """With and without a cache, and with a stale one, the context is what was committed."""
+    from tests.support.driving import hand as open_hand  # noqa: PLC0415
+
+    async with (
+        open_hand(redis_url, sim, cache_bytes=cache_bytes) as one,
+        open_hand(redis_url, sim, cache_bytes=cache_bytes) as other,
+    ):
+        for worker in (one, other, other, one):
+            await client.submit(user("Hello"))
+            await worker.run_one()
+
+    assert [len(body["messages"]) for body in bodies(sim)] == [1, 3, 5, 7]
+    assert len(await contents(client)) == 8
+
+
+async def test_settings_take_effect_in_order(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """`configure` changes what comes after it, not what came before."""
+    await client.submit(user("before"))
+    configured = await client.submit(
+        Configure(
+            conversation_id="c",
+            settings=SettingsChange(system_prompt="Be brief.", temperature=0.5, max_tokens=3),
+        )
+    )
+    await client.submit(user("after"))
+
+    await hand.run_one()
+
+    before, after = bodies(sim)
+    assert before["messages"][0]["role"] == "user"
+    assert after["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (after["temperature"], after["max_tokens"]) == (0.5, 3)
+    assert isinstance(await client.result(configured, timeout_s=5), TurnCompleted)
+    assert (await client.history("c")).system_prompt == "Be brief."
+
+
+async def test_context_can_be_appended_replaced_and_only_noted(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """What changes the context without an answer runs no model."""
+    await client.submit(user("noted", run=False))
+    await client.submit(
+        ContextAppend(conversation_id="c", messages=(AssistantEntry(content="aha"),))
+    )
+    await hand.run_one()
+    assert await contents(client) == ["noted", "aha"]
+    assert bodies(sim) == []
+
+    replaced = (UserEntry(content="a new start"), AssistantEntry(content="fine"))
+    await client.submit(ContextReplace(conversation_id="c", messages=replaced))
+    await client.submit(user("go on"))
+    await hand.run_one()
+
+    assert (await contents(client))[:3] == ["a new start", "fine", "go on"]
+    assert [m["content"] for m in bodies(sim)[0]["messages"]] == ["a new start", "fine", "go on"]
+    await client.submit(user("and on"))
+    await hand.run_one()
+    assert len(await contents(client)) == 6
+
+
+async def test_images_travel_as_parts(hand: Hand, client: TurnClient, sim: Simulator) -> None:
+    """A message of parts reaches the model as it was sent."""
+    parts = (
+        TextPart(text="What is this?"),
+        ImagePart(image_url=ImageUrl(url="data:image/png;base64,iVBORw0KGgo=")),
+    )
+    await client.submit(UserMessage(conversation_id="c", parts=parts))
+
+    await hand.run_one()
+
+    (message,) = bodies(sim)[0]["messages"]
+    assert [part["type"] for part in message["content"]] == ["text", "image_url"]
+    assert (await contents(client))[0] == parts
+
+
+async def test_fragments_are_merged_into_one_turn(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """`final=False`: messages in quick succession make one; the last of them is answered."""
+    one = await client.submit(user("I would like", final=False))
+    two = await client.submit(user("to book", final=False))
+    three = await client.submit(user("a table"))
+
+    await hand.run_one()
+
+    assert bodies(sim)[0]["messages"] == [
+        {"role": "user", "content": "I would like to book a table"}
+    ]
+    ends = [await client.result(receipt, timeout_s=5) for receipt in (one, two, three)]
+    assert [type(end) for end in ends] == [TurnAbsorbed, TurnAbsorbed, TurnCompleted]
+    assert {end.into for end in ends[:2]} == {three.turn_id}
+
+
+async def test_a_fragment_alone_is_answered_after_the_aggregation_timeout(
+    hand: Hand, client: TurnClient
+) -> None:
+    """Nothing pending is lost: silence ends the message."""
+    receipt = await client.submit(user("hello", final=False))
+
+    await hand.run_one()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    assert (await contents(client))[0] == "hello"
+
+
+async def test_speech_becomes_a_turn(hand: Hand, client: TurnClient) -> None:
+    """Transcriptions between start and stop make one message, answered under the last of them."""
+    receipts = [
+        await client.submit(message)
+        for message in (
+            UserStartedSpeaking(conversation_id="c"),
+            Transcription(conversation_id="c", text="what", final=False),
+            Transcription(conversation_id="c", text="what is"),
+            Transcription(conversation_id="c", text="the time?"),
+            UserStoppedSpeaking(conversation_id="c"),
+        )
+    ]
+
+    await hand.run_one()
+
+    ends = [await client.result(receipt, timeout_s=5) for receipt in receipts]
+    assert [type(end).__name__ for end in ends] == [
+        *("TurnAbsorbed", "TurnAbsorbed", "TurnAbsorbed"),
+        *("TurnCompleted", "TurnAbsorbed"),
+    ]
+    assert (await contents(client))[0] == "what is the time?"
+
+
+async def test_a_speaker_who_pauses_long_holds_no_slot(
+    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """The fragments wait in the inbox; the next word brings the conversation back at once."""
+    from tests.support.driving import hand as open_hand  # noqa: PLC0415
+
+    async with open_hand(redis_url, sim, speech_timeout_s=0.05) as worker:
+        await client.submit(UserStartedSpeaking(conversation_id="c"))
+        await client.submit(Transcription(conversation_id="c", text="well"))
+        lease = await worker.must_claim()
+        outcome = await worker.driver().run(lease)
+        assert isinstance(outcome, Parked)
+        assert outcome.why == "input"
+        await worker.release(lease, outcome)
+        assert await worker.claim() is None
+        assert await redis.xlen(KEYS.inbox) == 2
+
+        await client.submit(UserStoppedSpeaking(conversation_id="c"))
+        await worker.run_one()
+
+    assert (await contents(client))[0] == "well"
+
+
+async def test_interrupt_keeps_the_partial_reply(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """The partial text is committed and flagged, tokens are counted, the next turn just works."""
+    sim.inject("stall;at=tokens:5")
+    receipt = await client.submit(user("Tell me a long story"))
+    lease = await hand.must_claim()
+    running = asyncio.create_task(hand.driver().run(lease))
+    shown = ""
+    async for text in client.text(receipt):
+        shown = text
+        if shown:
+            break
+    await client.interrupt("c")
+    lease.tell()
+    await running
+
+    end = await client.result(receipt, timeout_s=5)
+    assert isinstance(end, TurnInterrupted)
+    assert end.text
+    assert end.text.startswith(shown.strip())
+    history = await client.history("c")
+    assert history.messages[1].content == end.text
+    assert history.interrupted == (1,)
+    assert end.usage_state == "estimated"
+    assert end.usage.completion_tokens == 5
+    (entry,) = [e for e in sim.ledger.entries() if e.path.endswith("completions")]
+    await wait_until(lambda: entry.outcome == "cut", "the model's connection is closed")
+
+    await client.submit(user("Go on"))
+    lease = await hand.claim()
+    if lease is not None:
+        await hand.driver().run(lease)
+    assert len(await contents(client)) == 4
+
+
+async def test_interrupt_cuts_the_reply_to_what_was_heard(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """`heard` decides how much of the reply the context keeps."""
+    sim.inject("text;value=one%20two%20three%20four|stall;at=tokens:4")
+    receipt = await client.submit(user("Count"))
+    lease = await hand.must_claim()
+    running = asyncio.create_task(hand.driver().run(lease))
+    async for text in client.text(receipt):
+        if "four" in text:
+            break
+    await client.interrupt("c", heard="one two")
+    lease.tell()
+    await running
+
+    assert (await client.result(receipt, timeout_s=5)).text == "one two"
+    assert await contents(client) == ["Count", "one two"]
+
+
+async def test_interrupt_before_the_turn_runs_keeps_the_user_message(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """A waiting turn can be stopped: nothing is asked of the model, nothing of the user is lost."""
+    receipt = await client.submit(user("never mind"))
+    await client.interrupt("c")
+
+    await hand.run_one()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
+    assert await contents(client) == ["never mind"]
+    assert bodies(sim) == []
+
+
+async def test_when_busy_interrupt_answers_the_newer_message(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """The running turn is stopped and kept; both user messages are in the context."""
+    sim.inject("stall;at=tokens:3")
+    first = await client.submit(user("first"))
+    lease = await hand.must_claim()
+    running = asyncio.create_task(hand.driver().run(lease))
+    async for _ in client.text(first):
+        break
+    second = await client.submit(user("second", when_busy="interrupt"))
+    lease.tell()
+    await running
+
+    assert isinstance(await client.result(first, timeout_s=5), TurnInterrupted)
+    assert isinstance(await client.result(second, timeout_s=5), TurnCompleted)
+    assert [m["role"] for m in bodies(sim)[1]["messages"]] == ["user", "assistant", "user"]
+
+
+async def test_when_busy_rollback_joins_both_messages(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """The running turn leaves no trace but its spend; its words join the newer message."""
+    sim.inject("stall;at=tokens:3")
+    first = await client.submit(user("book a table"))
+    lease = await hand.must_claim()
+    running = asyncio.create_task(hand.driver().run(lease))
+    async for _ in client.text(first):
+        break
+    second = await client.submit(user("for two", when_busy="rollback"))
+    lease.tell()
+    await running
+
+    end = await client.result(first, timeout_s=5)
+    assert isinstance(end, TurnAbsorbed)
+    assert end.into == second.turn_id
+    reply = await client.result(second, timeout_s=5)
+    assert await contents(client) == ["book a table for two", reply.text]
+    totals = await client.usage("c")
+    assert totals.abandoned.completion_tokens == 3
+    assert totals.usage == reply.usage
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not json",
+        b'{"type":"unknown","conversation_id":"c"}',
+        b'{"type":"user_message","conversation_id":"c","text":5}',
+        b'{"type":"user_message","conversation_id":"other","text":"x"}',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+async def test_broken_bytes_in_an_inbox_are_a_dead_letter_and_the_next_turn_runs(
+    redis: Redis, hand: Hand, client: TurnClient, data: bytes
+) -> None:
+    """P9: whoever wrote them; the bytes are kept and the conversation goes on."""
+    await redis.xadd(KEYS.inbox, {"m": data})
+    receipt = await client.submit(user("fine"))
+
+    await hand.run_one()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    ((_, letter),) = await redis.xrange("turnline:{s0}:dead")
+    assert letter[b"code"] == b"invalid_message"
+    if data:
+        assert letter[b"m"] == data
+    events = await redis.xrange(KEYS.events)
+    assert b'"type":"turn_failed"' in events[0][1][b"e"]
+    assert await contents(client) != []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code"),
+    [("bad-key", "auth"), ("stop", "bad_request"), ("safety", "safety"), ("credits", "credits")],
+)
+async def test_a_refused_turn_fails_by_name_and_leaves_the_context_alone(
+    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, scenario: str, code: str
+) -> None:
+    """Terminal failures: turn_failed, a dead letter, and the conversation goes on."""
+    sim.inject(scenario)
+    failing = await client.submit(user("one"))
+    fine = await client.submit(user("two"))
+
+    await hand.run_one()
+
+    failed = await client.result(failing, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == code
+    reply = await client.result(fine, timeout_s=5)
+    assert await contents(client) == ["two", reply.text]
+    assert await redis.xlen("turnline:{s0}:dead") == 1
+
+
+async def test_a_retryable_failure_waits_without_a_slot_and_is_tried_again(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """The attempt's spend is kept apart; readers see a new attempt and the right text."""
+    sim.inject("rst;at=tokens:3")
+    receipt = await client.submit(user("Hello"))
+    lease = await hand.must_claim()
+    outcome = await hand.driver().run(lease)
+    assert isinstance(outcome, Parked)
+    assert outcome.why == "backoff"
+    await hand.release(lease, outcome)
+    await client.submit(user("next"))
+    await hand.make_due("c")
+
+    await hand.run_one()
+
+    result = await client.result(receipt, timeout_s=5)
+    assert result.attempt == 2
+    totals = await client.usage("c")
+    assert (totals.calls, totals.estimated_calls) == (3, 1)
+    assert totals.abandoned.completion_tokens == 3
+    assert len(await contents(client)) == 4
+
+
+async def test_a_zombie_cannot_write(
+    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """P4: a worker that lost its lease has every later write refused by the server."""
+    sim.inject("stall;at=tokens:3")
+    receipt = await client.submit(user("Hello"))
+    stale = await hand.must_claim()
+    zombie = asyncio.create_task(hand.driver().run(stale))
+    async for _ in client.text(receipt):
+        break
+    await hand.expire(stale)
+    await hand.run_one()
+    before = {key: await redis.dump(key) for key in await redis.keys("*")}
+
+    effects = Effects(turn_id="another", messages=[b"{}"], turns=1, events=[])
+    for write in (
+        hand.store.load(stale),
+        hand.store.emit(stale, [b"{}"]),
+        hand.store.checkpoint(stale, 0, [b"m{}"]),
+        hand.store.commit(stale, effects, go_on=True),
+    ):
+        with pytest.raises(LeaseLost):
+            await write
+    await hand.release(stale, Parked(1_000, "backoff"))
+
+    assert {key: await redis.dump(key) for key in await redis.keys("*")} == before
+    assert len(await contents(client)) == 2
+    zombie.cancel()
+    await asyncio.gather(zombie, return_exceptions=True)
+    assert {key: await redis.dump(key) for key in await redis.keys("*")} == before
+
+
+async def test_forget_removes_every_trace_while_a_turn_runs(
+    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """Also the running turn's: its later writes are refused."""
+    await client.submit(user("secret", reply_to="inbox"))
+    await hand.run_one()
+    sim.inject("stall;at=tokens:3")
+    receipt = await client.submit(user("more secrets"))
+    lease = await hand.must_claim()
+    running = asyncio.create_task(hand.driver().run(lease))
+    async for _ in client.text(receipt):
+        break
+
+    assert await client.forget("c")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    left = {key: await redis.dump(key) for key in await redis.keys("*")}
+    assert not [key for key in left if b":c:" in key or b"arq" in key]
+    assert await redis.xlen("turnline:{s0}:replies:inbox") == 0
+    assert not [value for value in left.values() if b"secret" in value]
+    assert await client.forget("c") is False
+
+
+async def test_replies_fan_in_and_nothing_is_kept_for_ever(
+    redis: Redis, hand: Hand, client: TurnClient
+) -> None:
+    """`reply_to` gets the terminal events; every key expires or is known to be permanent."""
+    receipt = await client.submit(user("Hello", reply_to="shop", metadata={"order": "7"}))
+    await client.submit(user("", parts=(TextPart(text="x"),), reply_to="shop"))
+    await hand.run_one()
+
+    replies = client.replies("shop", "billing", "one")
+    first = await anext(replies)
+    second = await anext(replies)
+    await replies.aclose()
+
+    assert first.turn_id == receipt.turn_id
+    assert first.metadata == {"order": "7"}
+    assert isinstance(second, TurnCompleted)
+    await assert_keys_expire(redis, permanent=["turnline:{s0}:token"])
+
+
+async def test_a_long_inbox_yields_its_slot_after_the_quota(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """A busy conversation cannot hold a slot for ever; it goes to the back of the queue."""
+    from tests.support.driving import hand as open_hand  # noqa: PLC0415
+
+    async with open_hand(redis_url, sim, turn_quota=2) as worker:
+        receipts = [await client.submit(user(f"{n}")) for n in range(5)]
+        runs = 0
+        while (lease := await worker.claim()) is not None:
+            await worker.driver().run(lease)
+            runs += 1
+
+    assert runs == 3
+    assert [(await client.result(r, timeout_s=5)).text[:11] for r in receipts] == [
+        f"You said “{n}"[:11] for n in range(5)
+    ]
