@@ -82,7 +82,11 @@ class TurnClient:
         Source: contracts/scripts/submit.lua
         """
         submission = self._make.submission(message)
-        return submission.receipt(await run(self._redis, submission.call))
+        try:
+            reply = await run(self._redis, submission.call)
+        except ResponseError as error:
+            raise rq.refused_by_server(error) from error
+        return submission.receipt(reply)
 
     async def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
         """Put many messages in with one round trip; outcomes in the order given.
@@ -308,7 +312,11 @@ class SyncTurnClient:
     def submit(self, message: Inbound | bytes) -> Receipt:
         """See `TurnClient.submit`."""
         submission = self._make.submission(message)
-        return submission.receipt(run_sync(self._redis, submission.call))
+        try:
+            reply = run_sync(self._redis, submission.call)
+        except ResponseError as error:
+            raise rq.refused_by_server(error) from error
+        return submission.receipt(reply)
 
     def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
         """See `TurnClient.submit_many`."""

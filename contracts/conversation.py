@@ -5,14 +5,21 @@ from typing import Annotated, Any, Literal, NewType
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from contracts.errors import InvalidMessage
+
 TEXT_MAX_BYTES = 256 * 1024
 """Longest text of one message, UTF-8 bytes."""
 MESSAGE_MAX_BYTES = 1024 * 1024
 """Largest encoded message, bytes."""
 ID_MAX_CHARS = 200
-ID_PATTERN = r"^[^\s{}\x00-\x1f\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]+$(?!\n)"
+ID_PATTERN = (
+    r"^[^\s{}\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"
+    r"\ufff9-\uffff]+$(?!\n)"
+)
 ID_EXPECTED = f"1 to {ID_MAX_CHARS} printable characters without spaces or braces"
 METADATA_MAX_PAIRS = 16
+URL_PATTERN = r"^(https?://|data:image/)"
+FUNCTION_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$(?!\n)"
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_CHARS, pattern=ID_PATTERN)]
 ConversationId = NewType("ConversationId", str)
@@ -26,16 +33,17 @@ def check_text_bytes(text: str, field: str) -> None:
     """Refuse a text of more than 256 KiB of UTF-8.
 
     Raises:
-        ValueError: The text is too long; the message names `field`, not the text.
+        InvalidMessage: The text is too long; the error names `field`, not the text.
     """
-    if len(text) * 4 > TEXT_MAX_BYTES and len(text.encode()) > TEXT_MAX_BYTES:
-        raise ValueError(f"{field}: text of at most {TEXT_MAX_BYTES} bytes")
+    long = len(text) * 4 > TEXT_MAX_BYTES
+    if long and len(text.encode(errors="surrogatepass")) > TEXT_MAX_BYTES:
+        raise InvalidMessage(field, f"text of at most {TEXT_MAX_BYTES} bytes")
 
 
 class ImageUrl(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where an image is: an https URL or a `data:image/...;base64,` URL."""
 
-    url: Annotated[str, Meta(min_length=1, pattern=r"^(https?://|data:image/)")]
+    url: Annotated[str, Meta(min_length=1, pattern=URL_PATTERN)]
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -100,7 +108,7 @@ class AssistantEntry(ContextMessage, frozen=True, kw_only=True, tag="assistant")
 
     def __post_init__(self) -> None:
         if self.content is None and not self.tool_calls:
-            raise ValueError("content: text, parts or tool_calls")
+            raise InvalidMessage("content", "text, parts or tool_calls")
 
 
 class ToolEntry(ContextMessage, frozen=True, kw_only=True, tag="tool"):
@@ -117,7 +125,7 @@ decode_context_entry = msgspec.json.Decoder(ContextEntry).decode
 class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A function the model may call; `parameters` is a JSON Schema whose root is an object."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=FUNCTION_NAME_PATTERN)]
     description: str = ""
     parameters: dict[str, Any] = {}
 

@@ -5,7 +5,8 @@ TurnlineError
 ├── Refused(retry_after_s)            nothing was accepted; the same message may be sent again later
 │   ├── ConversationBusy              `when_busy="reject"` and a turn is running or waiting
 │   ├── InboxFull                     too many turns wait in this conversation
-│   └── QueueFull                     too many conversations wait in this shard
+│   ├── QueueFull                     too many conversations wait in this shard
+│   └── StoreFull                     Redis has no memory left and evicts nothing
 ├── TurnIdReused                      the id belongs to an earlier turn with another content
 ├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
 ├── ResultTimeout                     the turn goes on; ask again with the same receipt
@@ -17,7 +18,7 @@ class TurnlineError(Exception):
     """Base of all errors that Turnline raises to producers and readers."""
 
 
-class InvalidMessage(TurnlineError):
+class InvalidMessage(TurnlineError, ValueError):
     """A message breaks the contract. Names the field and what it takes, never its content."""
 
     def __init__(self, field: str, expected: str) -> None:
@@ -46,6 +47,10 @@ class InboxFull(Refused):
 
 class QueueFull(Refused):
     """As many conversations as allowed already wait in this shard."""
+
+
+class StoreFull(Refused):
+    """Redis has no memory left and, as it should, evicts nothing."""
 
 
 class TurnIdReused(TurnlineError):

@@ -6,20 +6,24 @@ tag is never renamed or reused; unknown fields are ignored (docs/adr/0001-json-o
 
 import re
 import uuid
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from contracts.conversation import (
+    FUNCTION_NAME_PATTERN,
     ID_EXPECTED,
     ID_PATTERN,
     MESSAGE_MAX_BYTES,
     METADATA_MAX_PAIRS,
     TEXT_MAX_BYTES,
+    URL_PATTERN,
     ContentPart,
     ContextEntry,
     Id,
+    ReasoningEffort,
     SettingsChange,
     Text,
     check_text_bytes,
@@ -72,7 +76,7 @@ class UserMessage(Message, frozen=True, kw_only=True, tag="user_message"):
 
     def __post_init__(self) -> None:
         if bool(self.text) == bool(self.parts):
-            raise ValueError("text: exactly one of text and parts")
+            raise InvalidMessage("text", "exactly one of text and parts")
         check_text_bytes(self.text, "text")
 
 
@@ -154,8 +158,25 @@ TYPES = (
 _decoder: msgspec.json.Decoder[Inbound] = msgspec.json.Decoder(Inbound)
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
-_AT = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+_AT = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _ECHO = re.compile(r"^Invalid (?:enum )?value ")
+_OWN = re.compile(r"^([a-z_]+): (.*)$")
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_IDS = frozenset({"conversation_id", "turn_id", "reply_to", "settings.model"})
+_PATTERNS = (
+    (ID_PATTERN, ID_EXPECTED),
+    (URL_PATTERN, "an http(s) URL or a data:image/ URL"),
+    (FUNCTION_NAME_PATTERN, "letters, digits, `_`, `.` and `-`"),
+)
+_CHOICES = (
+    ("when_busy", WhenBusy),
+    ("role", Literal["system", "user", "assistant", "tool"]),
+    ("detail", Literal["auto", "low", "high"]),
+    ("reasoning_effort", ReasoningEffort),
+    ("tools[].type", Literal["function"]),
+    ("tool_calls[].type", Literal["function"]),
+    ("type", Literal["text", "image_url"]),
+)
 
 
 def decode(data: bytes | str) -> Inbound:
@@ -165,16 +186,39 @@ def decode(data: bytes | str) -> Inbound:
         InvalidMessage: Not JSON, too large, unknown type, or a field is wrong. The error names the
             field and what it takes, and repeats nothing of the content.
     """
-    if len(data) > MESSAGE_MAX_BYTES:
-        raise InvalidMessage("message", f"at most {MESSAGE_MAX_BYTES} bytes, got {len(data)}")
     try:
-        return _decoder.decode(data)
+        data = data.encode() if isinstance(data, str) else data
+        check_message_bytes(data)
+        message = _decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _named(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeError):
         raise InvalidMessage("message", "one JSON object in UTF-8") from None
     except RecursionError:
         raise InvalidMessage("message", "JSON nested less deeply") from None
+    for path, content in _long_texts(message):
+        check_text_bytes(content, path)
+    return message
+
+
+def check_message_bytes(data: bytes) -> None:
+    """Refuse an encoded message of more than 1 MiB.
+
+    Raises:
+        InvalidMessage: It is too large.
+    """
+    if len(data) > MESSAGE_MAX_BYTES:
+        raise InvalidMessage("message", f"at most {MESSAGE_MAX_BYTES} bytes, got {len(data)}")
+
+
+def _long_texts(message: Inbound) -> Iterator[tuple[str, str]]:
+    """Yield the texts that no struct of their own checks, each with its path."""
+    if isinstance(message, ContextAppend | ContextReplace):
+        for n, entry in enumerate(message.messages):
+            if isinstance(entry.content, str):
+                yield f"messages[{n}].content", entry.content
+    elif isinstance(message, Configure) and isinstance(message.settings.system_prompt, str):
+        yield "settings.system_prompt", message.settings.system_prompt
 
 
 def _named(text: str) -> InvalidMessage:
@@ -182,28 +226,30 @@ def _named(text: str) -> InvalidMessage:
     at = _AT.search(text)
     path = (at["path"] if at else "") or "message"
     expected = text[: at.start()] if at else text
-    if ID_PATTERN in expected or (path.endswith("_id") and "length" in expected):
-        expected = ID_EXPECTED
-    elif path == "type" or "missing required field `type`" in expected:
-        path, expected = "type", f"one of {TYPES}"
-    elif _ECHO.match(expected):
+    if path == "type" or "missing required field `type`" in text and path == "message":
+        return InvalidMessage("type", f"one of {TYPES}")
+    if _ECHO.match(expected):
         expected = _choices(path)
-    elif "length <= 262144" in expected:
+    elif path in _IDS and " of length " in expected:
+        expected = ID_EXPECTED
+    elif f"<= {TEXT_MAX_BYTES}" in expected:
         expected = f"text of at most {TEXT_MAX_BYTES} bytes"
-    elif (own := re.match(r"^([a-z_]+): (.*)$", expected)) is not None:
+    elif " matching regex " in expected:
+        expected = next(words for regex, words in _PATTERNS if repr(regex) in expected)
+    elif (own := _OWN.match(expected)) is not None:
         path, expected = own[1] if path == "message" else f"{path}.{own[1]}", own[2]
-    elif (missing := re.search(r"missing required field `(\w+)`", expected)) is not None:
+    elif (missing := _MISSING.search(expected)) is not None:
         path = missing[1] if path == "message" else f"{path}.{missing[1]}"
         expected = "this field is required"
+    if at and at["key"]:
+        expected = f"keys: {expected}"
     return InvalidMessage(path, expected)
 
 
 def _choices(path: str) -> str:
-    if path.endswith("when_busy"):
-        return "one of enqueue, interrupt, rollback, reject"
-    if path.endswith("role"):
-        return "one of system, user, assistant, tool"
-    return "one of the values of the contract (contracts/schema/inbound.json)"
+    plain = re.sub(r"\[\d+\]", "[]", path)
+    values = next(get_args(values) for ending, values in _CHOICES if plain.endswith(ending))
+    return f"one of {', '.join(values)}" if len(values) > 1 else str(values[0])
 
 
 def validated(message: Inbound) -> bytes:
@@ -216,7 +262,7 @@ def validated(message: Inbound) -> bytes:
     """
     try:
         data = _encoder.encode(message)
-    except (TypeError, ValueError, msgspec.EncodeError):
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.EncodeError):
         raise InvalidMessage("message", "values that JSON can express") from None
     decode(data)
     return data

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from redis.exceptions import OutOfMemoryError
 
 from contracts.connection import Command
 from contracts.conversation import (
@@ -20,6 +21,8 @@ from contracts.errors import (
     InboxFull,
     InvalidMessage,
     QueueFull,
+    Refused,
+    StoreFull,
     TurnIdReused,
     TurnUnknown,
 )
@@ -133,10 +136,10 @@ class Submission(NamedTuple):
     def outcome(self, reply: Any) -> Receipt | Exception:
         """As `receipt`, but returning the error: for batches."""
         if isinstance(reply, Exception):
-            return reply
+            return refused_by_server(reply)
         try:
             return self.receipt(reply)
-        except Exception as error:  # noqa: BLE001  each message of a batch has its own outcome
+        except (Refused, TurnIdReused) as error:
             return error
 
 
@@ -362,6 +365,13 @@ class TextAssembler:
         elif isinstance(event, TERMINAL):
             self.text = getattr(event, "text", "")
         return self.text != before
+
+
+def refused_by_server(error: Exception) -> Exception:
+    """Return the error a producer is told where Redis refused a submission."""
+    if isinstance(error, OutOfMemoryError):
+        return StoreFull("Redis has no memory left for new turns", retry_after_s=10)
+    return error
 
 
 def configure_message(conversation_id: str, settings: dict[str, Any]) -> Configure:

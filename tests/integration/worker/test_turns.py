@@ -11,6 +11,7 @@ from contracts import (
     Configure,
     ContextAppend,
     ContextReplace,
+    StoreFull,
     Transcription,
     TurnAbsorbed,
     TurnClient,
@@ -30,6 +31,7 @@ from contracts.conversation import (
     UserEntry,
 )
 from contracts.keys import conversation_keys
+from ops.embedded import EmbeddedRedis
 from ops.simulator import Simulator
 from tests.support.driving import Hand
 from tests.support.keys import assert_keys_expire
@@ -527,3 +529,44 @@ async def test_a_long_inbox_yields_its_slot_after_the_quota(
     assert [(await client.result(r, timeout_s=5)).text[:11] for r in receipts] == [
         f"You said “{n}"[:11] for n in range(5)
     ]
+
+
+async def test_a_full_server_refuses_whole_commits_and_nothing_is_lost(
+    sim: Simulator,
+) -> None:
+    """`noeviction`: what cannot be written is not half written; with memory again, it goes on."""
+    from tests.support.driving import hand as open_hand  # noqa: PLC0415
+
+    with EmbeddedRedis() as server:
+        async with (
+            open_hand(server.url, sim) as worker,
+            TurnClient.connect(server.url) as client,
+            Redis.from_url(server.url) as redis,
+        ):
+            sim.inject("stall;at=before-finish")
+            receipt = await client.submit(user("Hello"))
+            lease = await worker.must_claim()
+            running = asyncio.create_task(worker.driver().run(lease))
+            async for _ in client.text(receipt):
+                break
+            await redis.config_set("maxmemory", 1)
+            with pytest.raises(StoreFull):
+                await client.submit(user("more"))
+            effects = Effects(
+                turn_id="x", entries=[(await redis.xrange(KEYS.inbox))[0][0].decode()]
+            )
+            commit = asyncio.create_task(worker.store.commit(lease, effects, go_on=True))
+            await wait_until(lambda: _refused(redis), "the commit is refused")
+            assert await redis.xlen(KEYS.inbox) == 1
+            commit.cancel()
+            await redis.config_set("maxmemory", 0)
+            running.cancel()
+            await asyncio.gather(commit, running, return_exceptions=True)
+            await worker.expire(lease)
+            await worker.run_one()
+            assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+
+
+async def _refused(redis: Redis) -> bool:
+    stats = await redis.info("errorstats")
+    return int(stats.get("errorstat_OOM", {"count": 0})["count"]) >= 2

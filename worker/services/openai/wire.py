@@ -68,6 +68,7 @@ class ChatStream:
         self._chunks: AsyncIterator[bytes] | None = None
         self._at_end = False
         self._waiting = False
+        self._progressed = False
         self._limit: StopReason = "first_token"
         self._deadline = 0.0
         self._last = 0.0
@@ -119,6 +120,9 @@ class ChatStream:
         chunks = self._chunks
         if self.stopped is not None or self._at_end or chunks is None:
             return None
+        if self._progressed:  # counted from here: handling what came is not the provider's time
+            self._progressed = False
+            self._expect("idle", self._limits.idle_s)
         try:
             self._waiting = True
             data = await anext(chunks, None)
@@ -135,12 +139,12 @@ class ChatStream:
             self._at_end = True
             return self._events.close()
         events = self._events.feed(data)
-        if events and self._limit in {"first_token", "idle"}:
-            self._expect("idle", self._limits.idle_s)
+        self._progressed = bool(events) and self._limit != "enough"
         return events
 
     def enough(self, *, within_s: float) -> None:
         """Read on for at most `within_s`: what matters has come."""
+        self._progressed = False
         self._expect("enough", within_s)
         if self._handle is not None:
             self._handle.cancel()

@@ -41,6 +41,7 @@ Invariants
   I2  every read that decides precedes every write: a refusal writes nothing
   I3  context, totals, ledger, records and events change together, once per turn
   I4  a conversation with a message in its inbox stays on the queue
+  I5  the first write is one that a full server refuses: nothing is removed and then not replaced
 ]]
 local record = redis.call('HGET', KEYS[5], ARGV[2])
 local done = record and string.sub(record, 1, 19) ~= '{"state":"accepted"'
@@ -66,6 +67,7 @@ local function each(visit)
   end
   return n
 end
+redis.call('HSET', KEYS[2], 'running', ARGV[1])  -- a full server refuses this, before anything is gone
 each(function() redis.call('XDEL', KEYS[1], ARGV[at]) return 1 end)
 if ARGV[8] == 'rewrite' then
   redis.call('DEL', KEYS[3])
