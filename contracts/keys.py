@@ -35,6 +35,8 @@ class ShardKeys(NamedTuple):
     """Followed by a worker id: channel on which its conversations are named when news come in."""
     reply_prefix: str
     """Followed by a reply stream's name."""
+    breakers: str
+    """Hash: failing providers (`<base URL and model>|failures`, `|until`, `|pause`), expiring."""
     fleet: str
     """Hash, permanent: settings that all parties must share (number of shards)."""
 
@@ -89,6 +91,7 @@ def shard_keys(shard: int) -> ShardKeys:
         worker_prefix=base + "worker:",
         channel_prefix=base + "news:",
         reply_prefix=base + "replies:",
+        breakers=base + "breakers",
         fleet=base + "fleet",
     )
 

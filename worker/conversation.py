@@ -21,7 +21,14 @@ from contracts.replies import (
 )
 from contracts.trace_context import trace_id_of
 from worker.effects import Committed, Copy, Effects, Entry, Loaded
-from worker.errors import LeaseLost, Retryable, StoreUnavailable, Terminal
+from worker.errors import (
+    LeaseLost,
+    ProviderUnavailable,
+    RateLimited,
+    Retryable,
+    StoreUnavailable,
+    Terminal,
+)
 from worker.event_writer import EventSink, EventWriter
 from worker.lease import Lease
 from worker.ledger import Ledger
@@ -58,12 +65,21 @@ class Store(EventSink, Protocol):
 
     async def load(self, lease: Lease) -> Loaded: ...  # noqa: D102
     async def more(self, lease: Lease, after: str) -> list[Entry]: ...  # noqa: D102
+    async def shown(self, lease: Lease, after: str, turn_id: str) -> str: ...  # noqa: D102
     async def checkpoint(  # noqa: D102
         self, lease: Lease, known: int, steps: Sequence[bytes]
     ) -> int: ...
     async def commit(  # noqa: D102
         self, lease: Lease, effects: Effects, *, go_on: bool
     ) -> Committed: ...
+
+
+class Breakers(Protocol):
+    """What the driver asks of the circuit breakers; see `worker.store.breakers`."""
+
+    async def wait_s(self, name: str) -> float: ...  # noqa: D102
+    async def succeeded(self, name: str) -> None: ...  # noqa: D102
+    async def failed(self, name: str) -> None: ...  # noqa: D102
 
 
 class AggregatorPair(Protocol):
@@ -76,6 +92,8 @@ class AggregatorPair(Protocol):
 class ModelService(Protocol):
     """A Grok service as the driver uses it; see `worker.services.grok.llm`."""
 
+    @property
+    def model_name(self) -> str: ...  # noqa: D102
     @property
     def calls(self) -> Sequence[LLMCall]: ...  # noqa: D102
     def link(self, processor: FrameProcessor) -> None: ...  # noqa: D102
@@ -99,6 +117,8 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How conversations are run; see `worker.settings` for what each means."""
 
     worker_name: str
+    provider: str = ""
+    """Base URL; names the breakers, together with the model."""
     turn_quota: int = 16
     max_crashes: int = 3
     turn_budget_s: float = 600.0
@@ -112,11 +132,17 @@ class ConversationDriver:
     """Runs leased conversations of one shard; holds no state of any of them."""
 
     def __init__(
-        self, store: Store, services: ServiceFactory, shard: ShardKeys, settings: DriverSettings
+        self,
+        store: Store,
+        services: ServiceFactory,
+        breakers: Breakers,
+        shard: ShardKeys,
+        settings: DriverSettings,
     ) -> None:
         """Use these parts for every conversation."""
         self.store = store
         self.services = services
+        self.breakers = breakers
         self.shard = shard
         self.settings = settings
 
@@ -188,6 +214,9 @@ class TurnRun:
             assistant_params=LLMAssistantAggregatorParams(expect_stripped_words=False),
         )
         self._turn = Turn(self._lease.conversation_id, settings, self._pair.user())
+        self._tap = _Tap()
+        self._service.link(self._tap)
+        self._tap.link(self._pair.assistant())
         self._stop: Entry | None = None
         self._answering: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -262,19 +291,32 @@ class TurnRun:
         if (refusal := self._refusal(primary)) is not None:
             return refusal
         self._stop = self._acting("interrupt")
-        if self._stop is None:
-            try:
-                await self._run_model(primary)
-            except Retryable as error:
-                return await self._later(primary, error)
-            except Terminal as error:
-                return self._failed(primary, error.code, str(error))
+        if self._stop is None and (failure := await self._attempt(primary)) is not None:
+            return failure
         if self._stop is None:
             return self._completed(primary)
         if self._stop.acts_on(self._head.entry_id) == "rollback":
             self._ledger.abandon(self._calls(primary))
             return None
         return await self._interrupted(primary, self._stop)
+
+    async def _attempt(self, primary: Used) -> TurnFailed | Parked | None:
+        """Call the model if it is to be called now; return what went wrong."""
+        provider = f"{self._settings.provider} {self._service.model_name}"
+        breakers = self._driver.breakers
+        if wait_s := await breakers.wait_s(provider):
+            return self._wait(primary, wait_s, "provider_unavailable", "the provider is failing")
+        try:
+            await self._run_model(primary)
+        except Retryable as error:
+            if isinstance(error, ProviderUnavailable) and not isinstance(error, RateLimited):
+                await breakers.failed(provider)
+            return await self._later(primary, error)
+        except Terminal as error:
+            await breakers.succeeded(provider)  # it does answer
+            return self._failed(primary, error.code, str(error))
+        await breakers.succeeded(provider)
+        return None
 
     async def _run_model(self, primary: Used) -> None:
         """Run the pipeline from the model on, until it is done or somebody stops it.
@@ -284,9 +326,7 @@ class TurnRun:
         """
         lease = self._lease
         self._writer = writer = self._new_writer(primary)
-        tap = _Tap(writer)
-        self._service.link(tap)
-        tap.link(self._pair.assistant())
+        self._tap.writer = writer
         frame = OpenAILLMContextFrame(self._context)
         self._answering = answering = asyncio.create_task(
             self._service.process_frame(frame, DOWNSTREAM)
@@ -365,13 +405,24 @@ class TurnRun:
 
     async def _later(self, primary: Used, error: Retryable) -> TurnFailed | Parked:
         """Note what was spent and wait without a slot; past the budget, fail."""
+        if self._started:
+            self._writer.close()
         wait_s = backoff_s(self._loaded.attempt, error.retry_after_s)
+        outcome = self._wait(primary, wait_s, error.code, str(error))
+        if isinstance(outcome, Parked):
+            self._ledger.abandon(self._calls(primary))
+            await self._save_abandoned()
+        return outcome
+
+    def _wait(self, primary: Used, wait_s: float, code: str, text: str) -> TurnFailed | Parked:
+        """Wait without a slot; fail where that would outlast the turn's budget or deadline."""
+        assert primary.message is not None
         spent_s = (self._loaded.now_ms - self._loaded.since_ms) / 1000
         spent_s += time.monotonic() - self._began_at
-        if spent_s + wait_s > self._settings.turn_budget_s:
-            return self._failed(primary, error.code, str(error))
-        self._ledger.abandon(self._calls(primary))
-        await self._save_abandoned()
+        deadline_at_ms = primary.message.deadline_at_ms
+        late = deadline_at_ms is not None and (time.time() + wait_s) * 1000 > deadline_at_ms
+        if late or spent_s + wait_s > self._settings.turn_budget_s:
+            return self._failed(primary, code, text)
         return Parked(max(1, int(wait_s * 1000)), "backoff")
 
     def _completed(self, primary: Used) -> TurnCompleted:
@@ -390,6 +441,8 @@ class TurnRun:
         """Keep what was said so far, cut to what was heard, and close open tool calls."""
         message = decode(stop.data)
         heard = message.heard if isinstance(message, Interrupt) else None
+        if not self._started:
+            await self._recover_shown(primary)
         await self._service.process_frame(StartInterruptionFrame(heard), DOWNSTREAM)
         self._context.repair_in_progress()
         if isinstance(message, Interrupt):
@@ -403,6 +456,15 @@ class TurnRun:
             usage_state=self._ledger.usage_state,
             model=last.model if last else "",
         )
+
+    async def _recover_shown(self, primary: Used) -> None:
+        """Say again what an attempt that is over had shown: it is what the user interrupted."""
+        if self._loaded.attempt > 1 and not self._loaded.steps_hold_messages:
+            shown = await self._store.shown(self._lease, primary.entry.after, primary.turn_id)
+            if shown:
+                assistant = self._pair.assistant()
+                await assistant.process_frame(LLMFullResponseStartFrame(), DOWNSTREAM)
+                await assistant.process_frame(LLMTextFrame(shown), DOWNSTREAM)
 
     def _failed(self, primary: Used, code: str, text: str) -> TurnFailed:
         self._ledger.abandon(self._calls(primary))
@@ -605,13 +667,15 @@ class TurnRun:
 class _Tap(FrameProcessor):
     """Stands between model and assistant aggregator and shows readers what is said."""
 
-    def __init__(self, writer: EventWriter) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._writer = writer
+        self.writer: EventWriter | None = None
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        if type(frame) is LLMTextFrame:
-            self._writer.text(frame.text)
-        elif isinstance(frame, LLMFullResponseStartFrame) and self._writer.chars:
-            self._writer.text(_BETWEEN_ANSWERS)
+        writer = self.writer
+        if writer is not None:
+            if type(frame) is LLMTextFrame:
+                writer.text(frame.text)
+            elif isinstance(frame, LLMFullResponseStartFrame) and writer.chars:
+                writer.text(_BETWEEN_ANSWERS)
         await self.push_frame(frame, direction)

@@ -66,6 +66,11 @@ class Loaded(NamedTuple):
     now_ms: int
     """Redis' clock."""
 
+    @property
+    def steps_hold_messages(self) -> bool:
+        """Whether part of the turn is safe in the steps."""
+        return any(step[:1] == b"m" for step in self.steps)
+
 
 class Copy(NamedTuple):
     """An entry for a stream shared by the shard's conversations."""

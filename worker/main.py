@@ -28,6 +28,7 @@ from worker.services.grok.llm import GrokLLMService
 from worker.services.openai.llm import OpenAIInputParams, create_client
 from worker.services.openai.wire import TimeLimits
 from worker.settings import Settings
+from worker.store.breakers import Breakers
 from worker.store.cache import ContextCache
 from worker.store.conversations import Conversations, StoreLimits
 
@@ -138,7 +139,13 @@ class Fleet:
             cache=self._cache,
             limits=StoreLimits(retention_ms=int(settings.retention_days * 86_400_000)),
         )
-        driver = ConversationDriver(store, self._services, shard, driver_settings(settings))
+        driver = ConversationDriver(
+            store,
+            self._services,
+            Breakers(redis, batcher, shard),
+            shard,
+            driver_settings(settings),
+        )
         slots = max(1, settings.slots // len(settings.served_shards))
         return LeasedWorker(
             [run_conversation],
@@ -187,6 +194,7 @@ def driver_settings(settings: Settings) -> DriverSettings:
     """Return the part of the settings that the driver uses."""
     return DriverSettings(
         worker_name=settings.worker_name,
+        provider=settings.base_url,
         turn_quota=settings.turn_quota,
         max_crashes=settings.max_crashes,
         turn_budget_s=settings.turn_budget_s,

@@ -16,6 +16,7 @@ from worker.lease import Lease
 from worker.main import GrokServices
 from worker.outcome import Outcome, Parked
 from worker.settings import Settings, from_env
+from worker.store.breakers import Breakers
 from worker.store.cache import ContextCache
 from worker.store.conversations import Conversations
 
@@ -42,15 +43,17 @@ class Hand:
     ) -> None:
         """Build the parts of a worker around one connection."""
         self.redis = redis
-        self.store = Conversations(
-            redis, ScriptBatcher(redis), SHARD, cache=ContextCache(cache_bytes)
-        )
+        self.batcher = ScriptBatcher(redis)
+        self.store = Conversations(redis, self.batcher, SHARD, cache=ContextCache(cache_bytes))
         self.services = services
         self.settings = DriverSettings(worker_name="hand", aggregation_timeout_s=0.05, **more)
 
     def driver(self, store: Any = None) -> ConversationDriver:
         """Build the driver, around another store if given."""
-        return ConversationDriver(store or self.store, self.services, SHARD, self.settings)
+        breakers = Breakers(self.redis, self.batcher, SHARD)
+        return ConversationDriver(
+            store or self.store, self.services, breakers, SHARD, self.settings
+        )
 
     async def claim(self, *, lease_ms: int = 60_000, worker: str = "hand") -> Lease | None:
         """Claim the first due conversation."""

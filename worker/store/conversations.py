@@ -10,8 +10,8 @@ from redis.exceptions import RedisError
 from contracts.connection import Arg, AsyncRedis
 from contracts.conversation import CallEntry, ConversationSettings
 from contracts.keys import ShardKeys
-from contracts.replies import encode_event
-from contracts.requests import RETENTION_MS, USAGE_FIELDS, decode_settings
+from contracts.replies import decode_event, encode_event
+from contracts.requests import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
 from contracts.scripts import Call, load_script, text
 from worker.batching import ScriptBatcher
 from worker.effects import Committed, Copy, Effects, Entry, Loaded
@@ -114,6 +114,23 @@ class Conversations:
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"more: {type(error).__name__}") from None
         return [Entry(text(entry_id), fields) for entry_id, fields in reply]
+
+    async def shown(self, lease: Lease, after: str, turn_id: str) -> str:
+        """Return what the latest attempt at a turn has shown to readers so far.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            reply = await self._redis.execute_command("XRANGE", lease.keys.events, f"({after}", "+")
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"shown: {type(error).__name__}") from None
+        assembler = TextAssembler()
+        for entry_id, fields in reply:
+            event = decode_event(fields[b"e"], text(entry_id))
+            if event.turn_id == turn_id:
+                assembler.take(event)
+        return assembler.text
 
     async def emit(
         self, lease: Lease, events: Sequence[bytes], *, call: CallEntry | None = None

@@ -190,7 +190,7 @@ class ChatStream:
                 raise Stalled(
                     f"the provider sent nothing in time ({self.stopped})",
                     code=f"{self.stopped}_timeout",
-                )
+                ) from None
             case _:
                 return None
 

@@ -1,0 +1,94 @@
+"""Circuit breakers shared by a shard's workers: an outage is noticed once, not by each of them.
+
+While nothing fails, asking costs nothing: the fleet's view is fetched at most once a second, beside
+the turns. Source: https://martinfowler.com/bliki/CircuitBreaker.html
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from contracts.connection import AsyncRedis
+from contracts.keys import ShardKeys
+from contracts.scripts import Call, load_script, text
+from worker.batching import ScriptBatcher
+
+_SCRIPTS = "worker.store.lua"
+_VIEW_S = 1.0
+_EXPIRY_MS = 3_600_000
+
+
+class Breakers:
+    """Breakers by name (base URL and model). Redis being away counts as closed."""
+
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        batcher: ScriptBatcher,
+        shard: ShardKeys,
+        *,
+        threshold: int = 10,
+        pause_s: float = 2.0,
+        cap_s: float = 30.0,
+    ) -> None:
+        """Use the shard's connection.
+
+        Args:
+            redis: For fetching the view.
+            batcher: For everything else.
+            shard: Whose breakers.
+            threshold: Failures in a row, over all workers, that open a breaker.
+            pause_s: How long it stays open before one call may try.
+            cap_s: The pause doubles with each failed try, up to this.
+        """
+        self._redis = redis
+        self._batcher = batcher
+        self._key = shard.breakers
+        self._numbers = (threshold, int(pause_s * 1000), int(cap_s * 1000), _EXPIRY_MS)
+        self._suspects: set[str] = set()
+        self._seen_at = -_VIEW_S
+        self._looking: asyncio.Task[None] | None = None
+
+    async def wait_s(self, name: str) -> float:
+        """Return how long a call has to wait; 0 lets it through."""
+        if time.monotonic() - self._seen_at > _VIEW_S and self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        if name not in self._suspects:
+            return 0.0
+        word, wait_ms = await self._run("admit", (name,))
+        if word == "closed":
+            self._suspects.discard(name)
+        return wait_ms / 1000
+
+    async def succeeded(self, name: str) -> None:
+        """A call went well: what was held against the name is forgotten."""
+        if name in self._suspects:
+            self._suspects.discard(name)
+            await self._run("report", (name, "ok", *self._numbers))
+
+    async def failed(self, name: str) -> None:
+        """A call failed in a way that speaks against the provider, not the request."""
+        self._suspects.add(name)
+        await self._run("report", (name, "failed", *self._numbers))
+
+    async def _run(self, script: str, args: tuple[Any, ...]) -> tuple[str, int]:
+        call = Call(load_script(script, _SCRIPTS), (self._key,), args)
+        try:
+            word, number = await self._batcher.run(call)
+        except (RedisError, OSError):
+            return "closed", 0
+        return text(word), int(number) if text(word) == "open" else 0
+
+    async def _look(self) -> None:
+        """Fetch which names have failed lately anywhere."""
+        try:
+            view: Mapping[Any, Any] = await self._redis.execute_command("HGETALL", self._key)
+            self._suspects = {text(field).rpartition("|")[0] for field in view}
+            self._seen_at = time.monotonic()
+        except (RedisError, OSError):
+            pass  # the next turn looks again
+        finally:
+            self._looking = None
