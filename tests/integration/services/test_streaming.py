@@ -18,10 +18,10 @@ from tests.integration.services.wire import (
 )
 from tests.support.recordings import recorded
 from worker.errors import ProviderRejected, RateLimited, Truncated
+from worker.pipeline.calls import LLMCall
 from worker.pipeline.context import OpenAILLMContext
 from worker.pipeline.functions import FunctionCallFailed, FunctionCallParams
 from worker.services.grok.llm import GrokLLMService
-from worker.services.openai.calls import LLMCall
 
 ANSWER = streaming(delta(content="done"), finish(), usage(5, 1))
 

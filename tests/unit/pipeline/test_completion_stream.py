@@ -86,6 +86,10 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
         b'data: {"choices":[{"delta":\ndata: {"content":"He"}}]}\n\n' + sse(delta(content="y")),
         HEY_EVENTS,
     ),
+    "multi_line_data_crlf": (
+        b'data: {"choices":[{"delta":\r\ndata: {"content":"He"}}]}\r\n\r\n',
+        [TextDelta("He")],
+    ),
     "other_fields": (
         b"event: message\nid: 7\nretry: 10\n" + HEY + b"unknown: 1\n\n",
         HEY_EVENTS,

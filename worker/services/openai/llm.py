@@ -21,6 +21,7 @@ from worker.pipeline.aggregators import (
     LLMUserAggregatorParams,
     LLMUserContextAggregator,
 )
+from worker.pipeline.calls import CallObserver, LLMCall
 from worker.pipeline.context import MessageAdapter, OpenAILLMContext, PlainMessages, is_given
 from worker.pipeline.frames import (
     Frame,
@@ -65,7 +66,6 @@ from worker.pipeline.stream import (
     UsageReport,
 )
 from worker.pipeline.tools import NOT_GIVEN, NotGiven
-from worker.services.openai.calls import CallObserver, LLMCall
 from worker.services.openai.failures import failure_in_stream
 from worker.services.openai.wire import ChatStream, TimeLimits
 

@@ -1,0 +1,97 @@
+"""Hypothesis strategies made from the structs themselves, so that no field can be left out."""
+
+import string
+from typing import Any
+
+import msgspec
+from hypothesis import strategies as st
+from msgspec import inspect
+
+from contracts.conversation import (
+    FUNCTION_NAME_PATTERN,
+    ID_PATTERN,
+    URL_PATTERN,
+    AssistantEntry,
+)
+from contracts.messages import UserMessage
+from contracts.replies import TurnRecord
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+_LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters="{}")
+IDS = st.text(_LETTERS, min_size=1, max_size=200)
+_BY_PATTERN = {
+    ID_PATTERN: IDS,
+    URL_PATTERN: TEXTS.map("https://example.com/{}".format),
+    FUNCTION_NAME_PATTERN: st.text(string.ascii_letters + "_.-0", min_size=1, max_size=64),
+}
+
+
+def structs(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
+    """Valid values of one struct, each field anything that its type allows."""
+    info = inspect.type_info(cls)
+    assert isinstance(info, inspect.StructType)
+    fields = {field.name: _values(field.type) | _unset(field) for field in info.fields}
+    match cls.__name__:
+        case UserMessage.__name__:
+            text = st.fixed_dictionaries({"text": TEXTS.filter(bool)})
+            parts = st.fixed_dictionaries({"parts": fields.pop("parts").filter(bool)})
+            del fields["text"]
+            return st.builds(
+                lambda a, b: cls(**a, **b), st.fixed_dictionaries(fields), text | parts
+            )
+        case AssistantEntry.__name__:
+            contents = st.tuples(fields["content"], fields["tool_calls"])
+            return contents.filter(lambda c: c[0] is not None or c[1]).map(
+                lambda c: cls(content=c[0], tool_calls=c[1])
+            )
+        case TurnRecord.__name__:
+            fields["event"] = JSON.map(lambda value: msgspec.Raw(msgspec.json.encode(value)))
+        case _:
+            pass
+    return st.builds(cls, **fields)
+
+
+def _unset(field: inspect.Field) -> st.SearchStrategy[Any]:
+    """What stands for an absent field of a change, which has no default to show."""
+    has_default = (
+        field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT
+    )
+    is_unset = not field.required and not has_default
+    return st.just(msgspec.UNSET) if is_unset else st.nothing()
+
+
+def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
+    match kind:
+        case inspect.NoneType():
+            return st.none()
+        case inspect.BoolType():
+            return st.booleans()
+        case inspect.IntType(ge=low):
+            return st.integers(low if low is not None else -(2**53), 2**53)
+        case inspect.FloatType(ge=low, le=high):
+            return st.floats(low, high)
+        case inspect.StrType(pattern=str(pattern)):
+            return _BY_PATTERN[pattern]
+        case inspect.StrType(min_length=least, max_length=most):
+            return st.text(
+                st.characters(exclude_categories=["Cs"]), min_size=least or 0, max_size=most and 30
+            )
+        case inspect.LiteralType(values=values):
+            return st.sampled_from(values)
+        case inspect.UnionType(types=types):
+            return st.one_of(*map(_values, types))
+        case inspect.VarTupleType(item_type=item, min_length=least):
+            return st.lists(_values(item), min_size=least or 0, max_size=3).map(tuple)
+        case inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(_values(key), _values(value), max_size=3)
+        case inspect.StructType(cls=cls):
+            return structs(cls)
+        case inspect.AnyType() | inspect.RawType():
+            return JSON
+    raise AssertionError(f"no strategy for {kind}")
