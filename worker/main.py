@@ -217,15 +217,18 @@ def arq_redis(url: str, shard: ShardKeys) -> ArqRedis:
 
 
 async def check_redis(settings: Settings) -> None:
-    """Ask the server whether it is there and new enough.
+    """Ask the server whether it is there, new enough, and used with as many shards.
 
     Raises:
-        StartFailed: It cannot be reached, or is older than 7.0.
+        StartFailed: It cannot be reached, is older than 7.0, or holds a fleet of other shards.
     """
     where = settings.redis_url.rpartition("@")[2]
     connection = open_async(settings.redis_url, retries=2)
     try:
         info: dict[str, Any] = await connection.execute_command("INFO", "server")
+        fleet = shard_keys(0).fleet
+        await connection.execute_command("HSETNX", fleet, "shards", settings.shards)
+        shards = int(await connection.execute_command("HGET", fleet, "shards"))
     except (RedisError, OSError) as error:
         raise StartFailed(
             f"Redis at {where} cannot be used ({type(error).__name__}). Start one "
@@ -236,6 +239,12 @@ async def check_redis(settings: Settings) -> None:
     version = str(info.get("redis_version", "0"))
     if int(version.split(".", maxsplit=1)[0]) < 7:
         raise StartFailed(f"Redis at {where} is version {version}; Turnline needs 7.0 or newer.")
+    if shards != settings.shards:
+        raise StartFailed(
+            f"The fleet at {where} has {shards} shards, TURNLINE_SHARDS says {settings.shards}. All "
+            "workers and clients must use the same number; it can change only while the fleet is "
+            f"empty (DEL {fleet})."
+        )
 
 
 async def check_provider(settings: Settings, client: AsyncOpenAI) -> None:

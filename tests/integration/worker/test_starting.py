@@ -1,0 +1,204 @@
+"""Starting a worker: clean errors that say what to do, and real processes that come and go."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis as redis_sync
+
+from contracts import SyncTurnClient, TurnCompleted, UserMessage
+from ops.simulator import Simulator, SimulatorConfig
+from tests.support.driving import fleet
+from tests.support.wait import wait_until, wait_until_sync
+from worker.main import StartFailed, check_provider, check_redis
+from worker.services.openai.llm import create_client
+from worker.settings import SettingsError, described, from_env
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+async def test_an_unreachable_redis_is_named(tmp_path: Path) -> None:
+    """The address, and how to get one."""
+    settings = from_env({"TURNLINE_REDIS_URL": f"unix://{tmp_path}/none.sock"})
+
+    with pytest.raises(StartFailed, match="turnline redis"):
+        await check_redis(settings)
+
+
+async def test_another_number_of_shards_is_refused(redis_url: str) -> None:
+    """Otherwise turns would wait in shards that nobody serves."""
+    await check_redis(from_env({"TURNLINE_REDIS_URL": redis_url}))
+
+    with pytest.raises(StartFailed, match="has 1 shards"):
+        await check_redis(from_env({"TURNLINE_REDIS_URL": redis_url, "TURNLINE_SHARDS": "2"}))
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({}, "XAI_API_KEY is not set"),
+        ({"XAI_API_KEY": "xai-wrong"}, "refuses the key"),
+        (
+            {"XAI_API_KEY": "xai-right", "TURNLINE_MODEL": "grok-99"},
+            "does not serve the model grok-99",
+        ),
+    ],
+)
+async def test_key_and_model_are_checked_at_the_start(environ: dict[str, str], words: str) -> None:
+    """Missing, refused, unknown: three sentences that say what to do; the key is in none."""
+    async with Simulator(SimulatorConfig(api_keys=("xai-right",))) as sim:
+        settings = from_env({"TURNLINE_BASE_URL": sim.base_url, **environ})
+        client = create_client(settings.api_key.value or "none", sim.base_url)
+        with pytest.raises(StartFailed) as error:
+            await check_provider(settings, client)
+        await client.close()
+
+    assert words in str(error.value)
+    assert "xai-wrong" not in str(error.value)
+
+
+async def test_a_provider_that_is_down_does_not_stop_a_start() -> None:
+    """Turns wait and are tried again; the worker is there when it comes back."""
+    async with Simulator(SimulatorConfig()) as sim:
+        base_url = sim.base_url
+    settings = from_env({"TURNLINE_BASE_URL": base_url, "XAI_API_KEY": "xai-test"})
+    client = create_client("xai-test", base_url)
+
+    await check_provider(settings, client)
+
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"TURNLINE_SLOT": "1"}, "TURNLINE_SLOT is not a setting"),
+        ({"TURNLINE_SLOTS": "0"}, "TURNLINE_SLOTS: Expected `int` >= 1"),
+        ({"TURNLINE_SLOTS": "many"}, "TURNLINE_SLOTS"),
+        ({"TURNLINE_HEARTBEAT_S": "5"}, "at most a third"),
+        ({"TURNLINE_LOG_FORMAT": "xml"}, "TURNLINE_LOG_FORMAT"),
+    ],
+)
+def test_settings_name_the_variable_and_what_it_takes(environ: dict[str, str], words: str) -> None:
+    """Unknown names are typos and therefore errors."""
+    with pytest.raises(SettingsError) as error:
+        from_env(environ)
+
+    assert words in str(error.value)
+
+
+def test_help_lists_every_setting_with_its_default() -> None:
+    """`python -m worker --help` teaches."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "worker", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    for variable, default, meaning in described():
+        assert variable in shown
+        assert default in shown
+        assert meaning, f"{variable} has no docstring"
+
+
+def test_secrets_do_not_print() -> None:
+    """Neither in repr nor in str."""
+    settings = from_env({"XAI_API_KEY": "xai-secret"})
+
+    assert "xai-secret" not in repr(settings)
+    assert "xai-secret" not in str(settings.api_key)
+
+
+def start_worker(redis_url: str, sim: Simulator, name: str, **more: str) -> subprocess.Popen[str]:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TURNLINE_")}
+    environ |= {
+        "TURNLINE_REDIS_URL": redis_url,
+        "TURNLINE_BASE_URL": sim.base_url,
+        "XAI_API_KEY": "xai-test",
+        "TURNLINE_WORKER_NAME": name,
+        **more,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker"],
+        cwd=REPOSITORY,
+        env=environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def test_killed_stopped_and_terminated_processes_lose_nothing(
+    redis_url: str, sim: Simulator
+) -> None:
+    """SIGKILL mid-stream: another process goes on; SIGTERM: exit 0; no user text in the logs."""
+    import asyncio  # noqa: PLC0415  only to leave the loop free for the simulator
+
+    def drill() -> str:
+        with SyncTurnClient.connect(redis_url) as client, redis_sync.Redis.from_url(redis_url) as r:
+            first = start_worker(redis_url, sim, "one")
+            wait_until_sync(lambda: r.zcard("turnline:{s0}:workers") == 1, "one worker", 20)
+            sim.inject("stall;at=tokens:4")
+            receipt = client.submit(UserMessage(conversation_id="c", text="my secret words"))
+            for text in client.text(receipt):
+                if text:
+                    break
+            second = start_worker(redis_url, sim, "two")
+            wait_until_sync(lambda: r.zcard("turnline:{s0}:workers") == 2, "two workers", 20)
+            first.send_signal(signal.SIGKILL)
+            result = client.result(receipt, timeout_s=20)
+            assert isinstance(result, TurnCompleted)
+            assert result.attempt == 2
+            assert client.record(receipt).worker == "two"
+            assert len(client.history("c").messages) == 2
+            second.send_signal(signal.SIGTERM)
+            _, log = second.communicate(timeout=20)
+            assert second.returncode == 0
+            first.communicate()
+            return log
+
+    log = await asyncio.to_thread(drill)
+
+    assert "worker.started" in log
+    assert "worker.stopped" in log
+    assert "secret" not in log
+    assert "xai-test" not in log
+
+
+async def test_a_fleet_of_two_shards_serves_both(redis_url: str, sim: Simulator) -> None:
+    """Conversations of all shards are run; their keys carry their shard's tag."""
+    from redis.asyncio import Redis  # noqa: PLC0415
+
+    from contracts import TurnClient  # noqa: PLC0415
+
+    async with (
+        fleet(redis_url, sim, shards="2"),
+        TurnClient.connect(redis_url, shards=2) as client,
+        Redis.from_url(redis_url) as redis,
+    ):
+        for n in range(8):
+            assert isinstance(await client.ask(f"c{n}", "Hello", timeout_s=10), TurnCompleted)
+        keys = await redis.keys("turnline:*:c:*:context")
+
+    assert {key.split(b":")[1] for key in keys} == {b"{s0}", b"{s1}"}
+    assert len(keys) == 8
+
+
+async def test_workers_announce_themselves(redis_url: str, sim: Simulator) -> None:
+    """For `turnline queue`: who lives, with how many slots."""
+    from redis.asyncio import Redis  # noqa: PLC0415
+
+    async with fleet(redis_url, sim, count=2), Redis.from_url(redis_url) as redis:
+        members = await wait_until(lambda: _two(redis), "two workers in the table")
+        about = await redis.get(b"turnline:{s0}:worker:" + members[0])
+
+    assert b'"slots":100' in about
+
+
+async def _two(redis: object) -> list[bytes]:
+    members = await redis.zrange("turnline:{s0}:workers", 0, -1)  # type: ignore[attr-defined]
+    return members if len(members) == 2 else []
