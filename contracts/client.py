@@ -98,6 +98,8 @@ class TurnClient:
             InvalidMessage: One of the messages breaks the contract; nothing was sent.
         """
         submissions = [self._make.submission(message) for message in messages]
+        if not submissions:
+            return []
         pipe = self._redis.pipeline(transaction=False)
         pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
         for submission in submissions:
@@ -127,6 +129,7 @@ class TurnClient:
             TurnUnknown: The turn is not, or no longer, known.
         """
         reading = self._make.reading(receipt, after)
+        done: AnyTerminal | None = None
         wait_s = 0.0
         while True:
             reply = await self._redis.execute_command(*reading.command(wait_s))
@@ -134,11 +137,12 @@ class TurnClient:
                 yield event
                 if isinstance(event, TERMINAL):
                     return
-            if not reply:
-                if (done := (await self.record(receipt)).terminal()) is not None and wait_s:
-                    yield done
-                    return
-                wait_s = 0.05 if done is not None else BLOCK_S
+            if done is not None and reading.caught_up:  # its event was trimmed
+                yield done
+                return
+            if done is None and reading.is_time_to_look(reply):
+                done = (await self.record(receipt)).terminal()
+                wait_s = BLOCK_S if done is None else 0.0
 
     async def text(self, receipt: Receipt) -> AsyncIterator[str]:
         """Yield the whole reply so far, each time it changed; the last is the committed text.
@@ -173,7 +177,7 @@ class TurnClient:
             TurnUnknown: The turn is not, or no longer, known.
         """
         deadline = time.monotonic() + timeout_s
-        if not receipt.accepted and (done := (await self.record(receipt)).terminal()) is not None:
+        if (done := (await self.record(receipt)).terminal()) is not None:
             return done
         reading = self._make.reading(receipt, None)
         while (left_s := deadline - time.monotonic()) > 0:
@@ -181,8 +185,10 @@ class TurnClient:
             for event in reading.take(reply):
                 if isinstance(event, TERMINAL):
                     return event
-            if not reply and (done := (await self.record(receipt)).terminal()) is not None:
-                return done
+            if reading.is_time_to_look(reply):
+                done = (await self.record(receipt)).terminal()
+                if done is not None:
+                    return done
         raise _late(receipt, timeout_s)
 
     async def interrupt(
@@ -259,7 +265,7 @@ class TurnClient:
             try:
                 reply = await self._redis.execute_command(*reading.command(BLOCK_S))
             except ResponseError as error:
-                if "NOGROUP" not in str(error):
+                if not rq.is_group_lost(error):
                     raise
                 await self._create(reading)
                 continue
@@ -321,6 +327,8 @@ class SyncTurnClient:
     def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
         """See `TurnClient.submit_many`."""
         submissions = [self._make.submission(message) for message in messages]
+        if not submissions:
+            return []
         pipe = self._redis.pipeline(transaction=False)
         pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
         for submission in submissions:
@@ -336,6 +344,7 @@ class SyncTurnClient:
     def events(self, receipt: Receipt, *, after: str | None = None) -> Iterator[AnyEvent]:
         """See `TurnClient.events`."""
         reading = self._make.reading(receipt, after)
+        done: AnyTerminal | None = None
         wait_s = 0.0
         while True:
             reply = self._redis.execute_command(*reading.command(wait_s))
@@ -343,11 +352,12 @@ class SyncTurnClient:
                 yield event
                 if isinstance(event, TERMINAL):
                     return
-            if not reply:
-                if (done := self.record(receipt).terminal()) is not None and wait_s:
-                    yield done
-                    return
-                wait_s = 0.05 if done is not None else BLOCK_S
+            if done is not None and reading.caught_up:  # its event was trimmed
+                yield done
+                return
+            if done is None and reading.is_time_to_look(reply):
+                done = self.record(receipt).terminal()
+                wait_s = BLOCK_S if done is None else 0.0
 
     def text(self, receipt: Receipt) -> Iterator[str]:
         """See `TurnClient.text`."""
@@ -368,7 +378,7 @@ class SyncTurnClient:
     def result(self, receipt: Receipt, *, timeout_s: float = 600) -> AnyTerminal:
         """See `TurnClient.result`."""
         deadline = time.monotonic() + timeout_s
-        if not receipt.accepted and (done := self.record(receipt).terminal()) is not None:
+        if (done := self.record(receipt).terminal()) is not None:
             return done
         reading = self._make.reading(receipt, None)
         while (left_s := deadline - time.monotonic()) > 0:
@@ -376,8 +386,10 @@ class SyncTurnClient:
             for event in reading.take(reply):
                 if isinstance(event, TERMINAL):
                     return event
-            if not reply and (done := self.record(receipt).terminal()) is not None:
-                return done
+            if reading.is_time_to_look(reply):
+                done = self.record(receipt).terminal()
+                if done is not None:
+                    return done
         raise _late(receipt, timeout_s)
 
     def interrupt(
@@ -424,7 +436,7 @@ class SyncTurnClient:
             try:
                 reply = self._redis.execute_command(*reading.command(BLOCK_S))
             except ResponseError as error:
-                if "NOGROUP" not in str(error):
+                if not rq.is_group_lost(error):
                     raise
                 self._create(reading)
                 continue

@@ -1,5 +1,6 @@
 """What a conversation consists of: context messages, tools, settings, usage and totals."""
 
+import math
 from typing import Annotated, Any, Literal, NewType
 
 import msgspec
@@ -63,7 +64,9 @@ class ImagePart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 ContentPart = TextPart | ImagePart
-Content = Text | Annotated[tuple[ContentPart, ...], Meta(min_length=1, max_length=64)]
+Content = str | Annotated[tuple[ContentPart, ...], Meta(min_length=1, max_length=64)]
+"""What was said. Texts that come in are limited where they come in; what a model or a tool said, or
+many fragments joined, may be longer and has to be readable all the same."""
 
 
 class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +138,9 @@ class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
     function: FunctionDefinition
     type: Literal["function"] = "function"
+    timeout_s: Annotated[float, Meta(gt=0, le=2_592_000)] | UnsetType = UNSET
+    """Seconds until silence counts as an error, where no worker has this tool; not sent to the
+    model. Absent: the workers' `TURNLINE_TOOL_WAIT_S`."""
 
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -142,6 +148,9 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 Tools = Annotated[tuple[ToolDefinition, ...], Meta(max_length=128)]
 ReasoningEffort = Literal["none", "low", "medium", "high", "xhigh"]
+AgentName = Annotated[str, Meta(min_length=1, max_length=64, pattern=FUNCTION_NAME_PATTERN)]
+ResponseFormat = dict[str, Any]
+"""A JSON Schema for the reply, or OpenAI's `response_format` object."""
 
 
 class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -156,7 +165,12 @@ class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defau
     seed: Annotated[int, Meta(ge=0)] | None = None
     reasoning_effort: ReasoningEffort | None = None
     tools: Tools | None = None
+    """Beside those that workers have loaded. A worker without the tool sends its calls out."""
     tool_choice: str | dict[str, Any] | None = None
+    """`auto`, `none`, `required` or a named function; the last two count until tools were called."""
+    agent: AgentName | None = None
+    """Profile of the workers' agents file that fills in what is not set here."""
+    response_format: ResponseFormat | None = None
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -171,6 +185,14 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     reasoning_effort: ReasoningEffort | UnsetType | None = UNSET
     tools: Tools | UnsetType | None = UNSET
     tool_choice: str | dict[str, Any] | UnsetType | None = UNSET
+    agent: AgentName | UnsetType | None = UNSET
+    response_format: ResponseFormat | UnsetType | None = UNSET
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, float) and math.isnan(value):  # JSON would say null: clear it
+                raise InvalidMessage(f"settings.{name}", "a number")
 
     def applied_to(self, settings: ConversationSettings) -> ConversationSettings:
         """Return the settings with this change made."""

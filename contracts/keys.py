@@ -35,8 +35,13 @@ class ShardKeys(NamedTuple):
     """Followed by a worker id: channel on which its conversations are named when news come in."""
     reply_prefix: str
     """Followed by a reply stream's name."""
+    tool_calls: str
+    """Stream: tool calls that no worker can run, for whoever has the tool. Field e (JSON)."""
     breakers: str
     """Hash: failing providers (`<base URL and model>|failures`, `|until`, `|pause`), expiring."""
+    traces: str
+    """Stream: the newest traces, one entry per attempt, capped. Fields c (conversation), t (turn id),
+    i (trace id), s (how the turn ended, if it did), d (ms since acceptance), j (spans, JSON)."""
     fleet: str
     """Hash, permanent: settings that all parties must share (number of shards)."""
 
@@ -91,7 +96,9 @@ def shard_keys(shard: int) -> ShardKeys:
         worker_prefix=base + "worker:",
         channel_prefix=base + "news:",
         reply_prefix=base + "replies:",
+        tool_calls=base + "tool-calls",
         breakers=base + "breakers",
+        traces=base + "traces",
         fleet=base + "fleet",
     )
 

@@ -20,10 +20,12 @@ from contracts.conversation import (
     METADATA_MAX_PAIRS,
     TEXT_MAX_BYTES,
     URL_PATTERN,
+    AgentName,
     ContentPart,
     ContextEntry,
     Id,
     ReasoningEffort,
+    ResponseFormat,
     SettingsChange,
     Text,
     check_text_bytes,
@@ -73,6 +75,10 @@ class UserMessage(Message, frozen=True, kw_only=True, tag="user_message"):
     """False: only append to the context, let the model answer later."""
     final: bool = True
     """False: more may follow; messages that come in quick succession make one turn."""
+    agent: AgentName | None = None
+    """Profile of the workers' agents file for this turn; it wins over the conversation's settings."""
+    response_format: ResponseFormat | None = None
+    """A JSON Schema that this turn's reply has to fit; the value is in `turn_completed`."""
 
     def __post_init__(self) -> None:
         if bool(self.text) == bool(self.parts):
@@ -125,6 +131,10 @@ class ContextAppend(Message, frozen=True, kw_only=True, tag="context_append"):
     messages: Entries
     run: bool = False
     """True: let the model answer afterwards."""
+    agent: AgentName | None = None
+    """As in `user_message`."""
+    response_format: ResponseFormat | None = None
+    """As in `user_message`."""
 
 
 class ContextReplace(Message, frozen=True, kw_only=True, tag="context_replace"):
@@ -226,7 +236,7 @@ def _named(text: str) -> InvalidMessage:
     at = _AT.search(text)
     path = (at["path"] if at else "") or "message"
     expected = text[: at.start()] if at else text
-    if path == "type" or "missing required field `type`" in text and path == "message":
+    if path == "type" or ("missing required field `type`" in text and path == "message"):
         return InvalidMessage("type", f"one of {TYPES}")
     if _ECHO.match(expected):
         expected = _choices(path)
@@ -248,8 +258,8 @@ def _named(text: str) -> InvalidMessage:
 
 def _choices(path: str) -> str:
     plain = re.sub(r"\[\d+\]", "[]", path)
-    values = next(get_args(values) for ending, values in _CHOICES if plain.endswith(ending))
-    return f"one of {', '.join(values)}" if len(values) > 1 else str(values[0])
+    values = ", ".join(next(get_args(of) for ending, of in _CHOICES if plain.endswith(ending)))
+    return f"one of {values}" if "," in values else values
 
 
 def validated(message: Inbound) -> bytes:

@@ -1,10 +1,14 @@
 """Outbound: events of a turn, receipts, results and records."""
 
-from typing import Literal
+import hashlib
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from contracts.conversation import ContextEntry, Usage, UsageState
+from contracts.messages import ToolResult
+
+T = TypeVar("T")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -49,6 +53,47 @@ class ToolCallFinished(Event, frozen=True, kw_only=True, tag="tool_call_finished
     ok: bool = True
 
 
+class ToolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A tool call for whoever has the tool; delivered at least once."""
+
+    conversation_id: str
+    turn_id: str
+    call_id: str
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    """A JSON object, as the model wrote it."""
+    idempotency_key: str
+    """The same for every delivery of this call, and for no other call."""
+    deadline_at_ms: int
+    """Ms since the Unix epoch; afterwards the model is told that nobody answered."""
+    trace_id: str = ""
+    traceparent: str = ""
+    """The turn's W3C trace context."""
+
+    def arguments_as(self, kind: type[T]) -> T:
+        """Return the arguments as a struct or another type that msgspec knows.
+
+        Raises:
+            msgspec.ValidationError: They do not fit.
+        """
+        return msgspec.json.decode(self.arguments, type=kind)
+
+    def result(self, value: Any = None, *, is_error: bool = False) -> ToolResult:
+        """Return the message that answers this call; the same call always gets the same turn id."""
+        key = hashlib.blake2b(self.idempotency_key.encode(), digest_size=16).hexdigest()
+        return ToolResult(
+            conversation_id=self.conversation_id,
+            turn_id=f"result-{key}",
+            call_id=self.call_id,
+            result=value,
+            is_error=is_error,
+            traceparent=self.traceparent or None,
+        )
+
+
+decode_tool_request = msgspec.json.Decoder(ToolRequest).decode
+
+
 class Terminal(Event, frozen=True, kw_only=True):
     """Base of the events that end a turn. Every accepted turn gets exactly one."""
 
@@ -67,6 +112,16 @@ class TurnCompleted(Terminal, frozen=True, kw_only=True, tag="turn_completed"):
     usage_state: UsageState = "reported"
     """The least certain state among this turn's calls."""
     model: str = ""
+    parsed: Any = None
+    """The reply's JSON value, where a `response_format` was asked for."""
+
+    def parsed_as(self, kind: type[T]) -> T:
+        """Return the reply's JSON value as a struct or another type that msgspec knows.
+
+        Raises:
+            msgspec.ValidationError: It is none.
+        """
+        return msgspec.convert(self.parsed, kind)
 
 
 class TurnFailed(Terminal, frozen=True, kw_only=True, tag="turn_failed"):

@@ -10,6 +10,7 @@ from redis.exceptions import OutOfMemoryError
 
 from contracts.connection import Command
 from contracts.conversation import (
+    AssistantEntry,
     ConversationSettings,
     SettingsChange,
     Totals,
@@ -34,7 +35,15 @@ from contracts.keys import (
     shard_keys,
     shard_of,
 )
-from contracts.messages import Configure, Inbound, Interrupt, decode, encode, validated
+from contracts.messages import (
+    Configure,
+    Inbound,
+    Interrupt,
+    check_message_bytes,
+    decode,
+    encode,
+    validated,
+)
 from contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -43,7 +52,6 @@ from contracts.replies import (
     Receipt,
     TextDelta,
     TurnRecord,
-    TurnStarted,
     decode_event,
     decode_record,
 )
@@ -52,6 +60,10 @@ from contracts.trace_context import current, trace_id_of
 
 RETENTION_MS = 30 * 24 * 3600 * 1000
 """Sliding expiry of a conversation's keys."""
+READ_COUNT = 512
+"""Events read at once."""
+LOOK_S = 5.0
+"""Longest time for which a reader trusts the event stream alone."""
 USAGE_FIELDS = Usage.__struct_fields__
 TOTAL_FIELDS = (
     *("turns", "calls", "reported_calls", "estimated_calls", "unknown_calls"),
@@ -60,6 +72,7 @@ TOTAL_FIELDS = (
 )
 """Fields of the state hash that hold totals: `u.` for answers, `a.` for abandoned spend."""
 
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 decode_settings = msgspec.json.Decoder(ConversationSettings).decode
 
 
@@ -168,8 +181,13 @@ class Requests:
         plain = msgspec.structs.replace(
             message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None
         )
-        digest = hashlib.blake2b(encode(plain), digest_size=8).hexdigest()
-        trace = (message.traceparent, message.tracestate) if message.traceparent else current()
+        digest = hashlib.blake2b(_encode_sorted(plain), digest_size=8).hexdigest()
+        known = trace_id_of(message.traceparent)
+        trace = (
+            (message.traceparent, message.tracestate)
+            if known
+            else current(message.conversation_id, message.turn_id)
+        )
         now_ms = int(time.time() * 1000)
         data = encode(
             msgspec.structs.replace(
@@ -179,6 +197,7 @@ class Requests:
                 sent_at_ms=message.sent_at_ms or now_ms,
             )
         )
+        check_message_bytes(data)
         act = "interrupt" if isinstance(message, Interrupt) else message.when_busy
         shard, keys = self.names(message.conversation_id)
         limits = self._limits
@@ -270,18 +289,28 @@ class StreamReading:
         """Stand behind the event id `after` ("$": only what is yet to come)."""
         self._stream = stream
         self._after = after
+        self.caught_up = False
+        """Whether the last reply taken went up to the stream's end."""
 
     def command(self, wait_s: float) -> Command:
         """Read what has come since, waiting for at most `wait_s` if nothing has."""
         block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s else ()
-        return ("XREAD", "COUNT", 512, *block, "STREAMS", self._stream, self._after)
+        return ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", self._stream, self._after)
 
     def take(self, reply: Any) -> Iterator[AnyEvent]:
-        """Yield the events of a reply and move on behind each."""
+        """Yield the events of a reply and move on behind each.
+
+        What a later version writes and this one does not know is passed over.
+        """
+        self.caught_up = sum(len(entries) for _, entries in reply or ()) < READ_COUNT
         for _, entries in reply or ():
             for entry_id, fields in entries:
                 self._after = text(entry_id)
-                yield decode_event(fields[b"e"], self._after)
+                try:
+                    event = decode_event(fields[b"e"], self._after)
+                except msgspec.ValidationError:
+                    continue
+                yield event
 
 
 class TurnReading(StreamReading):
@@ -291,10 +320,25 @@ class TurnReading(StreamReading):
         """Stand behind `after` and heed only `turn_id`."""
         super().__init__(stream, after)
         self._turn_id = turn_id
+        self._look_at_s = 0.0
 
     def take(self, reply: Any) -> Iterator[AnyEvent]:
         """Yield this turn's events."""
         return (event for event in super().take(reply) if event.turn_id == self._turn_id)
+
+    def is_time_to_look(self, reply: Any) -> bool:
+        """Whether to look at the turn's record now.
+
+        That is when a read brought nothing, and now and then while only other turns' events come:
+        the event that ended this one may have been trimmed.
+        """
+        if not self.caught_up:
+            return False
+        now_s = time.monotonic()
+        if reply and now_s < self._look_at_s:
+            return False
+        self._look_at_s = now_s + LOOK_S
+        return True
 
 
 class RepliesReading:
@@ -339,8 +383,13 @@ class RepliesReading:
                 event = decode_event(fields[b"e"], text(entry_id)) if fields else None
                 assert event is None or isinstance(event, TERMINAL)
                 yield stream, entry_id, event
-        if not found and self._from == "0":
-            self._from = ">"
+        if not found:  # when idle, look again for what a lost connection took with it
+            self._from = ">" if self._from == "0" else "0"
+
+
+def is_group_lost(error: Exception) -> bool:
+    """Whether a reply stream went, and the group with it; Redis 7.0 has a word of its own."""
+    return str(error).startswith(("NOGROUP", "UNBLOCKED"))
 
 
 class TextAssembler:
@@ -354,16 +403,18 @@ class TextAssembler:
     def take(self, event: AnyEvent) -> bool:
         """Take the turn's next event; return whether the text changed."""
         before = self.text
+        if isinstance(event, TERMINAL):
+            self.text = getattr(event, "text", "")
+            return self.text != before
         if event.attempt < self._attempt:
             return False
-        if isinstance(event, TurnStarted) and event.attempt > self._attempt:
-            self.text = ""
-        self._attempt = event.attempt
+        if event.attempt > self._attempt:
+            self._attempt, self.text = event.attempt, ""
         if isinstance(event, TextDelta):
-            if event.offset <= len(self.text):  # else deltas are missing: the end has the text
+            # A delta behind a gap is left out (the end has the text), one seen before adds nothing.
+            known = len(self.text)
+            if event.offset <= known < event.offset + len(event.text):
                 self.text = self.text[: event.offset] + event.text
-        elif isinstance(event, TERMINAL):
-            self.text = getattr(event, "text", "")
         return self.text != before
 
 
@@ -383,8 +434,8 @@ def configure_message(conversation_id: str, settings: dict[str, Any]) -> Configu
     if unknown := sorted(settings.keys() - set(SettingsChange.__struct_fields__)):
         known = ", ".join(SettingsChange.__struct_fields__)
         raise InvalidMessage(f"settings.{unknown[0]}", f"one of {known}")
-    plain = {"conversation_id": conversation_id, "type": "configure", "settings": settings}
-    message = decode(msgspec.json.encode(plain))
+    change = SettingsChange(**settings)
+    message = decode(validated(Configure(conversation_id=conversation_id, settings=change)))
     assert isinstance(message, Configure)
     return message
 
@@ -415,12 +466,16 @@ def read_history(
     records: Sequence[bytes],
 ) -> History:
     """Read a conversation's context."""
+    context = tuple(decode_context_entry(message) for message in messages)
     cut = (record for data in records if (record := decode_record(data)).state == "interrupted")
+    ends = sorted({record.messages_to - 1 for record in cut})
     return History(
         conversation_id=conversation_id,
         system_prompt=decode_settings(settings).system_prompt if settings else None,
-        messages=tuple(decode_context_entry(message) for message in messages),
-        interrupted=tuple(sorted(record.messages_to - 1 for record in cut if record.messages_to)),
+        messages=context,
+        interrupted=tuple(
+            n for n in ends if 0 <= n < len(context) and isinstance(context[n], AssistantEntry)
+        ),
     )
 
 

@@ -19,7 +19,6 @@ from contracts.replies import (
     TurnStarted,
     encode_event,
 )
-from contracts.trace_context import trace_id_of
 from worker.effects import Committed, Copy, Effects, Entry, Loaded
 from worker.errors import (
     LeaseLost,
@@ -32,6 +31,7 @@ from worker.errors import (
 from worker.event_writer import EventSink, EventWriter
 from worker.lease import Lease
 from worker.ledger import Ledger
+from worker.observing import AttemptObserver, Observer, Unobserved
 from worker.outcome import Done, Outcome, Parked
 from worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
@@ -43,6 +43,8 @@ from worker.pipeline.calls import CallObserver, LLMCall
 from worker.pipeline.context import Message, OpenAILLMContext
 from worker.pipeline.frames import (
     Frame,
+    FunctionCallInProgressFrame,
+    FunctionCallResultFrame,
     LLMFullResponseStartFrame,
     LLMTextFrame,
     OpenAILLMContextFrame,
@@ -138,6 +140,7 @@ class ConversationDriver:
         breakers: Breakers,
         shard: ShardKeys,
         settings: DriverSettings,
+        observer: Observer | None = None,
     ) -> None:
         """Use these parts for every conversation."""
         self.store = store
@@ -145,6 +148,7 @@ class ConversationDriver:
         self.breakers = breakers
         self.shard = shard
         self.settings = settings
+        self.observer: Observer = observer or Unobserved()
 
     async def run(self, lease: Lease) -> Outcome:
         """Run what waits in the inbox, turn after turn, up to the quota.
@@ -164,17 +168,19 @@ class ConversationDriver:
 
     async def _run(self, lease: Lease) -> Outcome:
         lease.news.clear()
+        began_at_s = time.monotonic()
         loaded = await self.store.load(lease)
         turns = 0
         while loaded.entries:
             turns += 1
-            run = TurnRun(self, lease, loaded)
+            run = TurnRun(self, lease, loaded, began_at_s)
             outcome = await run.run(go_on=turns < self.settings.turn_quota)
             if isinstance(outcome, Parked):
                 return outcome
             if lease.released:
                 return Done()
             following = run.following
+            began_at_s = time.monotonic()
             loaded = following if following is not None else await self.store.load(lease)
         return Done()
 
@@ -182,7 +188,9 @@ class ConversationDriver:
 class TurnRun:
     """One attempt at what stands at the head of an inbox."""
 
-    def __init__(self, driver: ConversationDriver, lease: Lease, loaded: Loaded) -> None:
+    def __init__(
+        self, driver: ConversationDriver, lease: Lease, loaded: Loaded, began_at_s: float
+    ) -> None:
         """Prepare context, aggregators and service; nothing is sent."""
         self._driver = driver
         self._settings = driver.settings
@@ -196,6 +204,9 @@ class TurnRun:
         self.following: Loaded | None = None
         """The conversation as the commit left it; None: it must be loaded again."""
         self._prepare()
+        self._seen = driver.observer.attempt(
+            lease, loaded, began_at_s=began_at_s, loaded_at_s=self._began_at
+        )
 
     def _prepare(self) -> None:
         loaded, settings = self._loaded, self._loaded.settings
@@ -213,7 +224,9 @@ class TurnRun:
             ),
             assistant_params=LLMAssistantAggregatorParams(expect_stripped_words=False),
         )
-        self._turn = Turn(self._lease.conversation_id, settings, self._pair.user())
+        self._turn = Turn(
+            self._lease.conversation_id, settings, self._pair.user(), since_ms=loaded.since_ms
+        )
         self._tap = _Tap()
         self._service.link(self._tap)
         self._tap.link(self._pair.assistant())
@@ -231,10 +244,21 @@ class TurnRun:
             LeaseLost: Nothing was written since.
             StoreUnavailable: Redis did not answer.
         """
+        try:
+            outcome = await self._run(go_on=go_on)
+        except BaseException as error:
+            self._seen.ended(error)
+            raise
+        self._seen.ended(outcome)
+        return outcome
+
+    async def _run(self, *, go_on: bool) -> Outcome:
         while True:
             parked = await self._collect()
             if parked is not None:
                 return parked
+            turn = self._turn
+            self._seen.collected(turn.used, turn.primary if turn.wants_answer else turn.used[0])
             if not self._turn.wants_answer:
                 return await self._commit(None, go_on=go_on)
             ending = await self._answer()
@@ -327,6 +351,7 @@ class TurnRun:
         lease = self._lease
         self._writer = writer = self._new_writer(primary)
         self._tap.writer = writer
+        self._tap.seen = self._seen
         frame = OpenAILLMContextFrame(self._context)
         self._answering = answering = asyncio.create_task(
             self._service.process_frame(frame, DOWNSTREAM)
@@ -423,6 +448,7 @@ class TurnRun:
         late = deadline_at_ms is not None and (time.time() + wait_s) * 1000 > deadline_at_ms
         if late or spent_s + wait_s > self._settings.turn_budget_s:
             return self._failed(primary, code, text)
+        self._seen.retrying(code, wait_s)
         return Parked(max(1, int(wait_s * 1000)), "backoff")
 
     def _completed(self, primary: Used) -> TurnCompleted:
@@ -473,7 +499,9 @@ class TurnRun:
     async def _commit(self, ending: AnyTerminal | None, *, go_on: bool) -> Outcome:
         """Let it take effect."""
         effects, messages = self._effects(ending)
+        self._seen.committing()
         committed = await self._store.commit(self._lease, effects, go_on=go_on)
+        self._seen.committed(effects, committed.outcome)
         if committed.outcome == "committed" and committed.length == len(messages):
             self.following = Loaded(
                 attempt=1,
@@ -570,7 +598,7 @@ class TurnRun:
             "conversation_id": self._lease.conversation_id,
             "turn_id": primary.turn_id,
             "attempt": self._loaded.attempt,
-            "trace_id": trace_id_of(primary.message.traceparent),
+            "trace_id": primary.trace.trace_id,
             "metadata": primary.message.metadata,
         }
 
@@ -634,7 +662,7 @@ class TurnRun:
             conversation_id=self._lease.conversation_id,
             turn_id=primary.turn_id,
             attempt=self._loaded.attempt,
-            trace_id=trace_id_of(primary.message.traceparent),
+            trace_id=primary.trace.trace_id,
             coalesce_s=self._settings.coalesce_s,
             coalesce_bytes=self._settings.coalesce_bytes,
             on_lost=self._lost,
@@ -659,9 +687,11 @@ class TurnRun:
             self._entry_of(primary, call), state="unknown", abandoned=True
         )
         await self._writer.begin_call(started, entry)
+        self._seen.call_started(call, self._context)
 
     async def on_call_finished(self, call: LLMCall) -> None:
-        """Nothing: calls are read from the service when the turn ends."""
+        """Nothing more: calls are read from the service when the turn ends."""
+        self._seen.call_finished(call)
 
 
 class _Tap(FrameProcessor):
@@ -670,12 +700,18 @@ class _Tap(FrameProcessor):
     def __init__(self) -> None:
         super().__init__()
         self.writer: EventWriter | None = None
+        self.seen: AttemptObserver = Unobserved()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         writer = self.writer
         if writer is not None:
             if type(frame) is LLMTextFrame:
                 writer.text(frame.text)
+                self.seen.said(frame.text)
+            elif isinstance(frame, FunctionCallInProgressFrame):
+                self.seen.tool_started(frame.tool_call_id, frame.function_name, frame.arguments)
+            elif isinstance(frame, FunctionCallResultFrame):
+                self.seen.tool_finished(frame.tool_call_id, frame.result, frame.failure)
             elif isinstance(frame, LLMFullResponseStartFrame) and writer.chars:
                 writer.text(_BETWEEN_ANSWERS)
         await self.push_frame(frame, direction)

@@ -59,17 +59,12 @@ class Loaded(NamedTuple):
     messages: list[bytes]
     """Committed context (n messages, JSON), oldest first. Shared with the cache: do not change."""
     steps: list[bytes]
-    """What earlier attempts left: `m<message>` or `c<ledger entry>`, JSON."""
+    """What earlier attempts left; see `worker.steps`."""
     entries: list[Entry]
     since_ms: int
     """When the first attempt at the head began, ms, Redis' clock."""
     now_ms: int
     """Redis' clock."""
-
-    @property
-    def steps_hold_messages(self) -> bool:
-        """Whether part of the turn is safe in the steps."""
-        return any(step[:1] == b"m" for step in self.steps)
 
 
 class Copy(NamedTuple):

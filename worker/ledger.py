@@ -25,6 +25,8 @@ class Ledger:
             if step[:1] == b"c":
                 entry = _decode_call(step[1:])
                 (self._noted if entry.abandoned else self.kept).append(entry)
+            elif step[:1] == b"x":
+                self.roll_back()
 
     def keep(self, calls: Iterable[CallEntry]) -> None:
         """These calls made the answer."""
@@ -33,6 +35,17 @@ class Ledger:
     def abandon(self, calls: Iterable[CallEntry]) -> None:
         """These calls led to nothing."""
         self.abandoned.extend(msgspec.structs.replace(call, abandoned=True) for call in calls)
+
+    def roll_back(self) -> None:
+        """What was kept so far led to nothing; this is noted already, or is committed next."""
+        self._noted += [msgspec.structs.replace(call, abandoned=True) for call in self.kept]
+        self.kept = []
+
+    def note_abandoned(self) -> list[CallEntry]:
+        """Return the calls of this attempt that led to nothing; they count as noted from now on."""
+        noted, self.abandoned = self.abandoned, []
+        self._noted += noted
+        return noted
 
     @property
     def entries(self) -> list[CallEntry]:

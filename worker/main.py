@@ -7,7 +7,10 @@ import platform
 import secrets
 import signal
 import time
+from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import redis.asyncio
 import uvloop
@@ -22,6 +25,7 @@ from contracts.keys import ShardKeys, shard_keys
 from worker.batching import ScriptBatcher
 from worker.conversation import ConversationDriver, DriverSettings
 from worker.jobs import run_conversation
+from worker.observing import Observer
 from worker.pipeline.calls import CallObserver
 from worker.queue import LeasedWorker, LeaseSettings
 from worker.services.grok.llm import GrokLLMService
@@ -31,6 +35,9 @@ from worker.settings import Settings
 from worker.store.breakers import Breakers
 from worker.store.cache import ContextCache
 from worker.store.conversations import Conversations, StoreLimits
+from worker.store.gauges import read_gauges
+from worker.store.traces import TraceLimits, Traces
+from worker.telemetry.setup import Telemetry, TelemetryError, TelemetrySettings, TracedHeaders
 
 log = logging.getLogger("turnline.worker")
 
@@ -64,13 +71,16 @@ class GrokServices:
             if (value := getattr(settings, name)) is not None
         }
         extra = {"reasoning_effort": settings.reasoning_effort} if settings.reasoning_effort else {}
+        headers: Mapping[str, str] = {"x-grok-conv-id": _header_value(conversation_id)}
+        if self._settings.send_traceparent:
+            headers = TracedHeaders(headers)
         return GrokLLMService(
             api_key=self._settings.api_key.value,
             base_url=self._settings.base_url,
             model=settings.model or self._settings.model,
             params=OpenAIInputParams(**given, extra=extra),
             client=self.client,
-            extra_headers={"x-grok-conv-id": _header_value(conversation_id)},
+            extra_headers=headers,
             observer=observer,
             limits=self._limits,
         )
@@ -91,6 +101,7 @@ class Fleet:
         self._connections: list[AsyncRedis] = []
         self._services = GrokServices(settings)
         self._cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
+        self.telemetry = telemetry_of(settings, self.worker_id)
         self.workers: list[LeasedWorker] = []
 
     async def run(self) -> None:
@@ -114,6 +125,7 @@ class Fleet:
             },
         )
         try:
+            await self._open_telemetry()
             await asyncio.gather(*(worker.main() for worker in self.workers))
         finally:
             await self._close()
@@ -145,6 +157,7 @@ class Fleet:
             Breakers(redis, batcher, shard),
             shard,
             driver_settings(settings),
+            self._observer(redis, shard),
         )
         slots = max(1, settings.slots // len(settings.served_shards))
         return LeasedWorker(
@@ -166,9 +179,34 @@ class Fleet:
             ctx={"driver": driver},
         )
 
+    def _observer(self, redis: AsyncRedis, shard: ShardKeys) -> Observer | None:
+        settings, meters = self._settings, self.telemetry.meters
+
+        def written(sent: int, dropped: int) -> None:
+            meters.spans_sent.add(sent, "redis")
+            meters.spans_dropped.add(dropped, "redis")
+
+        store = None
+        if settings.trace_store:
+            limits = TraceLimits(kept=settings.trace_store)
+            store = Traces(redis, shard, limits=limits, on_written=written)
+        return self.telemetry.observer(
+            shard=shard.tag.strip("{}"),
+            queue=shard.queue,
+            store=store,
+            gauges=lambda: read_gauges(redis, shard),
+        )
+
+    async def _open_telemetry(self) -> None:
+        try:
+            await self.telemetry.open()
+        except TelemetryError as error:
+            raise StartFailed(str(error)) from None
+
     async def _close(self) -> None:
         for worker in self.workers:
             await worker.close()
+        await self.telemetry.close()
         for connection in self._connections:
             await connection.aclose()
         await self._services.client.close()
@@ -188,6 +226,34 @@ class _About:
 
     def __call__(self) -> dict[str, Any]:
         return self._facts
+
+
+def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:
+    """Set up what is asked for by settings and the standard `OTEL_*` variables.
+
+    Raises:
+        StartFailed: The redactor cannot be used.
+    """
+    where = urlsplit(settings.base_url)
+    try:
+        version = metadata.version("turnline")
+    except metadata.PackageNotFoundError:
+        version = "0"
+    try:
+        return Telemetry(
+            TelemetrySettings(
+                worker=worker_id,
+                address=where.hostname or "",
+                port=where.port or (80 if where.scheme == "http" else 443),
+                redactor=settings.redactor,
+                send_traceparent=settings.send_traceparent,
+                metrics_port=settings.metrics_port,
+            ),
+            os.environ,
+            version=version,
+        )
+    except TelemetryError as error:
+        raise StartFailed(str(error)) from None
 
 
 def driver_settings(settings: Settings) -> DriverSettings:

@@ -14,6 +14,8 @@ class Parked(NamedTuple):
     """Until it is due again, at the latest."""
     why: Literal["input", "backoff"]
     """`input`: a new message ends the wait; `backoff`: only time does (or an interrupt)."""
+    seen: str = ""
+    """The last entry of the inbox that was looked at: with a later one there is no wait."""
 
 
 Outcome = Done | Parked

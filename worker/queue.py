@@ -346,7 +346,7 @@ class LeasedWorker(arq.worker.Worker):
                 self._shard.queue,
                 self._shard.wake,
             ),
-            (job_id, lease.value, park.defer_ms, park.why if park.defer_ms else ""),
+            (job_id, lease.value, park.defer_ms, park.why if park.defer_ms else "", park.seen),
         )
         try:
             await self._batcher.run(call)

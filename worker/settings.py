@@ -89,6 +89,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     """Logs go to standard error, one line per event."""
+    trace_store: Annotated[int, Meta(ge=0)] = 1_000
+    """Newest attempts per shard whose traces are kept in Redis for `turnline trace`; 0 keeps none."""
+    send_traceparent: bool = False
+    """Send the trace context of each call to the provider."""
+    redactor: str = ""
+    """Function `module:name` that every span passes: (name, attributes) -> attributes that leave."""
+    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """Loopback port on which Prometheus finds /metrics; 0 opens none."""
     worker_name: str = msgspec.field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}"
     )

@@ -19,7 +19,7 @@ from contracts.replies import (
     TurnRecord,
     encode_event,
 )
-from contracts.trace_context import trace_id_of
+from contracts.trace_context import TraceContext, TurnTrace, turn_trace
 from worker.effects import Entry
 from worker.pipeline.aggregators import LLMUserContextAggregator
 from worker.pipeline.context import Message
@@ -48,6 +48,7 @@ class Used(NamedTuple):
     """None if it could not be decoded."""
     ending: AnyTerminal | None
     """None: it becomes part of the turn, and ends with it."""
+    trace: TurnTrace
 
 
 class Gate(FrameProcessor):
@@ -72,8 +73,17 @@ class Turn:
         conversation_id: str,
         settings: ConversationSettings,
         user: LLMUserContextAggregator,
+        *,
+        since_ms: int,
     ) -> None:
-        """Collect through `user`, the aggregator of this turn's context."""
+        """Collect through `user`, the aggregator of this turn's context.
+
+        Args:
+            conversation_id: Whose inbox it is.
+            settings: As they are before this turn.
+            user: Takes what is said.
+            since_ms: When the first attempt at this turn began, Redis' clock.
+        """
         self.conversation_id = conversation_id
         self.settings = settings
         self.settings_changed = False
@@ -82,6 +92,7 @@ class Turn:
         self.gate = Gate()
         user.link(self.gate)
         self._user = user
+        self._since_ms = since_ms
         self._fragments = False
 
     @property
@@ -194,6 +205,10 @@ class Turn:
             await self._user.push_aggregation()
             await self._send(LLMMessagesAppendFrame([spoken], run_llm=True))
 
+    def use_result(self, entry: Entry, message: inbound.ToolResult) -> None:
+        """Use up the result of a tool call of this turn."""
+        self._use(entry, message, self._completed(message))
+
     async def close(self) -> None:
         """Take the user to be done: what is pending becomes a message."""
         self._fragments = False
@@ -213,13 +228,16 @@ class Turn:
     def _use(
         self, entry: Entry, message: inbound.Inbound | None, ending: AnyTerminal | None
     ) -> None:
-        self.used.append(Used(entry, _turn_id(entry, message), message, ending))
+        turn_id = _turn_id(entry, message)
+        trace = trace_of(self.conversation_id, turn_id, entry, message, since_ms=self._since_ms)
+        if ending is not None:
+            ending = msgspec.structs.replace(ending, trace_id=trace.trace_id)
+        self.used.append(Used(entry, turn_id, message, ending, trace))
 
     def _completed(self, message: inbound.Inbound) -> TurnCompleted:
         return TurnCompleted(
             conversation_id=self.conversation_id,
             turn_id=message.turn_id,
-            trace_id=trace_id_of(message.traceparent),
             metadata=message.metadata,
         )
 
@@ -242,7 +260,7 @@ class Turn:
         return TurnAbsorbed(
             conversation_id=self.conversation_id,
             turn_id=used.turn_id,
-            trace_id=trace_id_of(used.message.traceparent if used.message else None),
+            trace_id=used.trace.trace_id,
             metadata=used.message.metadata if used.message else {},
             into=into,
         )
@@ -253,6 +271,27 @@ def _turn_id(entry: Entry, message: inbound.Inbound | None) -> str:
     if entry.turn_id is not None:
         return entry.turn_id
     return message.turn_id if message is not None else entry.entry_id
+
+
+def trace_of(
+    conversation_id: str,
+    turn_id: str,
+    entry: Entry,
+    message: inbound.Inbound | None,
+    *,
+    since_ms: int,
+) -> TurnTrace:
+    """Return where the spans of what an entry becomes belong."""
+    context = None
+    if message is not None and message.traceparent is not None:
+        context = TraceContext(message.traceparent, message.tracestate)
+    return turn_trace(
+        conversation_id,
+        turn_id,
+        context,
+        entry_id=entry.entry_id,
+        waited_ms=since_ms - entry.accepted_at_ms,
+    )
 
 
 def _state(ending: AnyTerminal) -> _State:

@@ -84,7 +84,8 @@ for i = 1, 9 do
   redis.call('PEXPIRE', KEYS[i], ARGV[9])
 end
 local acts = ARGV[5] == 'interrupt' or ARGV[5] == 'rollback'
-if not score or (not holder and (parked == 'input' or (parked and acts))) then
+local deferred = score and not holder and tonumber(score) > now  -- one that is due keeps its place
+if not score or (deferred and (parked == 'input' or (parked and acts))) then
   redis.call('SET', KEYS[10], ARGV[6], 'PX', ARGV[9])
   redis.call('ZADD', KEYS[12], now, ARGV[1])
   if redis.call('LPUSH', KEYS[13], '1') > tonumber(ARGV[11]) then

@@ -1,6 +1,7 @@
 """Refuses requests that xAI refuses, in its order: syntax, types, model, key, arguments."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -30,7 +31,7 @@ from ops.simulator.prompt import (
     prompt_of,
 )
 
-MAX_TOOLS = 128
+MAX_TOOLS: Final = 128
 
 
 class Refused(Exception):

@@ -86,7 +86,13 @@ class Hand:
         call = Call(
             load_script("release", "worker.lua"),
             (keys.inbox, keys.state, keys.job, keys.in_progress, SHARD.queue, SHARD.wake),
-            (keys.job_id, lease.value, park.defer_ms, park.why if park.defer_ms else ""),
+            (
+                keys.job_id,
+                lease.value,
+                park.defer_ms,
+                park.why if park.defer_ms else "",
+                park.seen,
+            ),
         )
         await run(self.redis, call)
 

@@ -12,6 +12,8 @@ ARGV[1]  job_id   str  member of the queue
 ARGV[2]  lease    str  as claimed
 ARGV[3]  defer    int  ms until the conversation is due again; 0: now
 ARGV[4]  why      str  '' or why it waits: 'input' (a message ends the wait) or 'backoff'
+ARGV[5]  seen     str  the last entry of the inbox that was looked at: a later one ends the wait at
+         once; '' if it does not matter
 
 Returns
   {'idle', 0}       nothing waits; the conversation is off the queue
@@ -28,6 +30,10 @@ if redis.call('GET', KEYS[4]) ~= ARGV[2] then
   return {'fenced', 0}
 end
 local waiting = redis.call('XLEN', KEYS[1])
+local news = false
+if ARGV[5] ~= '' and waiting > 0 then
+  news = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][1] ~= ARGV[5]
+end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 redis.call('DEL', KEYS[4])
@@ -37,8 +43,8 @@ if waiting == 0 then
   redis.call('DEL', KEYS[3])
   return {'idle', 0}
 end
-redis.call('ZADD', KEYS[5], 'XX', now + ARGV[3], ARGV[1])
-if tonumber(ARGV[3]) > 0 then
+redis.call('ZADD', KEYS[5], 'XX', news and now or now + ARGV[3], ARGV[1])
+if tonumber(ARGV[3]) > 0 and not news then
   redis.call('HSET', KEYS[2], 'parked', ARGV[4])
   return {'parked', waiting}
 end

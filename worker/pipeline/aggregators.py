@@ -351,7 +351,7 @@ class LLMAssistantContextAggregator(LLMContextAggregator):
         """Write the calls of this response, unless an earlier one of them has done so."""
         call_id = frame.tool_call_id
         self._pending[call_id] = frame.cancel_on_interruption
-        if call_id in self._written:
+        if call_id in self._written or call_id in self._context.in_progress_ids():
             return
         if any(call.tool_call_id == call_id for call in self._announced):
             calls, self._announced = self._announced, ()
@@ -381,12 +381,9 @@ class LLMAssistantContextAggregator(LLMContextAggregator):
     async def _finish_call(self, frame: FunctionCallResultFrame) -> None:
         if frame.tool_call_id not in self._pending:
             return
-        content = to_json(frame.result) if frame.result else COMPLETED
+        content, wants_run = told_of(frame)
         self._settle(frame.tool_call_id, content)
-        wanted = frame.properties.run_llm if frame.properties else None
-        if wanted is None:
-            wanted = frame.run_llm
-        self._wants_run = self._wants_run or bool(frame.result and wanted is not False)
+        self._wants_run = self._wants_run or wants_run
         if frame.properties and frame.properties.on_context_updated:
             await frame.properties.on_context_updated()
         await self._go_on()
@@ -414,6 +411,18 @@ class LLMAssistantContextAggregator(LLMContextAggregator):
         if self._wants_run and not self._pending:
             self._wants_run = False
             await self.push_context_frame(UPSTREAM)
+
+
+def told_of(frame: FunctionCallResultFrame) -> tuple[str, bool]:
+    """Return what a result says to the model, and whether the model is to run on it."""
+    properties = frame.properties
+    wanted = properties.run_llm if properties else None
+    if wanted is None:
+        wanted = frame.run_llm
+    if properties is not None and properties.content is not None:
+        return properties.content, wanted is not False
+    content = to_json(frame.result) if frame.result else COMPLETED
+    return content, bool(frame.result and wanted is not False)
 
 
 def to_json(value: Any) -> str:

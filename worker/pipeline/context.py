@@ -227,6 +227,11 @@ class OpenAILLMContext:
                 return True
         return False
 
+    def names_call(self, tool_call_id: str) -> bool:
+        """Tell whether a tool call of this id may stand in the context; nothing is decoded."""
+        needle = _encoder.encode(tool_call_id)
+        return any(needle in raw for raw in self.encoded_messages())
+
     def in_progress_ids(self) -> list[str]:
         """Return the ids of tool calls without a result, in call order."""
         if not self._holds_in_progress():

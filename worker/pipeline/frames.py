@@ -208,6 +208,9 @@ class FunctionCallResultProperties(msgspec.Struct):
     """True or False decides whether the model runs on it; None leaves it to the result."""
     on_context_updated: Callable[[], Awaitable[None]] | None = None
     """Awaited once, after the result stands in the context."""
+    content: str | None = None
+    """What the model is told, word for word, in place of the result's JSON. The model then runs on
+    it whatever the result is, unless `run_llm` is False."""
 
 
 class FunctionCallsStartedFrame(Frame):

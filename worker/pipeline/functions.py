@@ -25,6 +25,10 @@ class FunctionCallFailed(Exception):
     """Raised by a handler; the text is meant for the model and becomes the call's result."""
 
 
+class FunctionCallElsewhere(Exception):
+    """Raised by a handler: the result comes from elsewhere, and later than this run ends."""
+
+
 class ResultCallback(Protocol):
     """Hands over a call's result. Only the first one of a call counts."""
 
@@ -114,6 +118,8 @@ class _Call(msgspec.Struct):
     task: "asyncio.Task[None] | None" = None
     finished: bool = False
     cancelled: bool = False
+    elsewhere: bool = False
+    """Whether its result comes after this run."""
 
 
 class _Outcome(msgspec.Struct):
@@ -148,6 +154,11 @@ class FunctionCallBatch:
         self._run_in_parallel = run_in_parallel
         self._calls = [_prepare(registry, call) for call in calls]
         self._outcomes: asyncio.Queue[_Outcome] = asyncio.Queue()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a call has no result yet because that comes from elsewhere."""
+        return any(call.elsewhere and not call.cancelled for call in self._calls)
 
     async def announce(self) -> None:
         """Tell both sides what will run, so that the calls stand in the context."""
@@ -201,7 +212,7 @@ class FunctionCallBatch:
 
     async def _close(self, call: _Call) -> None:
         """Give a call whose handler is over a result, if it has none."""
-        if not call.finished and not call.cancelled:
+        if not (call.finished or call.cancelled or call.elsewhere):
             failure = call.failure or "no_result"
             await self._deliver(_Outcome(call, _error(call, failure), failure=failure))
 
@@ -229,6 +240,8 @@ class FunctionCallBatch:
         except FunctionCallFailed as failed:
             call.failure = "failed"
             await self._hand_over(call, {"error": str(failed)}, None, "failed")
+        except FunctionCallElsewhere:
+            call.elsewhere = True
         except Exception:  # noqa: BLE001 - foreign code; its failure is the model's to know
             call.failure = "raised"
         finally:

@@ -157,13 +157,16 @@ class Conversations:
             ),
         )
 
-    async def checkpoint(self, lease: Lease, known: int, steps: Sequence[bytes]) -> int:
+    async def checkpoint(
+        self, lease: Lease, known: int, steps: Sequence[bytes], copies: Sequence[Copy] = ()
+    ) -> int:
         """Make steps of a running turn safe.
 
         Args:
             lease: Of the conversation.
             known: Steps that are safe already, so that a repeated call adds nothing.
-            steps: `m<message>` or `c<ledger entry>`, JSON.
+            steps: See `worker.steps`.
+            copies: Entries for streams of the shard, written in the same moment.
 
         Returns:
             How many steps are safe now.
@@ -174,12 +177,22 @@ class Conversations:
 
         Source: worker/store/lua/checkpoint.lua
         """
-        keys = lease.keys
+        keys, limits = lease.keys, self._limits
+        shared = list(dict.fromkeys(copy.stream for copy in copies))
         _, safe = await self._run(
             lease,
             "checkpoint",
-            (keys.steps, keys.state, keys.in_progress),
-            (lease.value, self._limits.retention_ms, known, *steps),
+            (keys.steps, keys.state, keys.in_progress, keys.copies, *shared),
+            (
+                lease.value,
+                limits.retention_ms,
+                known,
+                f"{limits.copies} {limits.shared}",
+                len(steps),
+                *steps,
+                len(copies),
+                *(word for copy in copies for word in _copied(copy, shared, first_key=5)),
+            ),
         )
         return int(safe)
 
@@ -289,15 +302,15 @@ def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
         ),
         (
             len(effects.copies),
-            (word for copy in effects.copies for word in _copied(copy, shared)),
+            (word for copy in effects.copies for word in _copied(copy, shared, first_key=14)),
         ),
     )
     return [word for count, words in lists for word in (count, *words)]
 
 
-def _copied(copy: Copy, shared: Sequence[str]) -> list[Arg]:
+def _copied(copy: Copy, shared: Sequence[str], *, first_key: int) -> list[Arg]:
     words: list[Arg] = [word for pair in copy.fields.items() for word in pair]
-    return [14 + shared.index(copy.stream), len(words), *words]
+    return [first_key + shared.index(copy.stream), len(words), *words]
 
 
 def _totals(effects: Effects) -> list[tuple[str, int]]:

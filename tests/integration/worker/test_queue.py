@@ -16,6 +16,7 @@ from contracts.jobs import deserialize_job, serialize_job
 from contracts.keys import shard_keys
 from ops.simulator import Simulator
 from tests.support.driving import fleet
+from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from worker.batching import ScriptBatcher
 from worker.main import arq_redis
@@ -320,3 +321,19 @@ async def test_a_lost_connection_does_not_end_the_worker(
             break
         await client.interrupt("c")
         assert (await client.result(receipt, timeout_s=10)).text
+
+
+async def test_a_stock_workers_claim_is_respected(
+    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """ARQ's in-progress key without a lease of ours: the entry moves behind that key's expiry."""
+    await client.submit(user())
+    await redis.set("arq:in-progress:{s0}:c", "1", px=60_000)
+    async with open_hand(redis_url, sim) as hand:
+        assert await hand.claim() is None
+        seconds, microseconds = await redis.time()
+        score = await redis.zscore(SHARD.queue, "{s0}:c")
+        assert score > seconds * 1000 + microseconds / 1000 + 50_000
+        await redis.delete("arq:in-progress:{s0}:c")
+        await hand.make_due("c")
+        assert await hand.claim() is not None

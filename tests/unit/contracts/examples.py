@@ -36,6 +36,7 @@ from contracts.replies import (
     TextDelta,
     ToolCallFinished,
     ToolCallStarted,
+    ToolRequest,
     TurnAbsorbed,
     TurnCompleted,
     TurnFailed,
@@ -83,6 +84,8 @@ TOOL = ToolDefinition(
         parameters={"type": "object", "properties": {"city": {"type": "string"}}},
     )
 )
+PATIENT_TOOL = ToolDefinition(function=FunctionDefinition(name="Approve"), timeout_s=86_400)
+FORMAT = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 USAGE = Usage(
     prompt_tokens=120,
     completion_tokens=34,
@@ -106,6 +109,7 @@ SETTINGS = {
 INBOUND = {
     "user_message": UserMessage(**COMMON, text='Good evening — naïve 𝄞\t"yes" \\ / \u0001'),
     "user_message.parts": UserMessage(**FEW, parts=PARTS, run=False, final=False),
+    "user_message.schema": UserMessage(**FEW, text="hi", agent="clerk", response_format=FORMAT),
     "user_message.few": UserMessage(**FEW, text="hi"),
     "transcription": Transcription(**COMMON, text="find me a", final=False),
     "transcription.few": Transcription(**FEW, text=""),
@@ -118,11 +122,18 @@ INBOUND = {
     ),
     "tool_result.few": ToolResult(**FEW, call_id="call_1"),
     "context_append": ContextAppend(**COMMON, messages=ENTRIES, run=True),
+    "context_append.schema": ContextAppend(
+        **FEW, messages=ENTRIES[:1], run=True, agent="clerk", response_format=FORMAT
+    ),
     "context_append.few": ContextAppend(**FEW, messages=()),
     "context_replace": ContextReplace(**COMMON, messages=ENTRIES),
     "configure": Configure(**COMMON, settings=SettingsChange(**SETTINGS)),
     "configure.clear": Configure(
         **FEW, settings=SettingsChange(**{**dict.fromkeys(SETTINGS), "tool_choice": "none"})
+    ),
+    "configure.agent": Configure(
+        **FEW,
+        settings=SettingsChange(agent="clerk", response_format=FORMAT, tools=(PATIENT_TOOL,)),
     ),
     "configure.few": Configure(**FEW, settings=SettingsChange()),
 }
@@ -156,6 +167,7 @@ EVENTS = {
         usage_state="estimated",
         model="grok-4-fast",
     ),
+    "turn_completed.schema": TurnCompleted(**FEW, text='{"city":"Łódź"}', parsed={"city": "Łódź"}),
     "turn_completed.few": TurnCompleted(**FEW),
     "turn_failed": TurnFailed(**END, code="bad_request", message="The model refused the request."),
     "turn_failed.few": TurnFailed(**FEW, code="timeout"),
@@ -190,6 +202,17 @@ RECORDS = {
         event=msgspec.Raw(encode_event(EVENTS["turn_completed"])),
     ),
     "turn_record.few": TurnRecord(state="accepted", accepted_at_ms=1_750_000_000_125),
+    "tool_request": ToolRequest(
+        conversation_id="Gespräch-42",
+        turn_id="turn-7",
+        call_id="call_1",
+        name="Approve",
+        arguments=msgspec.Raw(b'{"amount":12.5}'),
+        idempotency_key="Gespräch-42/turn-7/call_1",
+        deadline_at_ms=1_750_000_060_000,
+        trace_id=TRACE_ID,
+        traceparent=COMMON["traceparent"],
+    ),
     "settings": ConversationSettings(**SETTINGS),
     "settings.few": ConversationSettings(),
     "call_entry": CallEntry(

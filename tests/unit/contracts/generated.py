@@ -74,8 +74,9 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.booleans()
         case inspect.IntType(ge=low):
             return st.integers(low if low is not None else -(2**53), 2**53)
-        case inspect.FloatType(ge=low, le=high):
-            return st.floats(low, high)
+        case inspect.FloatType(gt=above, ge=low, le=high):
+            least = low if above is None else above
+            return st.floats(least, high, exclude_min=above is not None)
         case inspect.StrType(pattern=str(pattern)):
             return _BY_PATTERN[pattern]
         case inspect.StrType(min_length=least, max_length=most):

@@ -8,13 +8,21 @@ import pytest
 
 from contracts.conversation import CallEntry, ConversationSettings, Totals, decode_context_entry
 from contracts.messages import TYPES, Inbound, decode, encode
-from contracts.replies import AnyEvent, Receipt, decode_event, decode_record, encode_event
+from contracts.replies import (
+    AnyEvent,
+    Receipt,
+    decode_event,
+    decode_record,
+    decode_tool_request,
+    encode_event,
+)
 from tests.unit.contracts.examples import EVENTS, INBOUND, RECORDS
 
 GOLDEN = Path(__file__).with_name("golden")
 READERS = {
     "receipt": msgspec.json.Decoder(Receipt).decode,
     "turn_record": decode_record,
+    "tool_request": decode_tool_request,
     "settings": msgspec.json.Decoder(ConversationSettings).decode,
     "call_entry": msgspec.json.Decoder(CallEntry).decode,
     "totals": msgspec.json.Decoder(Totals).decode,

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
 from contracts.conversation import (
     CallEntry,
@@ -19,6 +20,7 @@ from contracts.conversation import (
 from contracts.jobs import conversation_job, deserialize_job, serialize_job
 from contracts.messages import Inbound, decode, validated
 from contracts.replies import AnyEvent, Receipt, TurnRecord, decode_event, encode_event
+from contracts.requests import is_group_lost
 from tests.unit.contracts.generated import IDS, structs
 
 
@@ -119,3 +121,16 @@ def test_fields_of_later_versions_are_ignored(name: str) -> None:
     data = {"type": name, "conversation_id": "c", "turn_id": "t", "text": "x", "later": [1]}
 
     assert decode_event(msgspec.json.encode(data)).turn_id == "t"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("NOGROUP No such key 'x' or consumer group 'g' in XREADGROUP with GROUP option", True),
+        ("UNBLOCKED the stream key no longer exists", True),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+    ],
+)
+def test_servers_have_two_words_for_a_lost_group(text: str, is_lost: bool) -> None:
+    """A reader makes it anew on either; another error is not hidden."""
+    assert is_group_lost(ResponseError(text)) == is_lost

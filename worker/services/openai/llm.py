@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, TypeAlias
@@ -400,6 +400,10 @@ class OpenAILLMService(FrameProcessor):
         """Tell whether a call of this function would find a handler."""
         return self._functions.get(function_name) is not None
 
+    def use_functions(self, functions: FunctionRegistry) -> None:
+        """Look handlers up here from now on."""
+        self._functions = functions
+
     # Usage
 
     @property
@@ -516,13 +520,42 @@ class OpenAILLMService(FrameProcessor):
             return
         run = self._runs[id(context)] = _Run(context)
         try:
-            while True:
-                run.again = run.interrupted = False
-                await self._process_context(context, run)
-                if not run.again:
-                    return
+            await self._complete(context, run)
         finally:
             del self._runs[id(context)]
+
+    async def resume(
+        self, context: OpenAILLMContext, calls: Sequence[FunctionCallFromLLM], *, answer: bool
+    ) -> None:
+        """Run calls that stand in the context without a result, then go on answering it.
+
+        Args:
+            context: Not being answered at the moment.
+            calls: All calls of its last message that are in progress.
+            answer: Whether results that stand in the context already want the model to run.
+
+        Raises:
+            Retryable: See `process_frame`.
+            Terminal: See `process_frame`.
+        """
+        run = self._runs[id(context)] = _Run(context)
+        try:
+            if calls:
+                batch = run.batch = self._batch(context, calls)
+                await batch.announce()
+                await self._run_calls(run, batch)
+                if batch.waits or not (run.again or answer):
+                    return
+            await self._complete(context, run)
+        finally:
+            del self._runs[id(context)]
+
+    async def _complete(self, context: OpenAILLMContext, run: _Run) -> None:
+        while True:
+            run.again = run.interrupted = False
+            await self._process_context(context, run)
+            if not run.again:
+                return
 
     # One completion
 
@@ -721,16 +754,21 @@ class OpenAILLMService(FrameProcessor):
         calls: list[FunctionCallFromLLM] = []
         for parts in completion.tool_calls.calls():
             call_id = parts.call_id
-            if not call_id or call_id in taken:
+            if not call_id or call_id in taken or context.names_call(call_id):
                 call_id = f"call_{uuid.uuid4().hex[:16]}"
             taken.add(call_id)
             name = parts.name or "unnamed_function"
             calls.append(function_call(name, call_id, parts.arguments, context))
-        batch = FunctionCallBatch(
-            self, self._functions, calls, context, run_in_parallel=self._run_in_parallel
-        )
+        batch = self._batch(context, calls)
         await batch.announce()
         return batch
+
+    def _batch(
+        self, context: OpenAILLMContext, calls: Sequence[FunctionCallFromLLM]
+    ) -> FunctionCallBatch:
+        return FunctionCallBatch(
+            self, self._functions, calls, context, run_in_parallel=self._run_in_parallel
+        )
 
     # The request
 

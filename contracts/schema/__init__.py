@@ -1,0 +1,342 @@
+"""JSON Schema of messages and events, and an AsyncAPI document, made from the structs.
+
+For services in other languages. The files beside this module are written by
+`python -m contracts.schema --write`.
+
+Source: https://json-schema.org/draft/2020-12, https://www.asyncapi.com/docs/reference/specification/v3.0.0
+"""
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, NamedTuple, cast, get_args
+
+import msgspec
+
+from contracts.conversation import MESSAGE_MAX_BYTES, TEXT_MAX_BYTES
+from contracts.jobs import conversation_job
+from contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
+from contracts.messages import Inbound
+from contracts.replies import TERMINAL, AnyEvent
+from contracts.requests import Limits
+from contracts.scripts import Script, load_script
+
+VERSION = "1.0.0"
+"""Version of the contract; new fields and messages raise the second number."""
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_LIMITS = (
+    f"A text holds at most {TEXT_MAX_BYTES} bytes of UTF-8 (`maxLength` counts characters) and an "
+    f"encoded message at most {MESSAGE_MAX_BYTES} bytes. Unknown fields are ignored; fields "
+    "with a default may be left out."
+)
+_TAG, _CONVERSATION, _STREAM = "{tag}", "{conversation_id}", "{reply_to}"
+
+
+class Row(NamedTuple):
+    """One entry of KEYS, ARGV or of the answers, from a script's header."""
+
+    name: str
+    type: str
+    meaning: str
+
+
+class Header(NamedTuple):
+    """What the header of a Lua script says."""
+
+    keys: tuple[Row, ...]
+    args: tuple[Row, ...]
+    returns: tuple[Row, ...]
+
+
+def read_header(script: Script) -> Header:
+    """Read the tables in a script's header; continuation lines belong to the line before."""
+    header = script.text.partition("\n]]\n")[0]
+
+    def rows(table: str) -> tuple[Row, ...]:
+        found = re.findall(rf"^{table}\[\d+\] +(\S+) +(\S+) +(.+)$", header, re.MULTILINE)
+        return tuple(Row(*words) for words in found)
+
+    answers = re.findall(r"^  \{'(\w+)', ([^}]*)\} +(.+)$", header, re.MULTILINE)
+    return Header(rows("KEYS"), rows("ARGV"), tuple(Row(*words) for words in answers))
+
+
+def inbound_schema() -> dict[str, Any]:
+    """Return the JSON Schema of what a producer may send."""
+    return _document(
+        Inbound,
+        "Turnline inbound message",
+        f"What a producer may send to a conversation. {_LIMITS}",
+    )
+
+
+def events_schema() -> dict[str, Any]:
+    """Return the JSON Schema of what workers publish."""
+    return _document(
+        AnyEvent,
+        "Turnline event",
+        "What workers publish about a turn. Unknown fields and unknown types are to be ignored. "
+        "`event_id` is not on the wire: it is the id of the stream entry, set by the reader.",
+    )
+
+
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI 3 document: channels, messages, and how to submit without Python."""
+    inbound, events = _members(Inbound), _members(AnyEvent)
+    _, schemas = _components((*inbound, *events), "#/components/schemas/{name}")
+    terminal = tuple(event for event in events if issubclass(event, TERMINAL))
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Turnline",
+            "version": VERSION,
+            "description": _description(),
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "redis": {
+                "host": "localhost:6379",
+                "protocol": "redis",
+                "description": "Redis 7.0 or later, or Valkey.",
+            }
+        },
+        "channels": {
+            "inbox": _channel(
+                _named_conversation().inbox,
+                "Accepted messages, field `m`. Never written to directly: submit.lua does that.",
+                inbound,
+            ),
+            "events": _channel(
+                _named_conversation().events,
+                "Stream of a conversation's events, field `e`; the entry's id is the event's id.",
+                events,
+            ),
+            "replies": _channel(
+                _named_shard().reply_prefix + _STREAM,
+                "Stream of terminal events, field `e`, of all turns that named it in `reply_to`; "
+                "for consumer groups. There is one in each shard.",
+                terminal,
+            ),
+        },
+        "operations": {
+            "submit": _operation("send", "inbox", inbound, "Put one message in (submit.lua)."),
+            "readEvents": _operation("receive", "events", events, "XREAD behind the cursor."),
+            "consumeReplies": _operation("receive", "replies", terminal, "XREADGROUP, then XACK."),
+        },
+        "components": {
+            "messages": {_tag_of(struct): _message(struct) for struct in (*inbound, *events)},
+            "schemas": schemas,
+        },
+        "x-turnline-submit": _submit(),
+    }
+
+
+def documents() -> dict[str, bytes]:
+    """Return every generated file: name to content."""
+    made = {
+        "inbound.json": inbound_schema(),
+        "events.json": events_schema(),
+        "asyncapi.json": asyncapi(),
+    }
+    return {name: _pretty(document) for name, document in made.items()}
+
+
+def committed(name: str) -> bytes | None:
+    """Return a generated file as it lies beside this module; None if it is missing."""
+    file = resources.files(__name__).joinpath(name)
+    return file.read_bytes() if file.is_file() else None
+
+
+def _pretty(document: Mapping[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def _members(union: Any) -> tuple[type[msgspec.Struct], ...]:
+    return cast("tuple[type[msgspec.Struct], ...]", get_args(union))
+
+
+def _tag_of(struct: type[msgspec.Struct]) -> str:
+    return cast("str", struct.__struct_config__.tag)
+
+
+def _components(
+    types: tuple[Any, ...], ref_template: str
+) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    schemas, components = msgspec.json.schema_components(types, ref_template=ref_template)
+    return tuple(_without_discriminator(s) for s in schemas), _without_discriminator(components)
+
+
+def _without_discriminator(schema: Any) -> Any:
+    """Drop OpenAPI's `discriminator`: not JSON Schema, and the tag of each branch says the same."""
+    if isinstance(schema, dict):
+        items = cast("dict[str, Any]", schema).items()
+        return {
+            key: _without_discriminator(value)
+            for key, value in items
+            if not (key == "discriminator" and isinstance(value, dict))
+        }
+    if isinstance(schema, list):
+        return [_without_discriminator(value) for value in cast("list[object]", schema)]
+    return schema
+
+
+def _document(union: Any, title: str, description: str) -> dict[str, Any]:
+    (schema,), components = _components((union,), "#/$defs/{name}")
+    head = {"$schema": DIALECT, "title": title, "description": description}
+    return {**head, **schema, "$defs": components}
+
+
+def _named_shard() -> ShardKeys:
+    """Return a shard's names with AsyncAPI's parameter in the place of the tag."""
+    shard = shard_keys(0)
+    return ShardKeys(*(name.replace(shard.tag, _TAG) for name in shard))
+
+
+def _named_conversation() -> ConversationKeys:
+    return conversation_keys(_TAG, _CONVERSATION)
+
+
+def _channel(
+    address: str, description: str, structs: tuple[type[msgspec.Struct], ...]
+) -> dict[str, Any]:
+    known = {
+        "tag": {
+            "description": "Hash tag of the conversation's shard, braces included: `{s<n>}`, n "
+            "being the CRC-32 of the conversation id's UTF-8, modulo the number of shards.",
+            "examples": [shard_keys(0).tag],
+        },
+        "conversation_id": {"description": "As in the messages."},
+        "reply_to": {"description": "As in the messages."},
+    }
+    names = re.findall(r"\{(\w+)\}", address)
+    return {
+        "address": address,
+        "description": description,
+        "parameters": {name: known[name] for name in names},
+        "messages": {
+            _tag_of(struct): {"$ref": f"#/components/messages/{_tag_of(struct)}"}
+            for struct in structs
+        },
+    }
+
+
+def _operation(
+    action: str, channel: str, structs: tuple[type[msgspec.Struct], ...], summary: str
+) -> dict[str, Any]:
+    return {
+        "action": action,
+        "summary": summary,
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "messages": [
+            {"$ref": f"#/channels/{channel}/messages/{_tag_of(struct)}"} for struct in structs
+        ],
+    }
+
+
+def _message(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        "name": _tag_of(struct),
+        "title": struct.__name__,
+        "summary": (struct.__doc__ or "").partition("\n")[0],
+        "payload": {"$ref": f"#/components/schemas/{struct.__name__}"},
+    }
+
+
+def _key_names() -> dict[str, str]:
+    """Return the name of each of submit.lua's keys, by the name its header gives it."""
+    shard, keys = _named_shard(), _named_conversation()._asdict()
+    return {
+        row.name: keys.get(row.name) or getattr(shard, row.name)
+        for row in read_header(load_script("submit")).keys
+    }
+
+
+def _arguments() -> dict[str, str]:
+    """Return what a producer passes for each of submit.lua's arguments."""
+    limits, shard = Limits(), _named_shard()
+    return {
+        "job_id": _named_conversation().job_id,
+        "turn_id": "the message's `turn_id`, which must be in it",
+        "message": "the message, JSON in UTF-8, valid by its schema",
+        "digest": "hexadecimal, the same for the same content; '' if nobody compares",
+        "act": "'' for `enqueue`, else the message's `when_busy`; 'interrupt' for `interrupt`",
+        "job": conversation_job(_CONVERSATION, 0).decode().replace(":0}", ":<now, epoch ms>}"),
+        "inbox_limit": str(limits.inbox),
+        "queue_limit": str(limits.queue),
+        "retention_ms": str(limits.retention_ms),
+        "log_limit": str(limits.records),
+        "wake_limit": str(limits.wakes),
+        "channel": shard.channel_prefix,
+        "conversation": _CONVERSATION,
+    }
+
+
+def _submit() -> dict[str, Any]:
+    script = load_script("submit")
+    header, names, values = read_header(script), _key_names(), _arguments()
+    return {
+        "script": "contracts/scripts/submit.lua",
+        "sha1": script.sha,
+        "keys": [{**row._asdict(), "key": names[row.name]} for row in header.keys],
+        "args": [{**row._asdict(), "value": values[row.name]} for row in header.args],
+        "returns": [
+            {"answer": row.name, "items": row.type, "meaning": row.meaning}
+            for row in header.returns
+        ],
+    }
+
+
+def _description() -> str:
+    script = load_script("submit")
+    header, names, values = read_header(script), _key_names(), _arguments()
+    lines = [
+        (
+            "Runs conversations with Grok as a fleet of queue workers. This document is for "
+            "producers and readers in any language; the Python client does the same."
+        ),
+        "",
+        _LIMITS,
+        "",
+        "## Submit",
+        "",
+        (
+            "One script, one round trip: load `contracts/scripts/submit.lua` once (`SCRIPT LOAD`), "
+            f"then `EVALSHA {script.sha} {len(header.keys)} KEYS... ARGV...`; on `NOSCRIPT` send "
+            "it with `EVAL`. Sending the same message again is safe."
+        ),
+        "",
+        (
+            "In names, {tag} is the hash tag of the conversation's shard with its braces, such "
+            "as `{s0}`: `s` and the CRC-32 of the conversation id's UTF-8, modulo the number of "
+            "shards."
+        ),
+        "",
+        *(f"- KEYS[{n}] `{names[r.name]}`: {r.meaning}" for n, r in enumerate(header.keys, 1)),
+        *(
+            f"- ARGV[{n}] {r.name} ({r.type}): {r.meaning}. Pass: {values[r.name]}"
+            for n, r in enumerate(header.args, 1)
+        ),
+        "",
+        "It answers one of:",
+        "",
+        *(f"- `{r.name}`, {r.type}: {r.meaning}" for r in header.returns),
+        "",
+        "## Read",
+        "",
+        (
+            f"`XREAD BLOCK 5000 STREAMS {_named_conversation().events} <cursor>`, beginning with "
+            "the cursor that submit answered: each entry has one field, `e`, a JSON event. Heed "
+            "those with your `turn_id` up to the terminal one (`turn_completed`, `turn_failed`, "
+            "`turn_interrupted`, `turn_absorbed`). A higher `attempt` replaces what a lower one "
+            "showed. The stream is capped: when nothing comes, look at "
+            f"`HGET {_named_conversation().turns} <turn_id>`, a JSON record whose `event` is the "
+            "terminal event as soon as `state` is not `accepted`; no record means the turn is not "
+            "known."
+        ),
+        "",
+        (
+            "A turn with `reply_to` also gets its terminal event, field `e`, in the stream "
+            f"`{_named_shard().reply_prefix + _STREAM}`, made for consumer groups."
+        ),
+    ]
+    return "\n".join(lines)

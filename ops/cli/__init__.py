@@ -1,0 +1,5 @@
+"""The `turnline` command."""
+
+from ops.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,125 @@
+"""The command group: what there is, loaded only when it is called, and how errors are told."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module, metadata
+from typing import Any, Final, NamedTuple
+
+import click
+
+from ops.cli.failures import told
+
+
+class Place(NamedTuple):
+    """Where a command is, and what it does in one line."""
+
+    module: str
+    name: str
+    help: str
+
+
+SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
+    "Try it": {
+        "demo": Place("ops.cli.demo", "demo", "Play a short conversation through two workers."),
+        "chat": Place("ops.cli.chat", "chat", "Talk to Grok over the queue."),
+        "replay": Place("ops.cli.replay", "replay", "Run recorded dialogues and check each reply."),
+    },
+    "Run it": {
+        "worker": Place("worker.__main__", "worker", "Run a worker until SIGTERM."),
+        "redis": Place("ops.embedded.cli", "redis", "Run a private Redis until Ctrl-C."),
+        "sim": Place("ops.simulator.cli", "sim", "Run a simulated Grok until Ctrl-C."),
+    },
+    "Use it": {
+        "send": Place("ops.cli.talk", "send", "Put one message into a conversation."),
+        "tail": Place("ops.cli.talk", "tail", "Follow what happens in a conversation."),
+        "show": Place("ops.cli.inspecting", "show", "Show a conversation and its turns."),
+        "usage": Place("ops.cli.inspecting", "usage", "Show a conversation's tokens and cost."),
+        "forget": Place("ops.cli.inspecting", "forget", "Remove every trace of a conversation."),
+    },
+    "Operate it": {
+        "queue": Place("ops.cli.queue", "queue", "Show what waits and runs, and the workers."),
+        "dead": Place("ops.cli.dead", "dead", "List, show, replay or drop dead letters."),
+    },
+}
+_PLACES: Final = {name: place for section in SECTIONS.values() for name, place in section.items()}
+
+
+class Turnline(click.Group):
+    """A group whose commands are imported when they are called, so that `--help` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """Return all names, in the order of the help."""
+        return list(_PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
+        """Import a command."""
+        place = _PLACES.get(cmd_name)
+        if place is None:
+            return None
+        command = getattr(import_module(place.module), place.name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name those there are."""
+        if args and not args[0].startswith("-") and args[0] not in _PLACES:
+            raise click.UsageError(f"no command {args[0]!r}; there are {', '.join(_PLACES)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's
+        """Write the commands by what they are for."""
+        width = max(map(len, _PLACES))
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), it.help) for name, it in section.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what may be expected to go wrong is told without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+        except Exception as error:
+            if (failure := told(error)) is not None:
+                raise failure from None
+            raise
+
+
+def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:  # noqa: FBT001  click's
+    if value:
+        try:
+            click.echo(f"turnline {metadata.version('turnline')}")
+        except metadata.PackageNotFoundError:
+            click.echo("turnline, not installed: run from its folder")
+        context.exit()
+
+
+@click.group(
+    cls=Turnline,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nFor example:\n"
+    "  turnline demo                          all of it, by itself, in half a minute\n"
+    "  turnline redis --port 6379             then, in other terminals:\n"
+    "  XAI_API_KEY=... turnline worker\n"
+    "  turnline chat\n\n"
+    "Commands that need Redis take --redis URL, or TURNLINE_REDIS_URL, or REDIS_URL; "
+    "`turnline COMMAND --help` has an example of each.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version and exit.",
+)
+def turnline() -> None:
+    """Run conversations with Grok as a fleet of queue workers."""
+
+
+def main() -> None:
+    """Run the command line."""
+    turnline(prog_name="turnline")
+    sys.exit(0)

@@ -1,0 +1,94 @@
+"""Options and connections of the commands that need Redis."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import click
+from redis.exceptions import AuthenticationError, RedisError
+
+from contracts import SyncTurnClient
+from contracts.client import RETRIES
+from contracts.connection import SyncRedis, open_sync
+from contracts.keys import ShardKeys, shard_keys
+from contracts.requests import Requests
+from ops.cli.failures import Failure
+
+DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
+
+
+class Connection(NamedTuple):
+    """What a command works with."""
+
+    client: SyncTurnClient
+    redis: SyncRedis
+    requests: Requests
+    """For the names of keys."""
+    shards: tuple[ShardKeys, ...]
+
+
+def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--redis` and `--shards`."""
+    command = click.option(
+        "--shards",
+        type=click.IntRange(min=1),
+        envvar="TURNLINE_SHARDS",
+        default=1,
+        show_default=True,
+        help="Shards of the fleet; the workers' number.",
+    )(command)
+    return click.option(
+        "--redis",
+        "redis_url",
+        metavar="URL",
+        envvar=["TURNLINE_REDIS_URL", "REDIS_URL"],
+        default=DEFAULT_URL,
+        show_default=True,
+        help="Where Redis is.  [env: TURNLINE_REDIS_URL, REDIS_URL]",
+    )(command)
+
+
+@contextmanager
+def connected(redis_url: str, shards: int = 1) -> Generator[Connection]:
+    """Open a connection, having asked whether anybody answers.
+
+    Raises:
+        Failure: Nobody does, or the address is none.
+    """
+    check_answers(redis_url)
+    redis = open_sync(redis_url, retries=RETRIES)
+    try:
+        yield Connection(
+            SyncTurnClient(redis, shards=shards),
+            redis,
+            Requests(shards=shards),
+            tuple(shard_keys(n) for n in range(shards)),
+        )
+    finally:
+        redis.close()
+
+
+def check_answers(redis_url: str) -> None:
+    """Ask once, without the patience of a producer.
+
+    Raises:
+        Failure: Nobody answers, or the address is none.
+    """
+    where = redis_url.rpartition("@")[2]  # without a password
+    try:
+        redis = open_sync(redis_url, retries=0)
+    except ValueError:
+        raise Failure(
+            f"{where} is not the address of a Redis: it begins with redis://, rediss:// or unix://"
+        ) from None
+    try:
+        redis.execute_command("PING")
+    except AuthenticationError:
+        raise Failure(f"Redis at {where} wants a (different) user and password.") from None
+    except (RedisError, OSError) as error:
+        raise Failure(
+            f"no Redis answers at {where} ({type(error).__name__}). `turnline redis --port 6379` "
+            "runs one; --redis URL or TURNLINE_REDIS_URL names another."
+        ) from None
+    finally:
+        redis.close()

@@ -1,0 +1,51 @@
+"""How the command line tells what went wrong: one line on stderr that says what to do."""
+
+import sys
+from typing import IO, Any, Final, cast
+
+import click
+
+USAGE: Final = 2
+FAILED: Final = 1
+
+
+class Failure(click.ClickException):
+    """The command, its settings or what it was pointed at is wrong: exit code 2."""
+
+    exit_code = USAGE
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print one line on stderr."""
+        click.echo(f"turnline: {self.format_message()}", file=file or sys.stderr)
+
+
+class Failed(Failure):
+    """It was done, or tried, and the outcome is bad: exit code 1."""
+
+    exit_code = FAILED
+
+
+def told(error: Exception) -> Failure | None:
+    """Return how to tell an expected error; None if it is a defect.
+
+    Looks only at what is loaded: an error of a module that was never imported cannot have come.
+    """
+    if isinstance(error, ExceptionGroup):
+        group = cast("ExceptionGroup[Exception]", error)
+        return next(filter(None, map(told, group.exceptions)), None)
+    if isinstance(error, Failure):
+        return error
+    contracts = sys.modules.get("contracts.errors")
+    if contracts is not None and isinstance(error, contracts.TurnlineError):
+        usage = (contracts.InvalidMessage, contracts.TurnIdReused, contracts.StoreIncompatible)
+        return Failure(str(error)) if isinstance(error, usage) else Failed(str(error))
+    embedded = sys.modules.get("ops.embedded.errors")
+    if embedded is not None and isinstance(error, embedded.EmbeddedRedisError):
+        return Failure(str(error))
+    redis = sys.modules.get("redis.exceptions")
+    if redis is not None and isinstance(error, redis.RedisError):
+        return Failure(
+            f"Redis does not answer as it should ({type(error).__name__}). Is it still up, and "
+            "is --redis (or TURNLINE_REDIS_URL) right?"
+        )
+    return None

@@ -1,0 +1,198 @@
+"""What people see: consoles, replies that appear as they stream, numbers in words."""
+
+import os
+import re
+import sys
+import time
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from contracts.conversation import Content, TextPart, Usage
+from contracts.replies import (
+    AnyEvent,
+    AnyTerminal,
+    ToolCallStarted,
+    TurnAbsorbed,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnStarted,
+)
+from contracts.requests import TextAssembler
+
+_WIDTH_OF_FILES: Final = 160
+"""Columns where there is no terminal to ask."""
+_PIECES: Final = re.compile(r"\s+|\S+")
+_CONTROLS: Final = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 10
+} | {9: " ", 13: ""}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that prints texts as they are; NO_COLOR and COLUMNS are heeded."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+def say(to: Console, text: str | Text, style: str = "") -> None:
+    """Print a paragraph, broken between words on a terminal and not at all in a file."""
+    to.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=not to.is_terminal)
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot move the cursor or colour the terminal."""
+    return text.translate(_CONTROLS)
+
+
+def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:
+    """Return an empty table; columns in `numbers` are aligned to the right."""
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return made
+
+
+def plain(content: Content | None) -> str:
+    """Return the words of a message's content; images are named, not shown."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return " ".join(part.text if isinstance(part, TextPart) else "[image]" for part in content)
+
+
+def dollars(usage: Usage) -> str:
+    """Return the cost, with as many digits as it takes to see it."""
+    return f"${usage.cost_usd:.6f}" if usage.cost_usd < 0.01 else f"${usage.cost_usd:.4f}"
+
+
+def tokens(usage: Usage) -> str:
+    """Return a sentence about the tokens of a turn."""
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    read = f"{usage.prompt_tokens} in{cached}, " if usage.prompt_tokens else ""
+    reasoning = f" + {usage.reasoning_tokens} reasoning" if usage.reasoning_tokens else ""
+    return f"{read}{usage.completion_tokens} out{reasoning}"
+
+
+def duration(milliseconds: float) -> str:
+    """Return a span of time in the unit that fits."""
+    seconds = milliseconds / 1000
+    if seconds < 1:
+        return f"{milliseconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def at(milliseconds: float) -> str:
+    """Return a moment (ms since the Unix epoch) on this machine's clock."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))
+
+
+def outcome(event: AnyTerminal) -> str:
+    """Return how a turn ended, in a few words."""
+    match event:
+        case TurnCompleted():
+            if event.finish_reason is None:
+                return "done, nothing to answer"
+            return f"completed, {tokens(event.usage)}, {dollars(event.usage)}"
+        case TurnFailed():
+            return f"failed: {event.code}: {event.message}"
+        case TurnInterrupted():
+            return f"interrupted, {tokens(event.usage)}, {event.usage_state}"
+        case TurnAbsorbed():
+            return f"absorbed into {event.into}" if event.into else "absorbed"
+
+
+class ReplyPrinter:
+    """Prints one turn's reply as it comes in; a new attempt begins on a new line.
+
+    On a terminal lines are broken between words, so a word is shown when its end is known.
+    """
+
+    def __init__(self, to: Console, prefix: str = "") -> None:
+        """Print to a console; `prefix` stands before the reply."""
+        self._to = to
+        self._prefix = prefix
+        self._reply = TextAssembler()
+        self._shown = ""
+        self._begun = False
+        self._column = 0
+        self._word = ""
+        """A word whose end has not come yet."""
+        self.worker = ""
+        """Name of the worker that made the last attempt."""
+        self.attempts = 0
+
+    def take(self, event: AnyEvent) -> None:
+        """Print what this event adds."""
+        if isinstance(event, TurnStarted):
+            if self.attempts and event.attempt > self.attempts:
+                self._note(f"{event.worker} starts over: attempt {event.attempt}")
+            self.worker, self.attempts = event.worker, event.attempt
+        elif isinstance(event, ToolCallStarted):
+            self._note(f"calls {event.name}")
+        if self._reply.take(event):
+            self._print(self._reply.text)
+        if isinstance(event, TurnFailed | TurnInterrupted):
+            self._note(outcome(event))
+
+    def end(self) -> None:
+        """End the line."""
+        if self._begun:
+            self._put_word()
+            self._to.print()
+            self._begun = False
+
+    def _print(self, text: str) -> None:
+        if not text:
+            return
+        if self._begun and not text.startswith(self._shown):
+            self.end()
+        if not self._begun:
+            self._write(self._prefix, "green")
+            self._begun, self._shown, self._column = True, "", cell_len(self._prefix)
+        self._flow(printable(text[len(self._shown) :]))
+        self._shown = text
+
+    def _flow(self, text: str) -> None:
+        """Write text, breaking lines between words where there is a terminal."""
+        if not self._to.is_terminal:
+            self._write(text)
+            return
+        for piece in _PIECES.findall(text):
+            if piece.isspace():
+                self._put_word()
+                self._write(piece)
+                self._column = 0 if "\n" in piece else self._column + cell_len(piece)
+            else:
+                self._word += piece
+
+    def _put_word(self) -> None:
+        width = cell_len(self._word)
+        if self._column + width > self._to.width and self._column:
+            self._write("\n")
+            self._column = 0
+        self._write(self._word)
+        self._column += width
+        self._word = ""
+
+    def _note(self, words: str) -> None:
+        self.end()
+        say(self._to, f"[{printable(words)}]", "dim")
+
+    def _write(self, text: str, style: str = "") -> None:
+        if text:
+            self._to.print(Text(text, style), end="", soft_wrap=True)

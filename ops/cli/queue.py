@@ -1,0 +1,90 @@
+"""`turnline queue`: what waits, what runs, and which workers there are."""
+
+import sys
+import time
+
+import click
+import msgspec
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ops.cli import output
+from ops.cli.connecting import Connection, connected, redis_options
+from ops.cli.queue_state import QueueState, read_queue
+
+_encode = msgspec.json.Encoder().encode
+
+
+@click.command(
+    epilog="\b\nFor example:\n"
+    "  turnline queue --watch\n"
+    "  turnline queue --json | jq '.waiting, .oldest_waiting_ms'"
+)
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@click.option(
+    "--every-s",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Time between two looks with --watch.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per look.")
+@redis_options
+def queue(*, watch: bool, every_s: float, as_json: bool, redis_url: str, shards: int) -> None:
+    """Show what waits and runs, and the workers.
+
+    Conversations are counted, not messages: waiting ones are due and run by nobody yet, deferred
+    ones wait for a time (a retry) or for the rest of their input.
+    """
+    with connected(redis_url, shards) as connection:
+        if watch and not as_json and sys.stdout.isatty():
+            _watch(connection, every_s)
+        while True:
+            state = read_queue(connection.redis, connection.shards)
+            if as_json:
+                click.echo(_encode(state))
+            else:
+                output.console().print(_view(state))
+            if not watch:
+                return
+            time.sleep(every_s)
+
+
+def _watch(connection: Connection, every_s: float) -> None:
+    """Redraw in place until Ctrl-C."""
+    with Live(console=output.console(), auto_refresh=False) as live:
+        while True:
+            view = _view(read_queue(connection.redis, connection.shards))
+            live.update(view, refresh=True)
+            time.sleep(every_s)
+
+
+def _view(state: QueueState) -> RenderableType:
+    numbers = ("waiting", "running", "deferred", "oldest waiting", "slots", "dead letters")
+    counts = output.table(*numbers, numbers=numbers)
+    oldest = state.oldest_waiting_ms
+    counts.add_row(
+        f"{state.waiting:,}",
+        f"{state.running:,}",
+        f"{state.deferred:,}",
+        "" if oldest is None else output.duration(oldest),
+        f"{state.slots:,}",
+        f"{state.dead:,}",
+    )
+    if not state.workers:
+        return Group(counts, Text("No worker is running: `turnline worker` starts one.", "yellow"))
+    columns = ("worker", "running", "slots", "model", "host", "pid", "up")
+    workers = output.table(*columns, numbers=("running", "slots", "pid", "up"))
+    now_ms = time.time() * 1000
+    for worker in state.workers:
+        workers.add_row(
+            worker.name or worker.id,
+            str(worker.running),
+            str(worker.slots),
+            worker.model,
+            worker.host,
+            str(worker.pid),
+            output.duration(max(0, now_ms - worker.started_at_ms)),
+        )
+    return Group(counts, workers)

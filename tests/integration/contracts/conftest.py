@@ -1,0 +1,39 @@
+"""Fixtures of the clients' tests: each test runs with the async and with the blocking client."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import contracts.client
+import contracts.requests
+from contracts import SyncTurnClient, TurnClient
+from contracts.requests import Limits
+from tests.integration.contracts.streams import Blocking
+
+LIMITS = Limits(inbox=5, queue=3, records=8, wakes=4)
+
+
+@pytest.fixture
+async def client_async(redis_url: str) -> AsyncIterator[TurnClient]:
+    """The async client alone."""
+    async with TurnClient.connect(redis_url, limits=LIMITS) as client:
+        yield client
+
+
+@pytest.fixture(params=["async", "sync"])
+async def client(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Any]:
+    """Each of the two clients, with small limits."""
+    if request.param == "async":
+        async with TurnClient.connect(redis_url, limits=LIMITS) as client:
+            yield client
+    else:
+        with SyncTurnClient.connect(redis_url, limits=LIMITS) as blocking:
+            yield Blocking(blocking)
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers look at the record, and at what they took before, after 50 ms."""
+    monkeypatch.setattr(contracts.client, "BLOCK_S", 0.05)
+    monkeypatch.setattr(contracts.requests, "LOOK_S", 0.05)

@@ -1,0 +1,109 @@
+"""Forgetting a conversation: every key, every copy, and the worker that runs it is told."""
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+from contracts import TurnClient, TurnCompleted, UserMessage
+from contracts.keys import conversation_keys
+from contracts.requests import Requests
+from contracts.scripts import run
+from tests.integration.contracts.streams import KEYS, SHARD, dump, hold, publish, reply, whole_turn
+
+
+def user(conversation_id: str, **more: Any) -> UserMessage:
+    return UserMessage(conversation_id=conversation_id, text="secret", **more)
+
+
+def done(conversation_id: str, turn_id: str = "t") -> TurnCompleted:
+    return TurnCompleted(conversation_id=conversation_id, turn_id=turn_id, text="secret")
+
+
+async def fill(client: Any, redis: Redis) -> None:
+    """Give the conversation `c` everything that one can have."""
+    await client.submit(user("c", turn_id="t"))
+    await hold(redis, "w1")
+    await publish(redis, *whole_turn())
+    for key in (KEYS.context, KEYS.steps, KEYS.calls):
+        await redis.rpush(key, "secret")
+    for _ in range(2):
+        await reply(redis, "inbox", done("c"))
+        await reply(redis, "other", done("c"))
+    await redis.xadd(SHARD.dead, {"c": "other", "m": "kept"})
+    dead = await redis.xadd(SHARD.dead, {"c": "c", "m": "secret"})
+    await redis.rpush(KEYS.copies, f"{SHARD.dead} {dead.decode()}")
+
+
+async def test_nothing_of_the_conversation_is_left(client: Any, redis: Redis) -> None:
+    """Neither its keys nor its copies in reply streams and dead letters; others' stay."""
+    await fill(client, redis)
+    assert {key.decode() for key in await redis.keys()} >= set(KEYS[:11])
+    await client.submit(user("other"))
+    await reply(redis, "inbox", done("other"))
+    others = {k: v for k, v in (await dump(redis)).items() if ":c:other:" in k}
+
+    assert await client.forget("c")
+
+    left = {key.decode() for key in await redis.keys()}
+    assert not left & set(KEYS)
+    assert not [key for key in left if ":c:c:" in key or key.endswith("{s0}:c")]
+    assert await redis.zrange(SHARD.queue, 0, -1) == [b"{s0}:other"]
+    (kept,) = await redis.xrange(SHARD.reply_prefix + "inbox")
+    assert b'"other"' in kept[1][b"e"]
+    assert await redis.xlen(SHARD.reply_prefix + "other") == 0
+    assert [fields[b"c"] for _, fields in await redis.xrange(SHARD.dead)] == [b"other"]
+    now = await dump(redis)
+    assert others == {key: now[key] for key in others}
+
+
+async def test_the_holder_is_told(client: Any, redis: Redis) -> None:
+    """On its channel, and its lease is gone, so that it cannot write any more."""
+    await fill(client, redis)
+    async with redis.pubsub(ignore_subscribe_messages=True) as news:
+        await news.subscribe(SHARD.channel_prefix + "w1")
+        await news.get_message(timeout=5)
+
+        await client.forget("c")
+
+        message = await news.get_message(timeout=5)
+    assert message["data"] == b"c"
+    assert not await redis.exists(KEYS.in_progress)
+
+
+async def test_forgetting_tells_whether_there_was_anything(client: Any, redis: Redis) -> None:
+    """A second time there is not, and an id may be used again."""
+    await client.submit(user("c", turn_id="t"))
+
+    assert await client.forget("c")
+    assert not await client.forget("c")
+    assert await redis.zcard(SHARD.queue) == 0
+    assert (await client.submit(user("c", turn_id="t"))).accepted
+
+
+async def test_a_copy_made_meanwhile_is_not_overlooked(
+    client_async: TurnClient, redis: Redis
+) -> None:
+    """The script refuses to work from an old list, and writes nothing."""
+    await fill(client_async, redis)
+    copies = await redis.lrange(KEYS.copies, 0, -1)
+    await reply(redis, "late", done("c"))
+    before = await dump(redis)
+
+    answer = await run(redis, Requests().forget("c", copies))
+
+    assert answer == [b"again", len(copies) + 1]
+    assert await dump(redis) == before
+    assert await client_async.forget("c")
+    assert await redis.xlen(SHARD.reply_prefix + "late") == 0
+
+
+async def test_ids_that_look_like_patterns_name_only_themselves(client: Any, redis: Redis) -> None:
+    """`*`, `[` and `%` have no meaning in them."""
+    for name in ("a*", "ab", "a[b]", "a%s", "a.b", "axb"):
+        await client.submit(user(name, turn_id="t")) if name in {"a*", "ab", "a.b"} else None
+
+    await client.forget("a*")
+    await client.forget("a.b")
+
+    assert await redis.exists(conversation_keys("{s0}", "ab").inbox)
+    assert not await redis.exists(conversation_keys("{s0}", "a*").inbox)

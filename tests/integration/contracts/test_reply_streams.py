@@ -1,0 +1,142 @@
+"""Consuming a reply stream: at least once each, unacknowledged first, whatever happens to it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from contracts import TurnClient, TurnCompleted
+from contracts.keys import shard_keys
+from contracts.replies import encode_event
+from tests.integration.contracts.streams import SHARD, reply, take, waits
+from tests.support.keys import assert_keys_expire
+from tests.support.wait import wait_until
+
+STREAM = SHARD.reply_prefix + "inbox"
+
+
+def done(n: int) -> TurnCompleted:
+    return TurnCompleted(conversation_id=f"c{n}", turn_id=f"t{n}", text=f"reply {n}")
+
+
+async def pending(redis: Redis) -> int:
+    return (await redis.xpending(STREAM, "group"))["pending"]
+
+
+async def texts(items: Any, count: int) -> list[str]:
+    async with asyncio.timeout(5):
+        return [event.text for event in await take(items, count)]
+
+
+async def test_replies_of_many_conversations_come_in_order(client: Any, redis: Redis) -> None:
+    """Those from before the group existed too; each is acknowledged when the next is asked for."""
+    for n in range(3):
+        await reply(redis, "inbox", done(n))
+    replies = client.replies("inbox", "group", "one", batch=2)
+
+    assert await texts(replies, 1) == ["reply 0"]
+    assert await pending(redis) == 2
+    assert await texts(replies, 2) == ["reply 1", "reply 2"]
+    assert await pending(redis) == 1
+    waiting = asyncio.create_task(anext(replies))
+    await wait_until(lambda: is_acknowledged(redis), "the last one is acknowledged")
+    await reply(redis, "inbox", done(3))
+    assert (await waiting).text == "reply 3"
+
+
+async def is_acknowledged(redis: Redis) -> bool:
+    return await pending(redis) == 0
+
+
+async def test_what_was_not_acknowledged_comes_again_first(client: Any, redis: Redis) -> None:
+    """A consumer that restarts under its name misses nothing; another one does not get it."""
+    for n in range(4):
+        await reply(redis, "inbox", done(n))
+    assert await texts(client.replies("inbox", "group", "one", batch=2), 2) == [
+        "reply 0",
+        "reply 1",
+    ]
+
+    other = client.replies("inbox", "group", "two", batch=1)
+    again = client.replies("inbox", "group", "one", batch=1)
+
+    assert await texts(other, 1) == ["reply 2"]
+    assert await texts(again, 2) == ["reply 1", "reply 3"]
+
+
+async def test_what_a_lost_connection_took_with_it_comes_later(
+    client: Any, redis: Redis, short_waits: None
+) -> None:
+    """The server gave it to this consumer, which never saw it: it is looked for when idle."""
+    await reply(redis, "inbox", done(0))
+    replies = client.replies("inbox", "group", "one")
+    assert await texts(replies, 1) == ["reply 0"]
+    await reply(redis, "inbox", done(1))
+    taken = await redis.xreadgroup("group", "one", {STREAM: ">"}, count=1)
+    assert taken
+
+    assert await texts(replies, 1) == ["reply 1"]
+
+
+async def test_groups_are_independent(client: Any, redis: Redis) -> None:
+    """Each gets everything."""
+    await reply(redis, "inbox", done(0))
+
+    for group in ("billing", "archive"):
+        assert await texts(client.replies("inbox", group, "one"), 1) == ["reply 0"]
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+async def test_the_group_survives_the_loss_of_its_stream(
+    client: Any, redis: Redis, is_waiting: bool
+) -> None:
+    """When it expired or was deleted, also under a waiting reader."""
+    await reply(redis, "inbox", done(0))
+    replies = client.replies("inbox", "group", "one")
+    assert await texts(replies, 1) == ["reply 0"]
+    waiting = asyncio.create_task(anext(replies))
+    if is_waiting:
+        await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+
+    await redis.delete(STREAM)
+    await reply(redis, "inbox", done(1))
+
+    async with asyncio.timeout(5):
+        assert (await waiting).text == "reply 1"
+
+
+async def test_a_forgotten_reply_is_passed_over(client: Any, redis: Redis) -> None:
+    """Its copy is gone from the stream, and from what waits for acknowledgement."""
+    for n in range(3):
+        await reply(redis, "inbox", done(n))
+    first = client.replies("inbox", "group", "one")
+    assert await texts(first, 1) == ["reply 0"]
+
+    assert await client.forget("c1")
+
+    again = client.replies("inbox", "group", "one")
+    assert await texts(again, 2) == ["reply 0", "reply 2"]
+    assert await pending(redis) == 1
+
+
+async def test_a_reply_stream_expires(client: Any, redis: Redis) -> None:
+    """Also one that nobody ever wrote to."""
+    waiting = asyncio.create_task(anext(client.replies("inbox", "group", "one")))
+    await wait_until(lambda: redis.exists(STREAM), "the group is created")
+    await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+
+    await assert_keys_expire(redis)
+
+    await reply(redis, "inbox", done(0))
+    assert (await waiting).text == "reply 0"
+
+
+async def test_a_name_spans_all_shards(redis_url: str, redis: Redis) -> None:
+    """One consumer reads the stream of each."""
+    for n in range(3):
+        name = shard_keys(n).reply_prefix + "inbox"
+        await redis.xadd(name, {"e": encode_event(done(n))})
+    async with TurnClient.connect(redis_url, shards=3) as client:
+        replies = client.replies("inbox", "group", "one")
+        assert sorted(await texts(replies, 3)) == ["reply 0", "reply 1", "reply 2"]

@@ -1,0 +1,102 @@
+"""What people see: replies that grow, start over and are broken between words."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from contracts import TextDelta, TurnCompleted, TurnFailed, TurnStarted
+from contracts.conversation import Usage
+from contracts.replies import AnyEvent
+from ops.cli import output
+
+IDS = {"conversation_id": "c", "turn_id": "t"}
+
+
+def shown(*events: AnyEvent, width: int = 0, prefix: str = "") -> str:
+    """Print the events; with a width, as on a terminal of that many columns."""
+    to = io.StringIO()
+    console = Console(file=to, width=width or 160, force_terminal=width > 0, color_system=None)
+    reply = output.ReplyPrinter(console, prefix)
+    for event in events:
+        reply.take(event)
+    reply.end()
+    return to.getvalue()
+
+
+def deltas(*texts: str, attempt: int = 1) -> list[AnyEvent]:
+    made: list[AnyEvent] = [TurnStarted(**IDS, attempt=attempt, worker=f"w{attempt}")]
+    offset = 0
+    for text in texts:
+        made.append(TextDelta(**IDS, attempt=attempt, text=text, offset=offset))
+        offset += len(text)
+    return made
+
+
+def test_a_reply_is_printed_once_and_whole() -> None:
+    """The deltas, and nothing again at the end."""
+    events = [*deltas("Hel", "lo ", "there"), TurnCompleted(**IDS, text="Hello there")]
+
+    assert shown(*events, prefix="Grok  ") == "Grok  Hello there\n"
+
+
+def test_events_seen_again_are_not_printed_again() -> None:
+    """A reader that resumes a little too early shows nothing twice."""
+    first = deltas("Hel", "lo")
+
+    assert shown(*first, *first[1:], TurnCompleted(**IDS, text="Hello")) == "Hello\n"
+
+
+def test_a_new_attempt_begins_on_a_new_line_and_says_who() -> None:
+    """What the first attempt showed stays readable as void."""
+    events = [*deltas("Half a "), *deltas("All of it", attempt=2)]
+
+    assert shown(*events) == "Half a \n[w2 starts over: attempt 2]\nAll of it\n"
+
+
+def test_a_text_that_turns_out_otherwise_is_printed_anew() -> None:
+    """What is shown last is what was committed, also after deltas that were lost."""
+    events = [*deltas("One two"), TurnCompleted(**IDS, text="One and two")]
+
+    assert shown(*events) == "One two\nOne and two\n"
+
+
+def test_a_failure_is_told() -> None:
+    """The code and the text of the failure stand on a line of their own."""
+    failed = TurnFailed(**IDS, code="auth", message="no key")
+
+    assert shown(*deltas("Ab"), failed) == "Ab\n[failed: auth: no key]\n"
+
+
+def test_lines_are_broken_between_words_on_a_terminal() -> None:
+    """A word that comes in pieces is not torn."""
+    text = shown(*deltas("one two thr", "ee four"), width=12)
+
+    assert text == "one two \nthree four\n"
+
+
+@pytest.mark.parametrize("code", ["\x1b", "\x07", "\x08", "\x9b", "\x00", "\x7f"])
+def test_replies_cannot_steer_the_terminal(code: str) -> None:
+    """Control characters of a model or user are shown as what they are: no text."""
+    assert code not in shown(*deltas(f"a{code}[31mb"))
+    assert "[31mb" in shown(*deltas(f"a{code}[31mb"))
+
+
+def test_markup_in_a_reply_is_text() -> None:
+    """Brackets are not taken for styles."""
+    assert shown(*deltas("[bold]no[/bold] :smile:")) == "[bold]no[/bold] :smile:\n"
+
+
+def test_costs_show_enough_digits() -> None:
+    """Small sums are not rounded to nothing."""
+    assert output.dollars(Usage(cost_usd_ticks=4_387_500)) == "$0.000439"
+    assert output.dollars(Usage(cost_usd_ticks=123_456_789_000)) == "$12.3457"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "words"),
+    [(3, "3 ms"), (1500, "1.5 s"), (150_000, "2 min"), (3 * 3_600_000, "3.0 h")],
+)
+def test_durations_have_the_unit_that_fits(milliseconds: float, words: str) -> None:
+    """From milliseconds to hours."""
+    assert output.duration(milliseconds) == words

@@ -1,0 +1,150 @@
+"""The checker of replays names each way in which a conversation can be wrong."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts.conversation import AssistantEntry, CallEntry, Totals, Usage, UserEntry
+from contracts.replies import TurnCompleted, TurnRecord
+from ops.cli.replay_check import Kept, faults_of, quantile
+from ops.cli.sim_ledger import Served
+from ops.simulator.dialogues import Dialogue, RecordedTurn
+from ops.simulator.usage import CompletionDetails, PromptDetails
+from ops.simulator.usage import Usage as WireUsage
+
+Change = Callable[[Kept, list[Served]], tuple[Kept, list[Served]]]
+
+DIALOGUE = Dialogue(
+    "d",
+    [
+        RecordedTurn("user", "Hello"),
+        RecordedTurn("system", "Good day"),
+        RecordedTurn("user", "Bye"),
+        RecordedTurn("system", "See you"),
+    ],
+)
+USAGE = Usage(
+    prompt_tokens=10,
+    completion_tokens=3,
+    reasoning_tokens=5,
+    cached_tokens=2,
+    total_tokens=18,
+    cost_usd_ticks=7,
+)
+
+
+def served(seq: int, **fields: Any) -> Served:
+    used = WireUsage(
+        prompt_tokens=10,
+        completion_tokens=3,
+        total_tokens=18,
+        prompt_tokens_details=PromptDetails(text_tokens=10, cached_tokens=2),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=5),
+        cost_in_usd_ticks=7,
+    )
+    plain = Served(seq=seq, status=200, outcome="whole", usage=used, usage_reported=True)
+    return msgspec.structs.replace(plain, **fields)
+
+
+def call(number: int, **fields: Any) -> CallEntry:
+    plain = CallEntry(
+        call_id=f"t{number}/1/1",
+        turn_id=f"t{number}",
+        attempt=1,
+        model="grok",
+        state="reported",
+        usage=USAGE,
+    )
+    return msgspec.structs.replace(plain, **fields)
+
+
+def good() -> tuple[Kept, list[Served]]:
+    """What an undisturbed replay of DIALOGUE leaves."""
+    kept = Kept(
+        context=[
+            UserEntry(content="Hello"),
+            AssistantEntry(content="Good day"),
+            UserEntry(content="Bye"),
+            AssistantEntry(content="See you"),
+        ],
+        records=[TurnRecord(state="completed", accepted_at_ms=1) for _ in range(2)],
+        events=[TurnCompleted(conversation_id="c", turn_id=f"t{n}") for n in (1, 2)],
+        calls=[call(1), call(2)],
+        totals=Totals(turns=2, calls=2, reported_calls=2, usage=USAGE + USAGE),
+        waiting=0,
+    )
+    return kept, [served(1), served(2)]
+
+
+def test_an_undisturbed_replay_has_no_faults() -> None:
+    """What is right is not complained of."""
+    assert faults_of(DIALOGUE, *good(), with_kills=False) == []
+
+
+def test_a_killed_attempt_is_no_fault_where_workers_are_killed() -> None:
+    """A cut request and its abandoned call change nothing about the answers."""
+    kept, requests = good()
+    calls = [call(1, abandoned=True, state="unknown", usage=Usage()), *kept.calls]
+    totals = msgspec.structs.replace(kept.totals, calls=3, unknown_calls=1)
+    kept = msgspec.structs.replace(kept, calls=calls, totals=totals)
+    requests.insert(0, served(0, outcome="cut", usage_reported=False))
+
+    assert faults_of(DIALOGUE, kept, requests, with_kills=True) == []
+    assert faults_of(DIALOGUE, kept, requests, with_kills=False) != []
+
+
+@pytest.mark.parametrize(
+    ("fields", "phrase"),
+    [
+        ({"context": good()[0].context[:2]}, "2 messages in the context instead of 4"),
+        ({"context": [*good()[0].context[:3], UserEntry(content="x")]}, "message 3 is of role"),
+        (
+            {"context": [*good()[0].context[:3], AssistantEntry(content="x")]},
+            "message 3 (assistant) has another text",
+        ),
+        (
+            {"records": [TurnRecord(state="failed", accepted_at_ms=1), good()[0].records[0]]},
+            "turn records: 1 completed, 1 failed instead of 2 completed",
+        ),
+        ({"events": good()[0].events[:1]}, "1 turns have a terminal event instead of 2"),
+        ({"events": [*good()[0].events, good()[0].events[0]]}, "turn t1 ended 2 times"),
+        ({"waiting": 1}, "1 messages still wait"),
+        ({"totals": Totals(turns=2, calls=2, reported_calls=2, usage=USAGE)}, "not the sum"),
+        ({"calls": [call(1), call(2, usage=Usage(total_tokens=9))]}, "1 answers whose tokens"),
+        ({"calls": good()[0].calls[:1]}, "1 calls in the ledger, but the simulator served 2"),
+        (
+            {"totals": msgspec.structs.replace(good()[0].totals, abandoned=USAGE)},
+            "some spend is estimated, unknown or abandoned",
+        ),
+    ],
+)
+@pytest.mark.parametrize("with_kills", [False, True])
+def test_each_fault_is_named(fields: dict[str, Any], phrase: str, with_kills: bool) -> None:
+    """Break one thing, and it stands in the list."""
+    kept, requests = good()
+
+    found = faults_of(
+        DIALOGUE, msgspec.structs.replace(kept, **fields), requests, with_kills=with_kills
+    )
+
+    allowed = with_kills and phrase.startswith("some spend")
+    assert any(phrase in fault for fault in found) is not allowed
+
+
+def test_a_request_that_no_worker_noted_is_a_fault() -> None:
+    """The simulator's ledger may not know more than ours."""
+    kept, requests = good()
+
+    found = faults_of(DIALOGUE, kept, [*requests, served(3)], with_kills=True)
+
+    assert found == ["2 calls in the ledger, but the simulator served 3"]
+
+
+def test_quantiles_lie_within_the_values() -> None:
+    """The smallest, the middle and the largest, also of few values."""
+    values = [5.0, 1.0, 3.0]
+
+    assert [quantile(values, share) for share in (0, 0.5, 0.99, 1)] == [1, 3, 5, 5]
+    assert quantile([], 0.5) == 0
