@@ -1,0 +1,172 @@
+"""Keeps the newest traces in Redis, beside the turns: nothing waits for it, nothing fails of it."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from redis.exceptions import NoScriptError, RedisError
+
+from contracts.connection import AsyncRedis
+from contracts.keys import ShardKeys, conversation_keys
+from contracts.scripts import Call, load_script
+
+_SCRIPTS = "worker.store.lua"
+_BATCH = 64
+_GATHER_S = 0.05
+"""Traces are written together; one that is asked for is at most this late."""
+_PATIENCE_S = 2.0
+
+
+class SpansOfTurn(Protocol):
+    """What is read of the spans of one attempt; see `worker.telemetry.spans`."""
+
+    @property
+    def conversation_id(self) -> str: ...  # noqa: D102
+    @property
+    def turn_id(self) -> str: ...  # noqa: D102
+    @property
+    def trace_id(self) -> str: ...  # noqa: D102
+    @property
+    def state(self) -> str: ...  # noqa: D102
+    @property
+    def duration_ms(self) -> int: ...  # noqa: D102
+    @property
+    def spans(self) -> Sequence[object]: ...  # noqa: D102
+
+
+class KeptTrace(NamedTuple):
+    """The spans of one attempt, encoded, and what helps to find them."""
+
+    conversation_id: str
+    turn_id: str
+    trace_id: str
+    state: str
+    duration_ms: int
+    spans: int
+    data: bytes
+    """JSON."""
+
+
+class TraceLimits(NamedTuple):
+    """How much is kept, and waits to be."""
+
+    kept: int = 1_000
+    """Attempts per shard, about."""
+    oldest_ms: int = 7 * 24 * 3600 * 1000
+    copies: int = 10_000
+    """Notes per conversation of what `forget` must find."""
+    waiting: int = 1_000
+    """Attempts that wait to be written; what comes on top is dropped."""
+
+
+class Traces:
+    """The traces of one shard."""
+
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        shard: ShardKeys,
+        *,
+        limits: TraceLimits | None = None,
+        on_written: Callable[[int, int], object] = lambda _sent, _dropped: None,
+    ) -> None:
+        """Write through `redis`.
+
+        Args:
+            redis: The shard's connection.
+            shard: Whose traces.
+            limits: See `TraceLimits`.
+            on_written: Told how many spans were written and how many dropped.
+        """
+        self._redis = redis
+        self._shard = shard
+        self._limits = limits or TraceLimits()
+        self._on_written = on_written
+        self._waiting: deque[KeptTrace] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+
+    def keep(self, turn: SpansOfTurn, data: bytes) -> None:
+        """Take the spans of one attempt, and their JSON, to be written soon."""
+        self._take(
+            KeptTrace(
+                turn.conversation_id,
+                turn.turn_id,
+                turn.trace_id,
+                turn.state,
+                turn.duration_ms,
+                len(turn.spans),
+                data,
+            )
+        )
+
+    def _take(self, trace: KeptTrace) -> None:
+        if len(self._waiting) >= self._limits.waiting:
+            self._on_written(0, trace.spans)
+            return
+        self._waiting.append(trace)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+
+    async def close(self, *, within_s: float = _PATIENCE_S) -> None:
+        """Write what waits, but not for longer than `within_s`."""
+        self._closing.set()
+        if self._writer is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._writer, within_s)
+
+    async def _write(self) -> None:
+        try:
+            while self._waiting:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), _GATHER_S)
+                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                spans = sum(trace.spans for trace in batch)
+                try:
+                    async with asyncio.timeout(_PATIENCE_S):
+                        lost = await self._send([self._call(trace) for trace in batch])
+                    dropped = sum(batch[n].spans for n in lost)
+                except (RedisError, OSError, TimeoutError):
+                    dropped = spans
+                self._on_written(spans - dropped, dropped)
+        finally:
+            self._writer = None
+
+    def _call(self, trace: KeptTrace) -> Call:
+        """Build the call.
+
+        Source: worker/store/lua/keep_trace.lua
+        """
+        keys, limits = conversation_keys(self._shard.tag, trace.conversation_id), self._limits
+        return Call(
+            load_script("keep_trace", _SCRIPTS),
+            (keys.turns, self._shard.traces, keys.copies),
+            (
+                trace.conversation_id,
+                trace.turn_id,
+                trace.trace_id,
+                trace.state,
+                trace.duration_ms,
+                trace.data,
+                limits.kept,
+                limits.oldest_ms,
+                limits.copies,
+            ),
+        )
+
+    async def _send(self, calls: list[Call]) -> list[int]:
+        """Send calls together; return the numbers of those that were refused."""
+        pipe = self._redis.pipeline(transaction=False)
+        for call in calls:
+            pipe.execute_command(*call.command())
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
+        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            pipe = self._redis.pipeline(transaction=False)
+            for n in unknown:
+                pipe.execute_command(*calls[n].whole_command())
+            for n, reply in zip(unknown, await pipe.execute(raise_on_error=False), strict=True):
+                replies[n] = reply
+        return [n for n, reply in enumerate(replies) if isinstance(reply, RedisError)]

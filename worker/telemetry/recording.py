@@ -1,0 +1,474 @@
+"""Records attempts at turns: takes notes while one runs, and makes its spans when it is over."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol
+
+from contracts.errors import InvalidMessage
+from contracts.messages import decode
+from contracts.trace_context import Link, attempt_id
+from worker.effects import Effects, Loaded
+from worker.errors import WorkerError
+from worker.lease import Lease
+from worker.observing import AttemptObserver
+from worker.outcome import Outcome, Parked
+from worker.pipeline.calls import LLMCall
+from worker.pipeline.context import OpenAILLMContext
+from worker.telemetry import names as n
+from worker.telemetry.content import CapturedContent
+from worker.telemetry.describing import (
+    CallPlace,
+    Ending,
+    call_attributes,
+    call_error,
+    endings_of,
+    lost_attempts,
+    process_attributes,
+    turn_attributes,
+)
+from worker.telemetry.metrics import TurnMeters
+from worker.telemetry.spans import Attributes, Span, SpanEvent, TurnSpans
+from worker.turn import Used, trace_of
+
+log = logging.getLogger("turnline.telemetry")
+P = ParamSpec("P")
+
+traceparent_to_send: ContextVar[str] = ContextVar("traceparent_to_send", default="")
+"""Of the call that this task is about to make."""
+
+
+class SpanSink(Protocol):
+    """Where spans go. Takes them at once, and neither waits nor fails."""
+
+    def take(self, turn: TurnSpans) -> None:
+        """Take the spans of one attempt."""
+        ...
+
+
+Redactor = Callable[[str, Attributes], Attributes]
+"""(span name, attributes) -> the attributes that may leave the process."""
+
+
+class Recording(NamedTuple):
+    """What all recorders of a worker share."""
+
+    worker: str
+    place: CallPlace
+    sinks: Sequence[SpanSink]
+    meters: TurnMeters
+    queue: str
+    """Name of the queue, as spans show it."""
+    capture: bool = False
+    """Whether what people and models say goes into spans."""
+    redact: Redactor | None = None
+    send_traceparent: bool = False
+
+
+class Tracer:
+    """Makes a recorder for each attempt."""
+
+    def __init__(self, recording: Recording) -> None:
+        """Record as `recording` says."""
+        self._recording = recording
+
+    def attempt(
+        self, lease: Lease, loaded: Loaded, *, began_at_s: float, loaded_at_s: float
+    ) -> AttemptObserver:
+        """See `worker.observing.Observer`."""
+        return AttemptRecorder(self._recording, lease, loaded, began_at_s, loaded_at_s)
+
+
+def _harmless(
+    method: Callable[Concatenate["AttemptRecorder", P], None],
+) -> Callable[Concatenate["AttemptRecorder", P], None]:
+    """Keep a defect of the recorder away from the turn; its kind is logged."""
+
+    def guarded(self: "AttemptRecorder", /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001  a turn must not fail of being watched
+            log.warning(
+                "telemetry.defect", extra={"error": type(error).__name__, "in": method.__name__}
+            )
+
+    guarded.__doc__ = method.__doc__
+    return guarded
+
+
+class _Tool:
+    """A function call on its way."""
+
+    def __init__(self, name: str, arguments: Any) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.began_at_s = time.monotonic()
+        self.ended_at_s: float | None = None
+        self.result: Any = None
+        self.failure: str | None = None
+
+
+class AttemptRecorder:
+    """Watches one attempt. All clocks are turned into Redis' clock, which all workers share."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        lease: Lease,
+        loaded: Loaded,
+        began_at_s: float,
+        loaded_at_s: float,
+    ) -> None:
+        """Begin; see `worker.observing.Observer`."""
+        self._made = recording
+        self._lease = lease
+        self._loaded = loaded
+        self._began_at_s = began_at_s
+        self._ready_at_s = time.monotonic()
+        self._offset_ns = loaded.now_ms * 1_000_000 - int(loaded_at_s * 1e9)
+        self._collected_at_s: float | None = None
+        self._used: Sequence[Used] = ()
+        self._owner: Used | None = None
+        self._calls: list[tuple[str, LLMCall]] = []
+        self._content: CapturedContent | None = CapturedContent() if recording.capture else None
+        self._tools: dict[str, _Tool] = {}
+        self._retry: tuple[str, float] | None = None
+        self._commits: list[tuple[float, float, str]] = []
+        self._committing_at_s = 0.0
+        self._effects: Effects | None = None
+        recording.meters.began()
+
+    # -- AttemptObserver ------------------------------------------------------------------------
+
+    @_harmless
+    def collected(self, used: Sequence[Used], owner: Used) -> None:
+        """See `worker.observing`."""
+        self._collected_at_s = time.monotonic()
+        self._used, self._owner = used, owner
+
+    @_harmless
+    def call_started(self, call: LLMCall, context: OpenAILLMContext) -> None:
+        """See `worker.observing`."""
+        span_id = _new_id()
+        self._calls.append((span_id, call))
+        if self._content is not None:
+            self._content.call_started(context)
+        if self._made.send_traceparent and self._owner is not None:
+            trace = self._owner.trace
+            flags = "01" if trace.sampled else "00"
+            traceparent_to_send.set(f"00-{trace.trace_id}-{span_id}-{flags}")
+
+    def said(self, text: str) -> None:
+        """See `worker.observing`."""
+        if self._content is not None:
+            self._content.said(text)
+
+    @_harmless
+    def call_finished(self, call: LLMCall) -> None:
+        """See `worker.observing`."""
+        self._made.meters.call(call)
+
+    @_harmless
+    def tool_started(self, call_id: str, name: str, arguments: Any) -> None:
+        """See `worker.observing`."""
+        self._tools[call_id] = _Tool(name, arguments)
+
+    @_harmless
+    def tool_finished(self, call_id: str, result: Any, failure: str | None) -> None:
+        """See `worker.observing`."""
+        tool = self._tools.get(call_id)
+        if tool is not None and tool.ended_at_s is None:
+            tool.ended_at_s = time.monotonic()
+            tool.result, tool.failure = result, failure
+            self._made.meters.tool(tool.name, tool.ended_at_s - tool.began_at_s, failure)
+
+    @_harmless
+    def retrying(self, code: str, wait_s: float) -> None:
+        """See `worker.observing`."""
+        self._retry = (code, wait_s)
+
+    @_harmless
+    def committing(self) -> None:
+        """See `worker.observing`."""
+        self._committing_at_s = time.monotonic()
+
+    @_harmless
+    def committed(self, effects: Effects, outcome: str) -> None:
+        """See `worker.observing`."""
+        self._commits.append((self._committing_at_s, time.monotonic(), outcome))
+        if outcome != "duplicate":
+            self._effects = effects
+
+    @_harmless
+    def ended(self, outcome: Outcome | BaseException) -> None:
+        """See `worker.observing`."""
+        ended_at_s = time.monotonic()
+        if isinstance(outcome, Parked) and outcome.why == "input":
+            self._made.meters.parked()
+            return  # nothing happened yet: the attempt after this one tells it all
+        word, error = self._outcome(outcome)
+        owner = self._owner or self._head()
+        endings = endings_of(self._effects, self._used) if self._effects is not None else []
+        now_ns = self._ns(ended_at_s)
+        self._made.meters.ended(
+            word,
+            self._loaded,
+            self._effects,
+            endings,
+            first_text_s=self._first_text_s(),
+            now_ms=now_ns // 1_000_000,
+            retry_code=self._retry[0] if self._retry is not None else "",
+        )
+        if not self._made.sinks:
+            return
+        ending = next((end for end in endings if end.used is owner), None)
+        error = error or (ending.error if ending is not None else "")
+        spans = self._attempt_spans(owner, word, error, now_ns)
+        if ending is not None:
+            spans = [*self._turn_spans(ending, now_ns, error), *spans]
+        self._emit(owner, spans, ending, error, now_ns)
+        for other in endings:
+            if other is not ending:
+                self._emit(other.used, [self._other(other, owner, now_ns)], other, "", now_ns)
+
+    # -- making spans -----------------------------------------------------------------------------
+
+    def _outcome(self, outcome: Outcome | BaseException) -> tuple[str, str]:
+        """Return the attempt's outcome in a word, and the error's code if that is one."""
+        match outcome:
+            case asyncio.CancelledError():
+                return ("lease_lost" if self._lease.lost else "handed_over"), ""
+            case WorkerError():
+                return outcome.code, ""
+            case BaseException():
+                return "defect", type(outcome).__name__
+            case Parked():
+                return "retry", ""
+            case _:
+                return (self._commits[-1][2] if self._commits else "done"), ""
+
+    def _attempt_spans(self, owner: Used, word: str, error: str, now_ns: int) -> list[Span]:
+        """Return the attempt's span and those below it, and attempts that could not tell."""
+        loaded, trace = self._loaded, owner.trace
+        ids = _ids(self._lease.conversation_id, owner.turn_id)
+        began_ns = max(self._ns(self._began_at_s), owner.entry.accepted_at_ms * 1_000_000)
+        attributes = process_attributes(
+            ids, self._lease.conversation_id, owner, loaded, self._made.queue
+        )
+        attributes[n.WORKER] = self._made.worker
+        attributes[n.ATTEMPT_OUTCOME] = "committed" if word == "released" else word
+        events: tuple[SpanEvent, ...] = ()
+        if self._retry is not None and word == "retry":
+            code, wait_s = self._retry
+            attributes[n.RETRY_IN_S] = round(wait_s, 3)
+            noted: Attributes = {n.ERROR_TYPE: code, n.RETRY_IN_S: round(wait_s, 3)}
+            events = (SpanEvent(name=n.RETRY_EVENT, at_ns=now_ns, attributes=noted),)
+        process_id = attempt_id(trace, loaded.attempt)
+        process = Span(
+            name=n.PROCESS,
+            kind="consumer",
+            span_id=process_id,
+            parent_id=trace.span_id,
+            start_ns=began_ns,
+            end_ns=now_ns,
+            attributes=attributes,
+            error=error,
+            links=(trace.sent,) if trace.sent is not None else (),
+            events=events,
+        )
+        began_at_s = (began_ns - self._offset_ns) / 1e9
+        below = [self._below(n.REBUILD, ids, began_at_s, self._ready_at_s)]
+        below[0].attributes[n.CONTEXT_MESSAGES] = len(loaded.messages)
+        below[0].attributes[n.CONTEXT_BYTES] = sum(map(len, loaded.messages))
+        if len(self._used) > 1 and self._collected_at_s is not None:
+            below.append(self._below(n.AGGREGATE, ids, self._ready_at_s, self._collected_at_s))
+            below[-1].attributes[n.TURN_MESSAGES] = len(self._used)
+        below += [self._chat(number, *call, ids, now_ns) for number, call in enumerate(self._calls)]
+        below += [self._tool(call_id, tool, ids, now_ns) for call_id, tool in self._tools.items()]
+        for from_s, to_s, outcome in self._commits:
+            below.append(self._below(n.COMMIT, ids, from_s, to_s))
+            below[-1].attributes[n.COMMIT_OUTCOME] = outcome
+        for span in below:
+            span.parent_id = process_id
+        lost = lost_attempts(loaded, trace, ids, began_ns, self._made.place)
+        return [*lost, process, *below]
+
+    def _below(self, name: str, ids: Attributes, from_s: float, to_s: float) -> Span:
+        return Span(
+            name=name,
+            span_id=_new_id(),
+            start_ns=self._ns(from_s),
+            end_ns=self._ns(max(from_s, to_s)),
+            attributes=dict(ids),
+        )
+
+    def _chat(self, number: int, span_id: str, call: LLMCall, ids: Attributes, now_ns: int) -> Span:
+        attributes = {**ids, **call_attributes(call, self._loaded.settings, self._made.place)}
+        if self._content is not None:
+            attributes.update(self._content.of_call(number))
+        return Span(
+            name=f"{n.CHAT} {call.model}",
+            kind="client",
+            span_id=span_id,
+            start_ns=self._ns(call.started_at),
+            end_ns=now_ns if call.finished_at is None else self._ns(call.finished_at),
+            attributes=attributes,
+            error=call_error(call),
+        )
+
+    def _tool(self, call_id: str, tool: _Tool, ids: Attributes, now_ns: int) -> Span:
+        attributes = {
+            **ids,
+            n.OPERATION_NAME: n.EXECUTE_TOOL,
+            n.TOOL_NAME: tool.name,
+            n.TOOL_TYPE: "function",
+            n.TOOL_CALL_ID: call_id,
+        }
+        if self._content is not None:
+            attributes.update(self._content.of_tool(tool.arguments, tool.result))
+        return Span(
+            name=f"{n.EXECUTE_TOOL} {tool.name}",
+            span_id=_new_id(),
+            start_ns=self._ns(tool.began_at_s),
+            end_ns=now_ns if tool.ended_at_s is None else self._ns(tool.ended_at_s),
+            attributes=attributes,
+            error=tool.failure or "",
+        )
+
+    def _turn_spans(self, ending: Ending, now_ns: int, error: str) -> list[Span]:
+        """Return the turn's own span and that of its wait, now that it has ended."""
+        assert self._effects is not None
+        used, trace, loaded = ending.used, ending.used.trace, self._loaded
+        ids = _ids(self._lease.conversation_id, used.turn_id)
+        accepted_ns = used.entry.accepted_at_ms * 1_000_000
+        first_ns = loaded.since_ms * 1_000_000
+        if loaded.attempt == 1:
+            first_ns = self._ns(self._began_at_s)
+        first_ns = max(first_ns, accepted_ns)
+        attributes = {
+            **ids,
+            **turn_attributes(ending, self._effects, loaded, self._lease.conversation_id),
+        }
+        if self._content is not None:
+            attributes.update(self._content.of_turn(self._used, ending.event))
+        into = tuple(Link(u.trace.trace_id, u.trace.span_id) for u in self._used if u is not used)
+        wait = Span(
+            name=n.WAIT,
+            span_id=_new_id(),
+            parent_id=trace.span_id,
+            start_ns=accepted_ns,
+            end_ns=first_ns,
+            attributes={**ids, n.WAIT_S: (first_ns - accepted_ns) / 1e9},
+        )
+        here = (trace.sent,) if trace.sent is not None and trace.waited_in is None else ()
+        if trace.waited_in is not None:
+            wait.trace_id, wait.span_id = trace.waited_in
+            wait.parent_id = trace.sent.span_id if trace.sent is not None else ""
+            wait.links = (Link(trace.trace_id, trace.span_id),)
+            here = (trace.waited_in,)
+        turn = Span(
+            name=n.TURN,
+            span_id=trace.span_id,
+            parent_id=trace.parent_id,
+            start_ns=first_ns if trace.waited_in is not None else accepted_ns,
+            end_ns=now_ns,
+            attributes=attributes,
+            error=error,
+            links=(*here, *into),
+        )
+        return [turn, wait]
+
+    def _other(self, ending: Ending, owner: Used, now_ns: int) -> Span:
+        """Return the span of a message that ended together with the turn, in its own trace."""
+        used, trace = ending.used, ending.used.trace
+        return Span(
+            name=n.TURN,
+            span_id=trace.span_id,
+            parent_id=trace.parent_id,
+            start_ns=used.entry.accepted_at_ms * 1_000_000,
+            end_ns=now_ns,
+            attributes={
+                **_ids(self._lease.conversation_id, used.turn_id),
+                n.TURN_OUTCOME: ending.state,
+                **({n.TURN_INTO: owner.turn_id} if ending.state == "absorbed" else {}),
+            },
+            error=ending.error,
+            links=(Link(owner.trace.trace_id, owner.trace.span_id),),
+        )
+
+    def _emit(
+        self, used: Used, spans: list[Span], ending: Ending | None, error: str, now_ns: int
+    ) -> None:
+        redact = self._made.redact
+        for span in spans:
+            span.trace_id = span.trace_id or used.trace.trace_id
+            if span.error:
+                span.attributes[n.ERROR_TYPE] = span.error
+            if redact is not None:
+                span.attributes = redacted(redact, span.name, span.attributes)
+        code = error or (self._retry[0] if self._retry is not None else "")
+        batch = TurnSpans(
+            conversation_id=self._lease.conversation_id,
+            turn_id=used.turn_id,
+            trace_id=used.trace.trace_id,
+            attempt=self._loaded.attempt,
+            worker=self._made.worker,
+            state=ending.state if ending is not None else "",
+            code=(ending.error if ending is not None and ending.used is used else "") or code,
+            duration_ms=max(0, now_ns // 1_000_000 - used.entry.accepted_at_ms),
+            ended_at_ms=now_ns // 1_000_000,
+            sampled=used.trace.sampled,
+            has_parent=used.trace.sent is not None,
+            tracestate=used.trace.tracestate,
+            spans=spans,
+        )
+        for sink in self._made.sinks:
+            sink.take(batch)
+
+    # -- pieces -----------------------------------------------------------------------------------
+
+    def _ns(self, clock_s: float) -> int:
+        """Convert `time.monotonic` to ns since the Unix epoch by Redis' clock."""
+        return int(clock_s * 1e9) + self._offset_ns
+
+    def _head(self) -> Used:
+        """Return the head of the inbox as it would be used: nothing was collected yet."""
+        entry = self._loaded.entries[0]
+        turn_id = entry.turn_id or entry.entry_id
+        try:
+            message = decode(entry.data)
+        except InvalidMessage:
+            message = None
+        conversation_id, since_ms = self._lease.conversation_id, self._loaded.since_ms
+        trace = trace_of(conversation_id, turn_id, entry, message, since_ms=since_ms)
+        return Used(entry, turn_id, message, None, trace)
+
+    def _first_text_s(self) -> float | None:
+        """Return the time from acceptance to the first text of this attempt, seconds."""
+        if self._owner is None:
+            return None
+        for _, call in self._calls:
+            if call.first_text_at is not None:
+                accepted_ns = self._owner.entry.accepted_at_ms * 1_000_000
+                return max(0.0, (self._ns(call.first_text_at) - accepted_ns) / 1e9)
+        return None
+
+
+def redacted(redact: Redactor, name: str, attributes: Attributes) -> Attributes:
+    """Return what may leave; nothing, if the redactor fails."""
+    try:
+        return redact(name, attributes)
+    except Exception as error:  # noqa: BLE001  foreign code; in doubt nothing leaves
+        log.warning("telemetry.redactor_failed", extra={"error": type(error).__name__})
+        return {}
+
+
+def _ids(conversation_id: str, turn_id: str) -> Attributes:
+    return {n.CONVERSATION_ID: conversation_id, n.TURN_ID: turn_id}
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(64) or 1:016x}"

@@ -1,0 +1,299 @@
+"""Puts telemetry together from settings and the standard `OTEL_*` variables, and ends it in time."""
+
+import asyncio
+import importlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final, NamedTuple, Protocol, cast
+
+import msgspec
+
+from worker.observing import Observer
+from worker.telemetry import content
+from worker.telemetry.describing import CallPlace
+from worker.telemetry.metrics import TurnMeters, prometheus_text
+from worker.telemetry.prometheus import PrometheusPort
+from worker.telemetry.recording import Recording, Redactor, SpanSink, Tracer, traceparent_to_send
+from worker.telemetry.spans import TurnSpans
+
+log = logging.getLogger("turnline.telemetry")
+
+CLOSE_S: Final = 3.0
+"""Longest time that ending telemetry takes."""
+_SAMPLE_S: Final = 5.0
+_LAG_S: Final = 0.5
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+class TelemetryError(Exception):
+    """Telemetry cannot be set up as asked; the text says what to do."""
+
+
+class TelemetrySettings(NamedTuple):
+    """What of the worker's settings matters here."""
+
+    worker: str
+    address: str
+    """Host of the model's provider."""
+    port: int
+    redactor: str = ""
+    """`module:function`; see `worker.telemetry.recording.Redactor`."""
+    send_traceparent: bool = False
+    metrics_port: int = 0
+
+
+class TraceStore(Protocol):
+    """Keeps traces where `turnline trace` finds them; see `worker.store.traces`."""
+
+    def keep(self, turn: TurnSpans, data: bytes) -> None:
+        """Take the spans of one attempt, and their JSON."""
+        ...
+
+    async def close(self) -> None:
+        """Write what waits, for a bounded time."""
+        ...
+
+
+class Gauges(Protocol):
+    """How a shard stands; see `worker.store.gauges`."""
+
+    @property
+    def due(self) -> int: ...  # noqa: D102
+    @property
+    def running(self) -> int: ...  # noqa: D102
+    @property
+    def oldest_s(self) -> float: ...  # noqa: D102
+    @property
+    def dead(self) -> int: ...  # noqa: D102
+    @property
+    def breakers_open(self) -> int: ...  # noqa: D102
+
+
+ReadGauges = Callable[[], Awaitable[Gauges]]
+
+
+class _Kept:
+    """The sink that hands spans to a trace store."""
+
+    def __init__(self, store: TraceStore) -> None:
+        self._store = store
+
+    def take(self, turn: TurnSpans) -> None:
+        self._store.keep(turn, _encode(turn))
+
+
+class _Ends(Protocol):
+    def close(self, *, within_s: float) -> None: ...
+
+
+class Telemetry:
+    """A worker process's telemetry: nothing is imported, started or made that nobody asked for."""
+
+    def __init__(
+        self, settings: TelemetrySettings, environ: Mapping[str, str], *, version: str
+    ) -> None:
+        """Start what sends, if a collector is configured.
+
+        Raises:
+            TelemetryError: The redactor cannot be imported.
+        """
+        self.meters = TurnMeters()
+        self._settings = settings
+        self._environ = environ
+        self._capture = content.is_asked_for(environ)
+        self._redact = _imported(settings.redactor)
+        self._spans: list[SpanSink] = []
+        self._ends: list[_Ends] = []
+        self._stores: list[TraceStore] = []
+        self._gauges: dict[str, ReadGauges] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._prometheus: PrometheusPort | None = None
+        traces, metrics = (_endpoint(environ, signal) for signal in ("TRACES", "METRICS"))
+        self._has_metrics = metrics or settings.metrics_port > 0
+        if traces or metrics:
+            self._start_otlp(version, traces=traces, metrics=metrics)
+
+    def _start_otlp(self, version: str, *, traces: bool, metrics: bool) -> None:
+        from worker.telemetry import otlp  # noqa: PLC0415  a quarter of a second, if asked for only
+
+        resource = otlp.resource_of(self._environ, worker=self._settings.worker, version=version)
+        if traces:
+            spans = otlp.OtlpSpans(self._environ, resource, self.meters)
+            self._spans.append(spans)
+            self._ends.append(spans)
+        if metrics:
+            self._ends.append(otlp.OtlpMetrics(self._environ, resource, self.meters))
+
+    def observer(
+        self,
+        *,
+        shard: str,
+        queue: str,
+        store: TraceStore | None,
+        gauges: ReadGauges,
+        extra: Sequence[SpanSink] = (),
+    ) -> Observer | None:
+        """Return what watches the turns of one shard; None if nobody wants to know.
+
+        Args:
+            shard: Names it in metrics.
+            queue: Names it in spans.
+            store: Keeps the shard's traces.
+            gauges: Reads how the shard stands.
+            extra: Further sinks.
+        """
+        sinks = [*self._spans, *extra]
+        if store is not None:
+            sinks.append(_Kept(store))
+            self._stores.append(store)
+        self._gauges[shard] = gauges
+        if not sinks and not self._has_metrics and not self._settings.send_traceparent:
+            return None
+        return Tracer(
+            Recording(
+                worker=self._settings.worker,
+                place=CallPlace(self._settings.address, self._settings.port),
+                sinks=sinks,
+                meters=self.meters,
+                queue=queue,
+                capture=self._capture,
+                redact=self._redact,
+                send_traceparent=self._settings.send_traceparent,
+            )
+        )
+
+    async def open(self) -> None:
+        """Begin to sample and to listen, if metrics are asked for.
+
+        Raises:
+            TelemetryError: The port is in use.
+        """
+        if not self._has_metrics:
+            return
+        if self._settings.metrics_port:
+            self._prometheus = PrometheusPort(lambda: prometheus_text(self.meters))
+            try:
+                await self._prometheus.open(self._settings.metrics_port)
+            except OSError as error:
+                raise TelemetryError(
+                    f"port {self._settings.metrics_port} cannot be opened for metrics "
+                    f"({error.strerror}); set TURNLINE_METRICS_PORT to another one, or to 0"
+                ) from None
+        self._tasks = [
+            asyncio.create_task(self._sample()),
+            asyncio.create_task(self._watch_loop()),
+        ]
+
+    async def close(self) -> None:
+        """Send what waits; `CLOSE_S` seconds at most, whatever the collector does."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._prometheus is not None:
+            await self._prometheus.close()
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        if self._ends:
+            _in_thread(self._end, lambda: loop.call_soon_threadsafe(done.set))
+        else:
+            done.set()
+        await asyncio.gather(*(store.close() for store in self._stores))
+        await done.wait()
+
+    def _end(self) -> None:
+        """End all senders at the same time. Blocks for `CLOSE_S` at most."""
+        threads = [_in_thread(partial(end.close, within_s=CLOSE_S)) for end in self._ends]
+        for thread in threads:
+            thread.join(CLOSE_S)
+
+    async def _sample(self) -> None:
+        meters = self.meters
+        while True:
+            for shard, read in self._gauges.items():
+                try:
+                    now = await read()
+                except Exception as error:  # noqa: BLE001  Redis is away: the turns tell of that
+                    log.debug("telemetry.unsampled", extra={"error": type(error).__name__})
+                    continue
+                meters.queue_depth.set(now.due, shard)
+                meters.queue_running.set(now.running, shard)
+                meters.queue_oldest.set(now.oldest_s, shard)
+                meters.dead_kept.set(now.dead, shard)
+                meters.breakers_open.set(now.breakers_open, shard)
+            await asyncio.sleep(_SAMPLE_S)
+
+    async def _watch_loop(self) -> None:
+        """Measure by how much the event loop is late: the worst of the last few seconds."""
+        loop = asyncio.get_running_loop()
+        worst = [0.0] * int(_SAMPLE_S / _LAG_S)
+        while True:
+            due_s = loop.time() + _LAG_S
+            await asyncio.sleep(_LAG_S)
+            worst = [*worst[1:], max(0.0, loop.time() - due_s)]
+            self.meters.loop_lag.set(max(worst))
+
+
+class TracedHeaders(Mapping[str, str]):
+    """Headers of a model call, with the trace context of whoever makes it."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        """Add to these."""
+        self._headers = headers
+
+    def _now(self) -> Mapping[str, str]:
+        traceparent = traceparent_to_send.get()
+        return {**self._headers, "traceparent": traceparent} if traceparent else self._headers
+
+    def __getitem__(self, name: str) -> str:
+        return self._now()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+
+def _endpoint(environ: Mapping[str, str], signal: str) -> bool:
+    """Whether a collector is configured for traces or metrics.
+
+    Source: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+    """
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if environ.get(f"OTEL_{signal}_EXPORTER", "otlp").strip().lower() == "none":
+        return False
+    base = "OTEL_EXPORTER_OTLP_"
+    return bool(environ.get(f"{base}{signal}_ENDPOINT") or environ.get(f"{base}ENDPOINT"))
+
+
+def _imported(path: str) -> Redactor | None:
+    if not path:
+        return None
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not callable(found):
+        raise TelemetryError(
+            f"TURNLINE_REDACTOR: {path} is no function; it is written module:function"
+        )
+    return cast("Redactor", found)
+
+
+def _in_thread(
+    work: Callable[[], object], then: Callable[[], object] | None = None
+) -> threading.Thread:
+    def run() -> None:
+        try:
+            work()
+        finally:
+            if then is not None:
+                then()
+
+    thread = threading.Thread(target=run, name="telemetry-end", daemon=True)
+    thread.start()
+    return thread

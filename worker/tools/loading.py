@@ -1,0 +1,126 @@
+"""Loads modules of tools and files of schemas by name, and says what is wrong with them."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from contracts.conversation import ToolDefinition
+from worker.tools.declaring import Tool, ToolOptions
+from worker.tools.describing import BadTool, Described, describe
+
+MOST_TOOLS = 128
+"""Functions that Grok takes in one request."""
+
+OpenResources = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class LoadedTool(NamedTuple):
+    """A tool that this worker runs itself."""
+
+    module: str
+    tool: Tool[Any, Any]
+    described: Described
+
+    @property
+    def name(self) -> str:
+        """As the model names it."""
+        return self.described.definition.name
+
+    @property
+    def options(self) -> ToolOptions:
+        """How it is run."""
+        return self.tool.options
+
+
+class LoadedTools(NamedTuple):
+    """What a worker would offer."""
+
+    tools: tuple[LoadedTool, ...]
+    resources: tuple[tuple[str, OpenResources], ...]
+    """(module, what opens its resources)."""
+    schemas: tuple[ToolDefinition, ...]
+    """Tools that somebody else runs."""
+    problems: tuple[str, ...]
+    """What is wrong, one line each; a worker does not start with any."""
+
+
+def load_tools(modules: str, schemas: str = "") -> LoadedTools:
+    """Load modules by name and files of schemas by path, both separated by commas."""
+    tools: list[LoadedTool] = []
+    resources: list[tuple[str, OpenResources]] = []
+    problems: list[str] = []
+    for name in _words(modules):
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001  foreign code; its author has to hear of it
+            problems.append(f"{name}: it cannot be imported: {type(error).__name__}: {error}")
+            continue
+        found = list(_tools_of(module, problems))
+        if not found:
+            problems.append(f"{name}: it has no tools: decorate functions with @tool")
+        tools += found
+        opened = getattr(module, "resources", None)
+        if callable(opened):
+            resources.append((name, cast("OpenResources", opened)))
+    definitions = [it for path in _words(schemas) for it in _read_schemas(Path(path), problems)]
+    names = [*(it.name for it in tools), *(it.function.name for it in definitions)]
+    for repeated in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"{repeated}: several tools have this name")
+    if len(names) > MOST_TOOLS:
+        problems.append(f"{len(names)} tools: a model takes {MOST_TOOLS} at most")
+    return LoadedTools(tuple(tools), tuple(resources), tuple(definitions), tuple(problems))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _tools_of(module: ModuleType, problems: list[str]) -> Iterator[LoadedTool]:
+    """Yield the tools of a module: decorated ones, and plain functions that `TOOLS` names."""
+    declared = [it for it in vars(module).values() if isinstance(it, Tool)]
+    for listed in cast("Sequence[Any]", getattr(module, "TOOLS", ())):
+        made = listed if isinstance(listed, Tool) else _plain(listed)
+        if made is None:
+            problems.append(f"{module.__name__}: TOOLS holds something that is no function")
+        elif made not in declared:
+            declared.append(made)
+    for it in cast("list[Tool[Any, Any]]", declared):
+        try:
+            yield LoadedTool(module.__name__, it, describe(it))
+        except BadTool as error:
+            problems.append(f"{module.__name__}.{it.options.name}: {error}")
+
+
+def _plain(function: Any) -> Tool[Any, Any] | None:
+    if not callable(function):
+        return None
+    return Tool(function, ToolOptions(name=getattr(function, "__name__", "")))
+
+
+class _Schema(msgspec.Struct):
+    """A file's element: OpenAI's shape; other fields are allowed."""
+
+    function: Any
+    type: str = "function"
+    timeout_s: float | msgspec.UnsetType = msgspec.UNSET
+
+
+def _read_schemas(path: Path, problems: list[str]) -> list[ToolDefinition]:
+    """Read a file of tools in the shape of OpenAI's API."""
+    try:
+        elements = msgspec.json.decode(path.read_bytes(), type=list[_Schema])
+    except (OSError, msgspec.DecodeError) as error:
+        problems.append(f"{path}: it cannot be read: {error}")
+        return []
+    definitions: list[ToolDefinition] = []
+    for number, element in enumerate(elements):
+        try:
+            definitions.append(msgspec.convert(msgspec.to_builtins(element), ToolDefinition))
+        except msgspec.ValidationError as error:
+            problems.append(f"{path}, tool {number + 1}: {error}")
+    return definitions

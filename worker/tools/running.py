@@ -1,0 +1,172 @@
+"""Runs the tools that a worker has loaded: resources, threads, places, arguments and results."""
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+
+from worker.pipeline.aggregators import to_json
+from worker.pipeline.context import COMPLETED
+from worker.tool_calls import CallIds
+from worker.tools.declaring import ToolContext, ToolFailed, ToolOptions
+from worker.tools.loading import LoadedTool, LoadedTools
+
+log = logging.getLogger("turnline.tools")
+
+
+class Toolbox:
+    """The tools of one process, shared by all its conversations."""
+
+    def __init__(self, loaded: LoadedTools) -> None:
+        """Hold what was loaded; `start` opens the resources.
+
+        Raises:
+            ValueError: There are problems with what was loaded.
+        """
+        if loaded.problems:
+            raise ValueError("; ".join(loaded.problems))
+        self._tools = {tool.name: tool for tool in loaded.tools}
+        self._opening = loaded.resources
+        self._resources: dict[str, Any] = {}
+        self._open = AsyncExitStack()
+        self._places = {
+            name: asyncio.Semaphore(most)
+            for name, tool in self._tools.items()
+            if (most := tool.options.max_concurrency) is not None
+        }
+        self.definitions: tuple[tuple[str, dict[str, Any], float | None], ...] = (
+            *((it.name, _offered(it.described.definition), None) for it in loaded.tools),
+            *(
+                (it.function.name, _offered(it.function), it.timeout_s or None)
+                for it in loaded.schemas
+            ),
+        )
+        """(name, the tool in the shape of OpenAI's API, seconds to wait for it elsewhere)."""
+
+    async def start(self) -> None:
+        """Open what the modules' `resources` open.
+
+        Raises:
+            Exception: As a module raises it; what was opened is closed again.
+        """
+        async with AsyncExitStack() as opened:
+            for module, opening in self._opening:
+                self._resources[module] = await opened.enter_async_context(opening())
+            self._open = opened.pop_all()
+
+    async def stop(self) -> None:
+        """Close the resources, the last opened first."""
+        await self._open.aclose()
+
+    def options(self, name: str) -> ToolOptions | None:
+        """Return how a tool is run; None if this worker does not have it."""
+        tool = self._tools.get(name)
+        return None if tool is None else tool.options
+
+    async def call(self, name: str, arguments: Mapping[str, Any], call: CallIds) -> str:
+        """Run a tool and return what the model is told.
+
+        Args:
+            name: One that `options` knows.
+            arguments: As the model sent them, decoded.
+            call: Which call it is.
+
+        Raises:
+            ToolFailed: The text is for the model.
+        """
+        tool = self._tools[name]
+        described = tool.described
+        try:
+            decoded = msgspec.convert(arguments, described.arguments)
+        except msgspec.ValidationError as error:
+            raise ToolFailed(f"The arguments do not fit: {error}") from None
+        named = {field: getattr(decoded, field) for field in decoded.__struct_fields__}
+        if described.context_parameter is not None:
+            named[described.context_parameter] = ToolContext(
+                conversation_id=call.conversation_id,
+                turn_id=call.turn_id,
+                call_id=call.call_id,
+                idempotency_key=call.idempotency_key,
+                attempt=call.attempt,
+                resources=self._resources.get(tool.module),
+            )
+        try:
+            return _told(await self._run(tool, named))
+        except ToolFailed:
+            raise
+        except Exception as error:
+            log.warning(
+                "tool.failed", extra={"tool": name, "error": type(error).__name__}
+            )  # its text may hold what the user said
+            raise
+
+    async def _run(self, tool: LoadedTool, named: dict[str, Any]) -> Any:
+        places = self._places.get(tool.name)
+        if places is not None:
+            await places.acquire()
+        if tool.described.is_async:
+            try:
+                return await tool.tool.function(**named)
+            finally:
+                if places is not None:
+                    places.release()
+        running = _in_thread(tool.tool.function, named)
+        if places is not None:  # a thread keeps its place until it really ends
+            running.add_done_callback(lambda _: places.release())
+        return await asyncio.shield(running)
+
+
+def _in_thread(function: Callable[..., Any], named: dict[str, Any]) -> "asyncio.Future[Any]":
+    """Run a function in a thread that never keeps the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result, error = context.run(function, **named), None
+        except BaseException as raised:  # noqa: BLE001  passed on to whoever awaits the future
+            result, error = None, raised
+        try:
+            loop.call_soon_threadsafe(_settle, future, result, error)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    threading.Thread(target=run, name=f"tool-{function.__name__}", daemon=True).start()
+    return future
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+        future.set_exception(error)
+        future.exception()  # whoever awaited it may be gone
+    else:
+        future.set_exception(RuntimeError(type(error).__name__))
+        future.exception()
+
+
+def _told(result: Any) -> str:
+    """Return a result as the model is told: text as it is, nothing as a word, all else as JSON."""
+    if isinstance(result, str):
+        return result
+    if result is None:
+        return COMPLETED
+    try:
+        return to_json(result)
+    except TypeError:
+        raise ToolFailed("The tool returned something that is not JSON.") from None
+
+
+def _offered(definition: Any) -> dict[str, Any]:
+    function: dict[str, Any] = msgspec.to_builtins(definition)
+    function.setdefault("parameters", {"type": "object", "properties": {}})
+    return {"function": function, "type": "function"}
