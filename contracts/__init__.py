@@ -28,6 +28,7 @@ from contracts.messages import (
 from contracts.replies import (
     Receipt,
     TextDelta,
+    ToolRequest,
     TurnAbsorbed,
     TurnCompleted,
     TurnFailed,
@@ -51,6 +52,7 @@ __all__ = [
     "StoreIncompatible",
     "SyncTurnClient",
     "TextDelta",
+    "ToolRequest",
     "ToolResult",
     "Transcription",
     "TurnAbsorbed",

@@ -4,7 +4,14 @@ Both are thin: what is sent and how replies are read stands once, in `contracts.
 """
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Collection,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
@@ -13,9 +20,17 @@ from redis.exceptions import ResponseError
 from contracts import requests as rq
 from contracts.connection import AsyncRedis, Command, SyncRedis, open_async, open_sync
 from contracts.conversation import Totals
-from contracts.errors import ResultTimeout
-from contracts.messages import Inbound, Interrupt, UserMessage, new_turn_id
-from contracts.replies import TERMINAL, AnyEvent, AnyTerminal, History, Receipt, TurnRecord
+from contracts.errors import ResultTimeout, TurnIdReused
+from contracts.messages import Inbound, Interrupt, new_turn_id
+from contracts.replies import (
+    TERMINAL,
+    AnyEvent,
+    AnyTerminal,
+    History,
+    Receipt,
+    ToolRequest,
+    TurnRecord,
+)
 from contracts.scripts import run, run_sync
 
 BLOCK_S = 5.0
@@ -107,13 +122,29 @@ class TurnClient:
         _, *replies = await pipe.execute(raise_on_error=False)
         return [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
 
-    async def ask(self, conversation_id: str, text: str, *, timeout_s: float = 600) -> AnyTerminal:
+    async def ask(
+        self,
+        conversation_id: str,
+        text: str,
+        *,
+        timeout_s: float = 600,
+        response_type: type[Any] | None = None,
+        agent: str | None = None,
+    ) -> AnyTerminal:
         """Submit a user message and wait for the event that ends its turn.
+
+        Args:
+            conversation_id: Whose turn.
+            text: What the user says.
+            timeout_s: How long to wait.
+            response_type: A struct or another type with a JSON Schema; the reply is JSON that fits
+                it, and `parsed_as` of the event returns the value.
+            agent: Profile of the workers' agents file for this turn.
 
         Raises:
             ResultTimeout: The turn goes on; its result can still be asked for.
         """
-        message = UserMessage(conversation_id=conversation_id, text=text)
+        message = rq.question(conversation_id, text, response_type, agent)
         return await self.result(await self.submit(message), timeout_s=timeout_s)
 
     async def events(
@@ -274,7 +305,62 @@ class TurnClient:
                     yield event
                 await self._redis.execute_command("XACK", stream_key, group, entry_id)
 
-    async def _create(self, reading: rq.RepliesReading) -> None:
+    async def tool_calls(
+        self,
+        group: str,
+        consumer: str,
+        *,
+        names: Collection[str] | None = None,
+        batch: int = 32,
+    ) -> AsyncIterator[ToolRequest]:
+        """Consume the tool calls that no worker can run, at least once each; see `answer`.
+
+        A call is acknowledged when the next one is asked for; what a consumer of this name took
+        and did not acknowledge is delivered to it again first. Calls past their deadline are left
+        out: nobody waits for them any more.
+
+        Args:
+            group: Consumers of one group share the calls; use one per service.
+            consumer: Name of this consumer; keep it stable over restarts.
+            names: Tools that this service has; None for all.
+            batch: Calls fetched at once.
+        """
+        reading = self._make.tool_calls(group, consumer, batch)
+        await self._create(reading)
+        while True:
+            try:
+                reply = await self._redis.execute_command(*reading.command(BLOCK_S))
+            except ResponseError as error:
+                if not rq.is_group_lost(error):
+                    raise
+                await self._create(reading)
+                continue
+            for stream_key, entry_id, call in reading.take(reply, names):
+                if call is not None:
+                    yield call
+                await self._redis.execute_command("XACK", stream_key, group, entry_id)
+
+    async def answer(
+        self, call: ToolRequest, result: Any = None, *, is_error: bool = False
+    ) -> Receipt:
+        """Hand in the result of a tool call, once: later answers to the same call change nothing.
+
+        Args:
+            call: From `tool_calls`, in this or any other process.
+            result: Any JSON value.
+            is_error: Whether `result` says why there is none.
+
+        Raises:
+            InvalidMessage: The result is no JSON value, or too large.
+            Refused: Nothing was accepted; see `retry_after_s`.
+        """
+        message = call.result(result, is_error=is_error)
+        try:
+            return await self.submit(message)
+        except TurnIdReused:
+            return rq.answered_before(message)
+
+    async def _create(self, reading: rq.GroupReading) -> None:
         for command in reading.create():
             try:
                 await self._redis.execute_command(*command)
@@ -336,9 +422,17 @@ class SyncTurnClient:
         _, *replies = pipe.execute(raise_on_error=False)
         return [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
 
-    def ask(self, conversation_id: str, text: str, *, timeout_s: float = 600) -> AnyTerminal:
+    def ask(
+        self,
+        conversation_id: str,
+        text: str,
+        *,
+        timeout_s: float = 600,
+        response_type: type[Any] | None = None,
+        agent: str | None = None,
+    ) -> AnyTerminal:
         """See `TurnClient.ask`."""
-        message = UserMessage(conversation_id=conversation_id, text=text)
+        message = rq.question(conversation_id, text, response_type, agent)
         return self.result(self.submit(message), timeout_s=timeout_s)
 
     def events(self, receipt: Receipt, *, after: str | None = None) -> Iterator[AnyEvent]:
@@ -445,7 +539,39 @@ class SyncTurnClient:
                     yield event
                 self._redis.execute_command("XACK", stream_key, group, entry_id)
 
-    def _create(self, reading: rq.RepliesReading) -> None:
+    def tool_calls(
+        self,
+        group: str,
+        consumer: str,
+        *,
+        names: Collection[str] | None = None,
+        batch: int = 32,
+    ) -> Iterator[ToolRequest]:
+        """See `TurnClient.tool_calls`."""
+        reading = self._make.tool_calls(group, consumer, batch)
+        self._create(reading)
+        while True:
+            try:
+                reply = self._redis.execute_command(*reading.command(BLOCK_S))
+            except ResponseError as error:
+                if not rq.is_group_lost(error):
+                    raise
+                self._create(reading)
+                continue
+            for stream_key, entry_id, call in reading.take(reply, names):
+                if call is not None:
+                    yield call
+                self._redis.execute_command("XACK", stream_key, group, entry_id)
+
+    def answer(self, call: ToolRequest, result: Any = None, *, is_error: bool = False) -> Receipt:
+        """See `TurnClient.answer`."""
+        message = call.result(result, is_error=is_error)
+        try:
+            return self.submit(message)
+        except TurnIdReused:
+            return rq.answered_before(message)
+
+    def _create(self, reading: rq.GroupReading) -> None:
         for command in reading.create():
             try:
                 self._redis.execute_command(*command)

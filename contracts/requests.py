@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -39,6 +39,8 @@ from contracts.messages import (
     Configure,
     Inbound,
     Interrupt,
+    ToolResult,
+    UserMessage,
     check_message_bytes,
     decode,
     encode,
@@ -51,9 +53,11 @@ from contracts.replies import (
     History,
     Receipt,
     TextDelta,
+    ToolRequest,
     TurnRecord,
     decode_event,
     decode_record,
+    decode_tool_request,
 )
 from contracts.scripts import Call, load_script, text
 from contracts.trace_context import current, trace_id_of
@@ -239,6 +243,11 @@ class Requests:
         streams = [shard.reply_prefix + stream for shard in self._shards]
         return RepliesReading(streams, group, consumer, batch, self._limits.retention_ms)
 
+    def tool_calls(self, group: str, consumer: str, batch: int) -> "ToolCallsReading":
+        """Start consuming the tool calls that workers send out, in all shards."""
+        streams = [shard.tool_calls for shard in self._shards]
+        return ToolCallsReading(streams, group, consumer, batch, self._limits.retention_ms)
+
     def record(self, receipt: Receipt) -> Command:
         """Fetch a turn's record."""
         _, keys = self.names(receipt.conversation_id)
@@ -341,8 +350,8 @@ class TurnReading(StreamReading):
         return True
 
 
-class RepliesReading:
-    """Where a consumer of a reply stream stands: first what it took before, then what is new."""
+class GroupReading:
+    """Where a consumer of shared streams stands: first what it took before, then what is new."""
 
     def __init__(
         self, streams: Sequence[str], group: str, consumer: str, batch: int, retention_ms: int
@@ -374,17 +383,47 @@ class RepliesReading:
             *("STREAMS", *self._streams, *(self._from for _ in self._streams)),
         )
 
-    def take(self, reply: Any) -> Iterator[tuple[bytes, bytes, AnyTerminal | None]]:
-        """Yield (stream, entry id, event); the event is None where it was forgotten meanwhile."""
+    def entries(self, reply: Any) -> Iterator[tuple[bytes, bytes, bytes | None]]:
+        """Yield (stream, entry id, JSON); None in place of what was forgotten meanwhile."""
         found = False
         for stream, entries in reply or ():
             for entry_id, fields in entries:
                 found = True
-                event = decode_event(fields[b"e"], text(entry_id)) if fields else None
-                assert event is None or isinstance(event, TERMINAL)
-                yield stream, entry_id, event
+                yield stream, entry_id, fields[b"e"] if fields else None
         if not found:  # when idle, look again for what a lost connection took with it
             self._from = ">" if self._from == "0" else "0"
+
+
+class RepliesReading(GroupReading):
+    """Where a consumer of a reply stream stands."""
+
+    def take(self, reply: Any) -> Iterator[tuple[bytes, bytes, AnyTerminal | None]]:
+        """Yield (stream, entry id, event); the event is None where it was forgotten meanwhile."""
+        for stream, entry_id, data in self.entries(reply):
+            event = decode_event(data, text(entry_id)) if data is not None else None
+            assert event is None or isinstance(event, TERMINAL)
+            yield stream, entry_id, event
+
+
+class ToolCallsReading(GroupReading):
+    """Where a consumer of tool calls stands."""
+
+    def take(
+        self, reply: Any, names: Collection[str] | None
+    ) -> Iterator[tuple[bytes, bytes, ToolRequest | None]]:
+        """Yield (stream, entry id, call); None for a call that is not, or no longer, to be run.
+
+        That is one of another name, one past its deadline, and one whose conversation was
+        forgotten.
+        """
+        now_ms = time.time() * 1000
+        for stream, entry_id, data in self.entries(reply):
+            call = decode_tool_request(data) if data is not None else None
+            if call is not None and (
+                now_ms >= call.deadline_at_ms or (names is not None and call.name not in names)
+            ):
+                call = None
+            yield stream, entry_id, call
 
 
 def is_group_lost(error: Exception) -> bool:
@@ -438,6 +477,31 @@ def configure_message(conversation_id: str, settings: dict[str, Any]) -> Configu
     message = decode(validated(Configure(conversation_id=conversation_id, settings=change)))
     assert isinstance(message, Configure)
     return message
+
+
+def question(
+    conversation_id: str, text: str, response_type: type[Any] | None, agent: str | None
+) -> UserMessage:
+    """Build a user message that wants an answer, of a certain form if a type is given."""
+    schema = None
+    if response_type is not None:
+        (root,), parts = msgspec.json.schema_components(
+            [response_type], ref_template="#/$defs/{name}"
+        )
+        schema = {**root, "$defs": parts} if parts else dict(root)
+        if "$ref" in root:  # providers want an object at the root
+            name = root["$ref"].rpartition("/")[2]
+            schema = {**parts[name], "$defs": parts} if len(parts) > 1 else dict(parts[name])
+    return UserMessage(
+        conversation_id=conversation_id, text=text, response_format=schema, agent=agent
+    )
+
+
+def answered_before(message: ToolResult) -> Receipt:
+    """Return the receipt of a call's result that was handed in before, with another content."""
+    return Receipt(
+        conversation_id=message.conversation_id, turn_id=message.turn_id, status="duplicate"
+    )
 
 
 def read_newest(reply: Sequence[Any]) -> str:

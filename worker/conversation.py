@@ -1,6 +1,7 @@
 """Drives one conversation: inbox -> user aggregator -> model -> assistant aggregator -> commit."""
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ import msgspec
 
 from contracts.conversation import CallEntry, ConversationSettings, Usage
 from contracts.keys import ShardKeys
-from contracts.messages import Interrupt, decode
+from contracts.messages import ContextAppend, Interrupt, ToolResult, UserMessage, decode
 from contracts.replies import (
     AnyTerminal,
     TurnCompleted,
@@ -19,6 +20,7 @@ from contracts.replies import (
     TurnStarted,
     encode_event,
 )
+from worker.agents import Plan, Planner
 from worker.effects import Committed, Copy, Effects, Entry, Loaded
 from worker.errors import (
     LeaseLost,
@@ -31,6 +33,7 @@ from worker.errors import (
 from worker.event_writer import EventSink, EventWriter
 from worker.lease import Lease
 from worker.ledger import Ledger
+from worker.logs import say_with
 from worker.observing import AttemptObserver, Observer, Unobserved
 from worker.outcome import Done, Outcome, Parked
 from worker.pipeline.aggregators import (
@@ -43,16 +46,22 @@ from worker.pipeline.calls import CallObserver, LLMCall
 from worker.pipeline.context import Message, OpenAILLMContext
 from worker.pipeline.frames import (
     Frame,
+    FunctionCallFromLLM,
     FunctionCallInProgressFrame,
     FunctionCallResultFrame,
+    FunctionCallsStartedFrame,
     LLMFullResponseStartFrame,
     LLMTextFrame,
     OpenAILLMContextFrame,
     StartInterruptionFrame,
 )
+from worker.pipeline.functions import FunctionRegistry
 from worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
 from worker.pipeline.tools import NOT_GIVEN
+from worker.reply_format import InvalidReply, parsed_reply
 from worker.retrying import backoff_s
+from worker.steps import Steps, progress_of
+from worker.tool_calls import ToolCalls, TurnFacts
 from worker.turn import Turn, Used, record_of
 
 _encode = msgspec.json.Encoder().encode
@@ -60,6 +69,13 @@ _decode_message = msgspec.json.Decoder(dict).decode
 _BETWEEN_ANSWERS = "\n\n"
 """Stands between the texts of one turn where tools ran in between."""
 _SPEECH_PARK_MS = 60_000
+_CALL_FRAMES = (
+    FunctionCallsStartedFrame,
+    FunctionCallInProgressFrame,
+    FunctionCallResultFrame,
+)
+_NO_DEAD_LETTER = frozenset({"unknown_call"})
+"""Results that come late, or twice, are in the nature of things delivered at least once."""
 
 
 class Store(EventSink, Protocol):
@@ -69,7 +85,7 @@ class Store(EventSink, Protocol):
     async def more(self, lease: Lease, after: str) -> list[Entry]: ...  # noqa: D102
     async def shown(self, lease: Lease, after: str, turn_id: str) -> str: ...  # noqa: D102
     async def checkpoint(  # noqa: D102
-        self, lease: Lease, known: int, steps: Sequence[bytes]
+        self, lease: Lease, known: int, steps: Sequence[bytes], copies: Sequence[Copy] = ()
     ) -> int: ...
     async def commit(  # noqa: D102
         self, lease: Lease, effects: Effects, *, go_on: bool
@@ -99,8 +115,12 @@ class ModelService(Protocol):
     @property
     def calls(self) -> Sequence[LLMCall]: ...  # noqa: D102
     def link(self, processor: FrameProcessor) -> None: ...  # noqa: D102
+    def use_functions(self, functions: FunctionRegistry) -> None: ...  # noqa: D102
     async def process_frame(  # noqa: D102
         self, frame: Frame, direction: FrameDirection
+    ) -> None: ...
+    async def resume(  # noqa: D102
+        self, context: OpenAILLMContext, calls: Sequence[FunctionCallFromLLM], *, answer: bool
     ) -> None: ...
     def create_context_aggregator(  # noqa: D102
         self,
@@ -141,6 +161,7 @@ class ConversationDriver:
         shard: ShardKeys,
         settings: DriverSettings,
         observer: Observer | None = None,
+        planner: Planner | None = None,
     ) -> None:
         """Use these parts for every conversation."""
         self.store = store
@@ -149,6 +170,7 @@ class ConversationDriver:
         self.shard = shard
         self.settings = settings
         self.observer: Observer = observer or Unobserved()
+        self.planner = planner or Planner()
 
     async def run(self, lease: Lease) -> Outcome:
         """Run what waits in the inbox, turn after turn, up to the quota.
@@ -198,8 +220,10 @@ class TurnRun:
         self._lease = lease
         self._loaded = loaded
         self._known = list(loaded.entries)
+        self._batches = itertools.count(1)
         self._head = loaded.entries[0]
         self._ledger = Ledger(loaded)
+        self._steps = Steps(driver.store, lease, loaded.steps)
         self._began_at = time.monotonic()
         self.following: Loaded | None = None
         """The conversation as the commit left it; None: it must be loaded again."""
@@ -209,14 +233,13 @@ class TurnRun:
         )
 
     def _prepare(self) -> None:
-        loaded, settings = self._loaded, self._loaded.settings
-        self._context = OpenAILLMContext.from_stored(
-            loaded.messages,
-            tools=[msgspec.to_builtins(tool) for tool in settings.tools or ()] or NOT_GIVEN,
-            tool_choice=settings.tool_choice if settings.tool_choice is not None else NOT_GIVEN,
-            system_prompt=settings.system_prompt,
-        )
-        self._service = self._driver.services(self._lease.conversation_id, settings, self)
+        loaded = self._loaded
+        rollback = self._acting("rollback")
+        if rollback is not None and not self._steps.is_rolled_back(rollback.entry_id):
+            self._ledger.roll_back()
+        self._progress = progress_of(self._steps.safe, rollback.entry_id if rollback else None)
+        self._context = OpenAILLMContext.from_stored(loaded.messages)
+        self._use_plan(self._driver.planner.plan(loaded.settings))
         self._pair = self._service.create_context_aggregator(
             self._context,
             user_params=LLMUserAggregatorParams(
@@ -225,15 +248,29 @@ class TurnRun:
             assistant_params=LLMAssistantAggregatorParams(expect_stripped_words=False),
         )
         self._turn = Turn(
-            self._lease.conversation_id, settings, self._pair.user(), since_ms=loaded.since_ms
+            self._lease.conversation_id,
+            loaded.settings,
+            self._pair.user(),
+            since_ms=loaded.since_ms,
         )
         self._tap = _Tap()
         self._service.link(self._tap)
         self._tap.link(self._pair.assistant())
+        self._tools: ToolCalls | None = None
         self._stop: Entry | None = None
         self._answering: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._started = False
+
+    def _use_plan(self, plan: Plan) -> None:
+        """Work with these settings and tools."""
+        self._plan, context = plan, self._context
+        choice = plan.settings.tool_choice
+        context.set_tools(plan.tools or NOT_GIVEN)
+        context.set_tool_choice(choice if choice is not None else NOT_GIVEN)
+        context.system_prompt = plan.settings.system_prompt
+        self._service = self._driver.services(self._lease.conversation_id, plan.settings, self)
+        self._saved_calls = 0
 
     # -- the phases -----------------------------------------------------------------------------
 
@@ -253,12 +290,22 @@ class TurnRun:
         return outcome
 
     async def _run(self, *, go_on: bool) -> Outcome:
+        if self._progress.deadlines:  # what is waited for may stand anywhere in the inbox
+            await self._see_all()
+            self._prepare()
         while True:
             parked = await self._collect()
             if parked is not None:
                 return parked
             turn = self._turn
-            self._seen.collected(turn.used, turn.primary if turn.wants_answer else turn.used[0])
+            owner = turn.primary if turn.wants_answer else turn.used[0]
+            say_with(
+                conversation_id=self._lease.conversation_id,
+                turn_id=owner.turn_id,
+                attempt=self._loaded.attempt,
+                trace_id=owner.trace.trace_id,
+            )
+            self._seen.collected(turn.used, owner)
             if not self._turn.wants_answer:
                 return await self._commit(None, go_on=go_on)
             ending = await self._answer()
@@ -270,6 +317,9 @@ class TurnRun:
 
     async def _collect(self) -> Parked | None:
         """Take entries until an answer is wanted, or only changes are left to commit."""
+        if self._progress.last_entry is not None:
+            await self._collect_again(self._progress.last_entry)
+            return None
         waiting = deque(self._known)
         joined = self._acting("rollback")
         turn, user = self._turn, self._pair.user()
@@ -287,6 +337,20 @@ class TurnRun:
             if more is None:
                 return Parked(_SPEECH_PARK_MS, "input")
             waiting.extend(more)
+
+    async def _collect_again(self, last_entry: str) -> None:
+        """Take what an earlier attempt took: what came since belongs to another turn."""
+        while all(entry.entry_id != last_entry for entry in self._known) and await self._more():
+            pass
+        joined, turn = self._acting("rollback"), self._turn
+        for entry in self._known:
+            if joined is not None and entry.entry_id == joined.entry_id:
+                joined = None
+            await turn.take(entry, joins_next=joined is not None)
+            if entry.entry_id == last_entry:
+                break
+        if not turn.wants_answer:
+            await turn.close()
 
     async def _wait_for_more(self, user: LLMUserContextAggregator) -> list[Entry] | None:
         """Return what came next; nothing once the user is taken to be done; None: keep waiting."""
@@ -311,27 +375,101 @@ class TurnRun:
         """Run the model; None if the turn was rolled back."""
         primary = self._turn.primary
         assert primary.message is not None
-        self._replay_steps()
+        self._plan_for(primary)
+        self._context.add_messages(map(dict, self._progress.messages))
+        self._tools = tools = self._tool_calls(primary)
         if (refusal := self._refusal(primary)) is not None:
             return refusal
         self._stop = self._acting("interrupt")
-        if self._stop is None and (failure := await self._attempt(primary)) is not None:
+        tools.take_answers(self._known)
+        if self._stop is None and not tools.can_go_on:
+            return await self._wait_elsewhere(primary, tools)
+        if self._stop is None and (failure := await self._attempt(primary, tools)) is not None:
             return failure
         if self._stop is None:
+            if tools.unfinished:
+                return await self._wait_elsewhere(primary, tools)
             return self._completed(primary)
         if self._stop.acts_on(self._head.entry_id) == "rollback":
-            self._ledger.abandon(self._calls(primary))
+            await self._roll_back(primary, self._stop)
             return None
         return await self._interrupted(primary, self._stop)
 
-    async def _attempt(self, primary: Used) -> TurnFailed | Parked | None:
+    def _plan_for(self, primary: Used) -> None:
+        """Heed what the message itself asks for."""
+        message = primary.message
+        if isinstance(message, UserMessage | ContextAppend) and (
+            message.agent or message.response_format
+        ):
+            self._use_plan(
+                self._driver.planner.plan(
+                    self._loaded.settings,
+                    agent=message.agent,
+                    response_format=message.response_format,
+                )
+            )
+            self._service.link(self._tap)
+
+    def _tool_calls(self, primary: Used) -> ToolCalls:
+        plan, trace = self._plan, primary.trace
+        rollback = self._acting("rollback")
+        tools = ToolCalls(
+            facts=TurnFacts(
+                conversation_id=self._lease.conversation_id,
+                turn_id=primary.turn_id,
+                attempt=self._loaded.attempt,
+                trace_id=trace.trace_id,
+                traceparent=f"00-{trace.trace_id}-{trace.span_id}-{'01' if trace.sampled else '00'}",
+                stream=self._driver.shard.tool_calls,
+                last_entry=self._turn.used[-1].entry.entry_id,
+                rollback=rollback.entry_id if rollback is not None else None,
+            ),
+            steps=self._steps,
+            progress=self._progress,
+            context=self._context,
+            toolbox=self._driver.planner.toolbox,
+            offered=plan.offered,
+            limits=plan.limits,
+            now_ms=self._now_ms,
+            take_spend=self._take_spend,
+        )
+        if plan.offered:
+            self._service.use_functions(tools)
+        return tools
+
+    def _take_spend(self) -> tuple[list[CallEntry], Callable[[], None]]:
+        """Return the calls that are not safe yet, and what to call once they are."""
+        spent, count = self._calls(self._turn.primary), len(self._service.calls)
+
+        def saved() -> None:
+            self._ledger.keep(spent)
+            self._saved_calls = count
+
+        return spent, saved
+
+    async def _wait_elsewhere(self, primary: Used, tools: ToolCalls) -> Parked:
+        """Wait without a slot for what others have to say."""
+        if self._started:
+            await self._writer.publish_rest()
+        defer_ms = tools.defer_ms
+        assert primary.message is not None
+        if primary.message.deadline_at_ms is not None:
+            left_ms = primary.message.deadline_at_ms - int(time.time() * 1000)
+            defer_ms = min(defer_ms, max(1, left_ms))
+        return Parked(defer_ms, "input", seen=self._known[-1].entry_id)
+
+    def _now_ms(self) -> int:
+        """Return Redis' clock."""
+        return self._loaded.now_ms + int((time.monotonic() - self._began_at) * 1000)
+
+    async def _attempt(self, primary: Used, tools: ToolCalls) -> TurnFailed | Parked | None:
         """Call the model if it is to be called now; return what went wrong."""
         provider = f"{self._settings.provider} {self._service.model_name}"
         breakers = self._driver.breakers
         if wait_s := await breakers.wait_s(provider):
             return self._wait(primary, wait_s, "provider_unavailable", "the provider is failing")
         try:
-            await self._run_model(primary)
+            await self._run_model(primary, tools)
         except Retryable as error:
             if isinstance(error, ProviderUnavailable) and not isinstance(error, RateLimited):
                 await breakers.failed(provider)
@@ -342,7 +480,7 @@ class TurnRun:
         await breakers.succeeded(provider)
         return None
 
-    async def _run_model(self, primary: Used) -> None:
+    async def _run_model(self, primary: Used, tools: ToolCalls) -> None:
         """Run the pipeline from the model on, until it is done or somebody stops it.
 
         Raises:
@@ -352,10 +490,11 @@ class TurnRun:
         self._writer = writer = self._new_writer(primary)
         self._tap.writer = writer
         self._tap.seen = self._seen
-        frame = OpenAILLMContextFrame(self._context)
-        self._answering = answering = asyncio.create_task(
-            self._service.process_frame(frame, DOWNSTREAM)
-        )
+        self._tap.tools = tools
+        tools.writer = writer
+        if self._progress.messages:
+            self._show_again(primary, writer)
+        self._answering = answering = asyncio.create_task(self._proceed(tools))
         lease.on_news = self._look
         if lease.news.is_set():
             self._look()
@@ -366,15 +505,45 @@ class TurnRun:
                 writer.close()
                 await self._hand_over(primary)
                 raise
+            await self._steps.settle()
         finally:
             lease.on_news = None
+
+    async def _proceed(self, tools: ToolCalls) -> None:
+        """Answer, going on where an earlier attempt ended, for as long as nothing has to be waited for.
+
+        Raises:
+            WorkerError: As the service raises it.
+        """
+        if not self._progress.messages:
+            await self._service.process_frame(OpenAILLMContextFrame(self._context), DOWNSTREAM)
+        elif tools.unfinished or tools.wants_run:
+            await self._resume(tools)
+        while tools.unfinished and self._stop is None:
+            await self._see_all()
+            tools.take_answers(self._known)
+            if not tools.can_go_on:
+                return
+            await self._resume(tools)
+
+    async def _resume(self, tools: ToolCalls) -> None:
+        await self._service.resume(self._context, tools.unfinished, answer=tools.wants_run)
+
+    def _show_again(self, primary: Used, writer: EventWriter) -> None:
+        """Tell readers of this attempt what earlier ones said for good."""
+        self._started = True
+        ids = self._ids(primary)
+        del ids["metadata"]
+        writer.event(TurnStarted(**ids, worker=self._settings.worker_name))
+        said = [text for it in self._progress.messages if (text := _said(it))]
+        writer.text(_BETWEEN_ANSWERS.join(said))
 
     # -- being stopped --------------------------------------------------------------------------
 
     def _acting(self, act: str) -> Entry | None:
-        """Return the known entry that asks this of the turn at the head."""
+        """Return the known entry that asks this of the turn at the head, the latest of several."""
         head = self._head.entry_id
-        return next((entry for entry in self._known if entry.acts_on(head) == act), None)
+        return next((it for it in reversed(self._known) if it.acts_on(head) == act), None)
 
     def _look(self) -> None:
         """Something came in: see whether it stops this turn."""
@@ -392,7 +561,19 @@ class TurnRun:
             stop = next(acting, None)
             if stop is not None and self._stop is None and self._answering is not None:
                 self._stop = stop
-                self._answering.cancel()
+                await self._end_answering(self._answering)
+
+    async def _end_answering(self, answering: "asyncio.Task[None]") -> None:
+        """Cancel what may be cancelled; a tool that may not be has its result kept."""
+        if self._tools is not None and self._tools.must_finish:
+            self._tap.is_closed = True
+            await self._service.process_frame(StartInterruptionFrame(), DOWNSTREAM)
+        else:
+            answering.cancel()
+
+    async def _see_all(self) -> None:
+        while await self._more():
+            pass
 
     async def _more(self) -> list[Entry]:
         more = await self._store.more(self._lease, self._known[-1].entry_id)
@@ -403,22 +584,34 @@ class TurnRun:
         """Leave a note of what was spent, if the lease still allows it."""
         if self._lease.lost or not self._service.calls:
             return
-        self._ledger.abandon(self._calls(primary))
         try:
             async with asyncio.timeout(1):
+                await self._steps.settle()
+                self._ledger.abandon(self._calls(primary))
                 await self._save_abandoned()
         except (LeaseLost, StoreUnavailable, TimeoutError):
             pass  # the call that was open is noted as unknown by the next attempt
 
     async def _save_abandoned(self) -> None:
-        steps = [b"c" + _encode(call) for call in self._ledger.abandoned]
-        await self._store.checkpoint(self._lease, len(self._loaded.steps), steps)
+        steps = [b"c" + _encode(call) for call in self._ledger.note_abandoned()]
+        if steps:
+            await self._steps.save(steps)
+
+    async def _roll_back(self, primary: Used, stop: Entry) -> None:
+        """Forget what was said and done; what was spent stays known."""
+        self._ledger.abandon(self._calls(primary))
+        if self._progress.last_entry is not None or self._saved_calls:
+            await self._steps.save([b"x" + stop.entry_id.encode()])
+            self._ledger.roll_back()
+        await self._save_abandoned()
 
     # -- how it ends ----------------------------------------------------------------------------
 
     def _refusal(self, primary: Used) -> TurnFailed | None:
         """Return why this turn is not attempted (again), if so."""
         loaded, limits = self._loaded, self._settings
+        if self._plan.problem is not None:
+            return self._failed(primary, *self._plan.problem)
         if loaded.crashes >= limits.max_crashes:
             text = f"{loaded.crashes} attempts ended without a word"
             return self._failed(primary, "crashed", text)
@@ -442,8 +635,9 @@ class TurnRun:
     def _wait(self, primary: Used, wait_s: float, code: str, text: str) -> TurnFailed | Parked:
         """Wait without a slot; fail where that would outlast the turn's budget or deadline."""
         assert primary.message is not None
-        spent_s = (self._loaded.now_ms - self._loaded.since_ms) / 1000
-        spent_s += time.monotonic() - self._began_at
+        spent_s = time.monotonic() - self._began_at
+        if not self._progress.deadlines:  # else most of it may have been a wait
+            spent_s += (self._loaded.now_ms - self._loaded.since_ms) / 1000
         deadline_at_ms = primary.message.deadline_at_ms
         late = deadline_at_ms is not None and (time.time() + wait_s) * 1000 > deadline_at_ms
         if late or spent_s + wait_s > self._settings.turn_budget_s:
@@ -451,7 +645,13 @@ class TurnRun:
         self._seen.retrying(code, wait_s)
         return Parked(max(1, int(wait_s * 1000)), "backoff")
 
-    def _completed(self, primary: Used) -> TurnCompleted:
+    def _completed(self, primary: Used) -> TurnCompleted | TurnFailed:
+        parsed: Any = None
+        if self._plan.settings.response_format is not None:
+            try:
+                parsed = parsed_reply(self._last_text(), self._plan.settings.response_format)
+            except InvalidReply as error:
+                return self._failed(primary, "invalid_reply", str(error))
         self._ledger.keep(self._calls(primary))
         last = self._ledger.kept[-1] if self._ledger.kept else None
         return TurnCompleted(
@@ -461,6 +661,7 @@ class TurnRun:
             usage=self._ledger.usage,
             usage_state=self._ledger.usage_state,
             model=last.model if last else "",
+            parsed=parsed,
         )
 
     async def _interrupted(self, primary: Used, stop: Entry) -> TurnInterrupted:
@@ -485,7 +686,7 @@ class TurnRun:
 
     async def _recover_shown(self, primary: Used) -> None:
         """Say again what an attempt that is over had shown: it is what the user interrupted."""
-        if self._loaded.attempt > 1 and not self._loaded.steps_hold_messages:
+        if self._loaded.attempt > 1 and not self._progress.messages:
             shown = await self._store.shown(self._lease, primary.entry.after, primary.turn_id)
             if shown:
                 assistant = self._pair.assistant()
@@ -494,10 +695,15 @@ class TurnRun:
 
     def _failed(self, primary: Used, code: str, text: str) -> TurnFailed:
         self._ledger.abandon(self._calls(primary))
+        self._ledger.roll_back()
         return TurnFailed(**self._ids(primary), code=code, message=text)
 
     async def _commit(self, ending: AnyTerminal | None, *, go_on: bool) -> Outcome:
         """Let it take effect."""
+        if ending is not None and self._tools is not None and self._tools.elsewhere:
+            for entry, result in self._tools.take_answers(self._known):
+                if result.call_id in self._tools.answered:
+                    self._turn.use_result(entry, result)
         effects, messages = self._effects(ending)
         self._seen.committing()
         committed = await self._store.commit(self._lease, effects, go_on=go_on)
@@ -532,7 +738,12 @@ class TurnRun:
         first = 0 if rewrite else len(loaded.messages)
         endings = turn.endings(ending)
         if failed:  # what only changes the conversation stays in the inbox and comes next
-            endings = [pair for pair in endings if not isinstance(pair[0].ending, TurnCompleted)]
+            endings = [
+                (used, end)
+                for used, end in endings
+                if not isinstance(used.ending, TurnCompleted)
+                or isinstance(used.message, ToolResult)
+            ]
         own = [pair for pair in endings if pair[1] is ending]
         endings = [pair for pair in endings if pair[1] is not ending] + own
         now_ms = int(time.time() * 1000)
@@ -574,7 +785,7 @@ class TurnRun:
         if used.message is not None and used.message.reply_to is not None:
             stream = shard.reply_prefix + used.message.reply_to
             copies.append(Copy(stream, {"e": encode_event(ending)}))
-        if isinstance(ending, TurnFailed):
+        if isinstance(ending, TurnFailed) and ending.code not in _NO_DEAD_LETTER:
             fields: dict[str, str | bytes | int] = {
                 "c": self._lease.conversation_id,
                 "t": used.turn_id,
@@ -603,7 +814,9 @@ class TurnRun:
         }
 
     def _calls(self, primary: Used) -> list[CallEntry]:
-        return [self._entry_of(primary, call) for call in self._service.calls]
+        """Return the calls of this attempt that are not safe in a step."""
+        unsaved = self._service.calls[self._saved_calls :]
+        return [self._entry_of(primary, call) for call in unsaved]
 
     def _entry_of(self, primary: Used, call: LLMCall) -> CallEntry:
         """Return a call's entry in the ledger."""
@@ -633,20 +846,14 @@ class TurnRun:
         """Convert the service's clock (time.monotonic) to ms since the Unix epoch."""
         return int((time.time() - time.monotonic() + clock_s) * 1000)
 
-    def _replay_steps(self) -> None:
-        """Bring what an earlier attempt had finished back into the context."""
-        if self._acting("rollback") is None:
-            for step in self._loaded.steps:
-                if step[:1] == b"m":
-                    self._context.add_message(_decode_message(step[1:]))
-
     def _text(self) -> str:
         """Return what the assistant said in this turn, as it is committed."""
-        return _BETWEEN_ANSWERS.join(
-            message["content"]
-            for message in self._added()
-            if message.get("role") == "assistant" and message.get("content")
-        )
+        return _BETWEEN_ANSWERS.join(text for it in self._added() if (text := _said(it)))
+
+    def _last_text(self) -> str:
+        """Return the assistant's last message of this turn."""
+        said = [text for it in self._added() if (text := _said(it))]
+        return said[-1] if said else ""
 
     def _added(self) -> list[Message]:
         """Return the messages of this turn, of which none was loaded."""
@@ -663,10 +870,15 @@ class TurnRun:
             turn_id=primary.turn_id,
             attempt=self._loaded.attempt,
             trace_id=primary.trace.trace_id,
+            head=self._head.entry_id,
+            next_batch=self._next_batch,
             coalesce_s=self._settings.coalesce_s,
             coalesce_bytes=self._settings.coalesce_bytes,
             on_lost=self._lost,
         )
+
+    def _next_batch(self) -> int:
+        return self._loaded.attempt * 1_000_000 + next(self._batches)
 
     def _lost(self) -> None:
         if self._answering is not None:
@@ -701,17 +913,35 @@ class _Tap(FrameProcessor):
         super().__init__()
         self.writer: EventWriter | None = None
         self.seen: AttemptObserver = Unobserved()
+        self.tools: ToolCalls | None = None
+        self.is_closed = False
+        """Whether the model is not to be asked again."""
+        self._separate = False
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         writer = self.writer
         if writer is not None:
             if type(frame) is LLMTextFrame:
+                if self._separate:
+                    self._separate = False
+                    writer.text(_BETWEEN_ANSWERS)
                 writer.text(frame.text)
                 self.seen.said(frame.text)
             elif isinstance(frame, FunctionCallInProgressFrame):
                 self.seen.tool_started(frame.tool_call_id, frame.function_name, frame.arguments)
             elif isinstance(frame, FunctionCallResultFrame):
                 self.seen.tool_finished(frame.tool_call_id, frame.result, frame.failure)
-            elif isinstance(frame, LLMFullResponseStartFrame) and writer.chars:
-                writer.text(_BETWEEN_ANSWERS)
-        await self.push_frame(frame, direction)
+            elif isinstance(frame, LLMFullResponseStartFrame):
+                self._separate = writer.chars > 0
+        if self.tools is not None and isinstance(frame, _CALL_FRAMES):
+            await self.tools.take(frame, self.push_frame)
+        elif not (self.is_closed and isinstance(frame, OpenAILLMContextFrame)):
+            await self.push_frame(frame, direction)
+
+
+def _said(message: Message) -> str:
+    """Return what a message says, if the assistant says it."""
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str):
+        return ""
+    return content if content.strip() else ""

@@ -14,7 +14,13 @@ class EventSink(Protocol):
     """Where events go."""
 
     async def emit(
-        self, lease: Lease, events: Sequence[bytes], *, call: CallEntry | None = None
+        self,
+        lease: Lease,
+        events: Sequence[bytes],
+        *,
+        head: str,
+        batch: int,
+        call: CallEntry | None = None,
     ) -> None:
         """Publish encoded events; see `worker.store.conversations`."""
         ...
@@ -36,13 +42,31 @@ class EventWriter:
         turn_id: str,
         attempt: int,
         trace_id: str,
+        head: str,
+        next_batch: Callable[[], int],
         coalesce_s: float,
         coalesce_bytes: int,
         on_lost: Callable[[], object],
     ) -> None:
-        """Write to `sink` under `lease`; `on_lost` is called if the lease turns out to be lost."""
+        """Write to `sink` under `lease`.
+
+        Args:
+            sink: Where events go.
+            lease: Of the conversation.
+            conversation_id: Of all events.
+            turn_id: Of all events.
+            attempt: Of all events.
+            trace_id: Of all events.
+            head: Inbox entry whose turn this is.
+            next_batch: Numbers what is sent, growing over all writers of the turn.
+            coalesce_s: Seconds between two text events, unless `coalesce_bytes` come first.
+            coalesce_bytes: Text that is sent without waiting.
+            on_lost: Called if the lease turns out to be lost.
+        """
         self._sink = sink
         self._lease = lease
+        self._head = head
+        self._next_batch = next_batch
         self._ids = (conversation_id, turn_id, attempt, trace_id)
         self._coalesce_s = coalesce_s
         self._coalesce_chars = coalesce_bytes
@@ -82,7 +106,17 @@ class EventWriter:
             self._events.insert(0, event)
         self._seal()
         events, self._events = self._events, []
-        await self._sink.emit(self._lease, [*map(encode_event, events)], call=call)
+        await self._send(events, call)
+
+    async def publish_rest(self) -> None:
+        """Publish what is not on its way yet, as the last thing that this writer does.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        if rest := self.rest():
+            await self._send(rest)
 
     def rest(self) -> list[AnyEvent]:
         """Return what is not on its way yet; nothing is published by this writer any more."""
@@ -121,6 +155,15 @@ class EventWriter:
         elif full and self._full is not None and not self._full.done():
             self._full.set_result(None)
 
+    async def _send(self, events: Sequence[AnyEvent], call: CallEntry | None = None) -> None:
+        await self._sink.emit(
+            self._lease,
+            [*map(encode_event, events)],
+            head=self._head,
+            batch=self._next_batch(),
+            call=call,
+        )
+
     async def _flush(self) -> None:
         loop = asyncio.get_running_loop()
         try:
@@ -129,7 +172,7 @@ class EventWriter:
                 events, self._events = self._events, []
                 if not events:
                     return
-                await self._sink.emit(self._lease, [*map(encode_event, events)])
+                await self._send(events)
                 self._full = full = loop.create_future()
                 timer = loop.call_later(self._coalesce_s, _resolve, full)
                 await full

@@ -3,9 +3,30 @@
 import json
 import logging
 import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_NOWHERE: Mapping[str, object] = {}
+_running: ContextVar[Mapping[str, object]] = ContextVar("running", default=_NOWHERE)
+"""Ids of what this task runs."""
+
+
+def say_with(**ids: object) -> None:
+    """Put these ids into all that this task, and those it starts from here on, logs."""
+    _running.set({**_running.get(), **ids})
+
+
+class WithIds(logging.Filter):
+    """Adds the ids of the conversation, turn, attempt and trace that a line is about."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let everything pass; what a line says itself stands."""
+        for name, value in _running.get().items():
+            if name not in vars(record):
+                setattr(record, name, value)
+        return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -44,6 +65,7 @@ def set_up(level: str, form: str) -> None:
     anything.
     """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(WithIds())
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -22,12 +23,14 @@ from contracts.connection import AsyncRedis, open_async
 from contracts.conversation import ConversationSettings
 from contracts.jobs import deserialize_job, serialize_job
 from contracts.keys import ShardKeys, shard_keys
+from worker.agents import AgentsFile, BadAgents, Planner
 from worker.batching import ScriptBatcher
 from worker.conversation import ConversationDriver, DriverSettings
 from worker.jobs import run_conversation
 from worker.observing import Observer
 from worker.pipeline.calls import CallObserver
 from worker.queue import LeasedWorker, LeaseSettings
+from worker.reply_format import request_format
 from worker.services.grok.llm import GrokLLMService
 from worker.services.openai.llm import OpenAIInputParams, create_client
 from worker.services.openai.wire import TimeLimits
@@ -38,6 +41,9 @@ from worker.store.conversations import Conversations, StoreLimits
 from worker.store.gauges import read_gauges
 from worker.store.traces import TraceLimits, Traces
 from worker.telemetry.setup import Telemetry, TelemetryError, TelemetrySettings, TracedHeaders
+from worker.tool_calls import ToolLimits
+from worker.tools.loading import load_tools
+from worker.tools.running import Toolbox
 
 log = logging.getLogger("turnline.worker")
 
@@ -70,7 +76,11 @@ class GrokServices:
             for name in ("temperature", "top_p", "max_tokens", "seed")
             if (value := getattr(settings, name)) is not None
         }
-        extra = {"reasoning_effort": settings.reasoning_effort} if settings.reasoning_effort else {}
+        extra: dict[str, Any] = {}
+        if settings.reasoning_effort:
+            extra["reasoning_effort"] = settings.reasoning_effort
+        if settings.response_format is not None:
+            extra["response_format"] = request_format(settings.response_format)
         headers: Mapping[str, str] = {"x-grok-conv-id": _header_value(conversation_id)}
         if self._settings.send_traceparent:
             headers = TracedHeaders(headers)
@@ -102,6 +112,8 @@ class Fleet:
         self._services = GrokServices(settings)
         self._cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
         self.telemetry = telemetry_of(settings, self.worker_id)
+        self._toolbox = toolbox_of(settings)
+        self._planner = planner_of(settings, self._toolbox)
         self.workers: list[LeasedWorker] = []
 
     async def run(self) -> None:
@@ -126,6 +138,7 @@ class Fleet:
         )
         try:
             await self._open_telemetry()
+            await self._open_tools()
             await asyncio.gather(*(worker.main() for worker in self.workers))
         finally:
             await self._close()
@@ -158,6 +171,7 @@ class Fleet:
             shard,
             driver_settings(settings),
             self._observer(redis, shard),
+            self._planner,
         )
         slots = max(1, settings.slots // len(settings.served_shards))
         return LeasedWorker(
@@ -179,7 +193,7 @@ class Fleet:
             ctx={"driver": driver},
         )
 
-    def _observer(self, redis: AsyncRedis, shard: ShardKeys) -> Observer | None:
+    def _observer(self, redis: AsyncRedis, shard: ShardKeys) -> Observer:
         settings, meters = self._settings, self.telemetry.meters
 
         def written(sent: int, dropped: int) -> None:
@@ -203,9 +217,18 @@ class Fleet:
         except TelemetryError as error:
             raise StartFailed(str(error)) from None
 
+    async def _open_tools(self) -> None:
+        try:
+            await self._toolbox.start()
+        except Exception as error:  # foreign code
+            raise StartFailed(
+                f"The resources of the tools cannot be opened: {type(error).__name__}: {error}"
+            ) from error
+
     async def _close(self) -> None:
         for worker in self.workers:
             await worker.close()
+        await self._toolbox.stop()
         await self.telemetry.close()
         for connection in self._connections:
             await connection.aclose()
@@ -226,6 +249,42 @@ class _About:
 
     def __call__(self) -> dict[str, Any]:
         return self._facts
+
+
+def toolbox_of(settings: Settings) -> Toolbox:
+    """Load the tools that the settings name.
+
+    Raises:
+        StartFailed: Something is wrong with them.
+    """
+    loaded = load_tools(settings.tools, settings.tool_schemas)
+    if loaded.problems:
+        raise StartFailed(
+            "The tools cannot be used (`turnline tools` shows them):\n  "
+            + "\n  ".join(loaded.problems)
+        )
+    return Toolbox(loaded)
+
+
+def planner_of(settings: Settings, toolbox: Toolbox) -> Planner:
+    """Read the agents and limits that the settings name.
+
+    Raises:
+        StartFailed: The agents file cannot be used.
+    """
+    limits = ToolLimits(
+        max_tool_rounds=settings.max_tool_rounds,
+        result_bytes=settings.tool_result_bytes,
+        wait_s=settings.tool_wait_s,
+    )
+    agents = None
+    if settings.agents:
+        try:
+            names = [name for name, _, _ in toolbox.definitions]
+            agents = AgentsFile(Path(settings.agents), names)
+        except BadAgents as error:
+            raise StartFailed(f"The agents cannot be used: {error}") from None
+    return Planner(toolbox, agents, limits)
 
 
 def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:

@@ -84,6 +84,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Memory for contexts that need not be fetched again, MiB."""
     retention_days: Annotated[float, Meta(gt=0)] = 30.0
     """Days that an idle conversation is kept."""
+    tools: str = ""
+    """Python modules whose tools the model may call, such as `my_shop.tools`, separated by commas."""
+    tool_schemas: str = ""
+    """JSON files of tools that run elsewhere, in the shape of OpenAI's `tools`, by commas."""
+    agents: str = ""
+    """TOML file of agents: a table for each, with prompt, model, parameters, tools, limits."""
+    max_tool_rounds: Count = 8
+    """Model calls that one turn may take; tools asked for in the last one are not run."""
+    tool_result_bytes: Annotated[int, Meta(ge=256)] = 65_536
+    """Bytes of one tool result that the model gets; the rest is cut, with a note."""
+    tool_wait_s: Seconds = 3_600.0
+    """Seconds for which a turn waits for a tool that runs elsewhere, unless the tool says how long."""
     check_model: bool = True
     """Ask the provider at start-up whether it serves the model."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -164,7 +164,9 @@ class Steps:
             LeaseLost: Nothing was written.
             StoreUnavailable: Redis did not answer.
         """
-        await asyncio.shield(self._save(steps, copies, on_saved))
+        saving = asyncio.create_task(self._save(steps, copies, on_saved))
+        saving.add_done_callback(_hear)
+        await asyncio.shield(saving)
 
     async def _save(
         self, steps: Sequence[bytes], copies: Sequence[Copy], on_saved: Callable[[], None] | None
@@ -175,6 +177,12 @@ class Steps:
             self.safe += steps
             if on_saved is not None:
                 on_saved()
+
+
+def _hear(saving: "asyncio.Task[None]") -> None:
+    """Take note of an error that may have nobody left to be told."""
+    if not saving.cancelled():
+        saving.exception()
 
 
 def message_step(encoded: bytes) -> bytes:

@@ -133,9 +133,22 @@ class Conversations:
         return assembler.text
 
     async def emit(
-        self, lease: Lease, events: Sequence[bytes], *, call: CallEntry | None = None
+        self,
+        lease: Lease,
+        events: Sequence[bytes],
+        *,
+        head: str,
+        batch: int,
+        call: CallEntry | None = None,
     ) -> None:
         """Publish encoded events; with `call`, also note that a model call begins now.
+
+        Args:
+            lease: Of the conversation.
+            events: In order.
+            head: Inbox entry whose turn they belong to; nothing is written once that is over.
+            batch: Grows from call to call of a turn: a repeated one writes nothing.
+            call: The model call that begins.
 
         Raises:
             LeaseLost: Nothing was written.
@@ -153,6 +166,8 @@ class Conversations:
                 _encode(call) if call is not None else "",
                 limits.events,
                 limits.retention_ms,
+                head,
+                batch,
                 *events,
             ),
         )

@@ -224,7 +224,7 @@ class TurnMeters:
             self.first_delta.record(first_text_s)
         if word == "lease_lost":
             self.leases_lost.add(1)
-        elif word not in {"committed", "released", "duplicate", "done"}:
+        elif word not in {"committed", "released", "duplicate", "done", "waiting"}:
             self.retries.add(1, retry_code or word)
         for ending in endings:
             duration_s = max(0, now_ms - ending.used.entry.accepted_at_ms) / 1000

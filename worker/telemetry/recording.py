@@ -27,6 +27,7 @@ from worker.telemetry.describing import (
     call_error,
     endings_of,
     lost_attempts,
+    output_tokens,
     process_attributes,
     turn_attributes,
 )
@@ -35,6 +36,7 @@ from worker.telemetry.spans import Attributes, Span, SpanEvent, TurnSpans
 from worker.turn import Used, trace_of
 
 log = logging.getLogger("turnline.telemetry")
+turns_log = logging.getLogger("turnline.turns")
 P = ParamSpec("P")
 
 traceparent_to_send: ContextVar[str] = ContextVar("traceparent_to_send", default="")
@@ -206,7 +208,7 @@ class AttemptRecorder:
     def ended(self, outcome: Outcome | BaseException) -> None:
         """See `worker.observing`."""
         ended_at_s = time.monotonic()
-        if isinstance(outcome, Parked) and outcome.why == "input":
+        if isinstance(outcome, Parked) and outcome.why == "input" and not self._calls:
             self._made.meters.parked()
             return  # nothing happened yet: the attempt after this one tells it all
         word, error = self._outcome(outcome)
@@ -222,10 +224,11 @@ class AttemptRecorder:
             now_ms=now_ns // 1_000_000,
             retry_code=self._retry[0] if self._retry is not None else "",
         )
-        if not self._made.sinks:
-            return
         ending = next((end for end in endings if end.used is owner), None)
         error = error or (ending.error if ending is not None else "")
+        self._log(word, error, ended_at_s)
+        if not self._made.sinks:
+            return
         spans = self._attempt_spans(owner, word, error, now_ns)
         if ending is not None:
             spans = [*self._turn_spans(ending, now_ns, error), *spans]
@@ -246,7 +249,7 @@ class AttemptRecorder:
             case BaseException():
                 return "defect", type(outcome).__name__
             case Parked():
-                return "retry", ""
+                return ("waiting" if outcome.why == "input" else "retry"), ""
             case _:
                 return (self._commits[-1][2] if self._commits else "done"), ""
 
@@ -427,6 +430,23 @@ class AttemptRecorder:
         )
         for sink in self._made.sinks:
             sink.take(batch)
+
+    def _log(self, word: str, error: str, ended_at_s: float) -> None:
+        """Say in one line how the attempt went; its ids come with every line."""
+        if not turns_log.isEnabledFor(logging.INFO):
+            return
+        usage = [entry.usage for entry in self._effects.calls] if self._effects is not None else []
+        turns_log.info(
+            "turn.attempt_ended",
+            extra={
+                "outcome": "committed" if word == "released" else word,
+                "code": error or (self._retry[0] if self._retry is not None else ""),
+                "duration_ms": round((ended_at_s - self._began_at_s) * 1000, 1),
+                "calls": len(self._calls),
+                "input_tokens": sum(u.prompt_tokens for u in usage),
+                "output_tokens": sum(map(output_tokens, usage)),
+            },
+        )
 
     # -- pieces -----------------------------------------------------------------------------------
 

@@ -134,8 +134,8 @@ class Telemetry:
         store: TraceStore | None,
         gauges: ReadGauges,
         extra: Sequence[SpanSink] = (),
-    ) -> Observer | None:
-        """Return what watches the turns of one shard; None if nobody wants to know.
+    ) -> Observer:
+        """Return what watches the turns of one shard.
 
         Args:
             shard: Names it in metrics.
@@ -149,8 +149,6 @@ class Telemetry:
             sinks.append(_Kept(store))
             self._stores.append(store)
         self._gauges[shard] = gauges
-        if not sinks and not self._has_metrics and not self._settings.send_traceparent:
-            return None
         return Tracer(
             Recording(
                 worker=self._settings.worker,

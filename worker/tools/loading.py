@@ -1,6 +1,7 @@
 """Loads modules of tools and files of schemas by name, and says what is wrong with them."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -50,7 +51,12 @@ class LoadedTools(NamedTuple):
 
 
 def load_tools(modules: str, schemas: str = "") -> LoadedTools:
-    """Load modules by name and files of schemas by path, both separated by commas."""
+    """Load modules by name and files of schemas by path, both separated by commas.
+
+    Modules in the working directory are found, however the program was started.
+    """
+    if modules and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     tools: list[LoadedTool] = []
     resources: list[tuple[str, OpenResources]] = []
     problems: list[str] = []
@@ -69,8 +75,8 @@ def load_tools(modules: str, schemas: str = "") -> LoadedTools:
             resources.append((name, cast("OpenResources", opened)))
     definitions = [it for path in _words(schemas) for it in _read_schemas(Path(path), problems)]
     names = [*(it.name for it in tools), *(it.function.name for it in definitions)]
-    for repeated in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"{repeated}: several tools have this name")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"{name}: several tools have this name" for name in repeated]
     if len(names) > MOST_TOOLS:
         problems.append(f"{len(names)} tools: a model takes {MOST_TOOLS} at most")
     return LoadedTools(tuple(tools), tuple(resources), tuple(definitions), tuple(problems))

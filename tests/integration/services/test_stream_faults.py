@@ -140,11 +140,11 @@ FAULTS: dict[str, tuple[Script, type[WorkerError], str, str]] = {
         "connection",
         "par",
     ),
-    # aiohttp closes such a connection without telling the reader: only the limit notices.
+    # aiohttp closes such a connection without telling the reader: only a look at it notices.
     "bad chunk size": (
         script(STREAM_HEAD, chunk(PAR), b"zz\r\n", then="stall"),
-        Stalled,
-        "idle_timeout",
+        ProviderUnavailable,
+        "connection",
         "par",
     ),
     "RST": (

@@ -250,7 +250,9 @@ class QueueAndStore(RuleBasedStateMachine):
         if told.open_call and counts:
             return  # one call at a time
         try:
-            self.do_in_loop(lambda: self.stores[worker].emit(held.lease, [b"{}"], call=entry))
+            self.do_in_loop(
+                lambda: self.stores[worker].emit(held.lease, [b"{}"], head="", batch=1, call=entry)
+            )
         except LeaseLost:
             assert not counts
             del self.held[worker]
@@ -424,5 +426,5 @@ def _server() -> Iterator[None]:
 
 
 TestQueueAndStore = QueueAndStore.TestCase
-TestQueueAndStore.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestQueueAndStore.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestQueueAndStore = pytest.mark.usefixtures("_server")(TestQueueAndStore)

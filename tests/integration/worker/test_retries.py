@@ -129,6 +129,7 @@ async def test_a_message_does_not_end_a_backoff_but_an_interrupt_does(
     running = asyncio.create_task(hand.driver().run(lease))
     shown = [text async for text in _first(client.text(receipt))]
     await hand.release(lease, await running)
+    await redis.zadd("turnline:{s0}:queue", {"{s0}:c": 2**45}, xx=True)  # a long deferral
     await client.submit(user("another"))
     assert await hand.claim() is None
 

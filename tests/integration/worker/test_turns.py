@@ -454,7 +454,7 @@ async def test_a_zombie_cannot_write(
     effects = Effects(turn_id="another", messages=[b"{}"], turns=1, events=[])
     for write in (
         hand.store.load(stale),
-        hand.store.emit(stale, [b"{}"]),
+        hand.store.emit(stale, [b"{}"], head="", batch=1),
         hand.store.checkpoint(stale, 0, [b"m{}"]),
         hand.store.commit(stale, effects, go_on=True),
     ):
@@ -570,3 +570,23 @@ async def test_a_full_server_refuses_whole_commits_and_nothing_is_lost(
 async def _refused(redis: Redis) -> bool:
     stats = await redis.info("errorstats")
     return int(stats.get("errorstat_OOM", {"count": 0})["count"]) >= 2
+
+
+async def test_a_repeated_batch_of_events_says_nothing_twice(
+    redis: Redis, hand: Hand, client: TurnClient
+) -> None:
+    """P6: after a lost reply a batch is sent again: in its turn, and when that is over."""
+    receipt = await client.submit(user("Hello"))
+    await client.submit(user("next"))
+    lease = await hand.must_claim()
+    loaded = await hand.store.load(lease)
+    head = loaded.entries[0].entry_id
+    for batch in (1, 1, 2, 1, 2):
+        await hand.store.emit(lease, [b"%d" % batch], head=head, batch=batch)
+    assert [fields[b"e"] for _, fields in await redis.xrange(KEYS.events)] == [b"1", b"2"]
+
+    effects = Effects(turn_id=receipt.turn_id, entries=[head])
+    await hand.store.commit(lease, effects, go_on=True)
+    await hand.store.emit(lease, [b"late"], head=head, batch=3)
+
+    assert await redis.xlen(KEYS.events) == 2

@@ -19,7 +19,9 @@ from worker.services.openai.failures import failure_of_response
 _FOREIGN: Final = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""
 
-StopReason: TypeAlias = Literal["first_token", "idle", "total", "enough", "interrupted"]
+StopReason: TypeAlias = Literal["first_token", "idle", "total", "enough", "dead", "interrupted"]
+_LOOK_S: Final = 0.5
+"""Seconds between two looks at a call that waits."""
 
 
 class TimeLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +95,7 @@ class ChatStream:
         now = self._loop.time()
         self._last = now + self._limits.total_s
         self._expect("first_token", self._limits.first_token_s)
-        self._handle = self._loop.call_at(self._deadline, self._check)
+        self._handle = self._loop.call_at(self._next_look(), self._check)
         try:
             await self._send()
         except BaseException:
@@ -167,16 +169,34 @@ class ChatStream:
             self._limit = "total"
             self._deadline = self._last
 
-    def _check(self) -> None:
-        """Stop the call if its deadline has passed while it waits for the provider."""
+    def _next_look(self) -> float:
+        """Return when to look again: deadlines move both ways, and connections die in silence."""
         now = self._loop.time()
+        return min(max(self._deadline, now + 0.01), now + _LOOK_S)
+
+    def _check(self) -> None:
+        """Stop the call if it waits for the provider in vain: too long, or on a dead connection."""
         if self.stopped is not None:
             return
-        if now >= self._deadline and self._waiting:
+        if self._waiting and self._loop.time() >= self._deadline:
             self.stopped = self._limit
-            self._task.cancel()
+        elif self._waiting and self._is_dead():
+            self.stopped = "dead"
         else:  # moved on since, or busy with what came
-            self._handle = self._loop.call_at(max(self._deadline, now + 0.01), self._check)
+            self._handle = self._loop.call_at(self._next_look(), self._check)
+            return
+        self._task.cancel()
+
+    def _is_dead(self) -> bool:
+        """Tell whether the connection is gone although nobody said so to the reader.
+
+        aiohttp 3.14 closes a connection whose chunked framing is broken without waking who reads
+        from it. Where the SDK is built differently this sees nothing, and the limits apply.
+        """
+        stream = getattr(self.response, "stream", None)
+        stream = getattr(stream, "_stream", stream)
+        connection = getattr(getattr(stream, "_aiohttp_response", None), "connection", None)
+        return connection is not None and bool(connection.closed)
 
     def _was_stopped(self) -> bool:
         """Tell whether a cancellation was ours and nobody else wants the task cancelled too."""
@@ -190,6 +210,10 @@ class ChatStream:
                 raise Stalled(
                     f"the provider sent nothing in time ({self.stopped})",
                     code=f"{self.stopped}_timeout",
+                ) from None
+            case "dead":
+                raise ProviderUnavailable(
+                    "the connection to the provider was closed without a word", code="connection"
                 ) from None
             case _:
                 return None

@@ -96,7 +96,7 @@ if ARGV[9] ~= '' then
   redis.call('HSET', KEYS[2], 'settings', ARGV[9])
 end
 redis.call('DEL', KEYS[4])
-redis.call('HDEL', KEYS[2], 'call')
+redis.call('HDEL', KEYS[2], 'call', 'emitted')
 for i = 1, 9 do
   redis.call('PEXPIRE', KEYS[i], ARGV[4])
 end

@@ -43,6 +43,8 @@ if entries[1] then
     attempt = tonumber(state[4] or 0) + (again and 0 or 1)
     crashes = tonumber(state[5] or 0) + (state[6] and not again and 1 or 0)
     since = tonumber(state[8] or now)
+  else
+    redis.call('HDEL', KEYS[2], 'emitted')
   end
   redis.call('HSET', KEYS[2], 'head', entries[1][1], 'attempt', attempt, 'crashes', crashes,
     'running', ARGV[1], 'since', since)

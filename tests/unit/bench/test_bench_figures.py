@@ -1,0 +1,162 @@
+"""How rounds become rows, rows become verdicts and pictures, and bytes become text."""
+
+from xml.etree import ElementTree as ET
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ops.bench.baselines.sse import _dechunked
+from ops.bench.plot import Bar, Group, Panel, svg
+from ops.bench.report import _markdown
+from ops.bench.results import Burst, Report, Sample, quantile, row_of
+from ops.bench.scenarios import ABOUT, ALL, scenarios
+from ops.bench.verdict import budget, comparisons
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def sample(**changed: object) -> Sample:
+    """One round of ten turns in two seconds."""
+    plain = Sample(
+        turns=10,
+        wrong=0,
+        wall_s=2.0,
+        added_first_ms=[2.0] * 10,
+        worker_cpu_s=0.02,
+        redis_cpu_s=0.01,
+        client_cpu_s=0.03,
+        model_cpu_s=0.005,
+        redis_commands=900,
+        redis_requests=60,
+        redis_bytes=102_400,
+        worker_peak_mb=70.0,
+    )
+    return msgspec.structs.replace(plain, **changed)
+
+
+def report(*samples: Sample, scenario: str = "instant-20-c10", **changed: object) -> Report:
+    """A run of one scenario by Turnline."""
+    plain = Report(
+        command="turnline bench",
+        date="2026-01-01 00:00 UTC",
+        machine="2 cores",
+        versions={"python": "3.11"},
+        seconds=1.0,
+        rest_mb={},
+        rows=[row_of(scenario, "ten at once", "turnline", samples)],
+        calls=[],
+        bursts=[],
+        fleets=[],
+    )
+    return msgspec.structs.replace(plain, **changed)
+
+
+def test_a_row_is_the_median_of_its_rounds_per_turn() -> None:
+    """Sums are divided by each round's own turns; the range shows the extremes."""
+    rounds = [sample(), sample(wall_s=1.0), sample(turns=5, worker_cpu_s=0.01, redis_cpu_s=0.005)]
+    row = row_of("s", "t", "turnline", rounds)
+
+    assert (row.turns_per_s, row.turns_per_s_range) == (5.0, (2.5, 10.0))
+    assert (row.rounds, row.turns) == (3, 25)
+    assert (row.worker_cpu_ms, row.redis_cpu_ms) == (2.0, 1.0)
+    assert row.own_cpu_ms_range == (3.0, 3.0)
+    assert (row.redis_commands, row.redis_kb) == (90, 10.0)
+
+
+def test_times_of_all_rounds_are_taken_together() -> None:
+    """A slow round shows in the tail and not in the median."""
+    row = row_of("s", "t", "x", [sample(), sample(), sample(added_first_ms=[50.0] * 10)])
+
+    assert (row.added_first_p50_ms, row.added_first_p99_ms) == (2.0, 50.0)
+
+
+def test_wrong_replies_are_counted() -> None:
+    """Speed with wrong answers is no speed: they are summed and shown."""
+    row = row_of("s", "t", "turnline", [sample(wrong=1), sample(wrong=2)])
+
+    assert row.wrong == 3
+    assert "3 WRONG" in _markdown(report(sample(wrong=3)))
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
+def test_a_quantile_is_one_of_the_values(values: list[float], q: float) -> None:
+    """Nothing is interpolated, and the order of the values does not matter."""
+    assert quantile(values, q) in values
+    assert quantile(values, q) == quantile(values[::-1], q)
+
+
+def test_the_budget_tells_what_is_missed() -> None:
+    """Over the limit is a NO, at the limit is not."""
+    at_limit = [it.met for it in budget(report(sample()))]
+    above = [it.met for it in budget(report(sample(worker_cpu_s=0.021)))]
+
+    assert (at_limit, above) == ([True], [False])
+
+
+def test_a_system_that_runs_turns_at_once_has_no_gap() -> None:
+    """Where turns of one conversation overlap, the table says so instead of showing a number."""
+    burst = Burst(
+        system="floor",
+        turns=10,
+        gap_p50_ms=None,
+        gap_p99_ms=None,
+        most_at_once=7,
+        kept=12,
+        expected=20,
+    )
+    page = _markdown(report(sample(), bursts=[burst]))
+
+    assert "| floor | not in turn | 7 | 12 of 20 |" in page
+
+
+def test_the_page_states_how_it_was_made() -> None:
+    """Machine, versions, date and command stand on it."""
+    page = _markdown(report(sample()))
+
+    for stated in ("turnline bench", "2026-01-01 00:00 UTC", "2 cores", "python 3.11"):
+        assert stated in page
+
+
+def test_comparisons_name_turns_per_cpu_second() -> None:
+    """Three milliseconds of CPU per turn are 333 turns per CPU-second."""
+    assert any("turnline 333" in line for line in comparisons(report(sample())))
+
+
+def test_longer_bars_stand_for_larger_values() -> None:
+    """The drawing is well-formed, with one bar per value, on a logarithmic scale."""
+    bars = [Bar("turnline", 1.0), Bar("arq <&>", 10.0), Bar("floor", 100.0)]
+    root = ET.fromstring(svg([Panel("speed", [Group("a group", bars)])]))
+    one, ten, hundred = (
+        float(rect.attrib["width"]) for rect in root.iter(f"{SVG}rect") if "x" in rect.attrib
+    )
+
+    assert one < ten < hundred
+    assert abs((hundred - ten) - (ten - one)) < 2
+
+
+def test_scenarios_have_names_of_their_own_and_known_systems() -> None:
+    """Both runs; and the full run leaves nothing out that the short one has."""
+    short, full = scenarios(full=False), scenarios(full=True)
+
+    for chosen in (short, full):
+        assert len({it.name for it in chosen}) == len(chosen)
+        assert {name for it in chosen for name in it.systems} == set(ALL) == set(ABOUT)
+        assert all(it.systems[0] == "turnline" for it in chosen)
+    assert {1, 10, 50} <= {it.conversations for it in short}
+    assert {10, 100, 1_000, 5_000} <= {it.context for it in full}
+
+
+@given(st.data())
+def test_the_floor_reads_chunked_bodies_however_they_are_cut(data: st.DataObject) -> None:
+    """A baseline that loses text would look fast."""
+    parts = data.draw(st.lists(st.binary(min_size=1, max_size=40), max_size=6))
+    raw = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))
+    left, read, done = b"", b"", False
+    for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
+        if start < end:
+            left, payload, done = _dechunked(left + raw[start:end])
+            read += payload
+
+    assert (read, done) == (b"".join(parts), True)

@@ -1,0 +1,512 @@
+"""The checker of `turnline chaos` names each broken promise, and nothing where all are kept."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts.conversation import AssistantEntry, CallEntry, Totals, Usage, UserEntry
+from contracts.replies import (
+    TextDelta,
+    TurnAbsorbed,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnRecord,
+    TurnStarted,
+    encode_event,
+)
+from ops.chaos.checker import Violation, check
+from ops.chaos.disturbances import Disturbance
+from ops.chaos.evidence import Evidence, Left, Request
+from ops.chaos.journal import Chat, Sent, Shown
+
+USAGE = Usage(prompt_tokens=10, completion_tokens=4, total_tokens=14)
+CUT = Usage(completion_tokens=1, total_tokens=1)
+STATES = {
+    TurnCompleted: "completed",
+    TurnFailed: "failed",
+    TurnInterrupted: "interrupted",
+    TurnAbsorbed: "absorbed",
+}
+
+
+def record(end: Any) -> TurnRecord:
+    return TurnRecord(
+        state=STATES[type(end)], accepted_at_ms=1, event=msgspec.Raw(encode_event(end))
+    )
+
+
+def completed(n: int, **more: Any) -> TurnCompleted:
+    return TurnCompleted(
+        **{
+            "conversation_id": "c",
+            "turn_id": f"c.{n}",
+            "text": f"You said “#{n} hi”.",
+            "finish_reason": "stop",
+            "usage": USAGE,
+            **more,
+        }
+    )
+
+
+def call(n: int, **more: Any) -> CallEntry:
+    fields = {"attempt": 1, "state": "reported", "usage": USAGE, "finish_reason": "stop", **more}
+    return CallEntry(call_id=f"c.{n}/{fields['attempt']}/1", turn_id=f"c.{n}", model="m", **fields)
+
+
+def request(n: int, *, reported: Usage | None = USAGE, tokens_streamed: int = 4) -> Request:
+    before = [pair for k in range(n) for pair in (("user", f"#{k} hi"), ("assistant", reply(k)))]
+    return Request(
+        messages=(*before, ("user", f"#{n} hi")),
+        from_ms=1.0,
+        outcome="whole",
+        tokens_streamed=tokens_streamed,
+        reported=reported,
+    )
+
+
+def reply(n: int) -> str:
+    return f"You said “#{n} hi”."
+
+
+def turn_events(n: int) -> list[Any]:
+    ids = {"conversation_id": "c", "turn_id": f"c.{n}"}
+    return [
+        TurnStarted(**ids, worker="worker-1", event_id=f"{n}000-0"),
+        TextDelta(**ids, text=reply(n), event_id=f"{n}010-0"),
+        msgspec.structs.replace(completed(n), event_id=f"{n}020-0"),
+    ]
+
+
+class World:
+    """Two turns of one conversation that went well; tests spoil one thing each."""
+
+    def __init__(self) -> None:
+        self.chat = Chat(
+            conversation="c",
+            sent=[
+                Sent(
+                    turn=f"c.{n}",
+                    kind="user",
+                    text=f"#{n} hi",
+                    outcome="accepted",
+                    accepts=1,
+                    begun_ms=n * 1000.0,
+                    answered_ms=n * 1000.0 + 1,
+                    replies=True,
+                )
+                for n in range(2)
+            ],
+            shown=[
+                Shown(
+                    turn="c.0",
+                    by="events",
+                    ids=["0000-0", "0010-0", "0020-0"],
+                    text=reply(0),
+                    ended="TurnCompleted",
+                ),
+                Shown(turn="c.1", by="text", text=reply(1), ended="text"),
+            ],
+            followed=[event.event_id for n in range(2) for event in turn_events(n)],
+            followed_to_end=True,
+        )
+        self.left = Left(
+            log=("c.0", "c.1"),
+            records={f"c.{n}": record(completed(n)) for n in range(2)},
+            events=tuple(event for n in range(2) for event in turn_events(n)),
+            context=tuple(
+                entry
+                for n in range(2)
+                for entry in (UserEntry(content=f"#{n} hi"), AssistantEntry(content=reply(n)))
+            ),
+            calls=(call(0), call(1)),
+            totals=Totals(turns=2, calls=2, reported_calls=2, usage=USAGE + USAGE),
+        )
+        self.requests = [request(0), request(1)]
+        self.replies = {"c.0": 1, "c.1": 1}
+        self.dead: list[tuple[str, str, str]] = []
+        self.lives = {"turnline:{s0}:c:c:context": 1_000, "turnline:{s0}:token": -1}
+        self.disturbances: list[Disturbance] = []
+
+    def change(self, **left: Any) -> None:
+        """Replace what is left of the conversation."""
+        self.left = msgspec.structs.replace(self.left, **left)
+
+    def events(self, *events: Any) -> None:
+        """Replace the stream; every reader saw all of it."""
+        self.change(events=events)
+        self.chat.followed = [event.event_id for event in events]
+        self.chat.shown = []
+
+    def again(self, *, worker: str = "worker-2") -> None:
+        """Have turn 0 begun a second time, and its first call abandoned."""
+        ids = {"conversation_id": "c", "turn_id": "c.0"}
+        end = completed(0, attempt=2)
+        self.events(
+            *turn_events(0)[:2],
+            TurnStarted(**ids, worker=worker, attempt=2, event_id="0100-0"),
+            TextDelta(**ids, attempt=2, text=reply(0), event_id="0110-0"),
+            msgspec.structs.replace(end, event_id="0120-0"),
+            *turn_events(1),
+        )
+        self.change(
+            records={**self.left.records, "c.0": record(end)},
+            calls=(
+                call(0, state="unknown", abandoned=True, usage=Usage(), finish_reason=None),
+                call(0, attempt=2),
+                call(1),
+            ),
+            totals=Totals(turns=2, calls=3, reported_calls=2, unknown_calls=1, usage=USAGE + USAGE),
+        )
+        self.requests = [request(0, reported=None), request(0), request(1)]
+
+    def violations(self) -> list[Violation]:
+        evidence = Evidence(
+            left={"c": self.left},
+            replies=self.replies,
+            dead=self.dead,
+            lives=self.lives,
+            requests={"c": self.requests},
+        )
+        return check([self.chat], evidence, self.disturbances)
+
+    def columns(self) -> set[str]:
+        return {violation.column for violation in self.violations()}
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_nothing_is_said_about_a_run_that_went_well(world: World) -> None:
+    """No violation where every promise was kept."""
+    assert world.violations() == []
+
+
+def test_an_accepted_turn_without_an_end_is_lost(world: World) -> None:
+    """Its record still says accepted."""
+    world.change(
+        records={
+            **world.left.records,
+            "c.1": TurnRecord(state="accepted", accepted_at_ms=1),
+        }
+    )
+
+    assert "lost" in world.columns()
+
+
+def test_a_missing_terminal_event_is_a_loss(world: World) -> None:
+    """The record has an end, the stream does not."""
+    world.events(*turn_events(0), *turn_events(1)[:2])
+
+    (first, *_) = world.violations()
+    assert (first.column, first.turn) == ("lost", "c.1")
+
+
+def test_a_message_left_in_the_inbox_is_lost(world: World) -> None:
+    """When all is quiet there is nothing to wait for."""
+    world.change(inbox=1)
+
+    assert world.columns() == {"lost"}
+
+
+def test_two_terminal_events_are_one_too_many(world: World) -> None:
+    """Exactly one, however often the turn was tried."""
+    more = msgspec.structs.replace(completed(0), event_id="0030-0")
+    world.events(*turn_events(0), more, *turn_events(1))
+
+    assert world.columns() == {"duplicated"}
+
+
+def test_a_message_let_in_twice_is_named(world: World) -> None:
+    """The idempotency key was taken for a new one."""
+    world.chat.sent[0].accepts = 2
+
+    assert world.columns() == {"duplicated"}
+
+
+def test_a_second_entry_in_the_reply_stream_is_named(world: World) -> None:
+    """And so is none."""
+    world.replies = {"c.0": 2}
+
+    assert world.columns() == {"duplicated", "lost"}
+
+
+def test_a_message_that_stands_twice_in_the_context_is_named(world: World) -> None:
+    """The same reply was appended twice."""
+    world.change(context=(*world.left.context, world.left.context[-1]))
+
+    assert world.columns() == {"duplicated"}
+
+
+def test_a_message_missing_from_the_context_is_named(world: World) -> None:
+    """The turn says completed, the context has no word of it."""
+    world.change(context=world.left.context[:3])
+
+    assert world.columns() == {"lost"}
+
+
+def test_turns_in_another_order_than_accepted_are_named(world: World) -> None:
+    """The same messages, the other way round."""
+    world.change(context=(*world.left.context[2:], *world.left.context[:2]))
+
+    assert "reordered" in world.columns()
+
+
+def test_acceptance_out_of_the_producers_order_is_named(world: World) -> None:
+    """A message was let in before one that its producer had had an answer for."""
+    world.change(log=("c.1", "c.0"))
+
+    assert "reordered" in world.columns()
+
+
+def test_a_model_that_was_shown_another_context_is_named(world: World) -> None:
+    """The request of a turn holds the context as it stood before."""
+    world.requests[1] = msgspec.structs.replace(world.requests[1], messages=(("user", "#1 hi"),))
+
+    assert world.columns() == {"reordered"}
+
+
+def test_a_reply_to_another_message_misleads(world: World) -> None:
+    """The reply quotes what was asked."""
+    other = completed(1, text=reply(0))
+    world.change(
+        records={**world.left.records, "c.1": record(other)},
+        context=(*world.left.context[:3], AssistantEntry(content=reply(0))),
+    )
+    world.events(*turn_events(0), msgspec.structs.replace(other, event_id="1020-0"))
+
+    assert world.columns() == {"misled"}
+
+
+def test_an_event_that_is_not_the_records_misleads(world: World) -> None:
+    """Terminal event and record are the same bytes."""
+    other = msgspec.structs.replace(completed(1, text="other"), event_id="1020-0")
+    world.events(*turn_events(0), other)
+
+    assert "misled" in world.columns()
+
+
+def test_shown_text_that_is_not_the_committed_one_misleads(world: World) -> None:
+    """What the last attempt showed is the beginning of what was committed."""
+    world.events(
+        turn_events(0)[0],
+        TextDelta(conversation_id="c", turn_id="c.0", text="Well,", event_id="0010-0"),
+        turn_events(0)[2],
+        *turn_events(1),
+    )
+
+    assert world.columns() == {"misled"}
+
+
+def test_an_event_behind_the_terminal_one_misleads(world: World) -> None:
+    """Nothing follows the end of a turn."""
+    late = msgspec.structs.replace(turn_events(0)[1], event_id="0030-0")
+    world.events(*turn_events(0), late, *turn_events(1))
+
+    assert world.columns() == {"misled"}
+
+
+def test_an_attempt_that_two_workers_make_misleads(world: World) -> None:
+    """A reader cannot tell their texts apart."""
+    other = TurnStarted(conversation_id="c", turn_id="c.0", worker="worker-9", event_id="0005-0")
+    world.events(turn_events(0)[0], other, *turn_events(0)[1:], *turn_events(1))
+
+    assert world.columns() == {"misled"}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda chat: chat.shown[0].ids.pop(1),
+        lambda chat: chat.shown[0].ids.append("0020-0"),
+        lambda chat: setattr(chat.shown[1], "text", "something else"),
+        lambda chat: setattr(chat.shown[1], "ended", ""),
+        lambda chat: chat.followed.pop(2),
+        lambda chat: chat.followed.append("1020-0"),
+    ],
+)
+def test_a_reader_that_saw_something_else_is_misled(world: World, spoil: Any) -> None:
+    """A gap, a repetition, another text, or no end."""
+    spoil(world.chat)
+
+    assert world.columns() == {"misled"}
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"totals": Totals(turns=2, calls=2, reported_calls=2, usage=USAGE)},
+        {"totals": Totals(turns=3, calls=2, reported_calls=2, usage=USAGE + USAGE)},
+        {"calls": (call(0), call(0))},
+        {"calls": (call(0),)},
+        {"calls": (call(0), call(1, usage=CUT))},
+        {"calls": (call(0), call(1, abandoned=True))},
+        {"calls": (call(0), call(1, state="estimated"))},
+    ],
+)
+def test_a_ledger_that_does_not_add_up_is_named(world: World, left: Any) -> None:
+    """Against totals, events, and the model's own record."""
+    world.change(**left)
+
+    assert "tokens" in world.columns()
+
+
+def test_usage_that_the_model_never_reported_is_named(world: World) -> None:
+    """Totals, entry and event agree, and are wrong all the same."""
+    world.requests[1] = request(1, reported=CUT)
+
+    assert world.columns() == {"tokens"}
+
+
+def test_a_call_without_an_entry_is_named(world: World) -> None:
+    """The model was asked once more than the ledger knows."""
+    world.requests.insert(0, request(0, reported=None))
+
+    assert world.columns() == {"tokens"}
+
+
+def test_a_call_of_an_abandoned_attempt_counted_as_the_answers_is_named(world: World) -> None:
+    """Even where totals and event agree with it."""
+    world.again()
+    world.disturbances.append(Disturbance(kind="kill", worker="worker-1", from_ms=50, to_ms=60))
+    assert world.violations() == []
+    end = completed(0, attempt=2, usage=USAGE + CUT)
+    first = call(0, state="estimated", usage=CUT, finish_reason=None)
+    world.requests[0] = request(0, reported=None, tokens_streamed=1)
+    world.events(*(end if e.event_id == "0120-0" else e for e in world.left.events))
+    world.change(
+        records={**world.left.records, "c.0": record(end)},
+        calls=(first, *world.left.calls[1:]),
+        totals=Totals(
+            turns=2, calls=3, reported_calls=2, estimated_calls=1, usage=USAGE + USAGE + CUT
+        ),
+    )
+
+    assert world.columns() == {"tokens"}
+
+
+def test_a_turn_begun_again_without_a_reason_is_named(world: World) -> None:
+    """Nothing had happened to the worker of the first attempt."""
+    world.again()
+
+    assert world.columns() == {"run twice"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "worker", "from_ms", "is_reason"),
+    [
+        ("kill", "worker-1", 50.0, True),
+        ("kill", "worker-2", 50.0, False),
+        ("kill", "worker-1", 5_000.0, False),
+        ("redis-kill", "", 50.0, True),
+        ("flush", "", 50.0, False),
+        ("term", "worker-1", 50.0, False),
+        ("term", "worker-1", -10_000.0, True),
+    ],
+)
+def test_only_what_happened_to_its_worker_explains_another_attempt(
+    world: World, kind: Any, worker: str, from_ms: float, *, is_reason: bool
+) -> None:
+    """SIGTERM is a reason only when the grace period is over."""
+    world.again()
+    world.disturbances.append(
+        Disturbance(kind=kind, worker=worker, from_ms=from_ms, to_ms=from_ms + 11_000)
+    )
+
+    assert world.columns() == (set() if is_reason else {"run twice"})
+
+
+def test_a_key_without_expiry_leaks_unless_it_is_permanent(world: World) -> None:
+    """Only the shard's own few keys stay."""
+    world.lives["turnline:{s0}:c:c:context"] = -1
+
+    assert world.columns() == {"leaked"}
+
+
+def test_what_only_a_running_turn_may_have_leaks(world: World) -> None:
+    """A lease, steps, a mark in the state."""
+    world.change(unfinished=("steps",))
+
+    assert world.columns() == {"leaked"}
+
+
+def test_any_trace_of_a_forgotten_conversation_leaks(world: World) -> None:
+    """Its keys, its replies, its dead letters; the rest of it is not looked at."""
+    world.chat.forgotten = True
+    world.dead = [("c", "c.0", "safety")]
+    world.change(inbox=7)
+
+    assert [violation.column for violation in world.violations()] == ["leaked"] * 3
+
+
+def test_failures_are_dead_letters_and_explained(world: World) -> None:
+    """Once each; a failure that no fault explains is a defect."""
+    end = TurnFailed(conversation_id="c", turn_id="c.1", code="safety")
+    world.events(*turn_events(0), msgspec.structs.replace(end, event_id="1020-0"))
+    world.change(
+        records={**world.left.records, "c.1": record(end)},
+        context=world.left.context[:2],
+        calls=(call(0), call(1, state="unknown", abandoned=True, usage=Usage())),
+        totals=Totals(turns=2, calls=2, reported_calls=1, unknown_calls=1, usage=USAGE),
+    )
+    world.requests[1] = request(1, reported=None)
+    assert world.columns() == {"lost"}
+    world.dead = [("c", "c.1", "safety")]
+    assert world.violations() == []
+    unexplained = msgspec.structs.replace(end, code="defect")
+    world.change(records={**world.left.records, "c.1": record(unexplained)})
+    world.events(*turn_events(0), msgspec.structs.replace(unexplained, event_id="1020-0"))
+
+    assert world.columns() == {"broken"}
+
+
+def absorb(world: World, *, act: Any) -> None:
+    """Have turn 0 absorbed into turn 1."""
+    first = TurnAbsorbed(conversation_id="c", turn_id="c.0", into="c.1")
+    second = completed(1, text="You said “#0 hi #1 hi”.")
+    world.chat.sent[1].act = act
+    world.events(
+        msgspec.structs.replace(first, event_id="0020-0"),
+        msgspec.structs.replace(second, event_id="1020-0"),
+    )
+    world.change(
+        records={"c.0": record(first), "c.1": record(second)},
+        context=(UserEntry(content="#0 hi #1 hi"), AssistantEntry(content=second.text)),
+        calls=(call(1),),
+        totals=Totals(turns=1, calls=1, reported_calls=1, usage=USAGE),
+    )
+    world.requests = [
+        Request(
+            messages=(("user", "#0 hi #1 hi"),),
+            from_ms=1.0,
+            outcome="whole",
+            tokens_streamed=4,
+            reported=USAGE,
+        )
+    ]
+
+
+def test_merged_messages_stand_as_one_in_the_context(world: World) -> None:
+    """In the order accepted, where the turn that carries them stands."""
+    absorb(world, act="rollback")
+
+    assert world.violations() == []
+
+
+def test_a_message_absorbed_for_no_reason_is_named(world: World) -> None:
+    """Only fragments and what is rolled back become part of another turn."""
+    absorb(world, act="")
+
+    assert world.columns() == {"broken"}
+
+
+def test_a_turn_interrupted_by_nobody_is_named(world: World) -> None:
+    """An interrupt was accepted behind every interrupted turn."""
+    end = TurnInterrupted(conversation_id="c", turn_id="c.1", text=reply(1), usage=USAGE)
+    world.change(records={**world.left.records, "c.1": record(end)})
+    world.events(*turn_events(0), msgspec.structs.replace(end, event_id="1020-0"))
+
+    assert world.columns() == {"broken"}

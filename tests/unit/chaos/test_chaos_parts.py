@@ -1,0 +1,105 @@
+"""Parts of `turnline chaos` that decide by themselves: plan, recovery, sabotage, report."""
+
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from contracts.replies import TextDelta, TurnStarted
+from ops.chaos.disturbances import ALWAYS, FAULTS, PER_MINUTE, Disturbance, planned
+from ops.chaos.recovery import percentile, recoveries_s
+from ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
+from ops.simulator import catalogue
+
+PACKAGES = {"submit": "contracts.scripts", "forget": "contracts.scripts", "release": "worker.lua"}
+
+
+def test_a_seed_gives_the_same_plan_and_another_one_another() -> None:
+    """A run can be repeated by its seed."""
+    assert planned(7, 60) == planned(7, 60)
+    assert planned(7, 60) != planned(8, 60)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ten_minutes_hold_as_many_disturbances_as_promised(seed: int) -> None:
+    """At least 200 kills, 50 stops and 5 restarts of Redis, with any seed."""
+    kinds = [each.kind for each in planned(seed, 600)]
+
+    assert kinds.count("kill") >= 200
+    assert kinds.count("stop") >= 50
+    assert kinds.count("redis-kill") + kinds.count("redis-clean") >= 5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_shortest_run_restarts_redis_both_ways(seed: int) -> None:
+    """However short, a run has the rare disturbances too."""
+    kinds = {each.kind for each in planned(seed, 20)}
+
+    assert kinds >= {*ALWAYS, "kill", "stop"}
+
+
+def test_every_fault_is_one_that_the_simulator_knows() -> None:
+    """A scenario misspelt here would end a run before it began."""
+    for scenario in FAULTS:
+        assert catalogue.read(scenario)
+    assert sum(FAULTS.values()) < 0.25
+    assert set(ALWAYS) <= PER_MINUTE.keys()
+
+
+def started(attempt: int, worker: str, at_ms: int) -> TurnStarted:
+    return TurnStarted(
+        conversation_id="c", turn_id="t", attempt=attempt, worker=worker, event_id=f"{at_ms}-0"
+    )
+
+
+def delta(attempt: int, at_ms: int) -> TextDelta:
+    return TextDelta(
+        conversation_id="c", turn_id="t", attempt=attempt, text="x", event_id=f"{at_ms}-0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("worker", "at_ms", "expected"),
+    [("w1", 1_500.0, [2.5]), ("w2", 1_500.0, []), ("w1", 500.0, []), ("w1", 9_000.0, [])],
+)
+def test_recovery_is_from_the_kill_to_the_next_attempts_first_text(
+    worker: str, at_ms: float, expected: list[float]
+) -> None:
+    """Only of turns that the killed worker was running."""
+    stream = [started(1, "w1", 1_000), delta(1, 1_100), started(2, "w2", 3_900), delta(2, 4_000)]
+    kill = Disturbance(kind="kill", worker=worker, from_ms=at_ms, to_ms=at_ms)
+
+    assert recoveries_s([stream], [kill]) == expected
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    """By the nearest rank; nothing gives 0."""
+    values = [float(n) for n in range(1, 101)]
+
+    assert percentile(values, 0.5) == 50
+    assert percentile(values, 0.99) == 99
+    assert percentile([3.0], 0.99) == 3
+    assert percentile([], 0.5) == 0
+
+
+def lua_patches() -> list[Any]:
+    found = []
+    for name, (_, apply) in SABOTAGES.items():
+        for cell in apply.__closure__ or ():
+            for patch in cell.cell_contents:
+                assert isinstance(patch, LuaPatch)
+                found.append(pytest.param(patch, id=f"{name}-{patch.script}"))
+    return found
+
+
+@pytest.mark.parametrize("patch", lua_patches())
+def test_every_sabotage_fits_the_script_it_is_meant_for(patch: LuaPatch) -> None:
+    """A script that changed must not make a sabotage, and so a check of the checker, a no-op."""
+    package = PACKAGES.get(patch.script, "worker.store.lua")
+    text = resources.files(package).joinpath(f"{patch.script}.lua").read_text(encoding="utf-8")
+
+    changed = patched(patch.script, text, (patch,))
+
+    assert changed != text
+    with pytest.raises(RuntimeError, match="has changed"):
+        patched(patch.script, "return 1", (patch,))
