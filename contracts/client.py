@@ -35,6 +35,8 @@ from contracts.scripts import run, run_sync
 
 BLOCK_S = 5.0
 """Longest single wait on a stream; after each, the turn's record is looked at."""
+FRESH_S = 0.05
+"""First wait for the events of a turn just accepted, before its record is looked at."""
 RETRIES = 8
 """Times a command is sent again after a lost connection. All commands here bear repetition."""
 
@@ -161,7 +163,7 @@ class TurnClient:
         """
         reading = self._make.reading(receipt, after)
         done: AnyTerminal | None = None
-        wait_s = 0.0
+        wait_s = FRESH_S if receipt.accepted and after is None else 0.0
         while True:
             reply = await self._redis.execute_command(*reading.command(wait_s))
             for event in reading.take(reply):
@@ -439,7 +441,7 @@ class SyncTurnClient:
         """See `TurnClient.events`."""
         reading = self._make.reading(receipt, after)
         done: AnyTerminal | None = None
-        wait_s = 0.0
+        wait_s = FRESH_S if receipt.accepted and after is None else 0.0
         while True:
             reply = self._redis.execute_command(*reading.command(wait_s))
             for event in reading.take(reply):

@@ -4,6 +4,7 @@ redis-py 5.3 leaves its commands largely untyped; here the ones in use are state
 clients are cast to them where they are made.
 """
 
+import functools
 from collections.abc import Awaitable
 from typing import Any, Protocol, cast
 
@@ -14,6 +15,13 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as ConnectionTimeout
 from redis.retry import Retry
+
+try:
+    import hiredis
+except ModuleNotFoundError:  # redis-py works without it
+    _pack: Any = None
+else:
+    _pack = cast("Any", hiredis).pack_command
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
@@ -93,8 +101,32 @@ def open_async(url: str, *, retries: int) -> AsyncRedis:
             bear repetition.
     """
     retry = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), retries)
-    factory = cast("Any", redis.asyncio.Redis)
-    return cast("AsyncRedis", factory.from_url(url, retry=retry, **_options(retries)))
+    return cast(
+        "AsyncRedis", redis.asyncio.Redis.from_pool(pool_of(url, retry=retry, **_options(retries)))
+    )
+
+
+def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
+    """Return a pool for a Redis address whose commands are packed by hiredis, where it is there.
+
+    redis-py 5.3 does so for blocking clients only; in Python it takes eight times as long.
+    """
+    factory = cast("Any", redis.asyncio.ConnectionPool)
+    pool: redis.asyncio.ConnectionPool = factory.from_url(url, **options)
+    if _pack is not None:
+        pool.connection_class = _packing_fast(cast("Any", pool.connection_class))
+    return pool
+
+
+@functools.cache
+def _packing_fast(connection_class: Any) -> Any:
+    """Return the connection class with another `pack_command`."""
+    def pack_command(_: object, *args: Any) -> list[bytes]:
+        first, *rest = args
+        words = first.split() if isinstance(first, (str, bytes)) else (first,)
+        return [_pack((*words, *rest))]
+
+    return type(connection_class.__name__, (connection_class,), {"pack_command": pack_command})
 
 
 def open_sync(url: str, *, retries: int) -> SyncRedis:

@@ -167,7 +167,7 @@ class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defau
     tools: Tools | None = None
     """Beside those that workers have loaded. A worker without the tool sends its calls out."""
     tool_choice: str | dict[str, Any] | None = None
-    """`auto`, `none`, `required` or a named function; the last two count until tools were called."""
+    """`auto`, `none`, `required` or a named function; these two count until tools were called."""
     agent: AgentName | None = None
     """Profile of the workers' agents file that fills in what is not set here."""
     response_format: ResponseFormat | None = None

@@ -40,8 +40,9 @@ class ShardKeys(NamedTuple):
     breakers: str
     """Hash: failing providers (`<base URL and model>|failures`, `|until`, `|pause`), expiring."""
     traces: str
-    """Stream: the newest traces, one entry per attempt, capped. Fields c (conversation), t (turn id),
-    i (trace id), s (how the turn ended, if it did), d (ms since acceptance), j (spans, JSON)."""
+    """Stream: the newest traces, one entry per attempt, capped. Fields c (conversation), t (turn
+    id), i (trace id), s (how the turn ended, if it did), d (ms since acceptance), j (spans,
+    JSON)."""
     fleet: str
     """Hash, permanent: settings that all parties must share (number of shards)."""
 

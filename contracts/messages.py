@@ -76,7 +76,7 @@ class UserMessage(Message, frozen=True, kw_only=True, tag="user_message"):
     final: bool = True
     """False: more may follow; messages that come in quick succession make one turn."""
     agent: AgentName | None = None
-    """Profile of the workers' agents file for this turn; it wins over the conversation's settings."""
+    """Profile of the workers' agents file for this turn; wins over the conversation's settings."""
     response_format: ResponseFormat | None = None
     """A JSON Schema that this turn's reply has to fit; the value is in `turn_completed`."""
 

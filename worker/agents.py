@@ -1,7 +1,6 @@
 """Agents: named profiles from a file, and what one turn works with: settings, tools, limits."""
 
 import logging
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +117,7 @@ class AgentsFile:
 
     def _look(self) -> tuple[int, int, int]:
         try:
-            found = os.stat(self._path)
+            found = self._path.stat()
         except OSError:
             return (0, 0, 0)
         return (found.st_mtime_ns, found.st_size, found.st_ino)

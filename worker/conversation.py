@@ -153,7 +153,7 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
 class ConversationDriver:
     """Runs leased conversations of one shard; holds no state of any of them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  the parts of every driver, in the order of their use
         self,
         store: Store,
         services: ServiceFactory,
@@ -161,6 +161,7 @@ class ConversationDriver:
         shard: ShardKeys,
         settings: DriverSettings,
         observer: Observer | None = None,
+        *,
         planner: Planner | None = None,
     ) -> None:
         """Use these parts for every conversation."""
@@ -371,7 +372,7 @@ class TurnRun:
                 await self._turn.close()
                 return []
 
-    async def _answer(self) -> AnyTerminal | Parked | None:
+    async def _answer(self) -> AnyTerminal | Parked | None:  # noqa: PLR0911  each way it ends
         """Run the model; None if the turn was rolled back."""
         primary = self._turn.primary
         assert primary.message is not None
@@ -419,7 +420,7 @@ class TurnRun:
                 turn_id=primary.turn_id,
                 attempt=self._loaded.attempt,
                 trace_id=trace.trace_id,
-                traceparent=f"00-{trace.trace_id}-{trace.span_id}-{'01' if trace.sampled else '00'}",
+                traceparent=f"00-{trace.trace_id}-{trace.span_id}-{int(trace.sampled):02d}",
                 stream=self._driver.shard.tool_calls,
                 last_entry=self._turn.used[-1].entry.entry_id,
                 rollback=rollback.entry_id if rollback is not None else None,
@@ -510,7 +511,7 @@ class TurnRun:
             lease.on_news = None
 
     async def _proceed(self, tools: ToolCalls) -> None:
-        """Answer, going on where an earlier attempt ended, for as long as nothing has to be waited for.
+        """Answer, going on where an earlier attempt ended, until something has to be waited for.
 
         Raises:
             WorkerError: As the service raises it.

@@ -8,7 +8,8 @@ from contracts.conversation import CallEntry, Usage, UsageState
 from worker.effects import Loaded
 
 _decode_call = msgspec.json.Decoder(CallEntry).decode
-_LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", "reported")
+_CERTAIN: UsageState = "reported"
+_LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", _CERTAIN)
 
 
 class Ledger:
@@ -61,5 +62,7 @@ class Ledger:
     def usage_state(self) -> UsageState:
         """The least certain state among what made the answer."""
         states = {call.state for call in self.kept}
-        least_certain = (state for state in _LEAST_CERTAIN_FIRST if state in states)
-        return next(least_certain, "reported")
+        for state in _LEAST_CERTAIN_FIRST:
+            if any(state == found for found in states):
+                return state
+        return _CERTAIN

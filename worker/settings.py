@@ -85,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retention_days: Annotated[float, Meta(gt=0)] = 30.0
     """Days that an idle conversation is kept."""
     tools: str = ""
-    """Python modules whose tools the model may call, such as `my_shop.tools`, separated by commas."""
+    """Python modules whose tools the model may call, such as `my_shop.tools`, comma-separated."""
     tool_schemas: str = ""
     """JSON files of tools that run elsewhere, in the shape of OpenAI's `tools`, by commas."""
     agents: str = ""
@@ -95,7 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tool_result_bytes: Annotated[int, Meta(ge=256)] = 65_536
     """Bytes of one tool result that the model gets; the rest is cut, with a note."""
     tool_wait_s: Seconds = 3_600.0
-    """Seconds for which a turn waits for a tool that runs elsewhere, unless the tool says how long."""
+    """Seconds for which a turn waits for a tool that runs elsewhere, unless its schema says."""
     check_model: bool = True
     """Ask the provider at start-up whether it serves the model."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

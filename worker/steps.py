@@ -7,7 +7,8 @@ A step is one byte that says what it is, and what follows it:
     w<Elsewhere>     a call that was sent out, JSON
     c<ledger entry>  a model call, JSON: kept unless it says `abandoned`
     u<entry id>      the last entry of the inbox that belongs to this turn
-    x<entry id>      rolled back for that entry: nothing before it counts, spend before it is abandoned
+    x<entry id>      rolled back for that entry: of what stands before it only the spend counts,
+                     as abandoned
 
 Source: docs/adr/0011-steps-beside-the-context.md
 """
@@ -57,7 +58,7 @@ class Progress(NamedTuple):
     """The last entry of the inbox that belongs to this turn; None if nothing is safe yet."""
     wants_run: bool = False
     """Whether a result of the last response wants the model to run."""
-    deadlines: Mapping[str, int] = {}  # noqa: RUF012  never changed
+    deadlines: Mapping[str, int] = {}
     """Calls that were sent out: call id to deadline, Redis' clock, ms."""
     answered: frozenset[str] = frozenset()
     """Of these, the ones whose `tool_result` was taken."""
@@ -68,11 +69,13 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
 
     Args:
         steps: In order.
-        rollback: Entry that asks for a rollback, if there is one: what comes before its `x` is void.
+        rollback: Entry that asks for a rollback, if any: what comes before its `x` is void.
     """
     messages: list[Message] = []
     last_entry: str | None = None
-    wants_run, deadlines, answered = False, dict[str, int](), set[str]()
+    wants_run = False
+    deadlines: dict[str, int] = {}
+    answered: set[str] = set()
     done = None
     for step in steps:
         kind, data = step[:1], step[1:]
@@ -80,7 +83,8 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
             case b"x":
                 done = data.decode()
                 messages, last_entry, wants_run = [], None, False
-                deadlines, answered = {}, set()
+                deadlines.clear()
+                answered.clear()
             case b"u":
                 last_entry = data.decode()
             case b"m":
@@ -153,7 +157,7 @@ class Steps:
         copies: Sequence[Copy] = (),
         on_saved: Callable[[], None] | None = None,
     ) -> None:
-        """Make steps safe, one call after the other; a cancelled caller's are finished all the same.
+        """Make steps safe, one call after the other; also those of a caller that is cancelled.
 
         Args:
             steps: In order.

@@ -38,7 +38,14 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
     },
     "Operate it": {
         "queue": Place("ops.cli.queue", "queue", "Show what waits and runs, and the workers."),
+        "tools": Place("ops.cli.tools", "tools", "List the tools that a worker would offer."),
+        "agents": Place("ops.cli.agents", "agents", "List the agents that a worker would know."),
         "dead": Place("ops.cli.dead", "dead", "List, show, replay or drop dead letters."),
+        "trace": Place("ops.cli.trace", "trace", "Draw what became of a turn, as a waterfall."),
+    },
+    "Judge it": {
+        "bench": Place("ops.bench.cli", "bench", "Measure, side by side with others."),
+        "chaos": Place("ops.chaos.cli", "chaos", "Break things under load and check."),
     },
 }
 _PLACES: Final = {name: place for section in SECTIONS.values() for name, place in section.items()}

@@ -1,7 +1,7 @@
 """Recorded dialogues: reads a file of them, one JSON object a line."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -47,9 +47,19 @@ def _decode_line(path: Path, number: int, line: bytes) -> Dialogue:
         ) from None
 
 
-def recorded_context(dialogue: Dialogue) -> Iterator[tuple[str, str | None]]:
-    """Yield (role, text) of the context that the dialogue leads to; None: any answer will do."""
+def recorded_context(
+    dialogue: Dialogue, results: Mapping[int, str] | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (role, text) of the context that the dialogue leads to; None: any answer will do.
+
+    Args:
+        dialogue: As recorded.
+        results: Of the service calls made, by the number of the user message before them.
+    """
     for number, text in enumerate(dialogue.user_texts, 1):
         yield "user", text
+        if results is not None and number in results:
+            yield "assistant", " "  # nothing but the call
+            yield "tool", results[number]
         answer = dialogue.answer(number)
         yield "assistant", None if answer is None else answer.text

@@ -18,10 +18,12 @@ from contracts.connection import AsyncRedis, open_async
 from contracts.conversation import CallEntry, Usage, decode_context_entry
 from contracts.replies import decode_event, decode_record
 from contracts.requests import TOTAL_FIELDS, Requests, read_totals
+from contracts.scripts import text
 from ops.cli import output
 from ops.cli.ending import ends_in_order
-from ops.cli.failures import FAILED
+from ops.cli.failures import FAILED, Failure
 from ops.cli.recordings import read_dialogues
+from ops.cli.replay_calls import ExecutedCalls, ReplayedServices, replayed_services
 from ops.cli.replay_check import Kept, faults_of, quantile, total
 from ops.cli.sim_ledger import read_ledger
 from ops.cli.stack import Stack
@@ -49,6 +51,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     abandoned_calls: int
     """Calls whose answer was not committed, workers having been killed."""
     kills: int
+    tool_calls: int
+    """Calls of recorded services that were made."""
+    executions: int
+    """How often a service ran; above `tool_calls` where workers were killed while one did."""
     seconds: float
     turns_per_s: float
     first_delta_p50_ms: float
@@ -93,6 +99,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     metavar="N",
     help="Kill a worker (SIGKILL) every N turns, and start another one.",
 )
+@click.option(
+    "--tools",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Tools of the recorded services: their calls are made for real, in the workers.",
+)
+@click.option(
+    "--elsewhere",
+    is_flag=True,
+    help="With --tools: the calls go out, and this process answers them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def replay(
     *,
@@ -102,6 +119,8 @@ def replay(
     limit: int | None,
     redis_url: str | None,
     kill_every: int | None,
+    tools: Path | None,
+    elsewhere: bool,
     as_json: bool,
 ) -> None:
     """Run recorded dialogues through real workers and check every reply and every token.
@@ -112,12 +131,20 @@ def replay(
     """
     dialogues = read_dialogues(file, limit)
     sim_options = ("--dialogues", str(file.resolve()), "--ledger-entries", "0")
+    if elsewhere and tools is None:
+        raise Failure("--elsewhere needs --tools")
     with (
         ends_in_order(),
-        Stack(workers, redis_url=redis_url, sim_options=sim_options) as stack,
+        replayed_services(file, tools, elsewhere=elsewhere) as services,
+        Stack(
+            workers,
+            redis_url=redis_url,
+            sim_options=sim_options,
+            worker_env=services.worker_env if services is not None else None,
+        ) as stack,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        driver = _Replay(stack, dialogues, concurrency, kill_every)
+        driver = _Replay(stack, dialogues, concurrency, kill_every, services)
         report = runner.run(driver.run())
     if as_json:
         click.echo(msgspec.json.encode(report))
@@ -131,12 +158,18 @@ class _Replay:
     """One run: conversations `replay-<run>/<dialogue id>`, turns `t1`, `t2` and so on."""
 
     def __init__(
-        self, stack: Stack, dialogues: Sequence[Dialogue], concurrency: int, kill_every: int | None
+        self,
+        stack: Stack,
+        dialogues: Sequence[Dialogue],
+        concurrency: int,
+        kill_every: int | None,
+        services: ReplayedServices | None,
     ) -> None:
         self._stack = stack
         self._dialogues = dialogues
         self._concurrency = concurrency
         self._kill_every = kill_every
+        self._services = services
         self._run = f"replay-{secrets.token_hex(4)}"
         self._requests = Requests()
         self._turns = 0
@@ -174,9 +207,14 @@ class _Replay:
             asyncio.TaskGroup() as tasks,
         ):
             watch = tasks.create_task(self._watch())
+            serving = None
+            if self._services is not None and self._services.elsewhere:
+                serving = tasks.create_task(self._services.serve(client))
             count = min(self._concurrency, len(self._dialogues))
             await asyncio.wait([tasks.create_task(say_some(client)) for _ in range(count)])
             watch.cancel()
+            if serving is not None:
+                serving.cancel()
 
     async def _watch(self) -> None:
         """Notice a process that ended by itself: nobody else would, before the longest turn."""
@@ -188,8 +226,8 @@ class _Replay:
         self, client: TurnClient, dialogue: Dialogue, advance: Callable[[], None]
     ) -> None:
         conversation_id = self._name(dialogue)
-        for number, text in enumerate(dialogue.user_texts, 1):
-            message = UserMessage(conversation_id=conversation_id, turn_id=f"t{number}", text=text)
+        for number, said in enumerate(dialogue.user_texts, 1):
+            message = UserMessage(conversation_id=conversation_id, turn_id=f"t{number}", text=said)
             try:
                 async with asyncio.timeout(_LONGEST_TURN_S):
                     await self._say_one(client, message)
@@ -226,13 +264,22 @@ class _Replay:
         redis = open_async(self._stack.redis_url, retries=3)
         kept: list[Kept] = []
         faults: dict[str, list[str]] = {}
+        executed: ExecutedCalls | None = None
         try:
+            if self._services is not None:
+                executed = await self._services.executed(redis, self._run)
             for dialogue in self._dialogues:
                 name = self._name(dialogue)
                 kept.append(await self._read(redis, name))
                 found = faults_of(
-                    dialogue, kept[-1], served.get(name, ()), with_kills=self._kills > 0
+                    dialogue,
+                    kept[-1],
+                    served.get(name, ()),
+                    with_kills=self._kills > 0,
+                    calls=executed.expected(dialogue) if executed is not None else None,
                 )
+                if executed is not None:
+                    found += executed.faults_of(dialogue, name, kept[-1].events)
                 if name in self._unanswered:
                     found.insert(0, self._unanswered[name])
                 if found:
@@ -254,6 +301,8 @@ class _Replay:
             requests=len(requests),
             abandoned_calls=sum(call.abandoned for call in calls),
             kills=self._kills,
+            tool_calls=executed.calls if executed is not None else 0,
+            executions=executed.executions if executed is not None else 0,
             seconds=round(seconds, 3),
             turns_per_s=round(self._turns / seconds, 1),
             first_delta_p50_ms=round(quantile(self._first_deltas_ms, 0.5), 2),
@@ -277,7 +326,7 @@ class _Replay:
         return Kept(
             context=[decode_context_entry(data) for data in context],
             records=[decode_record(data) for data in records],
-            events=[decode_event(fields[b"e"]) for _, fields in events],
+            events=[decode_event(fields[b"e"], text(at)) for at, fields in events],
             calls=[_decode_call(data) for data in calls],
             totals=read_totals(totals),
             waiting=waiting,
@@ -313,6 +362,12 @@ def _show(report: Report, *, redis_stays: bool) -> None:
             to,
             f"{report.kills} workers were killed; {report.abandoned_calls} calls that this cut "
             "short or left uncommitted are kept apart from these tokens.",
+        )
+    if report.tool_calls:
+        output.say(
+            to,
+            f"{report.tool_calls:,} tool calls, executed {report.executions:,} times; none again "
+            "once it had finished, or it is named below.",
         )
     for phrase in report.faults:
         output.say(to, output.printable(f"mismatch: {phrase}"), "red")

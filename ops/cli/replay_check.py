@@ -1,7 +1,8 @@
 """Compares what a replayed conversation left in Redis with the recording and the ledgers; pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,6 +12,15 @@ from ops.cli.output import plain
 from ops.cli.recordings import recorded_context
 from ops.cli.sim_ledger import Served
 from ops.simulator.dialogues import Dialogue
+
+
+class ExpectedCalls(NamedTuple):
+    """What the calls of recorded services add to a conversation."""
+
+    results: Mapping[int, str]
+    """Number of the user message (from 1) behind which a call was made: what the model was told."""
+    records: int
+    """Messages that brought results."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +36,12 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def faults_of(
-    dialogue: Dialogue, kept: Kept, served: Sequence[Served], *, with_kills: bool
+    dialogue: Dialogue,
+    kept: Kept,
+    served: Sequence[Served],
+    *,
+    with_kills: bool,
+    calls: ExpectedCalls | None = None,
 ) -> list[str]:
     """Return what is wrong with a conversation, one phrase each; nothing if all is well.
 
@@ -35,16 +50,21 @@ def faults_of(
         kept: What Redis has.
         served: The requests that the simulator served for it.
         with_kills: Workers were killed: requests may have been cut, and calls abandoned.
+        calls: The services' calls; None: none were made.
     """
+    calls = calls or ExpectedCalls({}, 0)
+    records = len(dialogue.user_texts) + calls.records
     return [
-        *_context_faults(dialogue, kept.context),
-        *_turn_faults(len(dialogue.user_texts), kept),
+        *_context_faults(dialogue, kept.context, calls.results),
+        *_turn_faults(records, kept),
         *_spend_faults(kept, served, with_kills=with_kills),
     ]
 
 
-def _context_faults(dialogue: Dialogue, context: Sequence[ContextEntry]) -> Iterator[str]:
-    recorded = list(recorded_context(dialogue))
+def _context_faults(
+    dialogue: Dialogue, context: Sequence[ContextEntry], results: Mapping[int, str]
+) -> Iterator[str]:
+    recorded = list(recorded_context(dialogue, results))
     if len(recorded) != len(context):
         yield f"{len(context)} messages in the context instead of {len(recorded)}"
     for number, ((role, text), entry) in enumerate(zip(recorded, context, strict=False)):

@@ -112,7 +112,7 @@ def tool(
         return Tool(
             declared,
             ToolOptions(
-                name=name or getattr(declared, "__name__", ""),
+                name=name or str(getattr(declared, "__name__", "")),
                 description=description,
                 timeout_s=timeout_s,
                 max_concurrency=max_concurrency,

@@ -1,5 +1,7 @@
 """Reads a function as a tool: description from the docstring, JSON Schema from the annotations."""
 
+import copy
+import functools
 import inspect
 import re
 import typing
@@ -98,11 +100,11 @@ def _fields(function: Callable[..., Any]) -> tuple[list[tuple[str, Any, Any]], s
     return fields, context_parameter
 
 
-def _default(value: object) -> Any:
+def _default(value: Any) -> Any:
     """Return a default that no two calls share."""
-    if isinstance(value, list | dict | set | bytearray) and value:
-        return msgspec.field(default_factory=lambda: type(value)(value))  # type: ignore[call-arg]
-    return value
+    if type(value) not in {list, dict, set, bytearray} or not value:
+        return value
+    return msgspec.field(default_factory=functools.partial(copy.deepcopy, value))
 
 
 def _schema(arguments: type[msgspec.Struct]) -> dict[str, Any]:

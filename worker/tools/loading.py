@@ -88,21 +88,23 @@ def _words(text: str) -> list[str]:
 
 def _tools_of(module: ModuleType, problems: list[str]) -> Iterator[LoadedTool]:
     """Yield the tools of a module: decorated ones, and plain functions that `TOOLS` names."""
-    declared = [it for it in vars(module).values() if isinstance(it, Tool)]
+    declared: list[Tool[Any, Any]] = [it for it in vars(module).values() if isinstance(it, Tool)]
     for listed in cast("Sequence[Any]", getattr(module, "TOOLS", ())):
-        made = listed if isinstance(listed, Tool) else _plain(listed)
+        made = _as_tool(listed)
         if made is None:
             problems.append(f"{module.__name__}: TOOLS holds something that is no function")
         elif made not in declared:
             declared.append(made)
-    for it in cast("list[Tool[Any, Any]]", declared):
+    for it in declared:
         try:
             yield LoadedTool(module.__name__, it, describe(it))
         except BadTool as error:
             problems.append(f"{module.__name__}.{it.options.name}: {error}")
 
 
-def _plain(function: Any) -> Tool[Any, Any] | None:
+def _as_tool(function: Any) -> Tool[Any, Any] | None:
+    if isinstance(function, Tool):
+        return cast("Tool[Any, Any]", function)
     if not callable(function):
         return None
     return Tool(function, ToolOptions(name=getattr(function, "__name__", "")))

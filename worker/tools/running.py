@@ -1,6 +1,7 @@
 """Runs the tools that a worker has loaded: resources, threads, places, arguments and results."""
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -132,10 +133,8 @@ def _in_thread(function: Callable[..., Any], named: dict[str, Any]) -> "asyncio.
             result, error = context.run(function, **named), None
         except BaseException as raised:  # noqa: BLE001  passed on to whoever awaits the future
             result, error = None, raised
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_settle, future, result, error)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
 
     threading.Thread(target=run, name=f"tool-{function.__name__}", daemon=True).start()
     return future

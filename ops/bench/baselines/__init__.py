@@ -1,0 +1,1 @@
+"""What Turnline is compared with: the same work without its promises."""

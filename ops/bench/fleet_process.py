@@ -1,0 +1,71 @@
+"""Many workers in one process, as a fleet without the memory of many interpreters."""
+
+import asyncio
+from typing import Final
+
+import click
+import uvloop
+from arq.connections import RedisSettings
+from arq.worker import Worker
+from openai import AsyncOpenAI
+
+from contracts.jobs import deserialize_job, serialize_job
+from ops.bench.baselines import arq_worker
+from worker.main import Fleet
+from worker.settings import from_env
+
+_OPTIONS: Final = {"TURNLINE_CHECK_MODEL": "false", "XAI_API_KEY": "xai-bench"}
+
+
+async def run_turnline(redis_url: str, base_url: str, workers: int, slots: int) -> None:
+    """Run so many of Turnline's workers."""
+    fleets = [
+        Fleet(
+            from_env(
+                {
+                    **_OPTIONS,
+                    "TURNLINE_REDIS_URL": redis_url,
+                    "TURNLINE_BASE_URL": base_url,
+                    "TURNLINE_SLOTS": str(slots),
+                    "TURNLINE_WORKER_NAME": f"fleet-{n}",
+                }
+            )
+        )
+        for n in range(workers)
+    ]
+    await asyncio.gather(*(fleet.run() for fleet in fleets))
+
+
+async def run_arq(redis_url: str, base_url: str, workers: int, slots: int) -> None:
+    """Run so many stock ARQ workers."""
+    client = AsyncOpenAI(api_key="xai-bench", base_url=base_url, max_retries=0)
+    running = [
+        Worker(
+            [arq_worker.answer],
+            redis_settings=RedisSettings.from_dsn(redis_url),
+            max_jobs=slots,
+            poll_delay=0.1,
+            ctx={"client": client},
+            job_serializer=serialize_job,
+            job_deserializer=deserialize_job,
+            handle_signals=False,
+        )
+        for _ in range(workers)
+    ]
+    await asyncio.gather(*(worker.async_run() for worker in running))
+
+
+@click.command()
+@click.option("--kind", type=click.Choice(["turnline", "arq"]), required=True)
+@click.option("--redis", "redis_url", required=True)
+@click.option("--base-url", required=True)
+@click.option("--workers", default=24, show_default=True)
+@click.option("--slots", default=100, show_default=True)
+def main(kind: str, redis_url: str, base_url: str, workers: int, slots: int) -> None:
+    """Serve until killed."""
+    run = run_turnline if kind == "turnline" else run_arq
+    uvloop.run(run(redis_url, base_url, workers, slots))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Redis, the simulated model and the systems under comparison, of which one at a time is awake."""
+
+import asyncio
+import http.client
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from contracts.connection import AsyncRedis, open_async
+from ops.bench import systems
+from ops.bench.measuring import check_platform, rss_mb
+from ops.bench.programs import Program, ProgramFailed
+from ops.bench.scenarios import ARQ, DIRECT, FLOOR, TUNED, TURNLINE, Model
+from ops.bench.systems import System
+from ops.embedded import EmbeddedRedis
+
+_LONGEST_BLOCK_S: Final = 1.0
+"""No system's worker waits for work in one command for longer than that."""
+_PATIENCE_S: Final = 60.0
+_SIMULATOR: Final = ("--ledger-entries", "20000")
+
+
+class SimulatedModel:
+    """The simulator in a process of its own, and what it is told over HTTP."""
+
+    def __init__(self, program: Program, base_url: str) -> None:
+        """Talk to a running simulator."""
+        self.program = program
+        self.base_url = base_url
+        self._netloc = urlsplit(base_url).netloc
+
+    def answer_as(self, model: Model) -> None:
+        """Answer everything like this from now on."""
+        self._ask("DELETE", "/sim/faults")
+        self._ask("POST", "/sim/faults", {"scenario": model.scenario, "times": None})
+
+    def requests(self, conversation_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the ledger's entries (of one conversation), without bodies."""
+        of = f"&conversation={conversation_id}" if conversation_id else ""
+        entries: list[dict[str, Any]] = self._ask("GET", f"/sim/ledger?bodies=0{of}")["entries"]
+        return entries
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
+        connection = http.client.HTTPConnection(self._netloc, timeout=30)
+        try:
+            connection.request(method, path, msgspec.json.encode(body) if body else None)
+            response = connection.getresponse()
+            data = response.read()
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ProgramFailed(f"the simulator refused {path}: {data.decode(errors='replace')}")
+        return msgspec.json.decode(data)
+
+
+class Lab:
+    """What all measurements share."""
+
+    def __init__(
+        self, server: EmbeddedRedis, redis: AsyncRedis, model: SimulatedModel, stack: AsyncExitStack
+    ) -> None:
+        """Take over what `open_lab` started."""
+        self.server = server
+        self.redis = redis
+        self.model = model
+        self._stack = stack
+        self._systems: dict[str, System] = {}
+        self._asleep_s: dict[str, float] = {}
+        self.rest_mb: dict[str, float] = {}
+        """Memory of one worker of each system after its first turns, MiB."""
+
+    def redis_url(self, name: str) -> str:
+        """Return the database of one system."""
+        names = (TURNLINE, ARQ, TUNED, DIRECT, FLOOR, "fleet", "arq-fleet")
+        return self.server.url_of(1 + names.index(name))
+
+    async def start(self, names: Sequence[str], workers: int) -> None:
+        """Start systems with so many workers each; all are asleep afterwards."""
+        for name in names:
+            self._systems[name] = await self._stack.enter_async_context(self._open(name, workers))
+        for system in self._systems.values():
+            for n in range(2 * workers):  # they are up when they answer
+                await system.turn(f"hello-{n}", "Hello")
+            if system.programs:
+                self.rest_mb[system.name] = rss_mb(system.programs[0].pid)
+            self._freeze(system.name, system.programs)
+
+    @asynccontextmanager
+    async def awake(self, name: str, workers: int = 1) -> AsyncGenerator[System]:
+        """Wake one system, with so many of its workers, for the block.
+
+        A frozen worker may have asked Redis for work just before, and would be given some.
+
+        Raises:
+            ProgramFailed: A worker ended, or the system stopped answering.
+        """
+        system = self._systems[name]
+        chosen = system.programs[:workers]
+        if len(chosen) < len(system.programs):
+            await asyncio.sleep(self._asleep_s[name] + _LONGEST_BLOCK_S - time.monotonic())
+        for program in chosen:
+            program.check()
+            program.thaw()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                yield system
+        except TimeoutError:
+            raise ProgramFailed(f"{name} did not answer for {_PATIENCE_S:.0f} s") from None
+        finally:
+            self._freeze(name, chosen)
+
+    def _freeze(self, name: str, programs: Sequence[Program]) -> None:
+        for program in programs:
+            program.freeze()
+        self._asleep_s[name] = time.monotonic()
+
+    def _open(self, name: str, workers: int) -> Any:
+        url, base_url = self.redis_url(name), self.model.base_url
+        match name:
+            case "turnline":
+                return systems.turnline(name, url, base_url, workers)
+            case "arq" | "arq-tuned":
+                return systems.arq(name, url, base_url, workers, tuned=name == TUNED)
+            case "floor":
+                return systems.raw(name, url, base_url, workers)
+            case _:
+                return systems.direct(name, base_url)
+
+
+@asynccontextmanager
+async def open_lab() -> AsyncGenerator[Lab]:
+    """Start Redis and the simulated model.
+
+    Raises:
+        RuntimeError: This machine does not let other processes be measured.
+        EmbeddedRedisError: There is no Redis to be had.
+        ProgramFailed: The simulator did not start.
+    """
+    check_platform()
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(EmbeddedRedis(port=0, databases=16))
+        program = stack.enter_context(Program("ops.simulator", *_SIMULATOR))
+        model = SimulatedModel(program, program.first_line())
+        redis = open_async(server.url, retries=0)
+        stack.push_async_callback(redis.aclose)
+        yield Lab(server, redis, model, stack)
+
+
+def new_id(prefix: str) -> str:
+    """Return a conversation id that no earlier measurement used."""
+    return f"{prefix}-{time.monotonic_ns():x}-{os.urandom(2).hex()}"

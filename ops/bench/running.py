@@ -1,0 +1,147 @@
+"""Runs one scenario on one system and measures everybody meanwhile."""
+
+import asyncio
+import gc
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ops.bench.lab import Lab, new_id
+from ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work
+from ops.bench.programs import Program
+from ops.bench.results import Burst, Sample, quantile
+from ops.bench.scenarios import ARQ, Model, Scenario
+from ops.bench.systems import ARQ_SLOTS, SLOTS, System, Timing
+
+TURNS_PER_CONVERSATION: Final = 10
+"""Then a client goes on with a fresh conversation, so that contexts stay as short as they are said
+to be."""
+_SEEDED: Final = 3
+"""Conversations with a history per client, taken in turns for the same reason."""
+_TEXT: Final = "Would you find me a table for two, tonight at seven?"
+_BURST: Final = Model(chunks=20, ttft_ms=20)
+_BURST_TURNS: Final = 10
+
+
+class _Client:
+    """One user after another, each with one turn at a time."""
+
+    def __init__(self, system: System, scenario: Scenario) -> None:
+        self._system = system
+        self._scenario = scenario
+        self._ids: list[str] = []
+        self.timings: list[Timing] = []
+
+    async def prepare(self, *, warm: bool) -> None:
+        """Seed histories; `warm`: have a turn, so that connections are open."""
+        if self._scenario.context:
+            self._ids = [new_id("c") for _ in range(_SEEDED)]
+            for conversation_id in self._ids:
+                await self._system.seed(conversation_id, self._scenario.context)
+        if warm:
+            await self._system.turn(self._next(0), _TEXT)
+
+    async def run(self, *, after_s: float, until_s: float) -> None:
+        """Have turns until then, at least one, the first a little later than others have theirs."""
+        if after_s:
+            await asyncio.sleep(after_s)
+        for n in itertools.count():
+            self.timings.append(await self._system.turn(self._next(n), _TEXT))
+            if time.perf_counter() >= until_s:
+                return
+
+    def _next(self, turn: int) -> str:
+        if self._scenario.context:
+            return self._ids[turn % _SEEDED]
+        if turn % TURNS_PER_CONVERSATION == 0:
+            self._ids = [new_id("c")]
+        return self._ids[0]
+
+
+class _Cpu:
+    """CPU of everybody since this was made."""
+
+    def __init__(self, workers: Sequence[Program], model: Program) -> None:
+        self._workers = [program.pid for program in workers]
+        self._model = model.pid
+        self._start = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        return sum(map(cpu_s, self._workers)), cpu_s(self._model), time.process_time()
+
+    def spent(self) -> tuple[float, float, float]:
+        """Return the seconds of workers, model and this process."""
+        worker, model, own = (b - a for a, b in zip(self._start, self._now(), strict=True))
+        return worker, model, own
+
+
+async def sample(lab: Lab, scenario: Scenario, name: str, *, warm: bool) -> Sample:
+    """Run one round of a scenario on one system; `warm`: its connections are open already."""
+    lab.model.answer_as(scenario.model)
+    async with lab.awake(name, scenario.workers) as system:
+        clients = [_Client(system, scenario) for _ in range(scenario.conversations)]
+        opened = 1 if warm else ARQ_SLOTS if name == ARQ else SLOTS
+        await asyncio.gather(*(c.prepare(warm=n < opened) for n, c in enumerate(clients)))
+        gc.collect()
+        workers = system.programs[: scenario.workers]
+        for program in workers:
+            forget_peak(program.pid)
+        first = await redis_work(lab.redis)
+        before = await redis_work(lab.redis)
+        asking = before.since(first)
+        cpu, start_s = _Cpu(workers, lab.model.program), time.perf_counter()
+        until_s, apart_s = start_s + scenario.seconds, scenario.model.duration_s / len(clients)
+        await asyncio.gather(
+            *(c.run(after_s=n * apart_s, until_s=until_s) for n, c in enumerate(clients))
+        )
+        worker_s, model_s, own_s = cpu.spent()
+        work = (await redis_work(lab.redis)).since(before.plus(asking))
+        peaks = [peak_rss_mb(program.pid) for program in workers]
+    timings = [timing for client in clients for timing in client.timings]
+    return Sample(
+        turns=len(timings),
+        wrong=sum(timing.text != scenario.model.text for timing in timings),
+        wall_s=max(timing.done_s for timing in timings) - start_s,
+        added_first_ms=[
+            (t.first_s - t.submitted_s) * 1000 - scenario.model.ttft_ms for t in timings
+        ],
+        worker_cpu_s=worker_s,
+        redis_cpu_s=work.cpu_s,
+        client_cpu_s=own_s,
+        model_cpu_s=model_s,
+        redis_commands=work.commands,
+        redis_requests=work.requests,
+        redis_bytes=work.bytes,
+        worker_peak_mb=max(peaks, default=0.0),
+    )
+
+
+async def burst(lab: Lab, name: str, *, bursts: int) -> Burst:
+    """Submit turns of one conversation at once, and ask the model when it was asked."""
+    lab.model.answer_as(_BURST)
+    gaps: list[float] = []
+    most, kept = 1, 0
+    async with lab.awake(name) as system:
+        for _ in range(bursts):
+            conversation_id = new_id("burst")
+            await asyncio.gather(
+                *(system.turn(conversation_id, _TEXT) for _ in range(_BURST_TURNS))
+            )
+            spans = sorted(
+                (entry["received_at_ms"], entry["received_at_ms"] + entry["duration_ms"])
+                for entry in lab.model.requests(conversation_id)
+            )
+            gaps += [after[0] - before[1] for before, after in itertools.pairwise(spans)]
+            most = max(most, *(sum(a <= at < b for a, b in spans) for at, _ in spans))
+            kept += await system.kept(conversation_id)
+    in_turn = most == 1
+    return Burst(
+        system=name,
+        turns=bursts * _BURST_TURNS,
+        gap_p50_ms=quantile(gaps, 0.5) if in_turn else None,
+        gap_p99_ms=quantile(gaps, 0.99) if in_turn else None,
+        most_at_once=most,
+        kept=kept,
+        expected=2 * bursts * _BURST_TURNS,
+    )

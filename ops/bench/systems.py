@@ -1,0 +1,292 @@
+"""The systems that are compared, as a client drives them: one turn, timed."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, NamedTuple, Protocol, cast
+
+import msgspec
+from arq.connections import ArqRedis, RedisSettings, create_pool
+from openai import AsyncOpenAI
+
+from contracts import ContextAppend, TextDelta, TurnClient, TurnCompleted, TurnFailed, UserMessage
+from contracts.connection import AsyncRedis, open_async
+from contracts.conversation import AssistantEntry, ContextEntry, UserEntry
+from contracts.jobs import deserialize_job, serialize_job
+from ops.bench.baselines import arq_worker, raw_worker
+from ops.bench.programs import Program
+
+SLOTS: Final = 256
+"""Turns that one worker runs at once, where the system has such a limit."""
+ARQ_SLOTS: Final = 10
+"""The same by ARQ's default."""
+_SENTENCE: Final = "This is one of the messages that came before, as long as most of them are."
+
+
+class Timing(NamedTuple):
+    """One turn as its client saw it; seconds of `time.perf_counter`."""
+
+    submitted_s: float
+    first_s: float
+    """When the first text was there."""
+    done_s: float
+    text: str
+    """The whole reply; empty if there was none."""
+
+
+class System(Protocol):
+    """One way to have turns answered."""
+
+    name: str
+    programs: Sequence[Program]
+    """Its workers; none where the client does it all."""
+
+    async def seed(self, conversation_id: str, messages: int) -> None:
+        """Give a conversation a history."""
+        ...
+
+    async def turn(self, conversation_id: str, text: str) -> Timing:
+        """Run one turn and wait for its end."""
+        ...
+
+    async def kept(self, conversation_id: str) -> int:
+        """Return how many messages the conversation has."""
+        ...
+
+
+class Turnline:
+    """Turnline itself, through its client, reading every event."""
+
+    def __init__(self, name: str, client: TurnClient, programs: Sequence[Program]) -> None:
+        """Use a connected client."""
+        self.name = name
+        self.programs = programs
+        self.client = client
+
+    async def seed(self, conversation_id: str, messages: int) -> None:
+        """Append messages without an answer."""
+        entries = tuple(
+            UserEntry(content=_SENTENCE) if n % 2 == 0 else AssistantEntry(content=_SENTENCE)
+            for n in range(messages)
+        )
+        message = ContextAppend(
+            conversation_id=conversation_id, messages=cast("tuple[ContextEntry, ...]", entries)
+        )
+        await self.client.result(await self.client.submit(message))
+
+    async def turn(self, conversation_id: str, text: str) -> Timing:
+        """Submit, then read the turn's events."""
+        submitted_s, first_s = time.perf_counter(), 0.0
+        receipt = await self.client.submit(UserMessage(conversation_id=conversation_id, text=text))
+        reply = ""
+        async for event in self.client.events(receipt):
+            if not first_s and isinstance(event, TextDelta):
+                first_s = time.perf_counter()
+            elif isinstance(event, TurnCompleted):
+                reply = event.text
+            elif isinstance(event, TurnFailed):
+                break
+        done_s = time.perf_counter()
+        return Timing(submitted_s, first_s or done_s, done_s, reply)
+
+    async def kept(self, conversation_id: str) -> int:
+        """Count what is committed."""
+        return len((await self.client.history(conversation_id)).messages)
+
+
+class _Queued:
+    """What the baselines' clients share: one stream of events per turn, read to its end."""
+
+    def __init__(self, name: str, redis: AsyncRedis, programs: Sequence[Program]) -> None:
+        self.name = name
+        self.programs = programs
+        self.redis = redis
+
+    async def turn(self, conversation_id: str, text: str) -> Timing:
+        """Enqueue, then read the turn's stream."""
+        turn_id = uuid.uuid4().hex
+        submitted_s, first_s = time.perf_counter(), 0.0
+        await self._enqueue(conversation_id, turn_id, text)
+        stream, after = arq_worker.EVENTS + turn_id, "0"
+        while True:
+            command = ("XREAD", "COUNT", 512, "BLOCK", 5000, "STREAMS", stream, after)
+            for _, entries in await self.redis.execute_command(*command) or ():
+                for entry_id, fields in entries:
+                    after = entry_id
+                    first_s = first_s or time.perf_counter()
+                    if b"done" in fields:
+                        done_s = time.perf_counter()
+                        return Timing(submitted_s, first_s, done_s, fields[b"done"].decode())
+
+    async def _enqueue(self, conversation_id: str, turn_id: str, text: str) -> None:
+        raise NotImplementedError
+
+
+class Arq(_Queued):
+    """A stock ARQ worker; see `ops.bench.baselines.arq_worker`."""
+
+    def __init__(
+        self, name: str, redis: AsyncRedis, programs: Sequence[Program], pool: ArqRedis
+    ) -> None:
+        """Enqueue through ARQ's own client."""
+        super().__init__(name, redis, programs)
+        self._pool = pool
+
+    async def seed(self, conversation_id: str, messages: int) -> None:
+        """Write the history."""
+        stored = msgspec.json.encode(_history(messages))
+        await self.redis.execute_command("SET", arq_worker.HISTORY + conversation_id, stored)
+
+    async def kept(self, conversation_id: str) -> int:
+        """Count what the history holds."""
+        stored = await self.redis.execute_command("GET", arq_worker.HISTORY + conversation_id)
+        return len(msgspec.json.decode(stored or b"[]"))
+
+    async def _enqueue(self, conversation_id: str, turn_id: str, text: str) -> None:
+        await arq_worker.enqueue(self._pool, conversation_id, turn_id, text)
+
+
+class Raw(_Queued):
+    """The floor; see `ops.bench.baselines.raw_worker`."""
+
+    async def seed(self, conversation_id: str, messages: int) -> None:
+        """Write the history."""
+        stored = [msgspec.json.encode(message) for message in _history(messages)]
+        await self.redis.execute_command("RPUSH", raw_worker.HISTORY + conversation_id, *stored)
+
+    async def kept(self, conversation_id: str) -> int:
+        """Count what the history holds."""
+        count: int = await self.redis.execute_command("LLEN", raw_worker.HISTORY + conversation_id)
+        return count
+
+    async def _enqueue(self, conversation_id: str, turn_id: str, text: str) -> None:
+        words = ("c", conversation_id, "t", turn_id, "m", text)
+        await self.redis.execute_command("XADD", raw_worker.JOBS, "*", *words)
+
+
+class Direct:
+    """`AsyncOpenAI` in the client's own process: no queue, and a history that dies with it."""
+
+    def __init__(self, name: str, client: AsyncOpenAI) -> None:
+        """Use one client for all conversations."""
+        self.name = name
+        self.programs: Sequence[Program] = ()
+        self._client = client
+        self._histories: dict[str, list[dict[str, str]]] = {}
+
+    async def seed(self, conversation_id: str, messages: int) -> None:
+        """Remember a history."""
+        self._histories[conversation_id] = _history(messages)
+
+    async def kept(self, conversation_id: str) -> int:
+        """Count what is remembered."""
+        return len(self._histories.get(conversation_id, ()))
+
+    async def turn(self, conversation_id: str, text: str) -> Timing:
+        """Ask the model."""
+        submitted_s, first_s = time.perf_counter(), 0.0
+        messages = self._histories.setdefault(conversation_id, [])
+        messages.append({"role": "user", "content": text})
+        stream = await self._client.chat.completions.create(
+            model="grok-4.3",
+            messages=cast("Any", messages),
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_headers={"x-grok-conv-id": conversation_id},
+        )
+        pieces: list[str] = []
+        async for chunk in stream:
+            if chunk.choices and (piece := chunk.choices[0].delta.content):
+                first_s = first_s or time.perf_counter()
+                pieces.append(piece)
+        reply = "".join(pieces)
+        messages.append({"role": "assistant", "content": reply})
+        return Timing(submitted_s, first_s, time.perf_counter(), reply)
+
+
+def _history(messages: int) -> list[dict[str, str]]:
+    return [
+        {"role": "assistant" if n % 2 else "user", "content": _SENTENCE} for n in range(messages)
+    ]
+
+
+# Starting them
+
+
+def _worker(redis_url: str, base_url: str, number: int, settings: Mapping[str, str]) -> Program:
+    environ = {
+        "TURNLINE_REDIS_URL": redis_url,
+        "TURNLINE_BASE_URL": base_url,
+        "TURNLINE_SLOTS": str(SLOTS),
+        "TURNLINE_WORKER_NAME": f"bench-{number}",
+        "TURNLINE_LOG_LEVEL": "warning",
+        "XAI_API_KEY": "xai-bench",
+        **settings,
+    }
+    return Program("worker", environ=environ)
+
+
+@asynccontextmanager
+async def turnline(
+    name: str, redis_url: str, base_url: str, workers: int = 1
+) -> AsyncGenerator[System]:
+    """Run Turnline's workers. They are ready when the first turn is answered."""
+    async with AsyncExitStack() as stack:
+        programs = [
+            stack.enter_context(_worker(redis_url, base_url, n, {})) for n in range(workers)
+        ]
+        client = await stack.enter_async_context(TurnClient.connect(redis_url))
+        yield Turnline(name, client, programs)
+
+
+@asynccontextmanager
+async def arq(
+    name: str, redis_url: str, base_url: str, workers: int = 1, *, tuned: bool
+) -> AsyncGenerator[System]:
+    """Run stock ARQ workers: as they come, or polling every 10 ms with the others' slots."""
+    options = ("--poll-s", "0.01", "--max-jobs", str(SLOTS), "--uvloop") if tuned else ()
+    async with AsyncExitStack() as stack:
+        programs = [
+            stack.enter_context(
+                Program(arq_worker.__name__, "--redis", redis_url, "--base-url", base_url, *options)
+            )
+            for _ in range(workers)
+        ]
+        redis = open_async(redis_url, retries=0)
+        stack.push_async_callback(redis.aclose)
+        pool = await create_pool(
+            RedisSettings.from_dsn(redis_url),
+            job_serializer=serialize_job,
+            job_deserializer=deserialize_job,
+        )
+        stack.push_async_callback(pool.aclose)
+        yield Arq(name, redis, programs, pool)
+
+
+@asynccontextmanager
+async def raw(name: str, redis_url: str, base_url: str, workers: int = 1) -> AsyncGenerator[System]:
+    """Run the floor's workers."""
+    async with AsyncExitStack() as stack:
+        redis = open_async(redis_url, retries=0)
+        stack.push_async_callback(redis.aclose)
+        group = ("XGROUP", "CREATE", raw_worker.JOBS, raw_worker.GROUP, "0", "MKSTREAM")
+        await redis.execute_command(*group)
+        programs = [
+            stack.enter_context(
+                Program(
+                    raw_worker.__name__,
+                    *("--redis", redis_url, "--base-url", base_url),
+                    *("--consumer", str(n), "--slots", str(SLOTS)),
+                )
+            )
+            for n in range(workers)
+        ]
+        yield Raw(name, redis, programs)
+
+
+@asynccontextmanager
+async def direct(name: str, base_url: str) -> AsyncGenerator[System]:
+    """Open the SDK's client as it comes."""
+    async with AsyncOpenAI(api_key="xai-bench", base_url=base_url, max_retries=0) as client:
+        yield Direct(name, client)

@@ -1,0 +1,68 @@
+"""`turnline agents`: the profiles of an agents file, and what is wrong with it."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from ops.cli import output
+from ops.cli.failures import Failed, Failure
+from worker.agents import Agent, BadAgents, read_agents
+from worker.tools.loading import load_tools
+
+_encode = msgspec.json.Encoder().encode
+
+
+@click.command(
+    epilog="\b\nFor example:\n"
+    "  turnline agents --agents agents.toml\n"
+    "  turnline agents --json | jq 'keys'"
+)
+@click.option(
+    "--agents",
+    "path",
+    envvar="TURNLINE_AGENTS",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The agents file.  [env var: TURNLINE_AGENTS]",
+)
+@click.option("--tools", "modules", envvar="TURNLINE_TOOLS", default="", hidden=True)
+@click.option("--schemas", envvar="TURNLINE_TOOL_SCHEMAS", default="", hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def agents(*, path: Path | None, modules: str, schemas: str, as_json: bool) -> None:
+    """List the agents that a worker started here would know.
+
+    Exits with 1 if the file cannot be used: a worker would not start.
+    """
+    if path is None:
+        raise Failure("name a file with --agents or TURNLINE_AGENTS, such as agents.toml")
+    loaded = load_tools(modules, schemas)
+    names = [*(it.name for it in loaded.tools), *(it.function.name for it in loaded.schemas)]
+    try:
+        found = read_agents(path, names)
+    except BadAgents as error:
+        raise Failed(str(error)) from None
+    if as_json:
+        click.echo(_encode(found))
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Agent]) -> None:
+    to = output.console()
+    shown = output.table("agent", "model", "tools", "limits", "prompt")
+    for name, agent in found.items():
+        limits = {
+            "rounds": agent.max_tool_rounds,
+            "result bytes": agent.tool_result_bytes,
+            "wait s": agent.tool_wait_s,
+        }
+        prompt = agent.description or agent.system_prompt or ""
+        shown.add_row(
+            name,
+            agent.model or "worker's",
+            "all" if agent.tools is None else ", ".join(agent.tools) or "none",
+            ", ".join(f"{value:g} {word}" for word, value in limits.items() if value) or "worker's",
+            output.printable(prompt.partition("\n")[0][:80]),
+        )
+    to.print(shown)

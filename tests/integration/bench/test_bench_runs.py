@@ -1,0 +1,99 @@
+"""The benchmark itself: every system answers rightly, is measured, and leaves nothing behind."""
+
+import signal
+import subprocess
+import sys
+
+import msgspec
+import psutil
+import pytest
+
+from ops.bench.fleet import Size, arq_in_flight, turnline_in_flight
+from ops.bench.lab import open_lab
+from ops.bench.running import burst, sample
+from ops.bench.scenarios import ALL, DIRECT, INSTANT, Model, Scenario
+from tests.support.recordings import REPOSITORY
+
+TINY = Scenario(name="tiny", title="tiny", model=INSTANT, conversations=2, seconds=0.02)
+
+
+async def test_every_system_is_measured_and_answers_rightly() -> None:
+    """All five run the same turns to the same text, and each process' share is seen."""
+    async with open_lab() as lab:
+        await lab.start(ALL, 1)
+        for name in ALL:
+            for scenario in (TINY, msgspec.structs.replace(TINY, context=20)):
+                one = await sample(lab, scenario, name, warm=False)
+
+                assert one.turns >= 2, name
+                assert one.wrong == 0, name
+                assert min(one.client_cpu_s, one.model_cpu_s, one.wall_s) > 0
+                queued = name != DIRECT
+                assert (one.worker_cpu_s > 0) == queued, name
+                assert (one.redis_commands > 0) == queued, name
+                assert (one.worker_peak_mb > 0) == queued, name
+
+
+async def test_a_burst_on_one_conversation_is_answered_in_turn() -> None:
+    """Turnline asks the model once at a time and keeps every message; the floor does not wait."""
+    async with open_lab() as lab:
+        await lab.start(["turnline", "floor"], 2)
+        seen = await burst(lab, "turnline", bursts=1)
+
+        assert seen.most_at_once == 1
+        assert seen.kept == seen.expected == 20
+        assert seen.gap_p50_ms is not None
+
+        at_once = await burst(lab, "floor", bursts=1)
+
+        assert at_once.most_at_once > 1
+        assert at_once.gap_p50_ms is None
+
+
+async def test_a_paced_model_is_slower_than_an_instant_one() -> None:
+    """The pace reaches the model: what is added is counted without it."""
+    paced = msgspec.structs.replace(TINY, model=Model(chunks=3, ttft_ms=40, itl_ms=5))
+    async with open_lab() as lab:
+        await lab.start(["floor"], 1)
+        one = await sample(lab, paced, "floor", warm=False)
+
+        assert one.wrong == 0
+        assert min(one.added_first_ms) > 0
+        assert one.wall_s > 0.05
+
+
+async def test_a_fleet_of_24_workers_has_2400_turns_in_flight(redis_url: str) -> None:
+    """As many as it has slots, all of which complete once the model answers."""
+    fleet = await turnline_in_flight(redis_url, Size(workers=24, slots=100))
+
+    assert (fleet.in_flight, fleet.completed) == (2_400, 2_400)
+
+
+async def test_a_stock_arq_fleet_stops_at_five_workers_worth(redis_url: str) -> None:
+    """The limit that the lease table removes is there in ARQ, at any size."""
+    fleet = await arq_in_flight(redis_url, Size(workers=8, slots=20))
+
+    assert fleet.in_flight == 5 * 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_process(number: signal.Signals) -> None:
+    """Frozen ones included."""
+    starter = "from ops.bench.cli import bench; bench()"
+    with subprocess.Popen(
+        [sys.executable, "-c", starter, "--only", "instant-20-c1", "--rounds", "50"],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stderr is not None
+        while "round 1" not in run.stderr.readline():
+            pass
+        started = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(number)
+        run.stderr.read()
+
+    assert len(started) >= 6
+    gone, alive = psutil.wait_procs(started, timeout=20)
+    assert (len(gone), alive) == (len(started), [])
