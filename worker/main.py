@@ -25,10 +25,11 @@ from contracts.jobs import deserialize_job, serialize_job
 from contracts.keys import ShardKeys, shard_keys
 from worker.agents import AgentsFile, BadAgents, Planner
 from worker.batching import ScriptBatcher
-from worker.conversation import ConversationDriver, DriverSettings
+from worker.conversation import ConversationDriver
 from worker.jobs import run_conversation
 from worker.observing import Observer
 from worker.pipeline.calls import CallObserver
+from worker.ports import DriverSettings
 from worker.queue import LeasedWorker, LeaseSettings
 from worker.reply_format import request_format
 from worker.services.grok.llm import GrokLLMService

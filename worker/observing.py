@@ -82,8 +82,13 @@ class Unobserved:
     """Nobody watches. Is both kinds of observer."""
 
     def attempt(
-        self, lease: Lease, loaded: Loaded, *, began_at_s: float, loaded_at_s: float
-    ) -> AttemptObserver:  # noqa: ARG002  as all below: the port's
+        self,
+        lease: Lease,  # noqa: ARG002  the port's
+        loaded: Loaded,  # noqa: ARG002  the port's
+        *,
+        began_at_s: float,  # noqa: ARG002  the port's
+        loaded_at_s: float,  # noqa: ARG002  the port's
+    ) -> AttemptObserver:
         """Return this."""
         return self
 

@@ -102,11 +102,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: Literal["text", "json"] = "text"
     """Logs go to standard error, one line per event."""
     trace_store: Annotated[int, Meta(ge=0)] = 1_000
-    """Newest attempts per shard whose traces are kept in Redis for `turnline trace`; 0 keeps none."""
+    """Newest attempts per shard whose traces are kept for `turnline trace`; 0 keeps none."""
     send_traceparent: bool = False
     """Send the trace context of each call to the provider."""
     redactor: str = ""
-    """Function `module:name` that every span passes: (name, attributes) -> attributes that leave."""
+    """Function `module:name` that every span passes: (name, attributes) -> what leaves."""
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """Loopback port on which Prometheus finds /metrics; 0 opens none."""
     worker_name: str = msgspec.field(

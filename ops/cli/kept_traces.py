@@ -88,13 +88,13 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def choose(connection: Connection, choice: Choice, limit: int) -> list[TracedTurn]:
     """Return turns that have ended: the newest, the slowest or the newest that failed."""
-    wanted = "failed" if choice == "failed" else ""
-    rows = [row for row in _rows(connection) if row.state and row.state in {wanted or row.state}]
+    wanted = {"failed"} if choice == "failed" else {"completed", "failed", "interrupted"}
+    rows = [row for row in _rows(connection) if row.state in wanted]
     if choice == "slow":
         rows.sort(key=lambda row: -row.duration_ms)
     else:
         rows.sort(key=lambda row: row.at, reverse=True)
-    chosen = list(dict.fromkeys(row.turn for row in rows if row.state != "absorbed"))[:limit]
+    chosen = list(dict.fromkeys(row.turn for row in rows))[:limit]
     found = {turn.turn_id: turn for turn in _gather(connection, lambda row: row.turn in chosen)}
     return [found[turn_id] for _, turn_id in chosen]
 
@@ -174,7 +174,7 @@ def joined(told: Sequence[TurnSpans]) -> TracedTurn:
     return turn
 
 
-# -- where no trace is kept ---------------------------------------------------------------------------
+# -- where no trace is kept ---------------------------------------------------------------------
 
 
 def _from_records(connection: Connection, conversation_id: str) -> list[TracedTurn]:

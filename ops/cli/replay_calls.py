@@ -1,7 +1,7 @@
 """The recorded services of a replay: how workers get them, and what they executed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -147,7 +147,7 @@ class ReplayedServices:
 @contextmanager
 def replayed_services(
     dialogues: Path, tools: Path | None, *, elsewhere: bool
-) -> Iterator[ReplayedServices | None]:
+) -> Generator[ReplayedServices | None, None, None]:
     """Prepare the services, if there is a file of tools.
 
     Raises:

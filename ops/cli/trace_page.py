@@ -136,7 +136,8 @@ def _row(row: Row, whole_ms: float) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    values: list[object] = value if isinstance(value, list) else [value]
+    return ", ".join(map(str, values))
 
 
 def _safe(words: str) -> str:

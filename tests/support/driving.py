@@ -11,10 +11,11 @@ from contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_of, shard_keys
 from contracts.scripts import Call, load_script, run, text
 from ops.simulator import Simulator
 from worker.batching import ScriptBatcher
-from worker.conversation import ConversationDriver, DriverSettings
+from worker.conversation import ConversationDriver
 from worker.lease import Lease
 from worker.main import GrokServices
 from worker.outcome import Outcome, Parked
+from worker.ports import DriverSettings
 from worker.settings import Settings, from_env
 from worker.store.breakers import Breakers
 from worker.store.cache import ContextCache

@@ -110,12 +110,13 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 def _parts(content: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "content": content[:_TEXT_CHARS]}]
-    return [
-        {"type": "text", "content": str(part["text"])[:_TEXT_CHARS]}
-        if isinstance(part, Mapping) and "text" in part
-        else {"type": "image"}
-        for part in content or ()
-    ]
+    parts: list[Any] = list(content or ())
+    return [_part(part) for part in parts]
+
+
+def _part(part: Any) -> dict[str, Any]:
+    text = part.get("text") if hasattr(part, "get") else None
+    return {"type": "image"} if text is None else {"type": "text", "content": text[:_TEXT_CHARS]}
 
 
 def _text(value: Any) -> str:

@@ -192,7 +192,9 @@ def lost_attempts(
         if not silent or any(not _is_open(call) for call in calls):
             break
         silent -= 1
-        spans = [*_lost(attempt, calls, loaded, trace, ids, now_ns, place), *spans]
+        began_ms = loaded.since_ms if attempt == 1 else calls[0].started_at_ms if calls else 0
+        lost = _Lost(attempt, began_ms * 1_000_000 or now_ns, now_ns, calls)
+        spans = [*_spans_of(lost, trace, ids, place), *spans]
         now_ns = spans[0].start_ns
     return spans
 
@@ -202,26 +204,27 @@ def _is_open(call: CallEntry) -> bool:
     return call.state == "unknown" and call.error is None and not call.duration_ms
 
 
-def _lost(
-    attempt: int,
-    calls: Sequence[CallEntry],
-    loaded: Loaded,
-    trace: TurnTrace,
-    ids: Attributes,
-    now_ns: int,
-    place: CallPlace,
-) -> list[Span]:
-    span_id = attempt_id(trace, attempt)
-    began_ms = loaded.since_ms if attempt == 1 else calls[0].started_at_ms if calls else 0
-    began_ns = began_ms * 1_000_000 or now_ns
+class _Lost(NamedTuple):
+    """An attempt that ended without a word."""
+
+    attempt: int
+    began_ns: int
+    ended_ns: int
+    """At the latest."""
+    calls: Sequence[CallEntry]
+    """Open when it ended."""
+
+
+def _spans_of(lost: _Lost, trace: TurnTrace, ids: Attributes, place: CallPlace) -> list[Span]:
+    span_id, now_ns = attempt_id(trace, lost.attempt), lost.ended_ns
     process = Span(
         name=n.PROCESS,
         kind="consumer",
         span_id=span_id,
         parent_id=trace.span_id,
-        start_ns=min(began_ns, now_ns),
+        start_ns=min(lost.began_ns, now_ns),
         end_ns=now_ns,
-        attributes={**ids, n.ATTEMPT: attempt, n.ATTEMPT_OUTCOME: "crashed"},
+        attributes={**ids, n.ATTEMPT: lost.attempt, n.ATTEMPT_OUTCOME: "crashed"},
         error=WORKER_LOST,
         links=(trace.sent,) if trace.sent is not None else (),
     )
@@ -244,6 +247,6 @@ def _lost(
             },
             error=WORKER_LOST,
         )
-        for number, call in enumerate(calls, 1)
+        for number, call in enumerate(lost.calls, 1)
     ]
     return [process, *below]

@@ -40,7 +40,7 @@ _WAIT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 class Meter:
     """Values of one metric by labels."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  a table of meters reads better without names
         self,
         kind: Literal["counter", "gauge", "histogram"],
         name: str,
@@ -248,7 +248,7 @@ class TurnMeters:
             self.cost.add(usage.cost_usd_ticks / 1e10, model)
 
 
-# -- as Prometheus reads them -----------------------------------------------------------------------
+# -- as Prometheus reads them ---------------------------------------------------------------------
 
 _UNITS: Final = {"s": "_seconds", "USD": "_usd"}
 

@@ -93,7 +93,7 @@ class Sampler:
         return int(turn.trace_id[16:], 16) < self._bound
 
 
-def readable(span: Span, turn: TurnSpans, resource: Resource, state: TraceState) -> ReadableSpan:
+def readable(span: Span, resource: Resource, state: TraceState) -> ReadableSpan:
     """Return a span as OpenTelemetry's SDK has them."""
     trace_id = int(span.trace_id, 16)
     parent = None
@@ -188,7 +188,7 @@ class OtlpSpans:
         self._given += len(turn.spans)
         state = TraceState.from_header([turn.tracestate]) if turn.tracestate else _NO_STATE
         for span in turn.spans:
-            self._processor.on_end(readable(span, turn, self._resource, state))
+            self._processor.on_end(readable(span, self._resource, state))
 
     def close(self, *, within_s: float) -> None:
         """Send what waits; after `within_s` the rest is given up. Blocks."""
@@ -204,7 +204,7 @@ class OtlpMetrics:
         self._resource = resource
         self._meters = meters
         self._began_ns = time.time_ns()
-        self._exporter = OTLPMetricExporter(**_options("METRICS"))
+        self._exporter: Any = OTLPMetricExporter(**_options("METRICS"))
         every_ms = float(environ.get("OTEL_METRIC_EXPORT_INTERVAL", _METRICS_EVERY_MS))
         self._every_s = every_ms / 1000
         self._stop = threading.Event()

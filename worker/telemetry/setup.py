@@ -1,4 +1,4 @@
-"""Puts telemetry together from settings and the standard `OTEL_*` variables, and ends it in time."""
+"""Puts telemetry together from settings and the `OTEL_*` variables, and ends it in time."""
 
 import asyncio
 import importlib

@@ -104,7 +104,7 @@ def _tools_of(module: ModuleType, problems: list[str]) -> Iterator[LoadedTool]:
 
 def _as_tool(function: Any) -> Tool[Any, Any] | None:
     if isinstance(function, Tool):
-        return cast("Tool[Any, Any]", function)
+        return cast("Tool[Any, Any]", function)  # type: ignore[redundant-cast]  # pyright needs it
     if not callable(function):
         return None
     return Tool(function, ToolOptions(name=getattr(function, "__name__", "")))

@@ -1,0 +1,117 @@
+"""What is done to a fleet, when, and to whom: drawn from a seed, before anything runs."""
+
+import random
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+Kind = Literal[
+    "kill", "stop", "term", "redis-kill", "redis-clean", "redis-full", "flush", "cut", "outage"
+]
+PER_MINUTE: Final[Mapping[Kind, float]] = {
+    "kill": 23.0,
+    "stop": 7.0,
+    "term": 4.0,
+    "redis-kill": 0.8,
+    "redis-clean": 0.4,
+    "redis-full": 1.0,
+    "flush": 3.0,
+    "cut": 3.0,
+    "outage": 0.5,
+}
+"""`cut` ends Redis connections, `outage` makes the model fail for a few calls in a row."""
+HITS_REDIS: Final = frozenset({"redis-kill", "redis-clean", "redis-full", "cut"})
+ALWAYS: Final[tuple[Kind, ...]] = ("redis-kill", "redis-clean")
+"""Happen at least once in a run, however short."""
+
+FAULTS: Final[Mapping[str, float]] = {
+    "fin;at=tokens:4": 0.006,
+    "rst;at=tokens:6": 0.008,
+    "rst;at=before-headers": 0.006,
+    "accept-close": 0.004,
+    "eof;at=tokens:5": 0.006,
+    "rst;at=before-usage": 0.003,
+    "status=500": 0.006,
+    "unavailable": 0.006,
+    "rate-limit;retry_after=1": 0.006,
+    "capacity": 0.004,
+    "ok-json": 0.005,
+    "error-frame;at=tokens:3": 0.005,
+    "truncated-json;at=tokens:4": 0.004,
+    "bad-chunk-size;at=tokens:3": 0.002,
+    "garbage": 0.003,
+    "html=524;retry_after=1": 0.003,
+    "stall;at=tokens:3,seconds=1.5": 0.006,
+    "stall;at=before-headers,seconds=1": 0.004,
+    "stall-keepalive;at=tokens:2,seconds=1.2": 0.003,
+    "two-usages": 0.01,
+    "duplicate-finish": 0.01,
+    "no-done": 0.005,
+    "split-utf8": 0.01,
+    "dribble;bytes=40,ms=1": 0.005,
+    "comment;at=tokens:2": 0.01,
+    "gzip": 0.005,
+    "close": 0.01,
+    "idle-close;ms=20": 0.005,
+    "safety": 0.002,
+    "context-length": 0.001,
+}
+"""Scenarios of the simulator and the chance of each model call to meet it."""
+TERMINAL_CODES: Final = frozenset({"safety", "context_too_long", "crashed"})
+"""Ways for a turn to fail that the faults above explain."""
+
+
+class Planned(NamedTuple):
+    """One disturbance to come."""
+
+    at_s: float
+    kind: Kind
+    victim: float
+    """Whom it strikes: a share (0 to 1) of those that can be struck."""
+    lasts_s: float
+    """How long until it is undone."""
+
+
+class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
+    """One disturbance as it happened."""
+
+    kind: Kind
+    worker: str = ""
+    """Name of the worker struck; empty if it was all of them."""
+    from_ms: float
+    """Wall clock, ms since the Unix epoch."""
+    to_ms: float
+    """When it was undone: the worker runs again, Redis answers again."""
+
+
+_LASTS_S: Final[Mapping[Kind, tuple[float, float]]] = {
+    "kill": (0.0, 1.0),
+    "stop": (0.3, 6.0),
+    "term": (0.0, 0.5),
+    "redis-kill": (0.0, 1.0),
+    "redis-clean": (0.0, 1.0),
+    "redis-full": (0.1, 0.8),
+}
+
+
+def planned(seed: int, seconds: float, *, scale: float = 1.0) -> list[Planned]:
+    """Draw what happens in a run.
+
+    Args:
+        seed: The same seed gives the same plan.
+        seconds: How long the run takes; the last tenth of a second is left alone.
+        scale: Multiplies how often everything happens.
+    """
+    found: list[Planned] = []
+    for kind, per_minute in PER_MINUTE.items():
+        rng = random.Random(f"{seed} {kind}")
+        every_s = 60 / (per_minute * scale)
+        if kind in ALWAYS:
+            every_s = min(every_s, seconds / 1.5)
+        at_s = every_s * rng.uniform(0.3, 1.0)
+        while at_s < seconds - 0.1:
+            lasts_s = rng.uniform(*_LASTS_S.get(kind, (0.0, 0.0)))
+            found.append(Planned(at_s, kind, rng.random(), lasts_s))
+            at_s += every_s * rng.uniform(0.6, 1.4)
+    return sorted(found)

@@ -1,0 +1,360 @@
+"""Drills that each measure one promise: a kill, a stall, a hand-over, a cancellation."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final, Literal
+
+import msgspec
+
+from contracts import Receipt, TextDelta, TurnClient, TurnStarted, UserMessage
+from contracts.replies import TERMINAL, AnyEvent, TurnInterrupted
+from ops.chaos import sabotage, stalling
+from ops.chaos.recovery import percentile
+from ops.chaos.simulated import SimAdmin
+from ops.cli.failures import Failed
+from ops.cli.stack import Stack
+
+Name = Literal["kill", "stall", "term", "cancel"]
+Tell = Callable[[str], None]
+_DRAIN_S: Final = 10.0
+"""The workers' default grace period."""
+_STALL_S: Final = 2.0
+_PATIENCE_S: Final = 60.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One figure of a drill."""
+
+    what: str
+    value: float
+    unit: str
+    most: float | None = None
+    """The bound that it must keep; None if it only informs."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the bound is kept."""
+        return self.most is None or self.value <= self.most
+
+
+class Drilled(msgspec.Struct, frozen=True):
+    """The figures of one drill."""
+
+    name: Name
+    title: str
+    rows: list[Row]
+
+
+def run(name: Name, *, rounds: int, tell: Tell) -> Drilled:
+    """Carry out one drill. From the main thread only.
+
+    Args:
+        name: Which one.
+        rounds: How often; what a round is differs.
+        tell: Called with how it is going.
+
+    Raises:
+        Failed: A turn did not come as far as the drill needs it to.
+    """
+    drills: Mapping[Name, Callable[[int, Tell], Coroutine[Any, Any, Drilled]]]
+    drills = {"kill": _kill, "stall": _stall, "term": _term, "cancel": _cancel}
+    return asyncio.run(drills[name](rounds, tell))
+
+
+class _Watch:
+    """Reads one turn from its beginning and notes when it saw what."""
+
+    def __init__(self, client: TurnClient, receipt: Receipt) -> None:
+        self.receipt = receipt
+        self.events: list[tuple[float, AnyEvent]] = []
+        """(seconds on the wall clock, event)."""
+        self._news = asyncio.Condition()
+        self._task = asyncio.create_task(self._read(client))
+
+    async def _read(self, client: TurnClient) -> None:
+        events: Any = client.events(self.receipt)
+        async with aclosing(events):
+            async for event in events:
+                async with self._news:
+                    self.events.append((time.time(), event))
+                    self._news.notify_all()
+
+    async def until(self, holds: Callable[[AnyEvent], bool]) -> tuple[float, AnyEvent]:
+        """Return the first event for which this holds, and when it came.
+
+        Raises:
+            Failed: It did not come in time.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE_S), self._news:
+                while True:
+                    for at_s, event in self.events:
+                        if holds(event):
+                            return at_s, event
+                    await self._news.wait()
+        except TimeoutError:
+            kinds = [type(event).__name__ for _, event in self.events]
+            raise Failed(f"turn {self.receipt.turn_id} stands still behind {kinds}") from None
+
+    @property
+    def worker(self) -> str:
+        """Who makes the latest attempt."""
+        started = [event.worker for _, event in self.events if isinstance(event, TurnStarted)]
+        return started[-1] if started else ""
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts were seen."""
+        return max((event.attempt for _, event in self.events), default=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the terminal event was seen."""
+        return bool(self.events) and isinstance(self.events[-1][1], TERMINAL)
+
+    def misled(self) -> bool:
+        """Whether a reader saw a text twice, missed some, or was left with another one."""
+        attempt, text = 0, ""
+        for _, event in self.events:
+            if isinstance(event, TERMINAL):
+                return not getattr(event, "text", "").startswith(text.strip())
+            if event.attempt < attempt:
+                return True
+            if event.attempt > attempt:
+                attempt, text = event.attempt, ""
+            if isinstance(event, TextDelta):
+                if event.offset != len(text):
+                    return True
+                text += event.text
+        return False
+
+    async def close(self) -> None:
+        """Read no more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _watches(
+    client: TurnClient, conversations: Iterable[str]
+) -> AsyncGenerator[list[_Watch]]:
+    """Put one message into each conversation and watch what becomes of it."""
+    watches: list[_Watch] = []
+    try:
+        for name in conversations:
+            message = UserMessage(conversation_id=name, text="tell me everything")
+            watches.append(_Watch(client, await client.submit(message)))
+        yield watches
+    finally:
+        for watch in watches:
+            await watch.close()
+
+
+def _spoke(event: AnyEvent) -> bool:
+    return isinstance(event, TextDelta)
+
+
+def _spoke_again(event: AnyEvent) -> bool:
+    return isinstance(event, TextDelta) and event.attempt > 1
+
+
+def _ended(event: AnyEvent) -> bool:
+    return isinstance(event, TERMINAL)
+
+
+def _fleet(workers: int, **env: str) -> Stack:
+    """Return workers at default settings before a model that says a word every 20 ms."""
+    return Stack(
+        workers,
+        sim_options=("--ttft-ms", "50", "--itl-ms", "20", "--ledger-entries", "0"),
+        worker_env={"TURNLINE_LOG_LEVEL": "error", **env},
+    )
+
+
+async def _kill(rounds: int, tell: Tell) -> Drilled:
+    """SIGKILL a worker mid-stream and wait for another one's first delta."""
+    waits: list[float] = []
+    with _fleet(4) as stack:
+        SimAdmin(stack.base_url).add_rule("chunks=300", times=None)
+        async with TurnClient.connect(stack.redis_url) as client:
+            for n in range(rounds):
+                tell(f"kill {n + 1} of {rounds}")
+                async with _watches(client, [f"kill-{n}-{m}" for m in range(3)]) as watches:
+                    for watch in watches:
+                        await watch.until(_spoke)
+                    victim = watches[0].worker
+                    cut_off = [watch for watch in watches if watch.worker == victim]
+                    at_s = time.time()
+                    stack.kill(stack.worker_names.index(victim))
+                    for watch in cut_off:
+                        seen_s, _ = await watch.until(_spoke_again)
+                        waits.append(seen_s - at_s)
+                    for watch in watches:
+                        await client.interrupt(watch.receipt.conversation_id)
+                    stack.start(stack.worker_names.index(victim))
+                    for watch in watches:
+                        await watch.until(_ended)
+                    stack.wait_ready()
+    waits.sort()
+    return Drilled(
+        "kill",
+        "SIGKILL mid-stream, until another worker's first new delta",
+        [
+            Row("kills", rounds, ""),
+            Row("turns cut off", len(waits), ""),
+            Row("p50", percentile(waits, 0.5), "s", 2.0),
+            Row("p99", percentile(waits, 0.99), "s", 3.0),
+            Row("slowest", waits[-1], "s"),
+        ],
+    )
+
+
+async def _stall(rounds: int, tell: Tell) -> Drilled:
+    """Hold up a worker's event loop under load; its heartbeat goes on."""
+    kept = moved = misled = 0
+    environ = {**sabotage.environment(""), stalling.VARIABLE: str(_STALL_S)}
+    with _fleet(2, **environ) as stack:
+        SimAdmin(stack.base_url).add_rule("chunks=200", times=None)
+        async with TurnClient.connect(stack.redis_url) as client:
+            for n in range(rounds):
+                tell(f"stall {n + 1} of {rounds}")
+                async with _watches(client, [f"stall-{n}-{m}" for m in range(20)]) as watches:
+                    for watch in watches:
+                        await watch.until(_spoke)
+                    victim = watches[0].worker
+                    held = [watch for watch in watches if watch.worker == victim]
+                    os.kill(stack.pid(stack.worker_names.index(victim)), stalling.SIGNAL)
+                    for watch in watches:
+                        await watch.until(_ended)
+                    kept += sum(watch.attempts == 1 for watch in held)
+                    moved += sum(watch.attempts > 1 for watch in held)
+                    misled += sum(watch.misled() for watch in watches)
+    return Drilled(
+        "stall",
+        f"an event loop held up for {_STALL_S:g} s under load",
+        [
+            Row("stalls", rounds, ""),
+            Row("turns held up", kept + moved, ""),
+            Row("kept", kept, ""),
+            Row("gone on elsewhere", moved, ""),
+            Row("shown anything twice", misled, "", 0),
+        ],
+    )
+
+
+async def _term(rounds: int, tell: Tell) -> Drilled:
+    """SIGTERM a worker whose turns outlast the grace period, and some that do not."""
+    waits: list[float] = []
+    again = short = 0
+    with _fleet(3) as stack:
+        sim = SimAdmin(stack.base_url)
+        sim.add_rule("chunks=700", times=None, conversation="long-*")
+        sim.add_rule("chunks=200", times=None, conversation="short-*")
+        async with TurnClient.connect(stack.redis_url) as client:
+            for n in range(rounds):
+                tell(f"hand-over {n + 1} of {rounds}")
+                names = [f"{kind}-{n}-{m}" for m in range(4) for kind in ("long", "short")]
+                async with _watches(client, names) as watches:
+                    for watch in watches:
+                        await watch.until(_spoke)
+                    victim = next(w.worker for w in watches if _is_long(w))
+                    held = [watch for watch in watches if watch.worker == victim]
+                    at_s = time.time()
+                    stack.terminate(stack.worker_names.index(victim))
+                    for watch in filter(_is_long, held):
+                        seen_s, _ = await watch.until(_begun_again)
+                        waits.append(seen_s - at_s - _DRAIN_S)
+                    for watch in watches:
+                        if _is_long(watch):
+                            await client.interrupt(watch.receipt.conversation_id)
+                        await watch.until(_ended)
+                    short += sum(not _is_long(watch) for watch in held)
+                    again += sum(
+                        watch.attempts > 1
+                        for watch in watches
+                        if watch not in held or not _is_long(watch)
+                    )
+                    again += sum(watch.attempts > 2 for watch in watches)
+                    index = stack.worker_names.index(victim)
+                    stack.wait(index, _PATIENCE_S)
+                    stack.start(index)
+                    stack.wait_ready()
+    waits.sort()
+    return Drilled(
+        "term",
+        f"SIGTERM, from the end of the grace period ({_DRAIN_S:g} s) until the turn goes on",
+        [
+            Row("terminations", rounds, ""),
+            Row("turns handed over", len(waits), ""),
+            Row("p50", percentile(waits, 0.5), "s", 0.5),
+            Row("slowest", waits[-1], "s", 0.5),
+            Row("turns that finished in time", short, ""),
+            Row("of these, and of others, run twice", again, "", 0),
+        ],
+    )
+
+
+def _is_long(watch: _Watch) -> bool:
+    return watch.receipt.conversation_id.startswith("long-")
+
+
+def _begun_again(event: AnyEvent) -> bool:
+    return isinstance(event, TurnStarted) and event.attempt > 1
+
+
+async def _cancel(rounds: int, tell: Tell) -> Drilled:
+    """Interrupt a stream, and look when the model saw its connection closed."""
+    closed: list[float] = []
+    ended: list[float] = []
+    lost = uncounted = 0
+    with _fleet(2) as stack:
+        sim = SimAdmin(stack.base_url)
+        sim.add_rule("chunks=300", times=None)
+        async with TurnClient.connect(stack.redis_url) as client:
+            for n in range(rounds):
+                tell(f"cancellation {n + 1} of {rounds}")
+                name = f"cancel-{n}"
+                async with _watches(client, [name]) as (watch,):
+                    await watch.until(_spoke)
+                    at_s = time.time()
+                    await client.interrupt(name)
+                    seen_s, end = await watch.until(_ended)
+                ended.append((seen_s - at_s) * 1000)
+                kept = isinstance(end, TurnInterrupted) and bool(end.text)
+                context = (await client.history(name)).messages
+                lost += not (kept and context[-1].content == getattr(end, "text", ""))
+                uncounted += (await client.usage(name)).usage.completion_tokens == 0
+                closed.append(await _closed_after_ms(sim, name, at_s * 1000))
+    closed.sort()
+    ended.sort()
+    return Drilled(
+        "cancel",
+        "interrupt mid-stream, until the model's connection is closed",
+        [
+            Row("cancellations", rounds, ""),
+            Row("closed, p50", percentile(closed, 0.5), "ms"),
+            Row("closed, p99", percentile(closed, 0.99), "ms", 50),
+            Row("reader sees the end, p50", percentile(ended, 0.5), "ms"),
+            Row("reader sees the end, p99", percentile(ended, 0.99), "ms"),
+            Row("partial replies lost", lost, "", 0),
+            Row("without a count of tokens", uncounted, "", 0),
+        ],
+    )
+
+
+async def _closed_after_ms(sim: SimAdmin, conversation: str, from_ms: float) -> float:
+    """Return how long after a moment the model saw the connection of the only call closed."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        (entry,) = await asyncio.to_thread(_entries, sim, conversation)
+        if entry.disconnected_at_ms is not None:
+            return float(entry.disconnected_at_ms) - from_ms
+        await asyncio.sleep(0.01)
+    raise Failed(f"the model's connection for {conversation} was not closed")
+
+
+def _entries(sim: SimAdmin, conversation: str) -> Sequence[Any]:
+    return list(sim.entries(conversation=conversation))

@@ -1,0 +1,210 @@
+"""Reads back what a run left: conversations, reply stream, dead letters, keys, model calls."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from contracts.connection import SyncRedis
+from contracts.conversation import (
+    CallEntry,
+    ContextEntry,
+    Totals,
+    Usage,
+    decode_context_entry,
+)
+from contracts.keys import ConversationKeys, conversation_keys, shard_keys
+from contracts.replies import AnyEvent, TurnRecord, decode_event, decode_record
+from contracts.requests import TOTAL_FIELDS, read_totals
+from contracts.scripts import text
+from ops.chaos.simulated import Entry, SimAdmin
+from ops.chaos.traffic import REPLIES
+
+_decode_call = msgspec.json.Decoder(CallEntry).decode
+_MANY: Final = 1_000_000
+_PAGE: Final = 1_000
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One request that the model got, as the simulator noted it."""
+
+    messages: tuple[tuple[str, str], ...]
+    """(role, text), as the model was shown them."""
+    from_ms: float
+    outcome: str
+    """`whole`, `cut`, `error` or `open`."""
+    tokens_streamed: int
+    reported: Usage | None
+    """What the client was told that it used, if it was."""
+
+
+class Left(msgspec.Struct, kw_only=True):
+    """What Redis holds of one conversation."""
+
+    log: tuple[str, ...] = ()
+    """Turn ids in the order accepted."""
+    records: Mapping[str, TurnRecord] = {}
+    events: tuple[AnyEvent, ...] = ()
+    """The whole stream."""
+    is_trimmed: bool = False
+    """Whether the beginning of the stream is gone."""
+    context: tuple[ContextEntry, ...] = ()
+    calls: tuple[CallEntry, ...] = ()
+    totals: Totals = Totals()
+    inbox: int = 0
+    """Messages still in it."""
+    unfinished: tuple[str, ...] = ()
+    """What only a running turn may have: lease, steps, marks in the state."""
+
+
+class Evidence(msgspec.Struct, kw_only=True):
+    """Everything that a run left."""
+
+    left: Mapping[str, Left]
+    """By conversation id."""
+    replies: Mapping[str, int]
+    """Turn id to the number of its entries in the reply stream."""
+    dead: Sequence[tuple[str, str, str]]
+    """(conversation, turn, code) of each dead letter."""
+    lives: Mapping[str, int]
+    """Key to its time to live, ms; -1 if it has none."""
+    requests: Mapping[str, Sequence[Request]]
+    """By conversation id, oldest first."""
+
+
+def gather(redis: SyncRedis, sim: SimAdmin, conversations: Iterable[str]) -> Evidence:
+    """Read everything back.
+
+    Raises:
+        LedgerIncomplete: The simulator dropped part of its record.
+        redis.exceptions.RedisError: Redis does not answer.
+    """
+    shard = shard_keys(0)
+    requests: dict[str, list[Request]] = {}
+    for entry in sim.entries():
+        requests.setdefault(entry.conversation_id or "", []).append(_request(entry))
+    replies: dict[str, int] = {}
+    for _, fields in redis.execute_command("XRANGE", shard.reply_prefix + REPLIES, "-", "+"):
+        turn = decode_event(fields[b"e"]).turn_id
+        replies[turn] = replies.get(turn, 0) + 1
+    return Evidence(
+        left={name: _left(redis, conversation_keys(shard.tag, name)) for name in conversations},
+        replies=replies,
+        dead=[
+            (text(fields[b"c"]), text(fields[b"t"]), text(fields[b"code"]))
+            for _, fields in redis.execute_command("XRANGE", shard.dead, "-", "+")
+        ],
+        lives=dict(_lives(redis)),
+        requests=requests,
+    )
+
+
+def _left(redis: SyncRedis, keys: ConversationKeys) -> Left:
+    pipe = redis.pipeline(transaction=False)
+    for command in (
+        ("LRANGE", keys.log, 0, -1),
+        ("HGETALL", keys.turns),
+        ("XRANGE", keys.events, "-", "+"),
+        ("XINFO", "STREAM", keys.events),
+        ("LRANGE", keys.context, 0, -1),
+        ("LRANGE", keys.calls, 0, -1),
+        ("HMGET", keys.state, *TOTAL_FIELDS),
+        ("XLEN", keys.inbox),
+        ("EXISTS", keys.in_progress),
+        ("EXISTS", keys.job),
+        ("LLEN", keys.steps),
+        ("HMGET", keys.state, "running", "call"),
+    ):
+        pipe.execute_command(*command)
+    log, turns, events, info, context, calls, totals, inbox, *unfinished = pipe.execute(
+        raise_on_error=False
+    )
+    lease, job, steps, marks = unfinished
+    found = (
+        ("lease", lease),
+        ("job", job),
+        ("steps", steps),
+        ("mark `running`", marks[0]),
+        ("mark `call`", marks[1]),
+    )
+    return Left(
+        log=tuple(map(text, log)),
+        records={text(turn): decode_record(data) for turn, data in _pairs(turns)},
+        events=tuple(decode_event(fields[b"e"], text(id_)) for id_, fields in events),
+        is_trimmed=_was_trimmed(info),
+        context=tuple(map(decode_context_entry, context)),
+        calls=tuple(map(_decode_call, calls)),
+        totals=read_totals(totals),
+        inbox=inbox,
+        unfinished=tuple(what for what, there in found if there),
+    )
+
+
+def _was_trimmed(info: Any) -> bool:
+    """Read XINFO's answer; an error says that there is no stream."""
+    if isinstance(info, Exception):
+        return False
+    facts = dict(zip(map(text, info[::2]), info[1::2], strict=True))
+    return bool(facts["entries-added"] != facts["length"])
+
+
+def _pairs(reply: Any) -> Iterator[tuple[bytes, bytes]]:
+    yield from reply.items()
+
+
+def _lives(redis: SyncRedis) -> Iterator[tuple[str, int]]:
+    cursor = 0
+    while True:
+        reply = redis.execute_command("SCAN", cursor, "COUNT", _PAGE)
+        cursor, names = int(reply[0]), reply[1]
+        pipe = redis.pipeline(transaction=False)
+        for name in names:
+            pipe.execute_command("PTTL", name)
+        yield from zip(map(text, names), pipe.execute(), strict=True)
+        if not cursor:
+            return
+
+
+class _Part(msgspec.Struct):
+    text: str = ""
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Part] | None = None
+
+
+class _Body(msgspec.Struct):
+    messages: list[_Message]
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+def _request(entry: Entry) -> Request:
+    body = _decode_body(entry.body)
+    usage = entry.usage if entry.usage_reported else None
+    return Request(
+        messages=tuple((message.role, _words(message.content)) for message in body.messages),
+        from_ms=entry.received_at_ms,
+        outcome=entry.outcome,
+        tokens_streamed=entry.tokens_streamed,
+        reported=Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.completion_tokens_details.reasoning_tokens,
+            cached_tokens=usage.prompt_tokens_details.cached_tokens,
+            total_tokens=usage.total_tokens,
+            cost_usd_ticks=usage.cost_in_usd_ticks
+            if isinstance(usage.cost_in_usd_ticks, int)
+            else 0,
+        )
+        if usage is not None
+        else None,
+    )
+
+
+def _words(content: str | list[_Part] | None) -> str:
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content or ""

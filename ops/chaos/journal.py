@@ -1,0 +1,69 @@
+"""What producers sent and readers were shown, as they noted it while the fleet was disturbed."""
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["user", "fragment", "note", "speech", "setting", "interrupt"]
+"""`note` only appends to the context, `speech` is an event of the user's voice."""
+Outcome = Literal["unanswered", "accepted", "refused"]
+
+
+class Sent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One message as its producer knows it."""
+
+    turn: str
+    kind: Kind
+    text: str = ""
+    """What it adds to the context; begins with a mark that no other message has."""
+    act: Literal["", "interrupt", "rollback", "reject"] = ""
+    replies: bool = False
+    """Whether its end was also wanted in the reply stream."""
+    outcome: Outcome = "unanswered"
+    accepts: int = 0
+    """How many submissions of it were answered `accepted`."""
+    begun_ms: float = 0.0
+    """Producer's clock, ms since the Unix epoch: before the first submission."""
+    answered_ms: float = 0.0
+    """When the first answer came; 0 if none did."""
+
+
+class Shown(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one reader was shown of one turn, over all its connections."""
+
+    turn: str
+    by: Literal["events", "text", "result"]
+    ids: list[str] = []
+    """Ids of the events, in the order shown; only of a reader by `events`."""
+    text: str = ""
+    """What stood on its screen in the end."""
+    ended: str = ""
+    """Kind of the terminal event; empty if none came."""
+    resumed: int = 0
+    """Times it connected again."""
+
+
+class Chat(msgspec.Struct, kw_only=True):
+    """One conversation as its producers and readers know it."""
+
+    conversation: str
+    sent: list[Sent] = []
+    shown: list[Shown] = []
+    followed: list[str] = []
+    """Ids of all events, as a follower of the whole conversation saw them."""
+    followed_to_end: bool = False
+    resumed: int = 0
+    """Times the follower connected again."""
+    forgotten: bool = False
+
+
+class Journal(msgspec.Struct, kw_only=True):
+    """Everything that one traffic process noted."""
+
+    chats: list[Chat] = []
+    defects: list[str] = []
+    """What clients raised that no producer or reader may be told."""
+
+
+encode_journal = msgspec.json.Encoder().encode
+decode_journal = msgspec.json.Decoder(Journal).decode

@@ -1,0 +1,190 @@
+"""What a run came to: one table, or the same as JSON."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+from rich.console import Console
+
+from ops.chaos.checker import COLUMNS, Violation
+from ops.chaos.disturbances import Disturbance
+from ops.chaos.drills import Drilled
+from ops.chaos.driver import Outcome
+from ops.chaos.evidence import Evidence
+from ops.chaos.recovery import percentile, recoveries_s
+from ops.cli.output import say, table
+
+_NAMED = 12
+"""Violations that are told one by one."""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """The figures of one run."""
+
+    command: str
+    seed: int
+    seconds: float
+    turns: int
+    """Messages that were accepted, in conversations that were not forgotten on purpose."""
+    conversations: int
+    forgotten: int
+    """Conversations that were forgotten while they ran."""
+    ends: dict[str, int]
+    """How the turns ended."""
+    failures: dict[str, int]
+    """Codes of those that failed."""
+    readers: int
+    resumed: int
+    """Times that readers and followers connected again."""
+    calls: int
+    """Requests that the model got."""
+    kills: int
+    stops: int
+    terminations: int
+    redis_restarts: int
+    other: dict[str, int]
+    """Flushed scripts, cut connections and so on."""
+    faults: int
+    """Scenarios of the simulator that struck."""
+    refused_starts: int
+    violations: dict[str, int]
+    token_difference: int
+    """Between what the ledgers say was reported and what the model says it reported."""
+    recovery_p50_s: float
+    recovery_p99_s: float
+    slowest_recovery_s: float
+    """From a SIGKILL to the first new text of a turn that it cut off; faults and later
+    disturbances included."""
+    recoveries: int
+    named: list[Violation]
+    deaths: list[str]
+    defects: list[str]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every promise was kept."""
+        return not any(self.violations.values())
+
+
+def judge(
+    outcome: Outcome,
+    evidence: Evidence,
+    violations: Sequence[Violation],
+    *,
+    command: str,
+    seed: int,
+    token_difference: int,
+) -> Report:
+    """Count everything."""
+    chats = [chat for chat in outcome.journal.chats if not chat.forgotten]
+    kinds = Counter[str](each.kind for each in outcome.disturbances)
+    found = [*violations, *_of_the_run(outcome)]
+    columns = Counter[str](violation.column for violation in found)
+    left = [evidence.left[chat.conversation] for chat in chats]
+    recoveries = recoveries_s((it.events for it in left), _kills(outcome.disturbances))
+    shown = [shown for chat in chats for shown in chat.shown]
+    return Report(
+        command=command,
+        seed=seed,
+        seconds=round(outcome.seconds, 1),
+        turns=sum(sent.outcome == "accepted" for chat in chats for sent in chat.sent),
+        conversations=len(chats),
+        forgotten=len(outcome.journal.chats) - len(chats),
+        ends=dict(Counter[str](record.state for it in left for record in it.records.values())),
+        failures=dict(Counter(code for _, _, code in evidence.dead)),
+        readers=len(shown) + len(chats),
+        resumed=sum(it.resumed for it in shown) + sum(chat.resumed for chat in chats),
+        calls=sum(map(len, evidence.requests.values())),
+        kills=kinds.pop("kill", 0),
+        stops=kinds.pop("stop", 0),
+        terminations=kinds.pop("term", 0),
+        redis_restarts=kinds.pop("redis-kill", 0) + kinds.pop("redis-clean", 0),
+        other=dict(kinds),
+        faults=outcome.faults,
+        refused_starts=outcome.refused_starts,
+        violations={column: columns[column] for column in COLUMNS},
+        token_difference=token_difference,
+        recovery_p50_s=round(percentile(recoveries, 0.5), 2),
+        recovery_p99_s=round(percentile(recoveries, 0.99), 2),
+        slowest_recovery_s=round(recoveries[-1], 2) if recoveries else 0.0,
+        recoveries=len(recoveries),
+        named=found[:200],
+        deaths=outcome.deaths,
+        defects=outcome.journal.defects,
+    )
+
+
+def _kills(disturbances: Sequence[Disturbance]) -> list[Disturbance]:
+    return [each for each in disturbances if each.kind == "kill"]
+
+
+def _of_the_run(outcome: Outcome) -> list[Violation]:
+    """Return what went wrong outside of any conversation."""
+    found = [
+        Violation(column="broken", conversation="", what=f"a worker died: {words}")
+        for words in outcome.deaths
+    ]
+    found += [
+        Violation(column="broken", conversation="", what=f"a client raised: {words}")
+        for words in outcome.journal.defects
+    ]
+    if not outcome.is_done:
+        what = "producers and readers did not come to an end"
+        found.append(Violation(column="broken", conversation="", what=what))
+    if outcome.on_queue:
+        what = f"{outcome.on_queue} conversations were left on the queue"
+        found.append(Violation(column="lost", conversation="", what=what))
+    return found
+
+
+def show(report: Report, to: Console) -> None:
+    """Print the table, and the first violations by name."""
+    rows = table(
+        "", "count", title=f"seed {report.seed}, {report.seconds:.0f} s", numbers=("count",)
+    )
+    ends = ", ".join(f"{count} {state}" for state, count in sorted(report.ends.items()))
+    others = ", ".join(f"{count} {kind}" for kind, count in sorted(report.other.items()))
+    for name, value in (
+        ("turns", report.turns),
+        ("kills (SIGKILL)", report.kills),
+        ("stops (SIGSTOP)", report.stops),
+        ("terminations (SIGTERM)", report.terminations),
+        ("Redis restarts", report.redis_restarts),
+        ("model faults", report.faults),
+    ):
+        rows.add_row(name, f"{value:,}")
+    rows.add_section()
+    for column in COLUMNS:
+        count = report.violations[column]
+        rows.add_row(column, f"{count:,}", style="" if count == 0 else "bold red")
+    rows.add_row("token difference", f"{report.token_difference:,}")
+    rows.add_section()
+    rows.add_row("recovery p50, s", f"{report.recovery_p50_s:.2f}")
+    rows.add_row("recovery p99, s", f"{report.recovery_p99_s:.2f}")
+    rows.add_row("slowest recovery, s", f"{report.slowest_recovery_s:.2f}")
+    to.print(rows)
+    failures = ", ".join(f"{count} {code}" for code, count in sorted(report.failures.items()))
+    say(to, f"Turns: {ends}. Failures: {failures or 'none'}.")
+    say(
+        to,
+        f"{report.conversations} conversations, {report.forgotten} more forgotten while they ran; "
+        f"{report.readers} readers, connected again {report.resumed} times; {report.calls} model "
+        f"calls; {report.recoveries} turns cut off by kills. Also {others}; "
+        f"{report.refused_starts} starts while Redis was away.",
+    )
+    for violation in report.named[:_NAMED]:
+        where = " ".join(filter(None, (violation.conversation, violation.turn)))
+        say(to, f"{violation.column}: {where}: {violation.what}", "red")
+    if len(report.named) > _NAMED:
+        say(to, f"... and {sum(report.violations.values()) - _NAMED} more", "red")
+
+
+def show_drill(drilled: Drilled, to: Console) -> None:
+    """Print the figures of one drill; those outside of their bounds are marked."""
+    rows = table(drilled.name, "", "bound", title=drilled.title, numbers=("", "bound"))
+    for row in drilled.rows:
+        digits = 0 if float(row.value).is_integer() else 2 if row.unit == "s" else 1
+        bound = "" if row.most is None else f"{row.most:g} {row.unit}".strip()
+        value = f"{row.value:,.{digits}f} {row.unit}".strip()
+        rows.add_row(row.what, value, bound, style="" if row.is_kept else "bold red")
+    to.print(rows)

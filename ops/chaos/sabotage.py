@@ -1,0 +1,237 @@
+"""Breaks one promise on purpose, in the processes of a drill, to see that the checker names it.
+
+The patches are applied at the start of a process whose environment says so; `site/` holds the hook
+by which a worker finds them. Nothing here is imported by a worker that is left alone.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+VARIABLE: Final = "CHAOS_SABOTAGE"
+_ROOT: Final = Path(__file__).parents[2]
+
+
+class LuaPatch(NamedTuple):
+    """A text that stands once in a script, and what is to stand there instead."""
+
+    script: str
+    old: str
+    new: str
+
+
+def _lua(*patches: LuaPatch) -> Callable[[], None]:
+    return lambda: _patch_scripts(patches)
+
+
+def _keep_abandoned() -> None:
+    """Have calls of abandoned attempts counted as the answer's."""
+    ledger: Any = importlib.import_module("worker.ledger").Ledger
+    ledger.abandon = ledger.keep
+
+
+def _mix_totals() -> None:
+    """Add abandoned spend to the usage in the totals, though the entries tell them apart."""
+    store: Any = importlib.import_module("worker.store.conversations")
+    plain = store._totals  # noqa: SLF001  patching is what this is for
+
+    def mixed(effects: Any) -> Any:
+        return [(name.replace("a.", "u.", 1), amount) for name, amount in plain(effects)]
+
+    store._totals = mixed  # noqa: SLF001
+
+
+def _forget_calls() -> None:
+    """Leave calls of abandoned attempts out of the ledger."""
+    ledger: Any = importlib.import_module("worker.ledger").Ledger
+
+    def abandon(*_: Any) -> None:
+        """Note nothing."""
+
+    ledger.abandon = abandon
+
+
+def _bend_replies() -> None:
+    """Publish another text than the one that is committed."""
+    conversation: Any = importlib.import_module("worker.conversation")
+    plain = conversation.TurnRun._text  # noqa: SLF001
+
+    def text(run: Any) -> Any:
+        return plain(run) + "."
+
+    conversation.TurnRun._text = text  # noqa: SLF001
+
+
+def _forget_messages() -> None:
+    """Commit now and then without the messages."""
+    store: Any = importlib.import_module("worker.store.conversations")
+    plain = store._counted  # noqa: SLF001
+
+    def counted(effects: Any, shared: Any) -> Any:
+        if sum(effects.turn_id.encode()) % 29 == 0 and not effects.rewrite:
+            effects = type(effects)(
+                **{**{n: getattr(effects, n) for n in effects.__struct_fields__}, "messages": ()}
+            )
+        return plain(effects, shared)
+
+    store._counted = counted  # noqa: SLF001
+
+
+_HELD: Final = "if redis.call('GET', KEYS[3]) ~= ARGV[1] then"
+SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
+    "no-fence": (
+        "commit and publish without asking who holds the lease",
+        _lua(
+            LuaPatch("commit", "if not held then", "if false then"),
+            LuaPatch("emit", _HELD, "if false then"),
+        ),
+    ),
+    "no-duplicate-check": (
+        "let a message in again under the same turn id",
+        _lua(LuaPatch("submit", "if record then", "if false then")),
+    ),
+    "blind-release": (
+        "take a conversation off the queue without looking at its inbox",
+        _lua(
+            LuaPatch("commit", "if waiting[1] and ARGV[6] == 'go_on' then", "if false then"),
+            LuaPatch(
+                "commit",
+                "if waiting[1] then\n  redis.call('ZADD'",
+                "if false then\n  redis.call('ZADD'",
+            ),
+            LuaPatch("release", "if waiting == 0 then", "if true then"),
+        ),
+    ),
+    "no-terminal-event": (
+        "drop one in thirty terminal events",
+        _lua(
+            LuaPatch(
+                "commit",
+                "each(function() redis.call('XADD', KEYS[8], 'MAXLEN', '~', events, '*', 'e', "
+                "ARGV[at]) return 1 end)",
+                "each(function() if not string.find(ARGV[at], '\"text_delta\"') and "
+                "string.find(ARGV[2], '1$') then return 1 end "
+                "redis.call('XADD', KEYS[8], 'MAXLEN', '~', events, '*', 'e', ARGV[at]) "
+                "return 1 end)",
+            )
+        ),
+    ),
+    "same-attempt": (
+        "do not count attempts",
+        _lua(
+            LuaPatch(
+                "load",
+                "attempt = tonumber(state[4] or 0) + (again and 0 or 1)",
+                "attempt = 1",
+            )
+        ),
+    ),
+    "newest-first": (
+        "run the inbox from its end",
+        _lua(
+            LuaPatch(
+                "load",
+                "local entries = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[4])",
+                "local entries = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)",
+            ),
+            LuaPatch(
+                "commit",
+                "local waiting = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[7])",
+                "local waiting = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)",
+            ),
+        ),
+    ),
+    "no-expiry": (
+        "give a conversation's keys no time to live when a turn is committed",
+        _lua(
+            LuaPatch(
+                "commit",
+                "for i = 1, 9 do\n  redis.call('PEXPIRE', KEYS[i], ARGV[4])\nend",
+                "redis.call('PERSIST', KEYS[3])",
+            ),
+        ),
+    ),
+    "half-forgotten": (
+        "leave the ledger of a forgotten conversation",
+        _lua(LuaPatch("forget", "for i = 1, 11 do", "for i = 1, 6 do")),
+    ),
+    "count-abandoned": ("count calls of abandoned attempts as the answer's", _keep_abandoned),
+    "mixed-totals": ("add abandoned spend to the usage of answers", _mix_totals),
+    "forget-calls": ("leave abandoned calls out of the ledger", _forget_calls),
+    "other-text": ("publish a text that was not committed", _bend_replies),
+    "forget-messages": ("commit some turns without their messages", _forget_messages),
+}
+
+
+def environment(name: str) -> dict[str, str]:
+    """Return the variables that break this promise in a process started with them.
+
+    With an empty name nothing is broken; the process only looks into `site/`.
+    """
+    path = [str(Path(__file__).parent / "site"), str(_ROOT)]
+    return {VARIABLE: name, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def apply_from_environment() -> None:
+    """Break what the environment asks for, if anything."""
+    name = os.environ.get(VARIABLE)
+    if name:
+        SABOTAGES[name][1]()
+
+
+def _patch_scripts(patches: tuple[LuaPatch, ...]) -> None:
+    """Have scripts read from disk with changes.
+
+    Raises:
+        RuntimeError: (when a script is read) The text to be replaced does not stand there once.
+    """
+    scripts: Any = importlib.import_module("contracts.scripts")
+    scripts.resources = _Resources(patches)
+
+
+class _Resources:
+    """Stands for `importlib.resources` where scripts are read."""
+
+    def __init__(self, patches: tuple[LuaPatch, ...]) -> None:
+        self._patches = patches
+
+    def files(self, package: str) -> "_Files":
+        return _Files(package, self._patches)
+
+
+class _Files:
+    def __init__(self, package: str, patches: tuple[LuaPatch, ...]) -> None:
+        self._package = package
+        self._patches = patches
+
+    def joinpath(self, name: str) -> "_File":
+        return _File(self._package, name, self._patches)
+
+
+class _File:
+    def __init__(self, package: str, name: str, patches: tuple[LuaPatch, ...]) -> None:
+        self._package = package
+        self._name = name
+        self._patches = patches
+
+    def read_text(self, encoding: str) -> str:
+        file = resources.files(self._package).joinpath(self._name)
+        return patched(self._name.removesuffix(".lua"), file.read_text(encoding), self._patches)
+
+
+def patched(script: str, text: str, patches: tuple[LuaPatch, ...]) -> str:
+    """Return a script's text with the patches meant for it.
+
+    Raises:
+        RuntimeError: The text to be replaced does not stand there exactly once.
+    """
+    for patch in patches:
+        if patch.script != script:
+            continue
+        if text.count(patch.old) != 1:
+            raise RuntimeError(f"{script}.lua has changed: {patch.old!r} does not stand there once")
+        text = text.replace(patch.old, patch.new)
+    return text

@@ -1,0 +1,131 @@
+"""One run from start to verdict: a fleet, its traffic, what is done to it, and the check."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from contracts.connection import open_sync
+from ops.chaos import sabotage
+from ops.chaos.checker import check
+from ops.chaos.disturbances import planned
+from ops.chaos.driver import Driver, Member, Outcome
+from ops.chaos.evidence import Evidence, Left, gather
+from ops.chaos.report import Report, judge
+from ops.chaos.simulated import SimAdmin
+from ops.chaos.traffic import TrafficPlan
+from ops.chaos.upgrade import OldWorkers
+from ops.cli.stack import Stack
+
+Tell = Callable[[str], None]
+"""Takes a few words about how it is going."""
+SIM_OPTIONS: Final = ("--ttft-ms", "40", "--itl-ms", "4", "--ledger-entries", "0")
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done."""
+
+    seconds: float
+    seed: int
+    workers: int = 6
+    conversations: int = 40
+    think_s: float = 1.5
+    forgotten: float = 0.08
+    patience_s: float = 90.0
+    scale: float = 1.0
+    """Multiplies how often everything happens."""
+    sabotage: str | None = None
+    upgrade_from: str | None = None
+    """A revision of this repository; half of the workers are of it."""
+    keep: Path | None = None
+    """Where Redis keeps its data; they stay there."""
+    command: str = "turnline chaos"
+
+
+def run(options: Run, tell: Tell) -> Report:
+    """Carry a run out and check it. From the main thread only."""
+    with ExitStack() as exits:
+        scratch = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="turnline-chaos-")))
+        broken = sabotage.environment(options.sabotage) if options.sabotage else {}
+        old = options.workers // 2 if options.upgrade_from else 0
+        home = exits.enter_context(
+            Stack(
+                options.workers - old,
+                redis_directory=options.keep or scratch / "redis",
+                sim_options=(*SIM_OPTIONS, "--seed", str(options.seed)),
+                worker_env={"TURNLINE_LOG_LEVEL": "warning", **broken},
+            )
+        )
+        members = [Member(home, n, name) for n, name in enumerate(home.worker_names)]
+        if options.upgrade_from:
+            revision = exits.enter_context(OldWorkers(options.upgrade_from, home, old))
+            members += revision.members
+        driver = Driver(
+            home,
+            members,
+            TrafficPlan(
+                redis_url=home.redis_url,
+                journal=str(scratch / "journal.json"),
+                prefix=f"chaos-{options.seed}",
+                seed=options.seed,
+                conversations=options.conversations,
+                think_s=options.think_s,
+                forgotten=options.forgotten,
+                patience_s=options.patience_s,
+            ),
+            tell=tell,
+            traffic_env=broken,
+        )
+        plan = planned(options.seed, options.seconds, scale=options.scale)
+        outcome = driver.run(plan, options.seconds, options.seed)
+        tell("checking")
+        evidence = _gathered(home, outcome)
+    return _judged(options, outcome, evidence)
+
+
+def _gathered(home: Stack, outcome: Outcome) -> Evidence:
+    redis = open_sync(home.redis_url, retries=3)
+    try:
+        names = [chat.conversation for chat in outcome.journal.chats]
+        return gather(redis, SimAdmin(home.base_url), names)
+    finally:
+        redis.close()
+
+
+def _judged(options: Run, outcome: Outcome, evidence: Evidence) -> Report:
+    violations = check(outcome.journal.chats, evidence, outcome.disturbances)
+    return judge(
+        outcome,
+        evidence,
+        violations,
+        command=options.command,
+        seed=options.seed,
+        token_difference=_token_difference(outcome, evidence),
+    )
+
+
+def _token_difference(outcome: Outcome, evidence: Evidence) -> int:
+    """Return by how many tokens ledgers differ from what the model says it reported.
+
+    What the model reported to a worker that died of it is no difference: no ledger can have it.
+    """
+    difference = 0
+    for chat in outcome.journal.chats:
+        if chat.forgotten:
+            continue
+        left = evidence.left.get(chat.conversation, Left())
+        told = [it.reported for it in evidence.requests.get(chat.conversation, ()) if it.reported]
+        for call in left.calls:
+            if call.state != "reported":
+                continue
+            if call.usage in told:
+                told.remove(call.usage)
+            else:
+                difference += max(1, call.usage.total_tokens)
+        sums = sum(call.usage.total_tokens for call in left.calls)
+        totals = left.totals.usage.total_tokens + left.totals.abandoned.total_tokens
+        difference += abs(sums - totals)
+    return difference

@@ -1,0 +1,6 @@
+"""Found by the workers of some drills: applies what their environment asks for."""  # noqa: INP001  no package
+
+from ops.chaos import sabotage, stalling
+
+sabotage.apply_from_environment()
+stalling.apply_from_environment()

@@ -1,0 +1,108 @@
+"""Holds a conversation's ledger against its totals, its turns and the model's own record."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from contracts.conversation import CallEntry, Usage
+from contracts.replies import TurnCompleted, TurnFailed, TurnInterrupted
+from ops.chaos.evidence import Left, Request
+
+_MARK: Final = re.compile(r"#(\d+)")
+_BEFORE_THE_MODEL: Final = frozenset({"invalid_message", "unknown_call"})
+
+
+def check_spending(left: Left, requests: Sequence[Request]) -> Iterator[tuple[str, str]]:
+    """Yield (turn, what is wrong); the turn is empty where it is the conversation's."""
+    yield from _check_totals(left)
+    yield from _check_turns(left)
+    yield from _check_against_model(left, requests)
+
+
+def reported(left: Left) -> int:
+    """Return the tokens that the ledger says the provider reported."""
+    return sum(call.usage.total_tokens for call in left.calls if call.state == "reported")
+
+
+def _sum(calls: Sequence[CallEntry]) -> Usage:
+    return sum((call.usage for call in calls), Usage())
+
+
+def _check_totals(left: Left) -> Iterator[tuple[str, str]]:
+    """The totals are the sums over the ledger, of answers and of abandoned calls apart."""
+    totals, calls = left.totals, left.calls
+    kept = [call for call in calls if not call.abandoned]
+    abandoned = [call for call in calls if call.abandoned]
+    states = Counter(call.state for call in calls)
+    ran = sum(
+        isinstance(end, TurnInterrupted)
+        or (isinstance(end, TurnCompleted) and end.finish_reason is not None)
+        or (isinstance(end, TurnFailed) and end.code not in _BEFORE_THE_MODEL)
+        for end in (record.terminal() for record in left.records.values())
+    )
+    for name, says, is_ in (
+        ("calls", totals.calls, len(calls)),
+        ("reported calls", totals.reported_calls, states["reported"]),
+        ("estimated calls", totals.estimated_calls, states["estimated"]),
+        ("unknown calls", totals.unknown_calls, states["unknown"]),
+        ("turns", totals.turns, ran),
+        ("usage", totals.usage, _sum(kept)),
+        ("abandoned", totals.abandoned, _sum(abandoned)),
+    ):
+        if says != is_:
+            yield "", f"totals: {name} are {says}, the ledger's entries make {is_}"
+
+
+def _check_turns(left: Left) -> Iterator[tuple[str, str]]:
+    """An answer cost what the calls of its own attempt cost; no call is entered twice."""
+    by_turn: dict[str, list[CallEntry]] = {}
+    for call in left.calls:
+        by_turn.setdefault(call.turn_id, []).append(call)
+    for call_id, times in Counter(call.call_id for call in left.calls).items():
+        if times > 1:
+            yield call_id.partition("/")[0], f"call {call_id} is entered {times} times"
+    for turn, record in left.records.items():
+        end = record.terminal()
+        if not isinstance(end, TurnCompleted | TurnInterrupted):
+            continue
+        kept = [call for call in by_turn.get(turn, []) if not call.abandoned]
+        if end.usage != _sum(kept):
+            yield turn, f"the event says {end.usage}, its calls make {_sum(kept)}"
+        if any(call.attempt != end.attempt for call in kept):
+            yield turn, "a call of an abandoned attempt is counted as the answer's"
+
+
+def _check_against_model(left: Left, requests: Sequence[Request]) -> Iterator[tuple[str, str]]:
+    """Every request has its entry, and what was reported is what was entered."""
+    turns = {turn.rpartition(".")[2]: turn for turn in left.log}
+    asked: dict[str, list[Request]] = {}
+    for request in requests:
+        marks = _MARK.findall(request.messages[-1][1]) if request.messages else []
+        asked.setdefault(turns.get(marks[-1], "") if marks else "", []).append(request)
+    entered: dict[str, list[CallEntry]] = {}
+    for call in left.calls:
+        entered.setdefault(call.turn_id, []).append(call)
+    for turn in sorted(asked.keys() | entered.keys()):
+        yield from _check_turn_against_model(turn, entered.get(turn, []), asked.get(turn, []))
+
+
+def _check_turn_against_model(
+    turn: str, entered: Sequence[CallEntry], asked: Sequence[Request]
+) -> Iterator[tuple[str, str]]:
+    if len(entered) < len(asked):
+        yield turn, f"{len(asked)} requests, {len(entered)} entries in the ledger"
+    surplus = len(entered) - len(asked)
+    if surplus > sum(call.state == "unknown" for call in entered):
+        yield turn, f"{len(entered)} entries for {len(asked)} requests, and not for want of a word"
+    told = Counter(request.reported for request in asked if request.reported is not None)
+    claimed = Counter(call.usage for call in entered if call.state == "reported")
+    for usage in (claimed - told).elements():
+        yield turn, f"the ledger has {usage} as reported, the model said no such thing"
+    streamed = max((request.tokens_streamed for request in asked), default=0)
+    for call in entered:
+        counted = call.usage.completion_tokens + call.usage.reasoning_tokens
+        if call.state == "estimated" and counted > streamed:
+            yield turn, f"{counted} tokens estimated, {streamed} streamed"
+        if call.finish_reason and not call.abandoned and call.state != "reported" and told:
+            yield turn, f"an answer's usage is {call.state}, though the model reported it"

@@ -1,0 +1,461 @@
+"""Producers and readers under disturbance, in a process of their own: `python -m` with a plan.
+
+They talk to Redis through `TurnClient` alone, as any service does, and note what they sent and what
+they were shown. A line on standard input ends the talking; when every turn has ended (or there is
+no more patience), the journal is written and the process ends.
+"""
+
+import asyncio
+import random
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import uvloop
+from redis.exceptions import RedisError
+
+from contracts import (
+    Configure,
+    ConversationBusy,
+    Interrupt,
+    Receipt,
+    Refused,
+    ResultTimeout,
+    TextDelta,
+    Transcription,
+    TurnClient,
+    TurnUnknown,
+    UserMessage,
+    UserStartedSpeaking,
+    UserStoppedSpeaking,
+)
+from contracts.conversation import SettingsChange
+from contracts.messages import Inbound
+from contracts.replies import TERMINAL
+from contracts.requests import TextAssembler
+from ops.chaos import sabotage
+from ops.chaos.journal import Chat, Journal, Kind, Sent, Shown, encode_journal
+
+REPLIES: Final = "chaos"
+"""Name of the reply stream."""
+_LOST: Final = (RedisError, OSError)
+_WORDS: Final = (
+    "what comes next",
+    "tell me more",
+    "and then what",
+    "say it again slowly",
+    "ça va où ça",
+    "how so",
+)
+_PAUSE_S: Final = 0.1
+
+
+class TrafficPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process is to do."""
+
+    redis_url: str
+    journal: str
+    """Path of the file to write."""
+    prefix: str
+    """Of the conversation ids."""
+    seed: int
+    conversations: int
+    """That are talked in at a time."""
+    think_s: float
+    """Longest pause between two moves in a conversation."""
+    forgotten: float
+    """Share of the conversations that are forgotten while a turn runs, 0 to 1."""
+    patience_s: float
+    """How long to wait for the end of all turns when the talking is over."""
+
+
+class _Reader:
+    """Shows one turn, by one of the three ways there are."""
+
+    def __init__(self, client: TurnClient, receipt: Receipt, shown: Shown, seed: int) -> None:
+        self.shown = shown
+        self.begun = asyncio.Event()
+        """Set when text was shown, or the turn is over."""
+        self._client = client
+        self._receipt = receipt
+        self._rng = random.Random(seed)
+        self._screen = TextAssembler()
+
+    async def run(self) -> None:
+        """Read to the end, connecting again as often as it takes."""
+        try:
+            while not self.shown.ended:
+                try:
+                    await self._read()
+                except (*_LOST, ResultTimeout):
+                    await asyncio.sleep(_PAUSE_S)
+                except TurnUnknown:
+                    self.shown.ended = "unknown"
+                self.shown.resumed += 1
+        finally:
+            self.begun.set()
+
+    async def _read(self) -> None:
+        match self.shown.by:
+            case "events":
+                await self._read_events()
+            case "text":
+                async with aclosing(_generator(self._client.text(self._receipt))) as texts:
+                    async for text in texts:
+                        self.shown.text = text
+                        self.begun.set()
+                self.shown.ended = "text"
+            case "result":
+                end = await self._client.result(self._receipt, timeout_s=5)
+                self.shown.text = getattr(end, "text", "")
+                self.shown.ended = type(end).__name__
+
+    async def _read_events(self) -> None:
+        shown, screen = self.shown, self._screen
+        after = shown.ids[-1] if shown.ids else None
+        async with aclosing(_generator(self._client.events(self._receipt, after=after))) as events:
+            async for event in events:
+                shown.ids.append(event.event_id)
+                screen.take(event)
+                shown.text = screen.text
+                if isinstance(event, TERMINAL):
+                    shown.ended = type(event).__name__
+                    return
+                if isinstance(event, TextDelta):
+                    self.begun.set()
+                if self._rng.random() < 0.05:
+                    return  # goes away, and comes back behind what it saw last
+
+
+def _generator(iterator: Any) -> Any:
+    """Return an async iterator as the generator it is, so that it can be closed."""
+    return iterator
+
+
+class _Talk:
+    """One conversation: moves of its producers, its follower and its readers."""
+
+    def __init__(
+        self, client: TurnClient, chat: Chat, rng: random.Random, quiet: asyncio.Event
+    ) -> None:
+        self._client = client
+        self._chat = chat
+        self._rng = rng
+        self._quiet = quiet
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._over: set[str] = set()
+        self._progress = asyncio.Event()
+
+    # -- the whole of it ------------------------------------------------------------------------
+
+    async def run(self, plan: TrafficPlan) -> None:
+        """Make moves, then wait for the end of everything that was accepted."""
+        rng, chat = self._rng, self._chat
+        follower = asyncio.create_task(self._follow())
+        try:
+            for _ in range(rng.randint(10, 25)):
+                if self._quiet.is_set():
+                    break
+                await self._chosen()()
+                await asyncio.sleep(rng.uniform(0, plan.think_s))
+            if rng.random() < plan.forgotten and not self._quiet.is_set():
+                await self._forget()
+            else:
+                chat.followed_to_end = await self._wait_for_the_end(plan.patience_s)
+        finally:
+            follower.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(follower, *self._tasks, return_exceptions=True)
+
+    def _chosen(self) -> Callable[[], Awaitable[None]]:
+        moves: Sequence[tuple[int, Callable[[], Awaitable[None]]]] = (
+            (40, self._ask),
+            (14, self._burst),
+            (8, self._twice),
+            (7, self._fragments),
+            (8, self._interrupt),
+            (6, self._talk_over),
+            (6, self._change_ones_mind),
+            (4, self._only_if_idle),
+            (3, self._note),
+            (2, self._configure),
+            (2, self._speak),
+        )
+        weights = [weight for weight, _ in moves]
+        return self._rng.choices([move for _, move in moves], weights)[0]
+
+    async def _wait_for_the_end(self, patience_s: float) -> bool:
+        """Wait until the follower saw every accepted turn end and every reader is done."""
+        deadline: float | None = None
+        while True:
+            self._progress.clear()
+            accepted = {sent.turn for sent in self._chat.sent if sent.outcome == "accepted"}
+            if accepted <= self._over and not self._tasks:
+                return True
+            if self._quiet.is_set():
+                deadline = deadline or time.monotonic() + patience_s
+                if time.monotonic() > deadline:
+                    return False
+            try:
+                await asyncio.wait_for(self._progress.wait(), 1.0)
+            except TimeoutError:
+                continue
+
+    # -- moves ----------------------------------------------------------------------------------
+
+    async def _ask(self) -> None:
+        reader = await self._say(self._text())
+        await self._until_over(reader)
+
+    async def _burst(self) -> None:
+        reader: _Reader | None = None
+        for _ in range(self._rng.randint(2, 5)):
+            reader = await self._say(self._text())
+        await self._until_over(reader)
+
+    async def _twice(self) -> None:
+        """Submit the same message again, at once or a little later."""
+        sent, message = self._message(self._text())
+        if self._rng.random() < 0.5:
+            receipts = await asyncio.gather(self._send(sent, message), self._send(sent, message))
+            receipt = receipts[0]
+        else:
+            receipt = await self._send(sent, message)
+            await asyncio.sleep(self._rng.uniform(0, 0.3))
+            await self._send(sent, message)
+        await self._until_over(self._read(receipt))
+
+    async def _fragments(self) -> None:
+        """Write in pieces, the last one marked as such or not."""
+        count = self._rng.randint(2, 3)
+        reader: _Reader | None = None
+        for n in range(count):
+            final = n == count - 1 and self._rng.random() < 0.7
+            reader = await self._say(self._text(), kind="user" if final else "fragment")
+            await asyncio.sleep(self._rng.uniform(0, 0.1))
+        await self._until_over(reader)
+
+    async def _interrupt(self) -> None:
+        reader = await self._say(self._text(), watch=True)
+        await self._until_begun(reader)
+        heard = None
+        if reader is not None and self._rng.random() < 0.3:
+            heard = reader.shown.text[: self._rng.randint(0, 40)] or None
+        sent = self._new("interrupt", act="interrupt")
+        message = Interrupt(conversation_id=self._chat.conversation, turn_id=sent.turn, heard=heard)
+        await self._send(sent, message)
+        await self._until_over(reader)
+
+    async def _talk_over(self) -> None:
+        await self._until_begun(await self._say(self._text(), watch=True))
+        await self._until_over(await self._say(self._text(), act="interrupt"))
+
+    async def _change_ones_mind(self) -> None:
+        await self._until_begun(await self._say(self._text(), watch=True))
+        await self._until_over(await self._say(self._text(), act="rollback"))
+
+    async def _only_if_idle(self) -> None:
+        if self._rng.random() < 0.5:
+            await self._say(self._text())
+        await self._until_over(await self._say(self._text(), act="reject"))
+
+    async def _note(self) -> None:
+        sent = self._new("note", text=self._text())
+        await self._send(
+            sent,
+            UserMessage(
+                conversation_id=self._chat.conversation,
+                turn_id=sent.turn,
+                text=sent.text,
+                run=False,
+            ),
+        )
+
+    async def _configure(self) -> None:
+        sent = self._new("setting")
+        change = SettingsChange(temperature=round(self._rng.random(), 2))
+        await self._send(
+            sent,
+            Configure(conversation_id=self._chat.conversation, turn_id=sent.turn, settings=change),
+        )
+
+    async def _speak(self) -> None:
+        where = self._chat.conversation
+        start = self._new("speech")
+        await self._send(start, UserStartedSpeaking(conversation_id=where, turn_id=start.turn))
+        said = self._new("fragment", text=self._text())
+        message = Transcription(conversation_id=where, turn_id=said.turn, text=said.text)
+        await self._send(said, message)
+        stop = self._new("speech")
+        await self._send(stop, UserStoppedSpeaking(conversation_id=where, turn_id=stop.turn))
+
+    async def _forget(self) -> None:
+        """Wish the conversation gone while a turn of it runs."""
+        await self._until_begun(await self._say(self._text(), watch=True))
+        self._chat.forgotten = True
+        while True:
+            try:
+                await self._client.forget(self._chat.conversation)
+            except _LOST:
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return
+
+    # -- pieces ---------------------------------------------------------------------------------
+
+    def _text(self) -> str:
+        return f"#{len(self._chat.sent)} {self._rng.choice(_WORDS)}"
+
+    def _new(self, kind: Kind, *, text: str = "", act: Any = "", replies: bool = False) -> Sent:
+        turn = f"{self._chat.conversation}.{len(self._chat.sent)}"
+        sent = Sent(turn=turn, kind=kind, text=text, act=act, replies=replies)
+        self._chat.sent.append(sent)
+        return sent
+
+    def _message(
+        self, text: str, *, kind: Kind = "user", act: Any = ""
+    ) -> tuple[Sent, UserMessage]:
+        sent = self._new(kind, text=text, act=act, replies=self._rng.random() < 0.2)
+        return sent, UserMessage(
+            conversation_id=self._chat.conversation,
+            turn_id=sent.turn,
+            text=text,
+            final=kind != "fragment",
+            when_busy=act or "enqueue",
+            reply_to=REPLIES if sent.replies else None,
+        )
+
+    async def _say(
+        self, text: str, *, kind: Kind = "user", act: Any = "", watch: bool = False
+    ) -> _Reader | None:
+        sent, message = self._message(text, kind=kind, act=act)
+        return self._read(await self._send(sent, message), watch=watch)
+
+    async def _send(self, sent: Sent, message: Inbound) -> Receipt | None:
+        """Submit until there is an answer; None if it is a refusal to be lived with."""
+        sent.begun_ms = sent.begun_ms or _now_ms()
+        while True:
+            try:
+                receipt = await self._client.submit(message)
+            except ConversationBusy:
+                sent.outcome = "refused"
+                return None
+            except Refused:
+                await asyncio.sleep(self._rng.uniform(0.05, 0.3))
+            except _LOST:
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                sent.outcome = "accepted"
+                sent.accepts += receipt.accepted
+                sent.answered_ms = sent.answered_ms or _now_ms()
+                return receipt
+
+    def _read(self, receipt: Receipt | None, *, watch: bool = False) -> _Reader | None:
+        """Show the turn to a reader, or to nobody."""
+        chance = self._rng.random()
+        if receipt is None or (chance < 0.15 and not watch):
+            return None
+        by: Literal["events", "text", "result"]
+        by = "events" if chance < 0.75 or watch else "text" if chance < 0.85 else "result"
+        shown = Shown(turn=receipt.turn_id, by=by)
+        self._chat.shown.append(shown)
+        reader = _Reader(self._client, receipt, shown, self._rng.getrandbits(32))
+        task = asyncio.create_task(reader.run())
+        self._tasks.add(task)
+        task.add_done_callback(self._read_to_the_end)
+        return reader
+
+    def _read_to_the_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._progress.set()
+        if not task.cancelled():
+            task.result()  # an unexpected error goes to the loop's handler
+
+    async def _until_begun(self, reader: _Reader | None) -> None:
+        if reader is not None:
+            await _within(reader.begun.wait(), 10)
+
+    async def _until_over(self, reader: _Reader | None) -> None:
+        if reader is not None:
+            while not reader.shown.ended and not self._quiet.is_set():
+                self._progress.clear()
+                await _within(self._progress.wait(), 1)
+
+    async def _follow(self) -> None:
+        """Follow the whole conversation, going away and coming back."""
+        chat = self._chat
+        while True:
+            after = chat.followed[-1] if chat.followed else "0-0"
+            try:
+                follow = self._client.follow(chat.conversation, after=after)
+                async with aclosing(_generator(follow)) as events:
+                    async for event in events:
+                        chat.followed.append(event.event_id)
+                        if isinstance(event, TERMINAL):
+                            self._over.add(event.turn_id)
+                            self._progress.set()
+                        if self._rng.random() < 0.01:
+                            break
+            except _LOST:
+                await asyncio.sleep(_PAUSE_S)
+            chat.resumed += 1
+
+
+async def _within(awaitable: Any, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(awaitable, seconds)
+
+
+def _now_ms() -> float:
+    return time.time() * 1000
+
+
+async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
+    """Talk in many conversations until `quiet`, then wait for the end of all turns."""
+    journal, rng = Journal(), random.Random(plan.seed)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: journal.defects.append(_words(context)))
+
+    async def slot(number: int, rng: random.Random) -> None:
+        count = 0
+        while not quiet.is_set():
+            chat = Chat(conversation=f"{plan.prefix}-{number}-{count}")
+            journal.chats.append(chat)
+            count += 1
+            try:
+                await _Talk(client, chat, rng, quiet).run(plan)
+            except Exception as error:  # noqa: BLE001  whatever a client raises is a finding
+                journal.defects.append(_words({"exception": error}))
+
+    async with TurnClient.connect(plan.redis_url) as client:
+        seeds = [rng.getrandbits(64) for _ in range(plan.conversations)]
+        await asyncio.gather(*(slot(n, random.Random(seed)) for n, seed in enumerate(seeds)))
+    return journal
+
+
+def _words(context: dict[str, Any]) -> str:
+    error = context.get("exception")
+    if not isinstance(error, BaseException):
+        return str(context.get("message"))
+    return "".join(traceback.format_exception(error)[-3:])
+
+
+async def _main(plan: TrafficPlan) -> None:
+    quiet = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin.fileno(), quiet.set)
+    waiting = asyncio.create_task(quiet.wait())
+    waiting.add_done_callback(lambda _: loop.remove_reader(sys.stdin.fileno()))
+    journal = await run(plan, quiet)
+    await asyncio.to_thread(Path(plan.journal).write_bytes, encode_journal(journal))
+
+
+if __name__ == "__main__":
+    sabotage.apply_from_environment()
+    uvloop.run(_main(msgspec.json.decode(sys.argv[1], type=TrafficPlan)))

@@ -1,0 +1,62 @@
+"""A short `turnline chaos` on real processes, and the same with a promise broken on purpose."""
+
+import pytest
+
+from ops.chaos import session
+from ops.chaos.report import Report
+
+SEED = 20_261_122
+
+
+def run(
+    seconds: float,
+    *,
+    scale: float,
+    patience_s: float,
+    sabotage: str | None = None,
+    forgotten: float = 0.08,
+) -> Report:
+    options = session.Run(
+        seconds=seconds,
+        seed=SEED,
+        workers=4,
+        conversations=20,
+        think_s=0.5,
+        scale=scale,
+        patience_s=patience_s,
+        forgotten=forgotten,
+        command=f"seed {SEED}",
+        sabotage=sabotage,
+    )
+    return session.run(options, lambda _: None)
+
+
+@pytest.mark.timeout(180)
+def test_twenty_seconds_of_chaos_break_no_promise() -> None:
+    """Kills, stops, terminations, Redis restarts and model faults, and every column is zero."""
+    report = run(20, scale=1.5, patience_s=60)
+
+    assert report.named == [], report.command
+    assert report.token_difference == 0
+    assert report.turns > 100
+    assert report.kills >= 5
+    assert report.stops >= 1
+    assert report.redis_restarts >= 2
+    assert report.faults > 10
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "column"),
+    [
+        ("no-fence", "misled"),
+        ("no-duplicate-check", "duplicated"),
+        ("blind-release", "lost"),
+        ("count-abandoned", "tokens"),
+    ],
+)
+@pytest.mark.timeout(180)
+def test_a_broken_promise_is_named(sabotage: str, column: str) -> None:
+    """Workers and producers that skip one check: the checker says which promise is broken."""
+    report = run(8, scale=3, sabotage=sabotage, patience_s=3)
+
+    assert report.violations[column] > 0, report.violations

@@ -1,0 +1,110 @@
+"""Metrics of real workers, as Prometheus fetches them."""
+
+import asyncio
+import re
+import socket
+
+import pytest
+from redis.asyncio import Redis
+
+from contracts import TurnClient, UserMessage
+from contracts.connection import open_async
+from ops.simulator import Simulator
+from tests.integration.telemetry.watching import WatchedHand
+from tests.support.driving import SHARD, fleet, settings_for
+from worker.main import Fleet, StartFailed
+from worker.store.gauges import read_gauges
+from worker.telemetry.metrics import prometheus_text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def fetch(port: int, request: str = "GET /metrics HTTP/1.1") -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{request}\r\nHost: localhost\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer.decode()
+
+
+async def test_a_worker_shows_its_metrics(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """On the loopback port asked for: turns, calls, tokens, cost, queue, loop; 404 for the rest."""
+    port = free_port()
+    async with fleet(redis_url, sim, metrics_port=str(port)):
+        results = [await client.ask(f"c{n}", "Hello", timeout_s=10) for n in range(3)]
+        page = await fetch(port)
+        assert "404" in (await fetch(port, "GET / HTTP/1.1")).splitlines()[0]
+        assert "404" in (await fetch(port, "nonsense")).splitlines()[0]
+
+    assert page.startswith("HTTP/1.1 200 OK\r\n")
+    values = dict(re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", page, re.MULTILINE))
+    assert values['turnline_turn_duration_seconds_count{outcome="completed"}'] == "3"
+    assert values["turnline_turn_time_to_first_delta_seconds_count"] == "3"
+    assert values["turnline_queue_wait_seconds_count"] == "3"
+    model = 'gen_ai_request_model="grok-4.3"'
+    assert values[f'turnline_llm_calls_total{{{model},status="completed"}}'] == "3"
+    for kind, field in (("input", "prompt_tokens"), ("reasoning", "reasoning_tokens")):
+        total = sum(getattr(result.usage, field) for result in results)
+        name = f'turnline_llm_tokens_total{{{model},gen_ai_token_type="{kind}"}}'
+        assert float(values[name]) == total
+    cost = float(values[f"turnline_llm_cost_usd_total{{{model}}}"])
+    assert abs(cost - sum(result.usage.cost_usd for result in results)) < 1e-9
+    assert values["turnline_turns_in_flight"] == "0"
+    assert values['turnline_queue_depth{shard="s0"}'] in {"0", "1"}  # read now and then
+    assert values['turnline_breakers_open{shard="s0"}'] == "0"
+
+
+async def test_failures_are_counted_by_their_codes(
+    hand: WatchedHand, client: TurnClient, sim: Simulator
+) -> None:
+    """Retries, refusals, dead letters; nothing is in flight at the end."""
+    sim.inject("status=503")
+    await client.submit(UserMessage(conversation_id="c", text="Hello"))
+    await hand.run_one()
+    sim.inject("status=400")
+    await hand.hand.make_due("c")
+    await hand.run_one()
+
+    text = prometheus_text(hand.meters)
+    assert 'turnline_retries_total{reason="server_error"} 1\n' in text
+    assert 'turnline_dead_letters_total{code="bad_request"} 1\n' in text
+    assert 'turnline_turn_duration_seconds_count{outcome="failed"} 1\n' in text
+    assert 'status="server_error"} 1\n' in text
+    assert "turnline_turns_in_flight 0\n" in text
+
+
+async def test_the_queue_is_measured(redis_url: str, redis: Redis, client: TurnClient) -> None:
+    """What waits, since when, what is leased, and which breakers are open."""
+    for number in range(3):
+        await client.submit(UserMessage(conversation_id=f"c{number}", text="Hello"))
+    await redis.zadd(SHARD.queue, {f"{SHARD.tag}:c1": 9e15}, xx=True)
+    seconds, _ = await redis.time()
+    await redis.zadd(SHARD.queue, {f"{SHARD.tag}:c2": seconds * 1000 - 60_000}, xx=True)
+    await redis.hset(SHARD.breakers, "x grok|until", 9 * 10**15)
+    await redis.hset(SHARD.breakers, "x grok|failures", 12)
+    await redis.xadd(SHARD.dead, {"c": "c"})
+    connection = open_async(redis_url, retries=0)
+
+    found = await read_gauges(connection, SHARD)
+
+    await connection.aclose()
+    assert (found.due, found.running, found.dead, found.breakers_open) == (2, 1, 1, 1)
+    assert 59 < found.oldest_s < 70
+
+
+async def test_a_port_in_use_is_told(redis_url: str, sim: Simulator) -> None:
+    """The worker does not start, and says which setting is meant."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StartFailed, match="TURNLINE_METRICS_PORT"):
+            await Fleet(settings_for(redis_url, sim, metrics_port=str(port))).run()

@@ -1,0 +1,176 @@
+"""Spans and metrics at a collector, and what a bad collector cannot do."""
+
+import asyncio
+import time
+
+import pytest
+
+from contracts import TurnClient, TurnCompleted, UserMessage
+from ops.simulator import Simulator
+from tests.integration.telemetry.collector import Behaviour, Collector
+from tests.support.driving import fleet
+from worker.telemetry import names as n
+from worker.telemetry.setup import CLOSE_S
+
+GRACE_S = 1.0 + CLOSE_S
+"""What `fleet` gives turns to end, and telemetry."""
+
+
+def attributes(span: object) -> dict[str, object]:
+    found = {}
+    for pair in span.attributes:  # type: ignore[attr-defined]
+        kind = pair.value.WhichOneof("value")
+        found[pair.key] = getattr(pair.value, kind)
+    return found
+
+
+async def test_a_turn_arrives_as_it_was(
+    redis_url: str, sim: Simulator, client: TurnClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids, parents, kinds, links, status, attributes and resource, over the wire."""
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "support-bot")
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+        parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        sim.inject("status=503")
+        async with fleet(redis_url, sim):
+            message = UserMessage(
+                conversation_id="c", text="Hi", traceparent=parent, tracestate="vendor=1"
+            )
+            receipt = await client.submit(message)
+            result = await client.result(receipt, timeout_s=20)
+            assert isinstance(result, TurnCompleted)
+        spans = collector.spans
+        metrics = collector.metrics
+        resources = collector.resources
+
+    assert {span.trace_id.hex() for span in spans} == {receipt.trace_id}
+    assert len({span.span_id for span in spans}) == len(spans)
+    (turn,) = [span for span in spans if span.name == "turn"]
+    assert turn.parent_span_id.hex() == "00f067aa0ba902b7"
+    assert turn.trace_state == "vendor=1"
+    processes = [span for span in spans if span.name == "process turnline"]
+    assert [span.kind for span in processes] == [5, 5]
+    assert {span.parent_span_id for span in processes} == {turn.span_id}
+    assert [link.span_id.hex() for span in processes for link in span.links] == [
+        "00f067aa0ba902b7"
+    ] * 2
+    (event,) = [event for span in processes for event in span.events]
+    assert event.name == n.RETRY_EVENT
+    failed, fine = sorted(
+        (span for span in spans if span.name == "chat grok-4.3"),
+        key=lambda span: span.start_time_unix_nano,
+    )
+    assert [span.kind for span in (failed, fine)] == [3, 3]
+    assert failed.status.code == 2
+    assert fine.status.code == turn.status.code == 0
+    assert attributes(fine)[n.USAGE_INPUT_TOKENS] == result.usage.prompt_tokens
+    assert resources[0]["service.name"] == "support-bot"
+    assert resources[0]["deployment.environment.name"] == "test"
+    assert resources[0]["service.instance.id"].startswith("w0-")
+    tokens = metrics[n.M_TOKENS].sum
+    assert tokens.is_monotonic
+    assert sum(point.as_double or point.as_int for point in tokens.data_points) > 0
+    assert metrics[n.M_TURN_DURATION].histogram.data_points[0].count == 1
+    assert n.M_RETRIES in metrics
+
+
+@pytest.mark.parametrize("behaviour", ["refuses", "hangs", "fails", "babbles"])
+async def test_a_bad_collector_delays_neither_turns_nor_the_exit(
+    redis_url: str,
+    sim: Simulator,
+    client: TurnClient,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: Behaviour,
+) -> None:
+    """Turns are answered meanwhile, and the worker ends within its grace period."""
+    with Collector(behaviour) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+        async with fleet(redis_url, sim) as workers:
+            for number in range(30):
+                began_s = time.monotonic()
+                await client.ask(f"c{number}", "Hello", timeout_s=5)
+                assert time.monotonic() - began_s < 2
+            ended_s = time.monotonic()
+            meters = workers[0].telemetry.meters
+        took_s = time.monotonic() - ended_s
+
+    assert took_s < GRACE_S + 1.5
+    assert not meters.spans_sent.numbers.get(("otlp",))
+
+
+async def test_waiting_spans_are_bounded(
+    redis_url: str, sim: Simulator, client: TurnClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a collector that hangs, the queue fills to its limit; the rest is dropped, counted."""
+    with Collector("hangs") as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.url + "/v1/traces")
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "16")
+        async with fleet(redis_url, sim) as workers:
+            for number in range(8):
+                await client.ask(f"c{number}", "Hello", timeout_s=5)
+            dropped = workers[0].telemetry.meters.spans_dropped.numbers[("otlp",)]
+
+    assert dropped >= 8 * 6 - 2 * 16
+
+
+async def test_an_idle_worker_makes_no_spans(
+    redis_url: str, sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It polls, beats and samples; none of that is a trace, and the collector hears nothing."""
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.url + "/v1/traces")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+        async with fleet(redis_url, sim, poll_s="0.05", lease_s="0.4", heartbeat_s="0.1"):
+            await asyncio.sleep(1)  # what is asserted is that nothing happens
+        assert collector.requests == []
+        assert collector.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "heard"),
+    [
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, False),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}, False),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "1"}, True),
+        ({"OTEL_SDK_DISABLED": "true"}, False),
+        ({"OTEL_TRACES_EXPORTER": "none"}, False),
+    ],
+)
+async def test_the_standard_variables_are_heeded(
+    redis_url: str,
+    sim: Simulator,
+    client: TurnClient,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    heard: bool,
+) -> None:
+    """Sampling, and switching off."""
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        async with fleet(redis_url, sim):
+            await client.ask("c", "Hello", timeout_s=5)
+        assert bool(collector.spans) == heard
+
+
+@pytest.mark.parametrize(("flags", "heard"), [("00", False), ("01", True)])
+async def test_the_producer_decides_on_sampling(
+    redis_url: str,
+    sim: Simulator,
+    client: TurnClient,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str,
+    heard: bool,
+) -> None:
+    """What its flags say holds for the whole turn."""
+    parent = f"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}"
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        async with fleet(redis_url, sim):
+            message = UserMessage(conversation_id="c", text="Hello", traceparent=parent)
+            await client.result(await client.submit(message), timeout_s=5)
+        assert bool(collector.spans) == heard

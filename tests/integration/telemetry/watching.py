@@ -1,0 +1,114 @@
+"""A worker moved by hand whose spans are kept for looking at, also as OpenTelemetry has them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from contracts.trace_context import Link
+from ops.simulator import Simulator
+from tests.support.driving import SHARD, Hand, hand
+from worker.conversation import ConversationDriver
+from worker.store.breakers import Breakers
+from worker.telemetry import names as n
+from worker.telemetry.describing import CallPlace
+from worker.telemetry.metrics import TurnMeters
+from worker.telemetry.recording import Recording, Tracer
+from worker.telemetry.spans import Span, TurnSpans
+
+
+class KeptSpans:
+    """A sink, and questions about what it took."""
+
+    def __init__(self) -> None:
+        self.turns: list[TurnSpans] = []
+
+    def take(self, turn: TurnSpans) -> None:
+        self.turns.append(turn)
+
+    @property
+    def spans(self) -> list[Span]:
+        return [span for turn in self.turns for span in turn.spans]
+
+    def named(self, name: str) -> list[Span]:
+        return [span for span in self.spans if span.name == name]
+
+    def one(self, name: str) -> Span:
+        (span,) = self.named(name)
+        return span
+
+    def tree(self, trace_id: str) -> list[Any]:
+        """Names of a trace's spans, each with those below it, by their beginning."""
+        spans = {span.span_id: span for span in self.spans if span.trace_id == trace_id}
+        below: dict[str, list[Span]] = {}
+        for span in sorted(spans.values(), key=lambda span: (span.start_ns, span.end_ns)):
+            parent = span.parent_id if span.parent_id in spans else ""
+            below.setdefault(parent, []).append(span)
+
+        def shown(parent: str) -> list[Any]:
+            return [(span.name, *shown(span.span_id)) for span in below.get(parent, [])]
+
+        return shown("")
+
+
+class WatchedHand:
+    """A `Hand` with telemetry."""
+
+    def __init__(self, worker: Hand, kept: KeptSpans, **more: Any) -> None:
+        self.hand = worker
+        self.kept = kept
+        self.meters = TurnMeters()
+        self.tracer = Tracer(
+            Recording(
+                worker=worker.settings.worker_name,
+                place=CallPlace("127.0.0.1", 443),
+                sinks=[kept],
+                meters=self.meters,
+                queue=SHARD.queue,
+                **more,
+            )
+        )
+
+    def driver(self, store: Any = None, services: Any = None) -> ConversationDriver:
+        worker = self.hand
+        return ConversationDriver(
+            store or worker.store,
+            services or worker.services,
+            Breakers(worker.redis, worker.batcher, SHARD),
+            SHARD,
+            worker.settings,
+            self.tracer,
+        )
+
+    async def run_one(self, store: Any = None, services: Any = None) -> Any:
+        """Claim the first due conversation, run it, and give it up as the queue does."""
+        lease = await self.hand.must_claim()
+        outcome = await self.driver(store, services).run(lease)
+        if not lease.released:
+            await self.hand.release(lease, outcome)
+        return outcome
+
+
+@asynccontextmanager
+async def watched(
+    redis_url: str, sim: Simulator, kept: KeptSpans, **more: Any
+) -> AsyncIterator[WatchedHand]:
+    """Open a worker moved by hand, with telemetry."""
+    async with hand(redis_url, sim) as worker:
+        yield WatchedHand(worker, kept, **more)
+
+
+def assert_whole(kept: KeptSpans) -> None:
+    """Fail unless every span names its turn, lies in order and hangs below one that is there."""
+    known = {(span.trace_id, span.span_id) for span in kept.spans}
+    assert len(known) == len(kept.spans), "span ids are used twice"
+    for span in kept.spans:
+        assert span.attributes[n.CONVERSATION_ID], span.name
+        assert span.attributes[n.TURN_ID], span.name
+        assert span.start_ns <= span.end_ns, span.name
+        assert len(span.trace_id) == 32, span.name
+        if span.parent_id:
+            is_remote = span.name in {n.TURN, n.WAIT}
+            assert is_remote or (span.trace_id, span.parent_id) in known, span.name
+        assert all(isinstance(link, Link) for link in span.links)
+        if span.error:
+            assert span.attributes[n.ERROR_TYPE], span.name

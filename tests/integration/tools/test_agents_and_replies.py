@@ -1,0 +1,210 @@
+"""Agents pick prompt, model, tools and limits; structured replies are asked for and checked."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import pytest
+
+from contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
+from contracts.conversation import SettingsChange
+from ops.simulator import Simulator
+from tests.integration.tools.bench import calling, requests, tool_hand, user
+from worker.agents import AgentsFile
+from worker.tools import tool
+
+AGENTS = """
+[support]
+system_prompt = "You help customers."
+model = "grok-4"
+temperature = 0.25
+tools = ["find_order"]
+max_tool_rounds = 2
+
+[sales]
+system_prompt = "You sell."
+tools = []
+"""
+
+
+@tool
+async def find_order(number: int) -> str:
+    """Find an order."""
+    return f"order {number}"
+
+
+@tool
+async def refund(number: int) -> str:
+    """Pay back."""
+    return f"refunded {number}"
+
+
+TOOLS = ["find_order", "refund"]
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> AgentsFile:
+    """The agents of these tests."""
+    path = tmp_path / "agents.toml"
+    path.write_text(AGENTS)
+    return AgentsFile(path, TOOLS)
+
+
+async def test_a_message_or_a_conversation_picks_an_agent(
+    redis_url: str, sim: Simulator, client: TurnClient, agents: AgentsFile
+) -> None:
+    """The message's profile wins over the settings, these over that of the conversation's agent."""
+    async with tool_hand(redis_url, sim, find_order, refund, agents=agents) as hand:
+        await client.submit(user("nobody in particular"))
+        await client.configure("c", agent="support", temperature=0.5)
+        await client.submit(user("help"))
+        await client.submit(user("sell", agent="sales"))
+        await client.submit(user("help again"))
+        await hand.run_due()
+
+    plain, support, sales, again = requests(sim)
+    assert len(plain["tools"]) == 2
+    assert plain["messages"][0]["role"] == "user"
+    assert support["messages"][0] == {"role": "system", "content": "You help customers."}
+    assert (support["model"], support["temperature"]) == ("grok-4", 0.5)
+    assert [it["function"]["name"] for it in support["tools"]] == ["find_order"]
+    assert sales["messages"][0]["content"] == "You sell."
+    assert (sales["temperature"], "tools" in sales) == (0.5, False)
+    assert again["messages"][0]["content"] == "You help customers."
+
+
+async def test_an_agents_limits_count(
+    redis_url: str, sim: Simulator, client: TurnClient, agents: AgentsFile
+) -> None:
+    """Its `max_tool_rounds` instead of the worker's."""
+    sim.inject(calling("find_order", {"number": 1}, loop="1"), times=None)
+    async with tool_hand(redis_url, sim, find_order, refund, agents=agents) as hand:
+        receipt = await client.submit(user("help", agent="support"))
+        await hand.run_due()
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "too_many_tool_rounds"
+    assert len(requests(sim)) == 2
+
+
+@pytest.mark.parametrize("of", ["message", "conversation"])
+async def test_an_unknown_agent_fails_the_turn_by_name(
+    redis_url: str, sim: Simulator, client: TurnClient, agents: AgentsFile, of: str
+) -> None:
+    """And costs no call."""
+    async with tool_hand(redis_url, sim, agents=agents) as hand:
+        if of == "conversation":
+            await client.configure("c", agent="nobody")
+        receipt = await client.submit(user("hi", agent="nobody" if of == "message" else None))
+        await hand.run_due()
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "unknown_agent"
+    assert "nobody" in failed.message
+    assert requests(sim) == []
+
+
+async def test_a_changed_file_counts_from_the_next_turn_on(
+    redis_url: str, sim: Simulator, client: TurnClient, tmp_path: Path
+) -> None:
+    """A file that is broken meanwhile changes nothing."""
+    path = tmp_path / "agents.toml"
+    path.write_text(AGENTS)
+    agents = AgentsFile(path, TOOLS)
+    async with tool_hand(redis_url, sim, find_order, refund, agents=agents) as hand:
+        for number, text in enumerate([AGENTS.replace("customers", "people"), "[broken"]):
+            path.write_text(text)
+            os.utime(path, ns=(number, number))
+            await client.submit(user("help", agent="support"))
+            await hand.run_due()
+
+    assert [body["messages"][0]["content"] for body in requests(sim)] == ["You help people."] * 2
+
+
+class Order(msgspec.Struct):
+    """What a customer orders."""
+
+    number: int
+    items: list[str]
+    note: str | None = None
+
+
+async def test_a_reply_of_a_type(redis_url: str, sim: Simulator, client: TurnClient) -> None:
+    """The schema goes to the model, the value comes back in the result."""
+    reply = quote(json.dumps({"number": 7, "items": ["tea"]}))
+    sim.inject(f"text;say={reply}", times=None)
+    schema = msgspec.json.schema(Order)
+    async with tool_hand(redis_url, sim) as hand:
+        by_schema = await client.submit(user("order", response_format=schema["$defs"]["Order"]))
+        await hand.run_due()
+
+    result = await client.result(by_schema, timeout_s=5)
+    assert isinstance(result, TurnCompleted)
+    assert result.parsed_as(Order) == Order(number=7, items=["tea"])
+    asked = requests(sim)[0]["response_format"]
+    assert asked["type"] == "json_schema"
+    assert asked["json_schema"]["schema"]["required"] == ["number", "items"]
+
+
+async def test_ask_takes_a_struct(redis_url: str, sim: Simulator) -> None:
+    """Both clients; with a whole worker and the simulator's own idea of a fitting value."""
+    import asyncio  # noqa: PLC0415
+
+    from tests.support.driving import fleet  # noqa: PLC0415
+
+    async with fleet(redis_url, sim), TurnClient.connect(redis_url) as client:
+        result = await client.ask("c", "order", response_type=Order, timeout_s=10)
+        assert isinstance(result, TurnCompleted)
+        assert isinstance(result.parsed_as(Order), Order)
+
+        def ask() -> Any:
+            with SyncTurnClient.connect(redis_url) as sync:
+                return sync.ask("d", "order", response_type=Order, timeout_s=10)
+
+        assert isinstance((await asyncio.to_thread(ask)).parsed_as(Order), Order)
+
+
+@pytest.mark.parametrize("reply", ["Sorry, no.", '{"number":"seven","items":[]}'])
+async def test_a_reply_that_does_not_fit_fails_by_name(
+    redis_url: str, sim: Simulator, client: TurnClient, reply: str
+) -> None:
+    """Nothing is committed, the spend is kept apart, and the words are not repeated."""
+    sim.inject(f"text;say={quote(reply)}", times=None)
+    schema = {"type": "object", "properties": {"number": {"type": "integer"}}}
+    async with tool_hand(redis_url, sim) as hand:
+        await client.submit(
+            Configure(conversation_id="c", settings=SettingsChange(response_format=schema))
+        )
+        receipt = await client.submit(user("order"))
+        await hand.run_due()
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "invalid_reply"
+    assert "Sorry" not in failed.message
+    assert "seven" not in failed.message
+    assert (await client.history("c")).messages == ()
+    totals = await client.usage("c")
+    assert totals.usage.total_tokens == 0
+    assert totals.abandoned.total_tokens > 0
+
+
+async def test_tools_come_before_a_structured_reply(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """Only the last message has to fit."""
+    sim.inject(calling("find_order", {"number": 1}, say="One%20moment."), times=1)
+    sim.inject("text;say=%7B%7D", nth=2, times=1)
+    async with tool_hand(redis_url, sim, find_order) as hand:
+        receipt = await client.submit(user("order", response_format={"type": "object"}))
+        await hand.run_due()
+
+    result = await client.result(receipt, timeout_s=5)
+    assert isinstance(result, TurnCompleted)
+    assert result.parsed == {}
+    assert json.loads(result.text.partition("\n\n")[2]) == {}

@@ -1,0 +1,340 @@
+"""Tools that run elsewhere: calls go out, the turn waits without a slot, results bring it back."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from contracts import (
+    ConversationBusy,
+    Interrupt,
+    SyncTurnClient,
+    ToolRequest,
+    ToolResult,
+    TurnClient,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+)
+from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
+from contracts.keys import conversation_keys
+from contracts.messages import Configure
+from contracts.replies import TERMINAL, ToolCallFinished, ToolCallStarted
+from contracts.requests import TextAssembler
+from ops.simulator import Simulator
+from tests.integration.tools.bench import ToolHand, calling, context, requests, tool_hand, user
+from tests.support.keys import assert_keys_expire
+from tests.support.wait import wait_until
+from worker.outcome import Parked
+from worker.tool_calls import ToolLimits
+from worker.tools import tool
+
+KEYS = conversation_keys("{s0}", "c")
+REFUND = ToolDefinition(
+    function=FunctionDefinition(
+        name="refund",
+        description="Pay money back.",
+        parameters={"type": "object", "properties": {"amount": {"type": "integer"}}},
+    )
+)
+SCHEMAS = (REFUND,)
+
+
+async def next_calls(client: TurnClient, count: int, **more: Any) -> list[ToolRequest]:
+    """Take so many calls, as a service does."""
+    taken: list[ToolRequest] = []
+    async with asyncio.timeout(5):
+        async for call in client.tool_calls("service", "one", **more):
+            taken.append(call)
+            if len(taken) == count:
+                break
+    return taken
+
+
+async def wait_for_refund(hand: ToolHand, client: TurnClient, sim: Simulator) -> ToolRequest:
+    """Bring a turn to where it waits for a refund."""
+    sim.inject(calling("refund", {"amount": 5}, say="One%20moment."), times=1)
+    outcomes = await hand.run_due()
+    assert isinstance(outcomes[-1], Parked)
+    (call,) = await next_calls(client, 1)
+    return call
+
+
+async def test_a_call_goes_out_and_its_result_brings_the_turn_back(
+    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """No lease and no slot while it waits; the result resumes it on a worker that knows nothing."""
+    receipt = await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        call = await wait_for_refund(hand, client, sim)
+
+    assert await redis.exists(KEYS.in_progress) == 0
+    assert (call.name, json.loads(bytes(call.arguments))) == ("refund", {"amount": 5})
+    assert call.idempotency_key == f"c/{receipt.turn_id}/{call.call_id}"
+    await client.answer(call, {"paid": 5})
+    await client.answer(call, {"paid": 6})  # too late: the first answer counts
+
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as other:
+        await other.run_due()
+
+    result = await client.result(receipt, timeout_s=5)
+    assert isinstance(result, TurnCompleted)
+    assert (await context(client))[1:3] == [("assistant", ("refund",)), ("tool", '{"paid": 5}')]
+    assert result.text.startswith("One moment.\n\n")
+    events = [event async for event in client.events(receipt)]
+    shown = TextAssembler()
+    for event in events[:-1]:
+        shown.take(event)
+    assert shown.text == result.text
+    tools = [event for event in events if isinstance(event, ToolCallStarted | ToolCallFinished)]
+    assert [type(event) for event in tools] == [ToolCallStarted, ToolCallFinished]
+    assert sum(isinstance(event, TERMINAL) for event in events) == 1
+    answered = await client.result(await client.submit(call.result({"paid": 5})), timeout_s=5)
+    assert isinstance(answered, TurnCompleted)
+    totals = await client.usage("c")
+    assert (totals.calls, totals.usage) == (2, result.usage)
+    assert await redis.exists("turnline:{s0}:queue") == 0
+    await assert_keys_expire(redis, permanent=["turnline:{s0}:token"])
+
+
+async def test_an_answer_while_the_turn_still_runs_is_not_missed(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """Also one that comes between the last look and the release."""
+    receipt = await client.submit(user("my money"))
+    sim.inject(calling("refund"), times=None)
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        lease = await hand.must_claim()
+        parked = await hand.driver().run(lease)
+        assert isinstance(parked, Parked)
+        (call,) = await next_calls(client, 1)
+        await client.answer(call, "paid")
+        await hand.release(lease, parked)
+        await hand.run_due()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+
+
+async def test_silence_becomes_an_error_at_the_deadline(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """The model is told that nobody answered; what comes later makes no dead letter."""
+    receipt = await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS, limits=ToolLimits(wait_s=1.0)) as hand:
+        call = await wait_for_refund(hand, client, sim)
+        await wait_until(hand.run_due, "the deadline makes it due")
+        late = await client.answer(call, "paid")
+        await hand.run_due()
+
+        assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+        (_, told) = (await context(client))[2]
+        assert json.loads(told) == {"error": "The function refund did not answer in time."}
+        failed = await client.result(late, timeout_s=5)
+        assert isinstance(failed, TurnFailed)
+        assert failed.code == "unknown_call"
+        assert await hand.redis.execute_command("XLEN", "turnline:{s0}:dead") == 0
+        assert await client.history("c")
+
+
+async def test_an_error_result_is_told(redis_url: str, sim: Simulator, client: TurnClient) -> None:
+    """A person who refuses, for instance."""
+    receipt = await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        call = await wait_for_refund(hand, client, sim)
+        await client.answer(call, "The manager said no.", is_error=True)
+        await hand.run_due()
+
+    (_, told) = (await context(client))[2]
+    assert json.loads(told) == {"error": "The manager said no."}
+    finished = [e async for e in client.events(receipt) if isinstance(e, ToolCallFinished)]
+    assert [event.ok for event in finished] == [False]
+
+
+async def test_calls_here_and_elsewhere_in_one_response(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """What runs here is finished at once and never again; the model runs when all are answered."""
+    runs: list[int] = []
+
+    @tool
+    async def here() -> str:
+        """Run here."""
+        runs.append(1)
+        return "done here"
+
+    two = (REFUND, ToolDefinition(function=FunctionDefinition(name="invoice")))
+    receipt = await client.submit(user("all of it"))
+    sim.inject("tools;n=3", times=None)
+    async with tool_hand(redis_url, sim, here, schemas=two) as hand:
+        await hand.run_due()
+        calls = await next_calls(client, 2)
+        for call in reversed(calls):
+            assert len(requests(sim)) == 1
+            await client.answer(call, call.name)
+            await hand.run_due()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    assert runs == [1]
+    assert (await context(client))[1:5] == [
+        ("assistant", ("here", "refund", "invoice")),
+        ("tool", "done here"),
+        ("tool", "refund"),
+        ("tool", "invoice"),
+    ]
+    assert len(requests(sim)) == 2
+
+
+async def test_a_message_waits_behind_the_call(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """`enqueue`: the turn goes on first, also where many messages stand before the result."""
+    first = await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        call = await wait_for_refund(hand, client, sim)
+        later = [await client.submit(user(f"hello {n}")) for n in range(70)]
+        await hand.run_due()
+        assert (await client.record(later[0])).state == "accepted"
+        await client.answer(call, "paid")
+        await hand.run_due()
+
+    assert isinstance(await client.result(first, timeout_s=5), TurnCompleted)
+    assert isinstance(await client.result(later[-1], timeout_s=5), TurnCompleted)
+    roles = await context(client)
+    assert roles[2] == ("tool", "paid")
+    assert roles[4] == ("user", "hello 0")
+
+
+@pytest.mark.parametrize("when_busy", ["interrupt", "rollback", "reject"])
+async def test_when_busy_decides_while_it_waits(
+    redis_url: str, sim: Simulator, client: TurnClient, when_busy: str
+) -> None:
+    """As for a turn that runs: stopped, taken back, or the newcomer is refused."""
+    first = await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        call = await wait_for_refund(hand, client, sim)
+        newer = user("never mind", when_busy=when_busy)
+        if when_busy == "reject":
+            with pytest.raises(ConversationBusy):
+                await client.submit(newer)
+            await client.answer(call, "paid")
+            await hand.run_due()
+            assert isinstance(await client.result(first, timeout_s=5), TurnCompleted)
+            return
+        sim.inject("text;say=Fine.", times=None)
+        second = await client.submit(newer)
+        await hand.run_due()
+        await client.answer(call, "paid")
+        await hand.run_due()
+
+    result = await client.result(second, timeout_s=5)
+    assert isinstance(result, TurnCompleted)
+    totals = await client.usage("c")
+    assert totals.calls == len(requests(sim)) == 2
+    if when_busy == "interrupt":
+        stopped = await client.result(first, timeout_s=5)
+        assert isinstance(stopped, TurnInterrupted)
+        assert stopped.text == "One moment."
+        assert [text for _, text in await context(client)] == [
+            *("my money", ("refund",), "CANCELLED", "never mind", "Fine.")
+        ]
+        assert totals.abandoned.total_tokens == 0
+    else:
+        assert [text for _, text in await context(client)] == ["my money never mind", "Fine."]
+        assert totals.abandoned.total_tokens > 0
+        assert totals.usage == result.usage
+
+
+async def test_a_turn_that_is_interrupted_while_it_waits(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """What was said is kept; the call is closed."""
+    first = await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        await wait_for_refund(hand, client, sim)
+        await client.submit(Interrupt(conversation_id="c"))
+        await hand.run_due()
+
+    assert isinstance(await client.result(first, timeout_s=5), TurnInterrupted)
+    assert (await context(client))[2] == ("tool", "CANCELLED")
+
+
+async def test_the_producers_deadline_ends_the_wait(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """A turn nobody needs any more fails by name, however long its call may take."""
+    receipt = await client.submit(user("x", deadline_at_ms=int(time.time() * 1000) + 1_500))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        await wait_for_refund(hand, client, sim)
+        await wait_until(hand.run_due, "the deadline makes it due")
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "deadline_exceeded"
+
+
+async def test_a_conversation_declares_its_own_tools(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """By `configure`; what the model is offered has no field of ours."""
+    definition = msgspec.structs.replace(REFUND, timeout_s=30.0)
+    await client.submit(
+        Configure(conversation_id="c", settings=SettingsChange(tools=(definition,)))
+    )
+    await client.submit(user("my money"))
+    sim.inject(calling("refund"), times=None)
+    async with tool_hand(redis_url, sim) as hand:
+        await hand.run_due()
+        (call,) = await next_calls(client, 1)
+
+    (offered,) = requests(sim)[0]["tools"]
+    assert offered == {"function": msgspec.to_builtins(REFUND.function), "type": "function"}
+    sent_at_ms = (await client.record(await client.submit(call.result()))).accepted_at_ms
+    assert abs(call.deadline_at_ms - sent_at_ms - 30_000) < 5_000
+
+
+async def test_a_service_takes_its_own_tools_and_what_it_left_again(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """Groups see all calls; a consumer that died before acknowledging gets its call again."""
+    await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        call = await wait_for_refund(hand, client, sim)
+
+    (again,) = await next_calls(client, 1, names={"refund", "other"})
+    assert again == call
+    with SyncTurnClient.connect(redis_url) as sync:
+        other = next(iter(sync.tool_calls("audit", "one")))
+        assert other == call
+        assert sync.answer(other, "paid").accepted
+        assert not sync.answer(other, "paid twice").accepted
+
+
+async def test_a_result_for_an_unknown_call_fails_by_name(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """It makes no dead letter and leaves the conversation alone."""
+    receipt = await client.submit(ToolResult(conversation_id="c", call_id="nobody", result=1))
+    async with tool_hand(redis_url, sim) as hand:
+        await hand.run_due()
+        assert await hand.redis.execute_command("XLEN", "turnline:{s0}:dead") == 0
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "unknown_call"
+
+
+async def test_forget_takes_the_calls_with_it(
+    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """Also the copy in the stream that services read."""
+    await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        await wait_for_refund(hand, client, sim)
+
+    assert await redis.xlen("turnline:{s0}:tool-calls") == 1
+    assert await client.forget("c")
+    assert await redis.xlen("turnline:{s0}:tool-calls") == 0

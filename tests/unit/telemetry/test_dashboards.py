@@ -1,0 +1,68 @@
+"""The dashboard and the alert rules ask only for metrics that there are, by labels they have."""
+
+import json
+import re
+
+import pytest
+
+from tests.support.recordings import REPOSITORY
+from worker.telemetry.metrics import TurnMeters, prometheus_name
+
+DEPLOY = REPOSITORY / "ops" / "deploy"
+ALERTS = (DEPLOY / "prometheus" / "alerts.yaml").read_text()
+FOREIGN_LABELS = {"le", "instance"}
+
+
+def series() -> dict[str, set[str]]:
+    """Names of all series, each with the labels it has."""
+    found: dict[str, set[str]] = {}
+    for meter in TurnMeters():
+        labels = {label.replace(".", "_") for label in meter.labels}
+        endings = ("_bucket", "_sum", "_count") if meter.kind == "histogram" else ("",)
+        for ending in endings:
+            found[prometheus_name(meter) + ending] = labels
+    return found
+
+
+def queries() -> list[str]:
+    """Every query of the dashboard and the rules."""
+    dashboard = json.loads((DEPLOY / "grafana" / "turnline.json").read_text())
+    panels = [target["expr"] for p in dashboard["panels"] for target in p.get("targets", ())]
+    variables = [
+        one["query"]["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"
+    ]
+    rules = re.findall(r"expr: (?:>-\n)?((?:.|\n)*?)\n        (?:for|labels):", ALERTS)
+    return [*panels, *variables, *rules]
+
+
+@pytest.mark.parametrize("query", queries())
+def test_a_query_asks_for_what_there_is(query: str) -> None:
+    """A renamed metric or label is noticed here, not on the wall."""
+    known = series()
+
+    asked = set(re.findall(r"\b(?:turnline|gen_ai)_\w+(?=[\[{)\s,]|$)", query))
+    names = {name for name in asked if not name.startswith(("gen_ai_request", "gen_ai_t"))}
+    labels = set(re.findall(r"(\w+)=~?\"", query))
+    for group in re.findall(r"by \(([^)]*)\)", query):
+        labels |= {label.strip() for label in group.split(",")}
+
+    assert names, query
+    assert names - set(known) == set()
+    allowed = FOREIGN_LABELS.union(*(known[name] for name in names))
+    assert labels - allowed == set()
+
+
+def test_all_metrics_are_on_the_dashboard() -> None:
+    """What is measured is shown somewhere."""
+    text = (DEPLOY / "grafana" / "turnline.json").read_text()
+
+    missing = [meter.name for meter in TurnMeters() if prometheus_name(meter) not in text]
+    assert missing == []
+
+
+def test_each_alert_says_what_to_do() -> None:
+    """A summary and an action, in the words of whoever is woken by it."""
+    count = ALERTS.count("- alert:")
+
+    assert count >= 9
+    assert ALERTS.count("summary: ") == ALERTS.count("action: ") == count

@@ -1,0 +1,769 @@
+"""One attempt at what stands at the head of an inbox: collect, answer, commit."""
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from contracts.conversation import CallEntry, Usage
+from contracts.messages import ContextAppend, Interrupt, ToolResult, UserMessage, decode
+from contracts.replies import (
+    AnyTerminal,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnStarted,
+    encode_event,
+)
+from worker.agents import Plan
+from worker.effects import Copy, Effects, Entry, Loaded
+from worker.errors import (
+    LeaseLost,
+    ProviderUnavailable,
+    RateLimited,
+    Retryable,
+    StoreUnavailable,
+    Terminal,
+)
+from worker.event_writer import EventWriter
+from worker.lease import Lease
+from worker.ledger import Ledger
+from worker.logs import say_with
+from worker.outcome import Done, Outcome, Parked
+from worker.pipeline.aggregators import (
+    LLMAssistantAggregatorParams,
+    LLMUserAggregatorParams,
+    LLMUserContextAggregator,
+)
+from worker.pipeline.calls import LLMCall
+from worker.pipeline.context import Message, OpenAILLMContext
+from worker.pipeline.frames import (
+    LLMFullResponseStartFrame,
+    LLMTextFrame,
+    OpenAILLMContextFrame,
+    StartInterruptionFrame,
+)
+from worker.pipeline.processor import DOWNSTREAM
+from worker.pipeline.tools import NOT_GIVEN
+from worker.ports import Parts
+from worker.reply_format import InvalidReply, parsed_reply
+from worker.retrying import backoff_s
+from worker.steps import Steps, progress_of
+from worker.tap import BETWEEN_ANSWERS, Tap
+from worker.tool_calls import ToolCalls, TurnFacts
+from worker.turn import Turn, Used, record_of
+
+_encode = msgspec.json.Encoder().encode
+_decode_message = msgspec.json.Decoder(dict).decode
+_SPEECH_PARK_MS = 60_000
+_NO_DEAD_LETTER = frozenset({"unknown_call"})
+"""Results that come late, or twice, are in the nature of things delivered at least once."""
+
+
+class TurnRun:
+    """One attempt at what stands at the head of an inbox."""
+
+    def __init__(self, parts: Parts, lease: Lease, loaded: Loaded, began_at_s: float) -> None:
+        """Prepare context, aggregators and service; nothing is sent."""
+        self._parts = parts
+        self._settings = parts.settings
+        self._store = parts.store
+        self._lease = lease
+        self._loaded = loaded
+        self._known = list(loaded.entries)
+        self._batches = itertools.count(1)
+        self._head = loaded.entries[0]
+        self._ledger = Ledger(loaded)
+        self._steps = Steps(parts.store, lease, loaded.steps)
+        self._began_at = time.monotonic()
+        self.following: Loaded | None = None
+        """The conversation as the commit left it; None: it must be loaded again."""
+        self._prepare()
+        self._seen = parts.observer.attempt(
+            lease, loaded, began_at_s=began_at_s, loaded_at_s=self._began_at
+        )
+
+    def _prepare(self) -> None:
+        loaded = self._loaded
+        rollback = self._acting("rollback")
+        if rollback is not None and not self._steps.is_rolled_back(rollback.entry_id):
+            self._ledger.roll_back()
+        self._progress = progress_of(self._steps.safe, rollback.entry_id if rollback else None)
+        self._context = OpenAILLMContext.from_stored(loaded.messages)
+        self._use_plan(self._parts.planner.plan(loaded.settings))
+        self._pair = self._service.create_context_aggregator(
+            self._context,
+            user_params=LLMUserAggregatorParams(
+                aggregation_timeout=self._settings.aggregation_timeout_s
+            ),
+            assistant_params=LLMAssistantAggregatorParams(expect_stripped_words=False),
+        )
+        self._turn = Turn(
+            self._lease.conversation_id,
+            loaded.settings,
+            self._pair.user(),
+            since_ms=loaded.since_ms,
+        )
+        self._tap = Tap()
+        self._service.link(self._tap)
+        self._tap.link(self._pair.assistant())
+        self._tools: ToolCalls | None = None
+        self._stop: Entry | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._started = False
+
+    def _use_plan(self, plan: Plan) -> None:
+        """Work with these settings and tools."""
+        self._plan, context = plan, self._context
+        choice = plan.settings.tool_choice
+        context.set_tools(plan.tools or NOT_GIVEN)
+        context.set_tool_choice(choice if choice is not None else NOT_GIVEN)
+        context.system_prompt = plan.settings.system_prompt
+        self._service = self._parts.services(self._lease.conversation_id, plan.settings, self)
+        self._saved_calls = 0
+
+    # -- the phases -----------------------------------------------------------------------------
+
+    async def run(self, *, go_on: bool) -> Outcome:
+        """Collect, answer, commit.
+
+        Raises:
+            LeaseLost: Nothing was written since.
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            outcome = await self._run(go_on=go_on)
+        except BaseException as error:
+            self._seen.ended(error)
+            raise
+        self._seen.ended(outcome)
+        return outcome
+
+    async def _run(self, *, go_on: bool) -> Outcome:
+        if self._progress.deadlines:  # what is waited for may stand anywhere in the inbox
+            await self._see_all()
+            self._prepare()
+        while True:
+            parked = await self._collect()
+            if parked is not None:
+                return parked
+            turn = self._turn
+            owner = turn.primary if turn.wants_answer else turn.used[0]
+            say_with(
+                conversation_id=self._lease.conversation_id,
+                turn_id=owner.turn_id,
+                attempt=self._loaded.attempt,
+                trace_id=owner.trace.trace_id,
+            )
+            self._seen.collected(turn.used, owner)
+            if not self._turn.wants_answer:
+                return await self._commit(None, go_on=go_on)
+            ending = await self._answer()
+            if isinstance(ending, Parked):
+                return ending
+            if ending is not None:
+                return await self._commit(ending, go_on=go_on)
+            self._prepare()  # rolled back: the same messages again, joined with what came
+
+    async def _collect(self) -> Parked | None:
+        """Take entries until an answer is wanted, or only changes are left to commit."""
+        if self._progress.last_entry is not None:
+            await self._collect_again(self._progress.last_entry)
+            return None
+        waiting = deque(self._known)
+        joined = self._acting("rollback")
+        turn, user = self._turn, self._pair.user()
+        while True:
+            while waiting and not turn.wants_answer:
+                if turn.used and not turn.is_open and turn.would_answer(waiting[0]):
+                    return None  # what only changes the conversation takes effect first
+                entry = waiting.popleft()
+                if joined is not None and entry.entry_id == joined.entry_id:
+                    joined = None
+                await turn.take(entry, joins_next=joined is not None)
+            if turn.wants_answer or not turn.is_open:
+                return None
+            more = await self._wait_for_more(user)
+            if more is None:
+                return Parked(_SPEECH_PARK_MS, "input")
+            waiting.extend(more)
+
+    async def _collect_again(self, last_entry: str) -> None:
+        """Take what an earlier attempt took: what came since belongs to another turn."""
+        while all(entry.entry_id != last_entry for entry in self._known) and await self._more():
+            pass
+        joined, turn = self._acting("rollback"), self._turn
+        for entry in self._known:
+            if joined is not None and entry.entry_id == joined.entry_id:
+                joined = None
+            await turn.take(entry, joins_next=joined is not None)
+            if entry.entry_id == last_entry:
+                break
+        if not turn.wants_answer:
+            await turn.close()
+
+    async def _wait_for_more(self, user: LLMUserContextAggregator) -> list[Entry] | None:
+        """Return what came next; nothing once the user is taken to be done; None: keep waiting."""
+        lease = self._lease
+        while True:
+            lease.news.clear()
+            if more := await self._more():
+                return more
+            if user.user_speaking:
+                timeout_s = self._settings.speech_timeout_s
+            else:
+                timeout_s = self._settings.aggregation_timeout_s
+            try:
+                await asyncio.wait_for(lease.news.wait(), timeout_s)
+            except TimeoutError:
+                if user.user_speaking:
+                    return None
+                await self._turn.close()
+                return []
+
+    async def _answer(self) -> AnyTerminal | Parked | None:  # noqa: PLR0911  each way it ends
+        """Run the model; None if the turn was rolled back."""
+        primary = self._turn.primary
+        assert primary.message is not None
+        self._plan_for(primary)
+        self._context.add_messages(map(dict, self._progress.messages))
+        self._tools = tools = self._tool_calls(primary)
+        if (refusal := self._refusal(primary)) is not None:
+            return refusal
+        self._stop = self._acting("interrupt")
+        tools.take_answers(self._known)
+        if self._stop is None and not tools.can_go_on:
+            return await self._wait_elsewhere(primary, tools)
+        if self._stop is None and (failure := await self._attempt(primary, tools)) is not None:
+            return failure
+        if self._stop is None:
+            if tools.unfinished:
+                return await self._wait_elsewhere(primary, tools)
+            return self._completed(primary)
+        if self._stop.acts_on(self._head.entry_id) == "rollback":
+            await self._roll_back(primary, self._stop)
+            return None
+        return await self._interrupted(primary, self._stop)
+
+    def _plan_for(self, primary: Used) -> None:
+        """Heed what the message itself asks for."""
+        message = primary.message
+        if isinstance(message, UserMessage | ContextAppend) and (
+            message.agent or message.response_format
+        ):
+            self._use_plan(
+                self._parts.planner.plan(
+                    self._loaded.settings,
+                    agent=message.agent,
+                    response_format=message.response_format,
+                )
+            )
+            self._service.link(self._tap)
+
+    def _tool_calls(self, primary: Used) -> ToolCalls:
+        plan, trace = self._plan, primary.trace
+        rollback = self._acting("rollback")
+        tools = ToolCalls(
+            facts=TurnFacts(
+                conversation_id=self._lease.conversation_id,
+                turn_id=primary.turn_id,
+                attempt=self._loaded.attempt,
+                trace_id=trace.trace_id,
+                traceparent=f"00-{trace.trace_id}-{trace.span_id}-{int(trace.sampled):02d}",
+                stream=self._parts.shard.tool_calls,
+                last_entry=self._turn.used[-1].entry.entry_id,
+                rollback=rollback.entry_id if rollback is not None else None,
+            ),
+            steps=self._steps,
+            progress=self._progress,
+            context=self._context,
+            toolbox=self._parts.planner.toolbox,
+            offered=plan.offered,
+            limits=plan.limits,
+            now_ms=self._now_ms,
+            take_spend=self._take_spend,
+        )
+        if plan.offered:
+            self._service.use_functions(tools)
+        return tools
+
+    def _take_spend(self) -> tuple[list[CallEntry], Callable[[], None]]:
+        """Return the calls that are not safe yet, and what to call once they are."""
+        spent, count = self._calls(self._turn.primary), len(self._service.calls)
+
+        def saved() -> None:
+            self._ledger.keep(spent)
+            self._saved_calls = count
+
+        return spent, saved
+
+    async def _wait_elsewhere(self, primary: Used, tools: ToolCalls) -> Parked:
+        """Wait without a slot for what others have to say."""
+        if self._started:
+            await self._writer.publish_rest()
+        defer_ms = tools.defer_ms
+        assert primary.message is not None
+        if primary.message.deadline_at_ms is not None:
+            left_ms = primary.message.deadline_at_ms - int(time.time() * 1000)
+            defer_ms = min(defer_ms, max(1, left_ms))
+        return Parked(defer_ms, "input", seen=self._known[-1].entry_id)
+
+    def _now_ms(self) -> int:
+        """Return Redis' clock."""
+        return self._loaded.now_ms + int((time.monotonic() - self._began_at) * 1000)
+
+    async def _attempt(self, primary: Used, tools: ToolCalls) -> TurnFailed | Parked | None:
+        """Call the model if it is to be called now; return what went wrong."""
+        provider = f"{self._settings.provider} {self._service.model_name}"
+        breakers = self._parts.breakers
+        if wait_s := await breakers.wait_s(provider):
+            return self._wait(primary, wait_s, "provider_unavailable", "the provider is failing")
+        try:
+            await self._run_model(primary, tools)
+        except Retryable as error:
+            if isinstance(error, ProviderUnavailable) and not isinstance(error, RateLimited):
+                await breakers.failed(provider)
+            return await self._later(primary, error)
+        except Terminal as error:
+            await breakers.succeeded(provider)  # it does answer
+            return self._failed(primary, error.code, str(error))
+        await breakers.succeeded(provider)
+        return None
+
+    async def _run_model(self, primary: Used, tools: ToolCalls) -> None:
+        """Run the pipeline from the model on, until it is done or somebody stops it.
+
+        Raises:
+            WorkerError: As the service raises it.
+        """
+        lease = self._lease
+        self._writer = writer = self._new_writer(primary)
+        self._tap.writer = writer
+        self._tap.seen = self._seen
+        self._tap.tools = tools
+        tools.writer = writer
+        if self._progress.messages:
+            self._show_again(primary, writer)
+        self._answering = answering = asyncio.create_task(self._proceed(tools))
+        lease.on_news = self._look
+        if lease.news.is_set():
+            self._look()
+        try:
+            await answering
+        except asyncio.CancelledError:
+            if self._stop is None:
+                writer.close()
+                await self._hand_over(primary)
+                raise
+            await self._steps.settle()
+        finally:
+            lease.on_news = None
+
+    async def _proceed(self, tools: ToolCalls) -> None:
+        """Answer, going on where an earlier attempt ended, until something has to be waited for.
+
+        Raises:
+            WorkerError: As the service raises it.
+        """
+        if not self._progress.messages:
+            await self._service.process_frame(OpenAILLMContextFrame(self._context), DOWNSTREAM)
+        elif tools.unfinished or tools.wants_run:
+            await self._resume(tools)
+        while tools.unfinished and self._stop is None:
+            await self._see_all()
+            tools.take_answers(self._known)
+            if not tools.can_go_on:
+                return
+            await self._resume(tools)
+
+    async def _resume(self, tools: ToolCalls) -> None:
+        await self._service.resume(self._context, tools.unfinished, answer=tools.wants_run)
+
+    def _show_again(self, primary: Used, writer: EventWriter) -> None:
+        """Tell readers of this attempt what earlier ones said for good."""
+        self._started = True
+        ids = self._ids(primary)
+        del ids["metadata"]
+        writer.event(TurnStarted(**ids, worker=self._settings.worker_name))
+        said = [text for it in self._progress.messages if (text := _said(it))]
+        writer.text(BETWEEN_ANSWERS.join(said))
+
+    # -- being stopped --------------------------------------------------------------------------
+
+    def _acting(self, act: str) -> Entry | None:
+        """Return the known entry that asks this of the turn at the head, the latest of several."""
+        head = self._head.entry_id
+        return next((it for it in reversed(self._known) if it.acts_on(head) == act), None)
+
+    def _look(self) -> None:
+        """Something came in: see whether it stops this turn."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_for_stop())
+
+    async def _look_for_stop(self) -> None:
+        while self._lease.news.is_set():
+            self._lease.news.clear()
+            try:
+                more = await self._more()
+            except StoreUnavailable:
+                return  # looked at again with the next news, and by the next attempt
+            acting = (entry for entry in more if entry.acts_on(self._head.entry_id))
+            stop = next(acting, None)
+            if stop is not None and self._stop is None and self._answering is not None:
+                self._stop = stop
+                await self._end_answering(self._answering)
+
+    async def _end_answering(self, answering: "asyncio.Task[None]") -> None:
+        """Cancel what may be cancelled; a tool that may not be has its result kept."""
+        if self._tools is not None and self._tools.must_finish:
+            self._tap.is_closed = True
+            await self._service.process_frame(StartInterruptionFrame(), DOWNSTREAM)
+        else:
+            answering.cancel()
+
+    async def _see_all(self) -> None:
+        while await self._more():
+            pass
+
+    async def _more(self) -> list[Entry]:
+        more = await self._store.more(self._lease, self._known[-1].entry_id)
+        self._known.extend(more)
+        return more
+
+    async def _hand_over(self, primary: Used) -> None:
+        """Leave a note of what was spent, if the lease still allows it."""
+        if self._lease.lost or not self._service.calls:
+            return
+        try:
+            async with asyncio.timeout(1):
+                await self._steps.settle()
+                self._ledger.abandon(self._calls(primary))
+                await self._save_abandoned()
+        except (LeaseLost, StoreUnavailable, TimeoutError):
+            pass  # the call that was open is noted as unknown by the next attempt
+
+    async def _save_abandoned(self) -> None:
+        steps = [b"c" + _encode(call) for call in self._ledger.note_abandoned()]
+        if steps:
+            await self._steps.save(steps)
+
+    async def _roll_back(self, primary: Used, stop: Entry) -> None:
+        """Forget what was said and done; what was spent stays known."""
+        self._ledger.abandon(self._calls(primary))
+        if self._progress.last_entry is not None or self._saved_calls:
+            await self._steps.save([b"x" + stop.entry_id.encode()])
+            self._ledger.roll_back()
+        await self._save_abandoned()
+
+    # -- how it ends ----------------------------------------------------------------------------
+
+    def _refusal(self, primary: Used) -> TurnFailed | None:
+        """Return why this turn is not attempted (again), if so."""
+        loaded, limits = self._loaded, self._settings
+        if self._plan.problem is not None:
+            return self._failed(primary, *self._plan.problem)
+        if loaded.crashes >= limits.max_crashes:
+            text = f"{loaded.crashes} attempts ended without a word"
+            return self._failed(primary, "crashed", text)
+        assert primary.message is not None
+        deadline_at_ms = primary.message.deadline_at_ms
+        if deadline_at_ms is not None and time.time() * 1000 > deadline_at_ms:
+            return self._failed(primary, "deadline_exceeded", "the producer's deadline has passed")
+        return None
+
+    async def _later(self, primary: Used, error: Retryable) -> TurnFailed | Parked:
+        """Note what was spent and wait without a slot; past the budget, fail."""
+        if self._started:
+            self._writer.close()
+        wait_s = backoff_s(self._loaded.attempt, error.retry_after_s)
+        outcome = self._wait(primary, wait_s, error.code, str(error))
+        if isinstance(outcome, Parked):
+            self._ledger.abandon(self._calls(primary))
+            await self._save_abandoned()
+        return outcome
+
+    def _wait(self, primary: Used, wait_s: float, code: str, text: str) -> TurnFailed | Parked:
+        """Wait without a slot; fail where that would outlast the turn's budget or deadline."""
+        assert primary.message is not None
+        spent_s = time.monotonic() - self._began_at
+        if not self._progress.deadlines:  # else most of it may have been a wait
+            spent_s += (self._loaded.now_ms - self._loaded.since_ms) / 1000
+        deadline_at_ms = primary.message.deadline_at_ms
+        late = deadline_at_ms is not None and (time.time() + wait_s) * 1000 > deadline_at_ms
+        if late or spent_s + wait_s > self._settings.turn_budget_s:
+            return self._failed(primary, code, text)
+        self._seen.retrying(code, wait_s)
+        return Parked(max(1, int(wait_s * 1000)), "backoff")
+
+    def _completed(self, primary: Used) -> TurnCompleted | TurnFailed:
+        parsed: Any = None
+        if self._plan.settings.response_format is not None:
+            try:
+                parsed = parsed_reply(self._last_text(), self._plan.settings.response_format)
+            except InvalidReply as error:
+                return self._failed(primary, "invalid_reply", str(error))
+        self._ledger.keep(self._calls(primary))
+        last = self._ledger.kept[-1] if self._ledger.kept else None
+        return TurnCompleted(
+            **self._ids(primary),
+            text=self._text(),
+            finish_reason=last.finish_reason if last else None,
+            usage=self._ledger.usage,
+            usage_state=self._ledger.usage_state,
+            model=last.model if last else "",
+            parsed=parsed,
+        )
+
+    async def _interrupted(self, primary: Used, stop: Entry) -> TurnInterrupted:
+        """Keep what was said so far, cut to what was heard, and close open tool calls."""
+        message = decode(stop.data)
+        heard = message.heard if isinstance(message, Interrupt) else None
+        if not self._started:
+            await self._recover_shown(primary)
+        await self._service.process_frame(StartInterruptionFrame(heard), DOWNSTREAM)
+        self._context.repair_in_progress()
+        if isinstance(message, Interrupt):
+            await self._turn.take(stop)
+        self._ledger.keep(self._calls(primary))
+        last = self._ledger.kept[-1] if self._ledger.kept else None
+        return TurnInterrupted(
+            **self._ids(primary),
+            text=self._text(),
+            usage=self._ledger.usage,
+            usage_state=self._ledger.usage_state,
+            model=last.model if last else "",
+        )
+
+    async def _recover_shown(self, primary: Used) -> None:
+        """Say again what an attempt that is over had shown: it is what the user interrupted."""
+        if self._loaded.attempt > 1 and not self._progress.messages:
+            shown = await self._store.shown(self._lease, primary.entry.after, primary.turn_id)
+            if shown:
+                assistant = self._pair.assistant()
+                await assistant.process_frame(LLMFullResponseStartFrame(), DOWNSTREAM)
+                await assistant.process_frame(LLMTextFrame(shown), DOWNSTREAM)
+
+    def _failed(self, primary: Used, code: str, text: str) -> TurnFailed:
+        self._ledger.abandon(self._calls(primary))
+        self._ledger.roll_back()
+        return TurnFailed(**self._ids(primary), code=code, message=text)
+
+    async def _commit(self, ending: AnyTerminal | None, *, go_on: bool) -> Outcome:
+        """Let it take effect."""
+        if ending is not None and self._tools is not None and self._tools.elsewhere:
+            for entry, result in self._tools.take_answers(self._known):
+                if result.call_id in self._tools.answered:
+                    self._turn.use_result(entry, result)
+        effects, messages = self._effects(ending)
+        self._seen.committing()
+        committed = await self._store.commit(self._lease, effects, go_on=go_on)
+        self._seen.committed(effects, committed.outcome)
+        if committed.outcome == "committed" and committed.length == len(messages):
+            self.following = Loaded(
+                attempt=1,
+                crashes=0,
+                settings=effects.settings or self._loaded.settings,
+                messages=messages,
+                steps=[],
+                entries=committed.entries,
+                since_ms=committed.now_ms,
+                now_ms=committed.now_ms,
+            )
+        return Done()
+
+    def _effects(self, ending: AnyTerminal | None) -> tuple[Effects, list[bytes]]:
+        """Return what changes, and the whole context after it."""
+        turn, loaded = self._turn, self._loaded
+        failed = isinstance(ending, TurnFailed)
+        rewrite = not failed and not self._context.prefix_intact()
+        if failed:
+            added: list[bytes] = []
+        else:
+            added = (
+                self._context.encoded_messages()
+                if rewrite
+                else self._context.new_messages_encoded()
+            )
+        messages = added if rewrite else [*loaded.messages, *added]
+        first = 0 if rewrite else len(loaded.messages)
+        endings = turn.endings(ending)
+        if failed:  # what only changes the conversation stays in the inbox and comes next
+            endings = [
+                (used, end)
+                for used, end in endings
+                if not isinstance(used.ending, TurnCompleted)
+                or isinstance(used.message, ToolResult)
+            ]
+        own = [pair for pair in endings if pair[1] is ending]
+        endings = [pair for pair in endings if pair[1] is not ending] + own
+        now_ms = int(time.time() * 1000)
+        records = [
+            (
+                used.turn_id,
+                msgspec.structs.replace(
+                    record_of(
+                        used,
+                        end,
+                        attempts=loaded.attempt,
+                        finished_at_ms=now_ms,
+                        worker=self._settings.worker_name,
+                    ),
+                    messages_from=first if end is ending else 0,
+                    messages_to=len(messages) if end is ending else 0,
+                ),
+            )
+            for used, end in endings
+        ]
+        writer = self._writer if self._started else None
+        effects = Effects(
+            turn_id=own[0][0].turn_id if own else turn.used[0].turn_id,
+            entries=[used.entry.entry_id for used, _ in endings],
+            messages=added,
+            rewrite=rewrite,
+            settings=turn.settings if turn.settings_changed and not failed else None,
+            calls=self._ledger.entries,
+            turns=1 if ending is not None else 0,
+            events=[*(writer.rest() if writer else ()), *(end for _, end in endings)],
+            records=records,
+            copies=[copy for pair in endings for copy in self._copies(*pair)],
+        )
+        return effects, messages
+
+    def _copies(self, used: Used, ending: AnyTerminal) -> list[Copy]:
+        """Return what goes into streams of the shard: replies asked for, dead letters."""
+        shard, copies = self._parts.shard, list[Copy]()
+        if used.message is not None and used.message.reply_to is not None:
+            stream = shard.reply_prefix + used.message.reply_to
+            copies.append(Copy(stream, {"e": encode_event(ending)}))
+        if isinstance(ending, TurnFailed) and ending.code not in _NO_DEAD_LETTER:
+            fields: dict[str, str | bytes | int] = {
+                "c": self._lease.conversation_id,
+                "t": used.turn_id,
+                "m": used.entry.data,
+                "code": ending.code,
+                "error": ending.message,
+                "attempts": self._loaded.attempt,
+                "trace": ending.trace_id,
+                "at": int(time.time() * 1000),
+            }
+            if not used.entry.data:  # written past submit, without the field for messages
+                fields["m"] = _encode([*map(repr, used.entry.fields.items())])
+            copies.append(Copy(shard.dead, fields))
+        return copies
+
+    # -- pieces ---------------------------------------------------------------------------------
+
+    def _ids(self, primary: Used) -> dict[str, Any]:
+        assert primary.message is not None
+        return {
+            "conversation_id": self._lease.conversation_id,
+            "turn_id": primary.turn_id,
+            "attempt": self._loaded.attempt,
+            "trace_id": primary.trace.trace_id,
+            "metadata": primary.message.metadata,
+        }
+
+    def _calls(self, primary: Used) -> list[CallEntry]:
+        """Return the calls of this attempt that are not safe in a step."""
+        unsaved = self._service.calls[self._saved_calls :]
+        return [self._entry_of(primary, call) for call in unsaved]
+
+    def _entry_of(self, primary: Used, call: LLMCall) -> CallEntry:
+        """Return a call's entry in the ledger."""
+        counted = call.counted_usage
+        return CallEntry(
+            call_id=f"{primary.turn_id}/{self._loaded.attempt}/{call.number}",
+            turn_id=primary.turn_id,
+            attempt=self._loaded.attempt,
+            model=call.response_model or call.model,
+            state=call.usage_state,
+            usage=Usage(
+                prompt_tokens=counted.prompt_tokens,
+                completion_tokens=counted.completion_tokens,
+                reasoning_tokens=counted.reasoning_tokens,
+                cached_tokens=counted.cached_tokens,
+                total_tokens=counted.total_tokens,
+                cost_usd_ticks=counted.cost_usd_ticks or 0,
+            ),
+            finish_reason=call.finish_reason,
+            error=call.error,
+            response_id=call.response_id,
+            started_at_ms=self._wall_ms(call.started_at),
+            duration_ms=int((call.duration_s or 0) * 1000),
+        )
+
+    def _wall_ms(self, clock_s: float) -> int:
+        """Convert the service's clock (time.monotonic) to ms since the Unix epoch."""
+        return int((time.time() - time.monotonic() + clock_s) * 1000)
+
+    def _text(self) -> str:
+        """Return what the assistant said in this turn, as it is committed."""
+        return BETWEEN_ANSWERS.join(text for it in self._added() if (text := _said(it)))
+
+    def _last_text(self) -> str:
+        """Return the assistant's last message of this turn."""
+        said = [text for it in self._added() if (text := _said(it))]
+        return said[-1] if said else ""
+
+    def _added(self) -> list[Message]:
+        """Return the messages of this turn, of which none was loaded."""
+        if self._turn.context_replaced:
+            return self._context.messages
+        return [_decode_message(data) for data in self._context.new_messages_encoded()]
+
+    def _new_writer(self, primary: Used) -> EventWriter:
+        assert primary.message is not None
+        return EventWriter(
+            self._store,
+            self._lease,
+            conversation_id=self._lease.conversation_id,
+            turn_id=primary.turn_id,
+            attempt=self._loaded.attempt,
+            trace_id=primary.trace.trace_id,
+            head=self._head.entry_id,
+            next_batch=self._next_batch,
+            coalesce_s=self._settings.coalesce_s,
+            coalesce_bytes=self._settings.coalesce_bytes,
+            on_lost=self._lost,
+        )
+
+    def _next_batch(self) -> int:
+        return self._loaded.attempt * 1_000_000 + next(self._batches)
+
+    def _lost(self) -> None:
+        if self._answering is not None:
+            self._answering.cancel()
+
+    # -- CallObserver ---------------------------------------------------------------------------
+
+    async def on_call_started(self, call: LLMCall) -> None:
+        """Tell readers and leave a note of the call before its request is sent."""
+        primary = self._turn.primary
+        started = None
+        if not self._started:
+            self._started = True
+            ids = self._ids(primary)
+            del ids["metadata"]
+            started = TurnStarted(**ids, worker=self._settings.worker_name)
+        entry = msgspec.structs.replace(
+            self._entry_of(primary, call), state="unknown", abandoned=True
+        )
+        await self._writer.begin_call(started, entry)
+        self._seen.call_started(call, self._context)
+
+    async def on_call_finished(self, call: LLMCall) -> None:
+        """Nothing more: calls are read from the service when the turn ends."""
+        self._seen.call_finished(call)
+
+
+def _said(message: Message) -> str:
+    """Return what a message says, if the assistant says it."""
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str):
+        return ""
+    return content if content.strip() else ""
