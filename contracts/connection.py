@@ -121,6 +121,7 @@ def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
 @functools.cache
 def _packing_fast(connection_class: Any) -> Any:
     """Return the connection class with another `pack_command`."""
+
     def pack_command(_: object, *args: Any) -> list[bytes]:
         first, *rest = args
         words = first.split() if isinstance(first, (str, bytes)) else (first,)

@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 VARIABLE: Final = "CHAOS_SABOTAGE"
 _ROOT: Final = Path(__file__).parents[2]
 
@@ -30,7 +32,12 @@ def _lua(*patches: LuaPatch) -> Callable[[], None]:
 def _keep_abandoned() -> None:
     """Have calls of abandoned attempts counted as the answer's."""
     ledger: Any = importlib.import_module("worker.ledger").Ledger
-    ledger.abandon = ledger.keep
+    plain = ledger.entries.fget
+
+    def entries(it: Any) -> Any:
+        return [msgspec.structs.replace(call, abandoned=False) for call in plain(it)]
+
+    ledger.entries = property(entries)
 
 
 def _mix_totals() -> None:
@@ -47,11 +54,12 @@ def _mix_totals() -> None:
 def _forget_calls() -> None:
     """Leave calls of abandoned attempts out of the ledger."""
     ledger: Any = importlib.import_module("worker.ledger").Ledger
+    plain = ledger.entries.fget
 
-    def abandon(*_: Any) -> None:
-        """Note nothing."""
+    def entries(it: Any) -> Any:
+        return [call for call in plain(it) if not call.abandoned]
 
-    ledger.abandon = abandon
+    ledger.entries = property(entries)
 
 
 def _bend_replies() -> None:

@@ -22,7 +22,7 @@ from ops.cli.stack import Stack
 
 Tell = Callable[[str], None]
 """Takes a few words about how it is going."""
-SIM_OPTIONS: Final = ("--ttft-ms", "40", "--itl-ms", "4", "--ledger-entries", "0")
+_SIM_OPTIONS: Final = ("--ttft-ms", "40", "--ledger-entries", "0")
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +35,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     think_s: float = 1.5
     forgotten: float = 0.08
     patience_s: float = 90.0
+    itl_ms: float = 4.0
+    """Time between two words of the model."""
     scale: float = 1.0
     """Multiplies how often everything happens."""
     sabotage: str | None = None
@@ -55,7 +57,10 @@ def run(options: Run, tell: Tell) -> Report:
             Stack(
                 options.workers - old,
                 redis_directory=options.keep or scratch / "redis",
-                sim_options=(*SIM_OPTIONS, "--seed", str(options.seed)),
+                sim_options=(
+                    *_SIM_OPTIONS,
+                    *("--itl-ms", str(options.itl_ms), "--seed", str(options.seed)),
+                ),
                 worker_env={"TURNLINE_LOG_LEVEL": "warning", **broken},
             )
         )

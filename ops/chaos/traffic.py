@@ -163,7 +163,7 @@ class _Talk:
                     break
                 await self._chosen()()
                 await asyncio.sleep(rng.uniform(0, plan.think_s))
-            if rng.random() < plan.forgotten and not self._quiet.is_set():
+            if rng.random() < plan.forgotten:
                 await self._forget()
             else:
                 chat.followed_to_end = await self._wait_for_the_end(plan.patience_s)

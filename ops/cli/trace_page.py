@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ops.cli import output
 from ops.cli.kept_traces import TracedTurn
@@ -136,8 +136,9 @@ def _row(row: Row, whole_ms: float) -> str:
 
 
 def _shown(value: Any) -> str:
-    values: list[object] = value if isinstance(value, list) else [value]
-    return ", ".join(map(str, values))
+    return (
+        ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else str(value)
+    )
 
 
 def _safe(words: str) -> str:

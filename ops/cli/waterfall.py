@@ -94,6 +94,8 @@ def _details(span: Span) -> Iterator[str]:
         yield f"{count} messages, {size / 1000:.1f} kB"
     elif span.name == n.AGGREGATE:
         yield f"{of.get(n.TURN_MESSAGES, 0)} messages"
+    elif n.TOOL_STATE in of:
+        yield str(of[n.TOOL_STATE]).replace("_", " ")
     elif span.kind == "client":
         yield from _call_details(of)
 

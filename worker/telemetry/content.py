@@ -64,7 +64,7 @@ class CapturedContent:
         """Return the attributes of a function call."""
         return {
             n.TOOL_ARGUMENTS: _text(arguments)[:_TEXT_CHARS],
-            n.TOOL_RESULT: _text(result)[:_TEXT_CHARS],
+            n.TOOL_RESULT: (result if isinstance(result, str) else _text(result))[:_TEXT_CHARS],
         }
 
     def of_turn(self, used: Sequence[Used], event: AnyTerminal) -> Attributes:

@@ -290,7 +290,10 @@ class AttemptRecorder:
             below.append(self._below(n.AGGREGATE, ids, self._ready_at_s, self._collected_at_s))
             below[-1].attributes[n.TURN_MESSAGES] = len(self._used)
         below += [self._chat(number, *call, ids, now_ns) for number, call in enumerate(self._calls)]
-        below += [self._tool(call_id, tool, ids, now_ns) for call_id, tool in self._tools.items()]
+        below += [
+            self._tool(call_id, tool, ids, now_ns, word=word)
+            for call_id, tool in self._tools.items()
+        ]
         for from_s, to_s, outcome in self._commits:
             below.append(self._below(n.COMMIT, ids, from_s, to_s))
             below[-1].attributes[n.COMMIT_OUTCOME] = outcome
@@ -322,7 +325,7 @@ class AttemptRecorder:
             error=call_error(call),
         )
 
-    def _tool(self, call_id: str, tool: _Tool, ids: Attributes, now_ns: int) -> Span:
+    def _tool(self, call_id: str, tool: _Tool, ids: Attributes, now_ns: int, *, word: str) -> Span:
         attributes = {
             **ids,
             n.OPERATION_NAME: n.EXECUTE_TOOL,
@@ -330,6 +333,8 @@ class AttemptRecorder:
             n.TOOL_TYPE: "function",
             n.TOOL_CALL_ID: call_id,
         }
+        if tool.ended_at_s is None:
+            attributes[n.TOOL_STATE] = "sent_out" if word == "waiting" else "cancelled"
         if self._content is not None:
             attributes.update(self._content.of_tool(tool.arguments, tool.result))
         return Span(

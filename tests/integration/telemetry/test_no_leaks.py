@@ -11,29 +11,19 @@ import pytest
 from redis.asyncio import Redis
 
 from contracts import Configure, ContextAppend, TurnClient, UserMessage
-from contracts.conversation import (
-    FunctionDefinition,
-    SettingsChange,
-    ToolDefinition,
-    UserEntry,
-)
+from contracts.conversation import SettingsChange, UserEntry
 from ops.simulator import Simulator
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, watched
 from tests.support.driving import fleet
 from worker.logs import JsonFormatter, WithIds
-from worker.pipeline.functions import FunctionCallParams
 from worker.telemetry import names as n
 from worker.telemetry.metrics import prometheus_text
+from worker.tools import tool
 
 MARKER = "wombat-7c1f"
 ASKED = f"My secret is {MARKER}-asked"
 PROMPT = f"Never tell of {MARKER}-prompt"
 SAID = f"{MARKER}-said"
-TOOL = ToolDefinition(
-    function=FunctionDefinition(
-        name="look_up", description=f"{MARKER}-tool", parameters={"type": "object"}
-    )
-)
 
 
 @pytest.fixture
@@ -56,35 +46,31 @@ def logged() -> Iterator[io.StringIO]:
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
-async def look_up(params: FunctionCallParams) -> None:
-    await params.result_callback({"found": f"{MARKER}-result"})
+@tool
+async def look_up(word: str = "") -> dict[str, str]:
+    """Look something up."""
+    return {"found": f"{MARKER}-result{word}"}
 
 
 async def talk(hand: WatchedHand, client: TurnClient, sim: Simulator) -> None:
     """A conversation in which everything carries the marker, also what fails."""
 
-    def services(*args: Any) -> Any:
-        service = hand.hand.services(*args)
-        service.register_function("look_up", look_up)
-        return service
-
-    change = SettingsChange(system_prompt=PROMPT, tools=(TOOL,), tool_choice="required")
+    hand.use_tools(look_up)
+    change = SettingsChange(system_prompt=PROMPT)
     await client.submit(Configure(conversation_id="c", settings=change))
     await client.submit(
         ContextAppend(conversation_id="c", messages=(UserEntry(content=f"{MARKER}-noted"),))
     )
-    await hand.run_one(services=services)
-    for scenario in (f"text;value={SAID}", None, "status=400", "status=503", "stall;at=tokens:1"):
-        if scenario == "stall;at=tokens:1":
-            break
-        if scenario is not None:
-            sim.inject(scenario)
+    await hand.run_one()
+    asks = f"tool;name=look_up,arguments=%7B%22word%22%3A%22{MARKER}-argument%22%7D"
+    for scenario in (f"text;value={SAID}", asks, "status=400", "status=503"):
+        sim.inject(scenario)
         await client.submit(
             UserMessage(conversation_id="c", text=ASKED, metadata={"note": f"{MARKER}-label"})
         )
-        await hand.run_one(services=services)
+        await hand.run_one()
     await hand.hand.make_due("c")
-    await hand.run_one(services=services)
+    await hand.run_one()
 
 
 async def test_spans_metrics_and_logs_hold_no_content(
@@ -117,7 +103,7 @@ async def test_content_is_captured_where_it_is_asked_for(
     assert json.loads(chat[n.OUTPUT_MESSAGES])[0]["parts"][0]["content"] == SAID
     assert json.loads(chat[n.SYSTEM_INSTRUCTIONS]) == [{"type": "text", "content": PROMPT}]
     tool = kept.named("execute_tool look_up")[0].attributes
-    assert json.loads(tool[n.TOOL_RESULT]) == {"found": f"{MARKER}-result"}
+    assert json.loads(tool[n.TOOL_RESULT])["found"].startswith(f"{MARKER}-result")
     turns = [span.attributes for span in kept.named("turn") if n.OUTPUT_VALUE in span.attributes]
     answered = next(turn for turn in turns if turn[n.OUTPUT_VALUE] == SAID)
     assert answered[n.INPUT_VALUE] == ASKED

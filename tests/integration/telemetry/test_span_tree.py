@@ -21,8 +21,8 @@ from contracts.messages import encode
 from ops.simulator import Simulator
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, assert_whole, watched
 from worker.errors import LeaseLost
-from worker.pipeline.functions import FunctionCallParams
 from worker.telemetry import names as n
+from worker.tools import tool
 
 PLAIN = (
     "turn",
@@ -299,30 +299,32 @@ async def test_a_handed_over_turn(
     assert spent(kept) == committed(await client.usage("c"))
 
 
-async def weather(params: FunctionCallParams) -> None:
-    await params.result_callback({"degrees": 21})
+@tool
+async def get_weather() -> dict[str, int]:
+    """Tell the weather."""
+    return {"degrees": 21}
+
+
+@tool
+async def break_down() -> str:
+    """Break down."""
+    raise RuntimeError("a defect of the tool")
+
+
+def calling(name: str) -> str:
+    """Have the model call a function, once."""
+    return f"tool;name={name}"
 
 
 async def test_a_tool_turn(
     hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
 ) -> None:
     """Each function that the model calls has a span between the two calls of the model."""
-    tool = ToolDefinition(
-        function=FunctionDefinition(
-            name="get_weather", parameters={"type": "object", "properties": {}}
-        )
-    )
-    change = SettingsChange(tools=(tool,), tool_choice="required")
-    await client.submit(Configure(conversation_id="c", settings=change))
-    await hand.run_one()
+    hand.use_tools(get_weather)
+    sim.inject(calling("get_weather"))
     receipt = await client.submit(user())
 
-    def services(*args: Any) -> Any:
-        service = hand.hand.services(*args)
-        service.register_function("get_weather", weather)
-        return service
-
-    await hand.run_one(services=services)
+    await hand.run_one()
 
     assert kept.tree(receipt.trace_id) == [
         (
@@ -346,21 +348,53 @@ async def test_a_tool_turn(
     assert spent(kept) == committed(await client.usage("c"))
 
 
-async def test_a_tool_that_does_not_exist(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans
+async def test_a_tool_that_fails(
+    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
 ) -> None:
     """Its failure is an error of its own span only: the model answers all the same."""
-    tool = ToolDefinition(function=FunctionDefinition(name="gone", parameters={"type": "object"}))
-    change = SettingsChange(tools=(tool,), tool_choice="required")
-    await client.submit(Configure(conversation_id="c", settings=change))
-    await hand.run_one()
+    hand.use_tools(break_down)
+    sim.inject(calling("break_down"))
     await client.submit(user())
 
     await hand.run_one()
 
     assert_whole(kept)
-    assert kept.one("execute_tool gone").error == "unavailable"
-    assert {span.name for span in kept.spans if span.error} == {"execute_tool gone"}
+    assert kept.one("execute_tool break_down").error
+    assert {span.name for span in kept.spans if span.error} == {"execute_tool break_down"}
+
+
+async def test_a_tool_that_runs_elsewhere(
+    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
+) -> None:
+    """The attempt that sends the call out and the one that gets its result are siblings."""
+    refund = ToolDefinition(
+        function=FunctionDefinition(name="refund", parameters={"type": "object"})
+    )
+    await client.submit(Configure(conversation_id="c", settings=SettingsChange(tools=(refund,))))
+    await hand.run_one()
+    sim.inject(calling("refund"))
+    receipt = await client.submit(user())
+    await hand.run_one()
+    async with contextlib.aclosing(client.tool_calls("service", "one")) as calls:
+        call = await anext(calls)
+    await client.answer(call, {"paid": 5})
+
+    await hand.run_one()
+
+    result = await client.result(receipt, timeout_s=5)
+    assert result.trace_id == receipt.trace_id
+    assert_whole(kept)
+    turn = next(t for t in kept.named("turn") if t.trace_id == receipt.trace_id)
+    first, second = (s for s in kept.named("process turnline") if s.parent_id == turn.span_id)
+    assert first.attributes[n.ATTEMPT_OUTCOME] == "waiting"
+    assert second.attributes[n.ATTEMPT_OUTCOME] == "committed"
+    sent, answered = kept.named("execute_tool refund")
+    assert (sent.parent_id, answered.parent_id) == (first.span_id, second.span_id)
+    assert sent.attributes[n.TOOL_STATE] == "sent_out"
+    assert n.TOOL_STATE not in answered.attributes
+    assert call.traceparent == f"00-{turn.trace_id}-{turn.span_id}-01"
+    assert not any(span.error for span in kept.spans)
+    assert spent(kept) == committed(await client.usage("c"))
 
 
 async def test_merged_messages(hand: WatchedHand, client: TurnClient, kept: KeptSpans) -> None:

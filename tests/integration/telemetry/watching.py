@@ -7,6 +7,7 @@ from typing import Any
 from contracts.trace_context import Link
 from ops.simulator import Simulator
 from tests.support.driving import SHARD, Hand, hand
+from worker.agents import Planner
 from worker.conversation import ConversationDriver
 from worker.store.breakers import Breakers
 from worker.telemetry import names as n
@@ -14,6 +15,10 @@ from worker.telemetry.describing import CallPlace
 from worker.telemetry.metrics import TurnMeters
 from worker.telemetry.recording import Recording, Tracer
 from worker.telemetry.spans import Span, TurnSpans
+from worker.tools import Tool
+from worker.tools.describing import describe
+from worker.tools.loading import LoadedTool, LoadedTools
+from worker.tools.running import Toolbox
 
 
 class KeptSpans:
@@ -57,6 +62,7 @@ class WatchedHand:
         self.hand = worker
         self.kept = kept
         self.meters = TurnMeters()
+        self.planner = Planner()
         self.tracer = Tracer(
             Recording(
                 worker=worker.settings.worker_name,
@@ -68,21 +74,27 @@ class WatchedHand:
             )
         )
 
-    def driver(self, store: Any = None, services: Any = None) -> ConversationDriver:
+    def use_tools(self, *tools: Tool[Any, Any]) -> None:
+        """Have these tools from here on."""
+        loaded = tuple(LoadedTool("test", tool, describe(tool)) for tool in tools)
+        self.planner = Planner(Toolbox(LoadedTools(loaded, (), (), ())))
+
+    def driver(self, store: Any = None) -> ConversationDriver:
         worker = self.hand
         return ConversationDriver(
             store or worker.store,
-            services or worker.services,
+            worker.services,
             Breakers(worker.redis, worker.batcher, SHARD),
             SHARD,
             worker.settings,
             self.tracer,
+            planner=self.planner,
         )
 
-    async def run_one(self, store: Any = None, services: Any = None) -> Any:
+    async def run_one(self) -> Any:
         """Claim the first due conversation, run it, and give it up as the queue does."""
         lease = await self.hand.must_claim()
-        outcome = await self.driver(store, services).run(lease)
+        outcome = await self.driver().run(lease)
         if not lease.released:
             await self.hand.release(lease, outcome)
         return outcome
