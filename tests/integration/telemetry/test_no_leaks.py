@@ -54,7 +54,6 @@ async def look_up(word: str = "") -> dict[str, str]:
 
 async def talk(hand: WatchedHand, client: TurnClient, sim: Simulator) -> None:
     """A conversation in which everything carries the marker, also what fails."""
-
     hand.use_tools(look_up)
     change = SettingsChange(system_prompt=PROMPT)
     await client.submit(Configure(conversation_id="c", settings=change))
