@@ -349,7 +349,7 @@ async def check_redis(settings: Settings) -> None:
         StartFailed: It cannot be reached, is older than 7.0, or holds a fleet of other shards.
     """
     where = settings.redis_url.rpartition("@")[2]
-    connection = open_async(settings.redis_url, retries=2)
+    connection = open_async(settings.redis_url, retries=6)  # it may be restarting
     try:
         info: dict[str, Any] = await connection.execute_command("INFO", "server")
         fleet = shard_keys(0).fleet
