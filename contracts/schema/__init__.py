@@ -6,6 +6,7 @@ For services in other languages. The files beside this module are written by
 Source: https://json-schema.org/draft/2020-12, https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
+import inspect
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -163,20 +164,26 @@ def _components(
     types: tuple[Any, ...], ref_template: str
 ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
     schemas, components = msgspec.json.schema_components(types, ref_template=ref_template)
-    return tuple(_without_discriminator(s) for s in schemas), _without_discriminator(components)
+    return tuple(_plain(schema) for schema in schemas), _plain(components)
 
 
-def _without_discriminator(schema: Any) -> Any:
-    """Drop OpenAPI's `discriminator`: not JSON Schema, and the tag of each branch says the same."""
+def _plain(schema: Any) -> Any:
+    """Drop OpenAPI's `discriminator`, and the indentation of docstrings.
+
+    The first is not JSON Schema, and the tag of each branch says the same; the second is there up
+    to Python 3.12 and not later.
+    """
     if isinstance(schema, dict):
         items = cast("dict[str, Any]", schema).items()
         return {
-            key: _without_discriminator(value)
+            key: inspect.cleandoc(value)
+            if key == "description" and isinstance(value, str)
+            else _plain(value)
             for key, value in items
             if not (key == "discriminator" and isinstance(value, dict))
         }
     if isinstance(schema, list):
-        return [_without_discriminator(value) for value in cast("list[object]", schema)]
+        return [_plain(value) for value in cast("list[object]", schema)]
     return schema
 
 
