@@ -89,6 +89,10 @@ class ChatCheck:
             self._ids.setdefault(event.turn_id, []).append(event.event_id)
             if isinstance(event, TERMINAL):
                 self._ends.setdefault(event.turn_id, event)
+        for turn, record in left.records.items():  # where the stream lacks one, that is told once
+            end = record.terminal()
+            if end is not None:
+                self._ends.setdefault(turn, end)
 
     def run(self) -> Iterator[Violation]:
         """Check everything."""
@@ -299,7 +303,7 @@ class ChatCheck:
         if shown.by == "events" and not self._left.is_trimmed:
             if len(set(shown.ids)) != len(shown.ids):
                 yield self._violation("misled", turn, "a reader was shown an event twice")
-            elif shown.ids != self._ids[turn][: len(shown.ids)]:
+            elif shown.ids != self._ids.get(turn, [])[: len(shown.ids)]:
                 yield self._violation("misled", turn, "a reader missed an event")
 
     # -- running --------------------------------------------------------------------------------

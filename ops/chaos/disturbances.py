@@ -45,7 +45,6 @@ FAULTS: Final[Mapping[str, float]] = {
     "stall;at=tokens:3,seconds=1.5": 0.006,
     "stall;at=before-headers,seconds=1": 0.004,
     "stall-keepalive;at=tokens:2,seconds=1.2": 0.003,
-    "two-usages": 0.01,
     "duplicate-finish": 0.01,
     "no-done": 0.005,
     "split-utf8": 0.01,

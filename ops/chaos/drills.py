@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -177,6 +178,7 @@ def _fleet(workers: int, **env: str) -> Stack:
 async def _kill(rounds: int, tell: Tell) -> Drilled:
     """SIGKILL a worker mid-stream and wait for another one's first delta."""
     waits: list[float] = []
+    rng = random.Random(rounds)
     with _fleet(4) as stack:
         SimAdmin(stack.base_url).add_rule("chunks=300", times=None)
         async with TurnClient.connect(stack.redis_url) as client:
@@ -185,6 +187,8 @@ async def _kill(rounds: int, tell: Tell) -> Drilled:
                 async with _watches(client, [f"kill-{n}-{m}" for m in range(3)]) as watches:
                     for watch in watches:
                         await watch.until(_spoke)
+                    # Anywhere between two heartbeats: just after a claim the lease is longest.
+                    await asyncio.sleep(rng.uniform(0.5, 1.5))
                     victim = watches[0].worker
                     cut_off = [watch for watch in watches if watch.worker == victim]
                     at_s = time.time()

@@ -250,6 +250,7 @@ class Driver:
         kind = "pubsub" if planned.victim < 0.5 else "normal"
         if self._order("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"):
             self._note(planned.kind, "", now_ms())
+            self._redis_away.append((now_ms(), now_ms()))
         return True
 
     def _outage(self, planned: Planned) -> bool:
@@ -314,7 +315,11 @@ class Driver:
             if code == 2 and self._was_redis_away(worker.started_ms):
                 self.refused_starts += 1
             else:
-                self.deaths.append(f"{name} ended (exit code {code}):\n{stack.log_of(index)}")
+                after_s = (now_ms() - worker.started_ms) / 1000
+                self.deaths.append(
+                    f"{name} ended (exit code {code}, {after_s:.1f} s after its start):\n"
+                    f"{stack.log_of(index)}"
+                )
             stack.start(index)
             worker.started_ms = now_ms()
 

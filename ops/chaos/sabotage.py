@@ -95,6 +95,9 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
         _lua(
             LuaPatch("commit", "if not held then", "if false then"),
             LuaPatch("emit", _HELD, "if false then"),
+            LuaPatch("emit", "if ARGV[5] ~= '' and (", "if false and ("),
+            # Nor is the holder told by its heartbeat, which mostly comes in before its writes do.
+            LuaPatch("renew", "reply[#reply + 1] = ARGV[at]\n", "\n"),
         ),
     ),
     "no-duplicate-check": (

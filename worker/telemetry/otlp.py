@@ -168,7 +168,7 @@ class OtlpSpans:
         self._sampler = Sampler(environ)
         self._exporter = _Counting(exporter or OTLPSpanExporter(**_options("TRACES")), meters)
         self._queue = int(environ.get("OTEL_BSP_MAX_QUEUE_SIZE", _QUEUE))
-        self._processor = BatchSpanProcessor(
+        self._processor: Any = BatchSpanProcessor(
             self._exporter,
             max_queue_size=self._queue,
             max_export_batch_size=min(
@@ -190,9 +190,9 @@ class OtlpSpans:
         for span in turn.spans:
             self._processor.on_end(readable(span, self._resource, state))
 
-    def close(self, *, within_s: float) -> None:
-        """Send what waits; after `within_s` the rest is given up. Blocks."""
-        bounded(self._processor.shutdown, within_s)
+    def close(self) -> None:
+        """Send what waits. Blocks for as long as the collector makes it."""
+        self._processor.shutdown()
 
 
 class OtlpMetrics:
@@ -211,10 +211,10 @@ class OtlpMetrics:
         self._thread = threading.Thread(target=self._run, name="otlp-metrics", daemon=True)
         self._thread.start()
 
-    def close(self, *, within_s: float) -> None:
-        """Send a last time, but not for longer than `within_s`. Blocks."""
+    def close(self) -> None:
+        """Send a last time. Blocks for as long as the collector makes it."""
         self._stop.set()
-        self._thread.join(within_s)
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
@@ -283,10 +283,3 @@ def _options(signal: str) -> dict[str, Any]:
 def hush() -> None:
     """Keep the SDK's own words out of the logs: it logs each failure; we tell now and then."""
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-
-
-def bounded(work: Any, within_s: float) -> None:
-    """Run something in a thread of its own and wait for it, but not for longer than `within_s`."""
-    thread = threading.Thread(target=work, name="otlp-shutdown", daemon=True)
-    thread.start()
-    thread.join(within_s)

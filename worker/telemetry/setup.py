@@ -4,8 +4,8 @@ import asyncio
 import importlib
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Final, NamedTuple, Protocol, cast
 
 import msgspec
@@ -85,7 +85,7 @@ class _Kept:
 
 
 class _Ends(Protocol):
-    def close(self, *, within_s: float) -> None: ...
+    def close(self) -> None: ...
 
 
 class Telemetry:
@@ -202,9 +202,9 @@ class Telemetry:
 
     def _end(self) -> None:
         """End all senders at the same time. Blocks for `CLOSE_S` at most."""
-        threads = [_in_thread(partial(end.close, within_s=CLOSE_S)) for end in self._ends]
-        for thread in threads:
-            thread.join(CLOSE_S)
+        until_s = time.monotonic() + CLOSE_S
+        for thread in [_in_thread(end.close) for end in self._ends]:
+            thread.join(max(0.0, until_s - time.monotonic()))
 
     async def _sample(self) -> None:
         meters = self.meters

@@ -103,7 +103,7 @@ async def test_a_server_may_go_on_without_its_client(client: AsyncOpenAI, sim: S
         model="grok-4.3",
         messages=[{"role": "user", "content": "Hello"}],
         stream=True,
-        extra_headers={"x-sim": f"{WORDS} | ignore-disconnect | pace;ttft_ms=0,itl_ms=5"},
+        extra_headers={"x-sim": f"{WORDS} | ignore-disconnect | pace;ttft_ms=0,itl_ms=40"},
     )
     await anext(stream)
     await stream.close()

@@ -11,7 +11,12 @@ from ops.chaos.recovery import percentile, recoveries_s
 from ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
 from ops.simulator import catalogue
 
-PACKAGES = {"submit": "contracts.scripts", "forget": "contracts.scripts", "release": "worker.lua"}
+PACKAGES = {
+    "submit": "contracts.scripts",
+    "forget": "contracts.scripts",
+    "release": "worker.lua",
+    "renew": "worker.lua",
+}
 
 
 def test_a_seed_gives_the_same_plan_and_another_one_another() -> None:
