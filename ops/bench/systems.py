@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple, Protocol, cast
@@ -95,7 +96,7 @@ class Turnline:
         return len((await self.client.history(conversation_id)).messages)
 
 
-class _Queued:
+class _Queued(ABC):
     """What the baselines' clients share: one stream of events per turn, read to its end."""
 
     def __init__(self, name: str, redis: AsyncRedis, programs: Sequence[Program]) -> None:
@@ -119,8 +120,9 @@ class _Queued:
                         done_s = time.perf_counter()
                         return Timing(submitted_s, first_s, done_s, fields[b"done"].decode())
 
+    @abstractmethod
     async def _enqueue(self, conversation_id: str, turn_id: str, text: str) -> None:
-        raise NotImplementedError
+        """Put a turn on the system's queue."""
 
 
 class Arq(_Queued):
