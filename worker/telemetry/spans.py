@@ -36,6 +36,10 @@ class Span(msgspec.Struct, kw_only=True, omit_defaults=True):
     links: tuple[Link, ...] = ()
     events: tuple[SpanEvent, ...] = ()
 
+    def __post_init__(self) -> None:
+        # Redis tells its clock in ms, and a worker goes on from there by its own.
+        self.end_ns = max(self.end_ns, self.start_ns)
+
 
 class TurnSpans(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All spans of one attempt at one turn, and what helps to find them."""
