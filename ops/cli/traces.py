@@ -170,12 +170,13 @@ def up(*, port: int, directory: Path | None) -> None:
         click.echo(f"installing {VIEWER} {VERSION} into {where} ...", err=True)
         install(where)
     click.echo(f"starting {VIEWER} ...", err=True)
-    with Viewer(where, port) as viewer:
-        for name, value in settings(port).items():
-            click.echo(f"export {name}={value}")
-        click.echo(f"{viewer.url}#/experiments/0/traces shows what workers send. Ctrl-C stops it.")
-        try:
+    try:
+        with Viewer(where, port) as viewer:
+            for name, value in settings(port).items():
+                click.echo(f"export {name}={value}")
+            traces_page = f"{viewer.url}#/experiments/0/traces"
+            click.echo(f"{traces_page} shows what workers send. Ctrl-C stops it.")
             viewer.wait()
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        return
     raise Failed(f"the viewer ended by itself; its log: {where / 'viewer.log'}")
