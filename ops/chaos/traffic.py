@@ -239,6 +239,8 @@ class _Talk:
             final = n == count - 1 and self._rng.random() < 0.7
             reader = await self._say(self._text(), kind="user" if final else "fragment")
             await asyncio.sleep(self._rng.uniform(0, 0.1))
+        if self._rng.random() < 0.2:
+            await self._note()
         await self._until_over(reader)
 
     async def _interrupt(self) -> None:
