@@ -79,6 +79,13 @@ async def keepalives(connection: Connection) -> None:
         await asyncio.sleep(0.02)
 
 
+async def refusing_without_end(connection: Connection) -> None:
+    """Begin a response that says no, and never come to its end."""
+    await connection.send(b"HTTP/1.1 500 X\r\ntransfer-encoding: chunked\r\n\r\n")
+    while True:
+        await connection.send(chunk(b"no" * 10_000))
+
+
 async def redirecting(connection: Connection) -> None:
     """Send the client elsewhere."""
     await connection.answer(307, b"", location="/v1/elsewhere")
@@ -244,6 +251,7 @@ FAULTS: dict[str, tuple[Script, type[WorkerError], str, str]] = {
     ),
     "307": (redirecting, ProviderRejected, "redirected", ""),
     "524 in HTML": (body(524, b"<html>", "text/html"), ProviderUnavailable, "server_error", ""),
+    "500 without end": (refusing_without_end, ProviderUnavailable, "server_error", ""),
     "529": (body(529, b"{}"), ProviderUnavailable, "server_error", ""),
     "503": (body(503, ERROR_BODY), ProviderUnavailable, "server_error", ""),
     "429": (body(429, b"{}"), RateLimited, "rate_limited", ""),

@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from tests.integration.services.wire import (
     Connection,
@@ -22,6 +23,7 @@ from worker.pipeline.calls import LLMCall
 from worker.pipeline.context import OpenAILLMContext
 from worker.pipeline.functions import FunctionCallFailed, FunctionCallParams
 from worker.services.grok.llm import GrokLLMService
+from worker.services.openai.llm import create_client
 
 ANSWER = streaming(delta(content="done"), finish(), usage(5, 1))
 
@@ -48,6 +50,48 @@ async def test_13_the_default_request() -> None:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+
+
+async def test_a_request_has_the_headers_that_the_sdk_would_send() -> None:
+    """All but those about its own retries, whatever the client was given besides."""
+    settings = {"default_headers": {"X-Team": "shop", "user-agent": "shop/1"}, "project": "p-1"}
+    async with WireServer(ANSWER) as server:
+        client = create_client("xai-test", server.url, **settings)
+        run = Turn(client, extra_headers={"x-grok-conv-id": "c-1"})
+        await run.run()
+        await client.post(
+            "/chat/completions",
+            cast_to=object,
+            content=b"{}",
+            options={"headers": {"x-grok-conv-id": "c-1"}},
+        )
+        await client.close()
+
+        ours, sdk = (dict(request.headers) for request in server.requests)
+        assert ours["x-team"] == "shop"
+        assert ours["user-agent"] == "shop/1"
+        assert ours["openai-project"] == "p-1"
+        for name in ("content-length", "accept", "connection", "accept-encoding"):
+            assert ours.pop(name, "") is not None
+            sdk.pop(name, None)
+        assert ours == {k: v for k, v in sdk.items() if "retry" not in k and "timeout" not in k}
+
+
+async def test_the_clients_address_query_and_proxy_are_heeded() -> None:
+    """A client of another make brings its own transport, query and path."""
+    async with WireServer(ANSWER) as server:
+        client = AsyncOpenAI(
+            api_key="xai-test",
+            base_url="http://elsewhere.invalid/deep/v2/",
+            default_query={"api-version": "7"},
+            http_client=DefaultAioHttpClient(proxy=server.url.removesuffix("/v1")),
+        )
+        await Turn(client).run()
+        await client.close()
+
+        assert server.requests[0].line == (
+            "POST http://elsewhere.invalid/deep/v2/chat/completions?api-version=7 HTTP/1.1"
+        )
 
 
 async def test_19_text() -> None:

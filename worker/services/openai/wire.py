@@ -2,26 +2,28 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias, cast
+from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 import aiohttp
 import httpx2
 import msgspec
-import openai
-from openai import AsyncOpenAI, AsyncStream
+from openai import AsyncOpenAI
 
 from worker.errors import ProviderUnavailable, Stalled
 from worker.pipeline.stream import CompletionStream, StreamEvent
 from worker.services.openai.failures import failure_of_response
 
-_FOREIGN: Final = (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError, OSError)
+_FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""
 
 StopReason: TypeAlias = Literal["first_token", "idle", "total", "enough", "dead", "interrupted"]
 _LOOK_S: Final = 0.5
 """Seconds between two looks at a call that waits."""
+_MOST_OF_AN_ERROR: Final = 65_536
+"""Bytes read of a response that refuses."""
 
 
 class TimeLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,46 +223,42 @@ class ChatStream:
     # HTTP
 
     async def _send(self) -> None:
-        timeout = httpx2.Timeout(None, connect=self._limits.connect_s)
+        """Hand the request to the client's transport. Source: docs/adr/0013."""
         try:
             self._waiting = True
-            # The SDK hands out the response itself when asked for its type; its signature promises
-            # a stream of models.
-            response = cast(
-                "httpx2.Response",
-                await self._client.post(
-                    "/chat/completions",
-                    cast_to=httpx2.Response,
-                    content=self._body,
-                    options={
-                        "headers": dict(self._headers),
-                        "max_retries": 0,
-                        "timeout": timeout,
-                        "follow_redirects": False,
-                    },
-                    stream=True,
-                    stream_cls=AsyncStream[object],
-                ),
-            )
+            request = self._request()
+            transport = _transport_for(self._client, request.url)
+            response = self.response = await transport.handle_async_request(request)
+            if not response.is_success:
+                body = await _start_of(response)
+                raise failure_of_response(response.status_code, response.headers, body)
         except asyncio.CancelledError:
             if not self._was_stopped():
                 raise
             self._stopped_events()
             return
-        except openai.APIStatusError as error:
-            self.response = error.response
-            raise failure_of_response(
-                error.status_code, error.response.headers, error.response.content
-            ) from None
         except _FOREIGN as error:
             raise _lost(error) from None
         finally:
             self._waiting = False
-        self.response = response
         if response.headers.get("content-encoding", "identity") == "identity":
             self._chunks = aiter(cast("httpx2.AsyncByteStream", response.stream))
         else:
             self._chunks = response.aiter_bytes()
+
+    def _request(self) -> httpx2.Request:
+        """Return the request as the client would send it: its address, key and headers."""
+        client = self._client
+        merged = {**client.auth_headers, **client.default_headers, **self._headers}
+        headers = {name.lower(): value for name, value in merged.items()}
+        query = tuple((name, str(value)) for name, value in client.default_query.items())
+        return httpx2.Request(
+            "POST",
+            _url(client.base_url, query),
+            headers={name: value for name, value in headers.items() if isinstance(value, str)},
+            content=self._body,
+            extensions={"timeout": {"connect": self._limits.connect_s}},
+        )
 
     async def _close(self) -> None:
         if self._handle is not None:
@@ -270,7 +268,33 @@ class ChatStream:
                 await self.response.aclose()
 
 
+@functools.lru_cache(maxsize=64)
+def _url(base_url: httpx2.URL, query: tuple[tuple[str, str], ...]) -> httpx2.URL:
+    path, _, _ = base_url.raw_path.partition(b"?")
+    url = base_url.copy_with(raw_path=path.rstrip(b"/") + b"/chat/completions")
+    return url.copy_merge_params(query) if query else url
+
+
+def _transport_for(client: AsyncOpenAI, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
+    """Return what the client's HTTP client sends to this address with: proxies are heeded."""
+    http_client: Any = getattr(client, "_client")  # noqa: B009
+    return cast("httpx2.AsyncBaseTransport", getattr(http_client, "_transport_for_url")(url))  # noqa: B009
+
+
+async def _start_of(response: httpx2.Response) -> bytes:
+    """Return a response's body, of a very long one the start."""
+    parts: list[bytes] = []
+    size = 0
+    async with contextlib.aclosing(response.aiter_bytes()) as stream:
+        async for part in stream:
+            parts.append(part)
+            size += len(part)
+            if size >= _MOST_OF_AN_ERROR:
+                break
+    return b"".join(parts)
+
+
 def _lost(error: Exception) -> ProviderUnavailable:
     """Say that the connection failed, naming only the kind of error."""
-    kind = type(error.__cause__ or error).__name__
+    kind = type(error).__name__
     return ProviderUnavailable(f"the connection to the provider failed ({kind})", code="connection")
