@@ -41,9 +41,9 @@ _SCRIPTS = "worker.lua"
 class LeaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Times of the lease table, seconds."""
 
-    lease_s: float = 2.0
+    lease_s: float = 1.8
     """A killed worker's conversations are due again this long after its last heartbeat."""
-    heartbeat_s: float = 0.5
+    heartbeat_s: float = 0.45
     stall_s: float = 15.0
     """The heartbeat's thread gives up when the event loop has stood still for so long."""
     poll_s: float = 0.5
@@ -125,6 +125,7 @@ class LeasedWorker(arq.worker.Worker):
         self._plain: dict[str, int] = {}
         self._slot_freed = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
+        self._waking: set[asyncio.Task[None]] = set()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -349,10 +350,22 @@ class LeasedWorker(arq.worker.Worker):
             (job_id, lease.value, park.defer_ms, park.why if park.defer_ms else "", park.seen),
         )
         try:
-            await self._batcher.run(call)
+            said, _ = await self._batcher.run(call)
+            if text(said) == "parked" and park.defer_ms < self._times.poll_s * 1000:
+                # Idle workers sleep until something is due, as they knew it before this was.
+                self.loop.call_later(park.defer_ms / 1000, self._wake_somebody)
         except (RedisError, OSError) as error:
             # The lease ends by itself: the conversation is then due for another worker.
             log.warning("lease.unreleased", extra={"error": type(error).__name__})
+
+    def _wake_somebody(self) -> None:
+        waking = self.loop.create_task(self._push_wake())
+        self._waking.add(waking)
+        waking.add_done_callback(self._waking.discard)
+
+    async def _push_wake(self) -> None:
+        with contextlib.suppress(RedisError, OSError):  # then polling finds what is due
+            await cast("AsyncRedis", self.pool).execute_command("LPUSH", self._shard.wake, "1")
 
     # -- news and losses ----------------------------------------------------------------------
 

@@ -52,9 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Hash tags the fleet's conversations are spread over; the same for all workers and clients."""
     serve_shards: str = "all"
     """Shards this worker serves: `all`, or numbers from 0, separated by commas."""
-    lease_s: Seconds = 2.0
+    lease_s: Seconds = 1.8
     """Seconds after which a dead worker's conversations go to another one."""
-    heartbeat_s: Seconds = 0.5
+    heartbeat_s: Seconds = 0.45
     """Seconds between renewals of all leases; at most a third of lease_s."""
     stall_s: Seconds = 15.0
     """Seconds of a blocked event loop after which its leases are given up."""

@@ -20,7 +20,7 @@ from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from worker.batching import ScriptBatcher
 from worker.main import arq_redis
-from worker.outcome import Done, Outcome
+from worker.outcome import Done, Outcome, Parked
 from worker.queue import LeasedWorker, LeaseSettings
 
 SHARD = shard_keys(0)
@@ -169,6 +169,27 @@ async def test_a_lapsed_lease_is_taken_over_and_the_loser_is_stopped(
     await wait_until(cancelled.is_set, "the first holder is cancelled")
     assert tokens[1] > tokens[0]
     await wait_until(lambda: _is_empty(redis), "the conversation leaves the queue")
+
+
+async def test_a_short_wait_ends_on_time_on_an_idle_worker(
+    redis: Redis, rig: Rig, client: TurnClient
+) -> None:
+    """A conversation that waits for less than the poll interval wakes its worker by itself."""
+    runs = 0
+
+    async def run(ctx: dict[str, Any], conversation_id: str) -> Outcome:
+        nonlocal runs
+        runs += 1
+        if runs < 4:
+            return Parked(40, "backoff")
+        await eat(redis, ctx)
+        return Done()
+
+    rig.start(run, times={"poll_s": 3600.0, "lease_s": 3600.0})
+    await client.submit(user())
+
+    await wait_until(lambda: runs == 4, "every wait is over")
+    await wait_until(lambda: _is_empty(redis), "the queue is empty")
 
 
 async def test_a_defect_does_not_strand_the_inbox(
