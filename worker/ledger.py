@@ -1,11 +1,13 @@
 """What one turn's model calls cost, and which of it belongs to the answer."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from contracts.conversation import CallEntry, Usage, UsageState
 from worker.effects import Loaded
+from worker.pipeline.calls import LLMCall
 
 _decode_call = msgspec.json.Decoder(CallEntry).decode
 _CERTAIN: UsageState = "reported"
@@ -66,3 +68,33 @@ class Ledger:
             if any(state == found for found in states):
                 return state
         return _CERTAIN
+
+
+def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
+    """Return a call's entry in the ledger."""
+    counted = call.counted_usage
+    return CallEntry(
+        call_id=f"{turn_id}/{attempt}/{call.number}",
+        turn_id=turn_id,
+        attempt=attempt,
+        model=call.response_model or call.model,
+        state=call.usage_state,
+        usage=Usage(
+            prompt_tokens=counted.prompt_tokens,
+            completion_tokens=counted.completion_tokens,
+            reasoning_tokens=counted.reasoning_tokens,
+            cached_tokens=counted.cached_tokens,
+            total_tokens=counted.total_tokens,
+            cost_usd_ticks=counted.cost_usd_ticks or 0,
+        ),
+        finish_reason=call.finish_reason,
+        error=call.error,
+        response_id=call.response_id,
+        started_at_ms=_wall_ms(call.started_at),
+        duration_ms=int((call.duration_s or 0) * 1000),
+    )
+
+
+def _wall_ms(clock_s: float) -> int:
+    """Convert the service's clock (time.monotonic) to ms since the Unix epoch."""
+    return int((time.time() - time.monotonic() + clock_s) * 1000)

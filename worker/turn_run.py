@@ -3,24 +3,23 @@
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from contracts.conversation import CallEntry, Usage
-from contracts.messages import ContextAppend, Interrupt, ToolResult, UserMessage, decode
+from contracts.conversation import CallEntry
+from contracts.messages import ContextAppend, Interrupt, UserMessage, decode
 from contracts.replies import (
     AnyTerminal,
     TurnCompleted,
     TurnFailed,
     TurnInterrupted,
     TurnStarted,
-    encode_event,
 )
 from worker.agents import Plan
-from worker.effects import Copy, Effects, Entry, Loaded
+from worker.collecting import Collector
+from worker.effects import Entry, Loaded
 from worker.errors import (
     LeaseLost,
     ProviderUnavailable,
@@ -30,14 +29,14 @@ from worker.errors import (
     Terminal,
 )
 from worker.event_writer import EventWriter
+from worker.inbox import Inbox
 from worker.lease import Lease
-from worker.ledger import Ledger
+from worker.ledger import Ledger, entry_of
 from worker.logs import say_with
 from worker.outcome import Done, Outcome, Parked
 from worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMUserAggregatorParams,
-    LLMUserContextAggregator,
 )
 from worker.pipeline.calls import LLMCall
 from worker.pipeline.context import Message, OpenAILLMContext
@@ -52,16 +51,15 @@ from worker.pipeline.tools import NOT_GIVEN
 from worker.ports import Parts
 from worker.reply_format import InvalidReply, parsed_reply
 from worker.retrying import backoff_s
+from worker.settling import settle
 from worker.steps import Steps, progress_of
 from worker.tap import BETWEEN_ANSWERS, Tap
 from worker.tool_calls import ToolCalls, TurnFacts
-from worker.turn import Turn, Used, record_of
+from worker.turn import Turn, Used
 
 _encode = msgspec.json.Encoder().encode
 _decode_message = msgspec.json.Decoder(dict).decode
 _SPEECH_PARK_MS = 60_000
-_NO_DEAD_LETTER = frozenset({"unknown_call"})
-"""Results that come late, or twice, are in the nature of things delivered at least once."""
 
 
 class TurnRun:
@@ -74,9 +72,8 @@ class TurnRun:
         self._store = parts.store
         self._lease = lease
         self._loaded = loaded
-        self._known = list(loaded.entries)
+        self._inbox = Inbox(parts.store, lease, loaded.entries)
         self._batches = itertools.count(1)
-        self._head = loaded.entries[0]
         self._ledger = Ledger(loaded)
         self._steps = Steps(parts.store, lease, loaded.steps)
         self._began_at = time.monotonic()
@@ -89,7 +86,7 @@ class TurnRun:
 
     def _prepare(self) -> None:
         loaded = self._loaded
-        rollback = self._acting("rollback")
+        rollback = self._inbox.acting("rollback")
         if rollback is not None and not self._steps.is_rolled_back(rollback.entry_id):
             self._ledger.roll_back()
         self._progress = progress_of(self._steps.safe, rollback.entry_id if rollback else None)
@@ -146,7 +143,7 @@ class TurnRun:
 
     async def _run(self, *, go_on: bool) -> Outcome:
         if self._progress.deadlines:  # what is waited for may stand anywhere in the inbox
-            await self._see_all()
+            await self._inbox.see_all()
             self._prepare()
         while True:
             parked = await self._collect()
@@ -172,59 +169,19 @@ class TurnRun:
 
     async def _collect(self) -> Parked | None:
         """Take entries until an answer is wanted, or only changes are left to commit."""
+        collector = Collector(
+            self._inbox,
+            self._turn,
+            self._pair.user(),
+            self._lease,
+            aggregation_timeout_s=self._settings.aggregation_timeout_s,
+            speech_timeout_s=self._settings.speech_timeout_s,
+        )
         if self._progress.last_entry is not None:
-            await self._collect_again(self._progress.last_entry)
-            return None
-        waiting = deque(self._known)
-        joined = self._acting("rollback")
-        turn, user = self._turn, self._pair.user()
-        while True:
-            while waiting and not turn.wants_answer:
-                if turn.used and not turn.is_open and turn.would_answer(waiting[0]):
-                    return None  # what only changes the conversation takes effect first
-                entry = waiting.popleft()
-                if joined is not None and entry.entry_id == joined.entry_id:
-                    joined = None
-                await turn.take(entry, joins_next=joined is not None)
-            if turn.wants_answer or not turn.is_open:
-                return None
-            more = await self._wait_for_more(user)
-            if more is None:
-                return Parked(_SPEECH_PARK_MS, "input")
-            waiting.extend(more)
-
-    async def _collect_again(self, last_entry: str) -> None:
-        """Take what an earlier attempt took: what came since belongs to another turn."""
-        while all(entry.entry_id != last_entry for entry in self._known) and await self._more():
-            pass
-        joined, turn = self._acting("rollback"), self._turn
-        for entry in self._known:
-            if joined is not None and entry.entry_id == joined.entry_id:
-                joined = None
-            await turn.take(entry, joins_next=joined is not None)
-            if entry.entry_id == last_entry:
-                break
-        if not turn.wants_answer:
-            await turn.close()
-
-    async def _wait_for_more(self, user: LLMUserContextAggregator) -> list[Entry] | None:
-        """Return what came next; nothing once the user is taken to be done; None: keep waiting."""
-        lease = self._lease
-        while True:
-            lease.news.clear()
-            if more := await self._more():
-                return more
-            if user.user_speaking:
-                timeout_s = self._settings.speech_timeout_s
-            else:
-                timeout_s = self._settings.aggregation_timeout_s
-            try:
-                await asyncio.wait_for(lease.news.wait(), timeout_s)
-            except TimeoutError:
-                if user.user_speaking:
-                    return None
-                await self._turn.close()
-                return []
+            await collector.collect_again(self._progress.last_entry)
+        elif not await collector.collect():
+            return Parked(_SPEECH_PARK_MS, "input")
+        return None
 
     async def _answer(self) -> AnyTerminal | Parked | None:  # noqa: PLR0911  each way it ends
         """Run the model; None if the turn was rolled back."""
@@ -235,8 +192,8 @@ class TurnRun:
         self._tools = tools = self._tool_calls(primary)
         if (refusal := self._refusal(primary)) is not None:
             return refusal
-        self._stop = self._acting("interrupt")
-        tools.take_answers(self._known)
+        self._stop = self._inbox.acting("interrupt")
+        tools.take_answers(self._inbox.entries)
         if self._stop is None and not tools.can_go_on:
             return await self._wait_elsewhere(primary, tools)
         if self._stop is None and (failure := await self._attempt(primary, tools)) is not None:
@@ -245,7 +202,7 @@ class TurnRun:
             if tools.unfinished:
                 return await self._wait_elsewhere(primary, tools)
             return self._completed(primary)
-        if self._stop.acts_on(self._head.entry_id) == "rollback":
+        if self._stop.acts_on(self._inbox.head) == "rollback":
             await self._roll_back(primary, self._stop)
             return None
         return await self._interrupted(primary, self._stop)
@@ -267,7 +224,7 @@ class TurnRun:
 
     def _tool_calls(self, primary: Used) -> ToolCalls:
         plan, trace = self._plan, primary.trace
-        rollback = self._acting("rollback")
+        rollback = self._inbox.acting("rollback")
         tools = ToolCalls(
             facts=TurnFacts(
                 conversation_id=self._lease.conversation_id,
@@ -311,7 +268,7 @@ class TurnRun:
         if primary.message.deadline_at_ms is not None:
             left_ms = primary.message.deadline_at_ms - int(time.time() * 1000)
             defer_ms = min(defer_ms, max(1, left_ms))
-        return Parked(defer_ms, "input", seen=self._known[-1].entry_id)
+        return Parked(defer_ms, "input", seen=self._inbox.last)
 
     def _now_ms(self) -> int:
         """Return Redis' clock."""
@@ -375,8 +332,8 @@ class TurnRun:
         elif tools.unfinished or tools.wants_run:
             await self._resume(tools)
         while tools.unfinished and self._stop is None:
-            await self._see_all()
-            tools.take_answers(self._known)
+            await self._inbox.see_all()
+            tools.take_answers(self._inbox.entries)
             if not tools.can_go_on:
                 return
             await self._resume(tools)
@@ -395,11 +352,6 @@ class TurnRun:
 
     # -- being stopped --------------------------------------------------------------------------
 
-    def _acting(self, act: str) -> Entry | None:
-        """Return the known entry that asks this of the turn at the head, the latest of several."""
-        head = self._head.entry_id
-        return next((it for it in reversed(self._known) if it.acts_on(head) == act), None)
-
     def _look(self) -> None:
         """Something came in: see whether it stops this turn."""
         if self._looking is None or self._looking.done():
@@ -409,10 +361,10 @@ class TurnRun:
         while self._lease.news.is_set():
             self._lease.news.clear()
             try:
-                more = await self._more()
+                more = await self._inbox.more()
             except StoreUnavailable:
                 return  # looked at again with the next news, and by the next attempt
-            acting = (entry for entry in more if entry.acts_on(self._head.entry_id))
+            acting = (entry for entry in more if entry.acts_on(self._inbox.head))
             stop = next(acting, None)
             if stop is not None and self._stop is None and self._answering is not None:
                 self._stop = stop
@@ -425,15 +377,6 @@ class TurnRun:
             await self._service.process_frame(StartInterruptionFrame(), DOWNSTREAM)
         else:
             answering.cancel()
-
-    async def _see_all(self) -> None:
-        while await self._more():
-            pass
-
-    async def _more(self) -> list[Entry]:
-        more = await self._store.more(self._lease, self._known[-1].entry_id)
-        self._known.extend(more)
-        return more
 
     async def _hand_over(self, primary: Used) -> None:
         """Leave a note of what was spent, if the lease still allows it."""
@@ -556,10 +499,21 @@ class TurnRun:
     async def _commit(self, ending: AnyTerminal | None, *, go_on: bool) -> Outcome:
         """Let it take effect."""
         if ending is not None and self._tools is not None and self._tools.elsewhere:
-            for entry, result in self._tools.take_answers(self._known):
+            for entry, result in self._tools.take_answers(self._inbox.entries):
                 if result.call_id in self._tools.answered:
                     self._turn.use_result(entry, result)
-        effects, messages = self._effects(ending)
+        writer = self._writer if self._started else None
+        effects, messages = settle(
+            ending,
+            turn=self._turn,
+            loaded=self._loaded,
+            context=self._context,
+            calls=self._ledger.entries,
+            events=writer.rest() if writer is not None else (),
+            conversation_id=self._lease.conversation_id,
+            shard=self._parts.shard,
+            worker=self._settings.worker_name,
+        )
         self._seen.committing()
         committed = await self._store.commit(self._lease, effects, go_on=go_on)
         self._seen.committed(effects, committed.outcome)
@@ -576,86 +530,6 @@ class TurnRun:
             )
         return Done()
 
-    def _effects(self, ending: AnyTerminal | None) -> tuple[Effects, list[bytes]]:
-        """Return what changes, and the whole context after it."""
-        turn, loaded = self._turn, self._loaded
-        failed = isinstance(ending, TurnFailed)
-        rewrite = not failed and not self._context.prefix_intact()
-        if failed:
-            added: list[bytes] = []
-        else:
-            added = (
-                self._context.encoded_messages()
-                if rewrite
-                else self._context.new_messages_encoded()
-            )
-        messages = added if rewrite else [*loaded.messages, *added]
-        first = 0 if rewrite else len(loaded.messages)
-        endings = turn.endings(ending)
-        if failed:  # what only changes the conversation stays in the inbox and comes next
-            endings = [
-                (used, end)
-                for used, end in endings
-                if not isinstance(used.ending, TurnCompleted)
-                or isinstance(used.message, ToolResult)
-            ]
-        own = [pair for pair in endings if pair[1] is ending]
-        endings = [pair for pair in endings if pair[1] is not ending] + own
-        now_ms = int(time.time() * 1000)
-        records = [
-            (
-                used.turn_id,
-                msgspec.structs.replace(
-                    record_of(
-                        used,
-                        end,
-                        attempts=loaded.attempt,
-                        finished_at_ms=now_ms,
-                        worker=self._settings.worker_name,
-                    ),
-                    messages_from=first if end is ending else 0,
-                    messages_to=len(messages) if end is ending else 0,
-                ),
-            )
-            for used, end in endings
-        ]
-        writer = self._writer if self._started else None
-        effects = Effects(
-            turn_id=own[0][0].turn_id if own else turn.used[0].turn_id,
-            entries=[used.entry.entry_id for used, _ in endings],
-            messages=added,
-            rewrite=rewrite,
-            settings=turn.settings if turn.settings_changed and not failed else None,
-            calls=self._ledger.entries,
-            turns=1 if ending is not None else 0,
-            events=[*(writer.rest() if writer else ()), *(end for _, end in endings)],
-            records=records,
-            copies=[copy for pair in endings for copy in self._copies(*pair)],
-        )
-        return effects, messages
-
-    def _copies(self, used: Used, ending: AnyTerminal) -> list[Copy]:
-        """Return what goes into streams of the shard: replies asked for, dead letters."""
-        shard, copies = self._parts.shard, list[Copy]()
-        if used.message is not None and used.message.reply_to is not None:
-            stream = shard.reply_prefix + used.message.reply_to
-            copies.append(Copy(stream, {"e": encode_event(ending)}))
-        if isinstance(ending, TurnFailed) and ending.code not in _NO_DEAD_LETTER:
-            fields: dict[str, str | bytes | int] = {
-                "c": self._lease.conversation_id,
-                "t": used.turn_id,
-                "m": used.entry.data,
-                "code": ending.code,
-                "error": ending.message,
-                "attempts": self._loaded.attempt,
-                "trace": ending.trace_id,
-                "at": int(time.time() * 1000),
-            }
-            if not used.entry.data:  # written past submit, without the field for messages
-                fields["m"] = _encode([*map(repr, used.entry.fields.items())])
-            copies.append(Copy(shard.dead, fields))
-        return copies
-
     # -- pieces ---------------------------------------------------------------------------------
 
     def _ids(self, primary: Used) -> dict[str, Any]:
@@ -671,35 +545,7 @@ class TurnRun:
     def _calls(self, primary: Used) -> list[CallEntry]:
         """Return the calls of this attempt that are not safe in a step."""
         unsaved = self._service.calls[self._saved_calls :]
-        return [self._entry_of(primary, call) for call in unsaved]
-
-    def _entry_of(self, primary: Used, call: LLMCall) -> CallEntry:
-        """Return a call's entry in the ledger."""
-        counted = call.counted_usage
-        return CallEntry(
-            call_id=f"{primary.turn_id}/{self._loaded.attempt}/{call.number}",
-            turn_id=primary.turn_id,
-            attempt=self._loaded.attempt,
-            model=call.response_model or call.model,
-            state=call.usage_state,
-            usage=Usage(
-                prompt_tokens=counted.prompt_tokens,
-                completion_tokens=counted.completion_tokens,
-                reasoning_tokens=counted.reasoning_tokens,
-                cached_tokens=counted.cached_tokens,
-                total_tokens=counted.total_tokens,
-                cost_usd_ticks=counted.cost_usd_ticks or 0,
-            ),
-            finish_reason=call.finish_reason,
-            error=call.error,
-            response_id=call.response_id,
-            started_at_ms=self._wall_ms(call.started_at),
-            duration_ms=int((call.duration_s or 0) * 1000),
-        )
-
-    def _wall_ms(self, clock_s: float) -> int:
-        """Convert the service's clock (time.monotonic) to ms since the Unix epoch."""
-        return int((time.time() - time.monotonic() + clock_s) * 1000)
+        return [entry_of(call, primary.turn_id, self._loaded.attempt) for call in unsaved]
 
     def _text(self) -> str:
         """Return what the assistant said in this turn, as it is committed."""
@@ -725,7 +571,7 @@ class TurnRun:
             turn_id=primary.turn_id,
             attempt=self._loaded.attempt,
             trace_id=primary.trace.trace_id,
-            head=self._head.entry_id,
+            head=self._inbox.head,
             next_batch=self._next_batch,
             coalesce_s=self._settings.coalesce_s,
             coalesce_bytes=self._settings.coalesce_bytes,
@@ -750,9 +596,8 @@ class TurnRun:
             ids = self._ids(primary)
             del ids["metadata"]
             started = TurnStarted(**ids, worker=self._settings.worker_name)
-        entry = msgspec.structs.replace(
-            self._entry_of(primary, call), state="unknown", abandoned=True
-        )
+        entry = entry_of(call, primary.turn_id, self._loaded.attempt)
+        entry = msgspec.structs.replace(entry, state="unknown", abandoned=True)
         await self._writer.begin_call(started, entry)
         self._seen.call_started(call, self._context)
 

@@ -1,0 +1,124 @@
+"""Works out all that changes when a turn takes effect."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from contracts.conversation import CallEntry
+from contracts.keys import ShardKeys
+from contracts.messages import ToolResult
+from contracts.replies import AnyEvent, AnyTerminal, TurnCompleted, TurnFailed, encode_event
+from worker.effects import Copy, Effects, Loaded
+from worker.pipeline.context import OpenAILLMContext
+from worker.turn import Turn, Used, record_of
+
+_encode = msgspec.json.Encoder().encode
+_NO_DEAD_LETTER = frozenset({"unknown_call"})
+"""Results that come late, or twice, are in the nature of things delivered at least once."""
+
+
+class Settled(NamedTuple):
+    """What a turn comes to."""
+
+    effects: Effects
+    messages: list[bytes]
+    """The whole context after it (n messages, JSON)."""
+
+
+def settle(
+    ending: AnyTerminal | None,
+    *,
+    turn: Turn,
+    loaded: Loaded,
+    context: OpenAILLMContext,
+    calls: Sequence[CallEntry],
+    events: Sequence[AnyEvent],
+    conversation_id: str,
+    shard: ShardKeys,
+    worker: str,
+) -> Settled:
+    """Return what changes.
+
+    Args:
+        ending: How the turn ends; None if the model had no part in it.
+        turn: What was taken from the inbox.
+        loaded: The conversation as it was.
+        context: As it is to be.
+        calls: Ledger entries of all attempts.
+        events: Not published yet.
+        conversation_id: Whose turn it is.
+        shard: Where copies go.
+        worker: Noted in the records.
+    """
+    failed = isinstance(ending, TurnFailed)
+    rewrite = not failed and not context.prefix_intact()
+    added: list[bytes] = []
+    if not failed:
+        added = context.encoded_messages() if rewrite else context.new_messages_encoded()
+    messages = added if rewrite else [*loaded.messages, *added]
+    first = 0 if rewrite else len(loaded.messages)
+    endings = turn.endings(ending)
+    if failed:  # what only changes the conversation stays in the inbox and comes next
+        endings = [(used, end) for used, end in endings if not _only_changes(used)]
+    own = [pair for pair in endings if pair[1] is ending]
+    endings = [pair for pair in endings if pair[1] is not ending] + own
+    now_ms = int(time.time() * 1000)
+    records = [
+        (
+            used.turn_id,
+            msgspec.structs.replace(
+                record_of(used, end, attempts=loaded.attempt, finished_at_ms=now_ms, worker=worker),
+                messages_from=first if end is ending else 0,
+                messages_to=len(messages) if end is ending else 0,
+            ),
+        )
+        for used, end in endings
+    ]
+    effects = Effects(
+        turn_id=own[0][0].turn_id if own else turn.used[0].turn_id,
+        entries=[used.entry.entry_id for used, _ in endings],
+        messages=added,
+        rewrite=rewrite,
+        settings=turn.settings if turn.settings_changed and not failed else None,
+        calls=calls,
+        turns=1 if ending is not None else 0,
+        events=[*events, *(end for _, end in endings)],
+        records=records,
+        copies=[
+            copy
+            for used, end in endings
+            for copy in _copies(used, end, loaded.attempt, conversation_id, shard)
+        ],
+    )
+    return Settled(effects, messages)
+
+
+def _only_changes(used: Used) -> bool:
+    return isinstance(used.ending, TurnCompleted) and not isinstance(used.message, ToolResult)
+
+
+def _copies(
+    used: Used, ending: AnyTerminal, attempts: int, conversation_id: str, shard: ShardKeys
+) -> list[Copy]:
+    """Return what goes into streams of the shard: replies asked for, dead letters."""
+    copies = list[Copy]()
+    if used.message is not None and used.message.reply_to is not None:
+        stream = shard.reply_prefix + used.message.reply_to
+        copies.append(Copy(stream, {"e": encode_event(ending)}))
+    if isinstance(ending, TurnFailed) and ending.code not in _NO_DEAD_LETTER:
+        fields: dict[str, str | bytes | int] = {
+            "c": conversation_id,
+            "t": used.turn_id,
+            "m": used.entry.data,
+            "code": ending.code,
+            "error": ending.message,
+            "attempts": attempts,
+            "trace": ending.trace_id,
+            "at": int(time.time() * 1000),
+        }
+        if not used.entry.data:  # written past submit, without the field for messages
+            fields["m"] = _encode([*map(repr, used.entry.fields.items())])
+        copies.append(Copy(shard.dead, fields))
+    return copies
