@@ -52,11 +52,18 @@ class Collector:
         waiting = deque(self._inbox.entries)
         joined = self._inbox.acting("rollback")
         turn = self._turn
+        held_back: list[Entry] = []
         while True:
             while waiting and not turn.wants_answer:
                 if turn.used and not turn.is_open and turn.would_answer(waiting[0]):
                     return True  # what only changes the conversation takes effect first
                 entry = waiting.popleft()
+                if turn.is_open and not turn.would_join(entry):
+                    held_back.append(entry)  # behind this turn, unless the turn goes on after it
+                    continue
+                for earlier in held_back:
+                    await turn.take(earlier)
+                held_back.clear()
                 if joined is not None and entry.entry_id == joined.entry_id:
                     joined = None
                 await turn.take(entry, joins_next=joined is not None)

@@ -57,7 +57,8 @@ class ConversationDriver:
             return Parked(1_000, "backoff")
 
     async def _run(self, lease: Lease) -> Outcome:
-        lease.news.clear()
+        if lease.early is None:  # else news may be of what that load did not see
+            lease.news.clear()
         began_at_s = time.monotonic()
         loaded = await self._parts.store.load(lease)
         turns = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from contracts.keys import ConversationKeys, conversation_keys
 
@@ -11,6 +12,7 @@ class Lease:
 
     __slots__ = (
         "conversation_id",
+        "early",
         "keys",
         "lost",
         "news",
@@ -34,6 +36,8 @@ class Lease:
         self.settling = False
         """A script is on its way that may give the lease up: its own answer tells what became of
         it, and a heartbeat that misses the lease meanwhile says nothing."""
+        self.early: Any = None
+        """A load that was sent right behind the claim, as the store that sent it understands it."""
         self.released = False
         """Given up by a commit; there is nothing left to release."""
 

@@ -60,10 +60,24 @@ class RunConversation(Protocol):
         ...
 
 
-class _Claim(msgspec.Struct, frozen=True):
+class _Early(msgspec.Struct):
+    """A conversation whose load was sent with the claim."""
+
+    job_id: str
+    load: Any
+    news: bool = False
+    """Something came in that the load may not have seen."""
+
+
+class _Claim(msgspec.Struct):
     job_id: str
     lease: str
     payload: bytes
+    early: _Early | None = None
+
+
+def _never(_: str) -> None:
+    """Load nothing early."""
 
 
 class LeasedWorker(arq.worker.Worker):
@@ -80,6 +94,7 @@ class LeasedWorker(arq.worker.Worker):
         batcher: ScriptBatcher,
         times: LeaseSettings | None = None,
         about: Callable[[], dict[str, Any]] = dict,
+        load_early: Callable[[str], Any] = _never,
         max_jobs: int = 100,
         **arq_options: Any,
     ) -> None:
@@ -94,6 +109,8 @@ class LeasedWorker(arq.worker.Worker):
             batcher: Shared with the store, so that their calls travel together.
             times: See `LeaseSettings`.
             about: What the worker says about itself (JSON object), shown by `turnline queue`.
+            load_early: Sends the load of a conversation which the claim sent just before will
+                probably bring; what it returns is given to the lease.
             max_jobs: Conversations (and jobs) run at once.
             arq_options: Further options of `arq.worker.Worker`.
 
@@ -121,6 +138,9 @@ class LeasedWorker(arq.worker.Worker):
         self._batcher = batcher
         self._times = times or LeaseSettings()
         self._about = about
+        self._load_early = load_early
+        self._hint = ""
+        self._early: _Early | None = None
         self._held: dict[str, tuple[str, Lease | None, asyncio.Task[None]]] = {}
         self._plain: dict[str, int] = {}
         self._slot_freed = asyncio.Event()
@@ -200,7 +220,7 @@ class LeasedWorker(arq.worker.Worker):
             await self._pause(0.01 if next_ms < 0 else min(next_ms / 1000, 0.01))
         elif taken == free:  # no slot is left
             await self._pause(self._times.poll_s)
-        elif next_ms != 0:
+        elif next_ms != 0 and self.allow_pick_jobs:
             await self._sleep_until_woken(next_ms)
 
     async def _claim(self, count: int) -> tuple[list[_Claim], int]:
@@ -215,11 +235,22 @@ class LeasedWorker(arq.worker.Worker):
                 ARQ_JOB,
             ),
         )
-        _, next_ms, *items = await self._batcher.run(call)
+        claiming = self._batcher.run(call)
+        hint, self._hint = self._hint, ""
+        hinted = None if hint in self._held else conversation_of(hint, self._shard.tag)
+        early = None if hinted is None else _Early(hint, self._load_early(hinted))
+        self._early = early  # its load travels behind the claim
+        try:
+            _, next_ms, *items = await claiming
+        finally:
+            self._early = None
         claims = [
             _Claim(text(items[n]), text(items[n + 1]), items[n + 2])
             for n in range(0, len(items), 3)
         ]
+        for claim in claims:
+            if early is not None and claim.job_id == early.job_id:
+                claim.early = early
         return claims, int(next_ms)
 
     async def _sleep_until_woken(self, next_ms: int) -> None:
@@ -237,7 +268,9 @@ class LeasedWorker(arq.worker.Worker):
 
     async def _pop_wake(self, wait_s: float) -> None:
         redis = cast("AsyncRedis", self.pool)
-        await redis.execute_command("BLPOP", self._shard.wake, wait_s)
+        woken = await redis.execute_command("BLPOP", self._shard.wake, wait_s)
+        if woken is not None:
+            self._hint = text(woken[1])
 
     async def _pause(self, wait_s: float) -> None:
         """Wait for a freed slot, but not longer than `wait_s`."""
@@ -256,6 +289,10 @@ class LeasedWorker(arq.worker.Worker):
             run = self._run_plain_job(claim)
         else:
             lease = Lease(self._shard.tag, conversation_id, claim.lease)
+            if claim.early is not None:
+                lease.early = claim.early.load
+                if claim.early.news:
+                    lease.tell()
             run = self._run_conversation(claim, lease)
         task = self.loop.create_task(run)
         self._held[claim.job_id] = (claim.lease, lease, task)
@@ -365,7 +402,7 @@ class LeasedWorker(arq.worker.Worker):
 
     async def _push_wake(self) -> None:
         with contextlib.suppress(RedisError, OSError):  # then polling finds what is due
-            await cast("AsyncRedis", self.pool).execute_command("LPUSH", self._shard.wake, "1")
+            await cast("AsyncRedis", self.pool).execute_command("LPUSH", self._shard.wake, "")
 
     # -- news and losses ----------------------------------------------------------------------
 
@@ -387,11 +424,15 @@ class LeasedWorker(arq.worker.Worker):
                 await asyncio.shield(pubsub.aclose())
 
     def _tell(self, job_id: str) -> None:
+        if self._early is not None and self._early.job_id == job_id:
+            self._early.news = True
         held = self._held.get(job_id)
         if held is not None and held[1] is not None:
             held[1].tell()
 
     def _tell_everybody(self) -> None:
+        if self._early is not None:
+            self._early.news = True
         for job_id in self._held:
             self._tell(job_id)
 

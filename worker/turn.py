@@ -112,6 +112,10 @@ class Turn:
         speaking = [u for u in joined if not isinstance(u.message, _SPEECH_EVENTS)]
         return (speaking or joined)[-1]
 
+    def has_used(self, entry: Entry) -> bool:
+        """Whether this entry was taken."""
+        return any(used.entry.entry_id == entry.entry_id for used in self.used)
+
     def would_answer(self, entry: Entry) -> bool:
         """Whether this entry belongs to a turn of the model (and does not only change things)."""
         try:
@@ -127,6 +131,14 @@ class Turn:
                 return True
             case _:
                 return False
+
+    def would_join(self, entry: Entry) -> bool:
+        """Whether this entry can be part of a message that is still open."""
+        try:
+            message = inbound.decode(entry.data)
+        except InvalidMessage:
+            return False
+        return isinstance(message, inbound.UserStoppedSpeaking) or self.would_answer(entry)
 
     async def take(self, entry: Entry, *, joins_next: bool = False) -> None:
         """Take the next entry of the inbox.
@@ -193,6 +205,7 @@ class Turn:
         if joins_next or not message.final:
             self._fragments = True
             if message.parts:
+                await self._keep_pending()
                 await self._send(LLMMessagesAppendFrame([spoken]))
             else:
                 await self._send(TranscriptionFrame(message.text))
@@ -204,6 +217,12 @@ class Turn:
         else:
             await self._user.push_aggregation()
             await self._send(LLMMessagesAppendFrame([spoken], run_llm=True))
+
+    async def _keep_pending(self) -> None:
+        """Put what is pending into the context, without asking for an answer yet."""
+        wanted = self.gate.wanted
+        await self._user.push_aggregation()
+        self.gate.wanted = wanted
 
     def use_result(self, entry: Entry, message: inbound.ToolResult) -> None:
         """Use up the result of a tool call of this turn."""

@@ -470,7 +470,7 @@ class TurnRun:
             await self._recover_shown(primary)
         await self._service.process_frame(StartInterruptionFrame(heard), DOWNSTREAM)
         self._context.repair_in_progress()
-        if isinstance(message, Interrupt):
+        if isinstance(message, Interrupt) and not self._turn.has_used(stop):
             await self._turn.take(stop)
         self._ledger.keep(self._calls(primary))
         last = self._ledger.kept[-1] if self._ledger.kept else None

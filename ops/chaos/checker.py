@@ -167,7 +167,7 @@ class ChatCheck:
                 case TurnInterrupted() if "interrupt" not in later_acts:
                     yield self._violation("broken", turn, "interrupted by nobody")
                 case TurnFailed() if end.code not in TERMINAL_CODES:
-                    yield self._violation("broken", turn, f"failed: {end.code}")
+                    yield self._violation("broken", turn, f"failed: {end.code}: {end.message}")
                 case TurnAbsorbed() if sent.kind == "user" and "rollback" not in later_acts:
                     yield self._violation("broken", turn, "absorbed for no reason")
                 case TurnAbsorbed() if end.into is not None and (

@@ -3,7 +3,7 @@ claim: lease up to `count` due jobs to one worker.
 
 KEYS[1]  queue  zset    job id -> due time, ms; a leased job is due when its lease ends
 KEYS[2]  token  int     the last fencing token given out
-KEYS[3]  wake   list    one element wakes one idle worker
+KEYS[3]  wake   list    job ids: one element wakes one idle worker, and says what it will find
 
 ARGV[1]  count        int  jobs to claim at most
 ARGV[2]  lease_ms     int
@@ -45,7 +45,7 @@ end
 if reply[2] == 0 then
   -- More is due than this worker takes: pass the word on, also where nobody was woken for it.
   if redis.call('LLEN', KEYS[3]) == 0 then
-    redis.call('LPUSH', KEYS[3], '1')
+    redis.call('LPUSH', KEYS[3], first[1])
   end
 else
   redis.call('DEL', KEYS[3])

@@ -6,7 +6,7 @@ KEYS[2]  state        hash    `parked` says why the conversation waits; `running
 KEYS[3]  job          string  ARQ's job
 KEYS[4]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[5]  queue        zset    job id -> due time, ms
-KEYS[6]  wake         list    one element wakes one idle worker
+KEYS[6]  wake         list    job ids: one element wakes one idle worker
 
 ARGV[1]  job_id   str  member of the queue
 ARGV[2]  lease    str  as claimed
@@ -48,5 +48,5 @@ if tonumber(ARGV[3]) > 0 and not news then
   redis.call('HSET', KEYS[2], 'parked', ARGV[4])
   return {'parked', waiting}
 end
-redis.call('LPUSH', KEYS[6], '1')
+redis.call('LPUSH', KEYS[6], ARGV[1])
 return {'due', waiting}

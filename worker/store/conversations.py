@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from redis.exceptions import RedisError
 
 from contracts.connection import Arg, AsyncRedis
 from contracts.conversation import CallEntry, ConversationSettings
-from contracts.keys import ShardKeys
+from contracts.keys import ConversationKeys, ShardKeys, conversation_keys
 from contracts.replies import decode_event, encode_event
 from contracts.requests import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
 from contracts.scripts import Call, load_script, text
@@ -40,6 +40,13 @@ class StoreLimits(NamedTuple):
     """Inbox entries fetched at once."""
 
 
+class _Early(NamedTuple):
+    """A load on its way, and what the worker held when it was sent."""
+
+    held: Held
+    reply: "asyncio.Future[list[Any]]"
+
+
 class Conversations:
     """The store of one shard."""
 
@@ -68,21 +75,13 @@ class Conversations:
 
         Source: worker/store/lua/load.lua
         """
-        keys = lease.keys
-        held = self._cache.get(lease.conversation_id)
-        reply = await self._run(
-            lease,
-            "load",
-            (keys.inbox, keys.state, keys.context, keys.steps, keys.in_progress),
-            (
-                lease.value,
-                held.epoch,
-                len(held.messages),
-                self._limits.batch,
-                self._limits.retention_ms,
-            ),
-        )
-        _, epoch, start, *numbers, settings, messages, steps, entries = reply
+        early, lease.early = cast("_Early | None", lease.early), None
+        if early is not None and (reply := await _early_reply(early, lease)) is not None:
+            held = early.held
+        else:
+            held = self._cache.get(lease.conversation_id)
+            reply = await self._run(lease, "load", *self._loading(lease.keys, lease.value, held))
+        _, _, epoch, start, *numbers, settings, messages, steps, entries = reply
         attempt, crashes, since_ms, now_ms = map(int, numbers)
         if start == 0:
             held = Held(text(epoch), messages, sum(map(len, messages)))
@@ -99,6 +98,33 @@ class Conversations:
             entries=_read_entries(entries),
             since_ms=since_ms,
             now_ms=now_ms,
+        )
+
+    def load_early(self, conversation_id: str, worker_id: str) -> object:
+        """Send the load of a conversation that this worker is about to hold; `load` will use it.
+
+        To be called right behind the claim: whether that won is found out on the server. What comes
+        back belongs into `Lease.early`; nothing is lost if it is thrown away.
+        """
+        keys = conversation_keys(self._shard.tag, conversation_id)
+        held = self._cache.get(conversation_id)
+        arguments = self._loading(keys, f" {worker_id}", held)
+        reply = self._batcher.run(Call(load_script("load", _SCRIPTS), *arguments))
+        reply.add_done_callback(_looked_at)
+        return _Early(held, reply)
+
+    def _loading(
+        self, keys: ConversationKeys, lease: str, held: Held
+    ) -> tuple[Sequence[str], Sequence[Arg]]:
+        return (
+            (keys.inbox, keys.state, keys.context, keys.steps, keys.in_progress),
+            (
+                lease,
+                held.epoch,
+                len(held.messages),
+                self._limits.batch,
+                self._limits.retention_ms,
+            ),
         )
 
     async def more(self, lease: Lease, after: str) -> list[Entry]:
@@ -292,6 +318,21 @@ class Conversations:
                 raise LeaseLost(f"{lease.conversation_id}: {name} refused, held {lease.value}")
             return reply
         raise AssertionError("unreachable")
+
+
+def _looked_at(reply: "asyncio.Future[Any]") -> None:
+    """Take note of an error: a load that nobody waits for may fail."""
+    if not reply.cancelled():
+        reply.exception()
+
+
+async def _early_reply(early: _Early, lease: Lease) -> list[Any] | None:
+    """Return what came back, if it is what this lease needs."""
+    try:
+        reply = await early.reply
+    except (RedisError, OSError):
+        return None
+    return reply if reply[0] == b"loaded" and text(reply[1]) == lease.value else None
 
 
 def _read_entries(reply: Any) -> list[Entry]:

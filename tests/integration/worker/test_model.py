@@ -21,6 +21,7 @@ from contracts.connection import open_async
 from contracts.conversation import CallEntry, Usage
 from contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_keys, conversation_of
 from contracts.replies import TurnCompleted, TurnRecord
+from contracts.requests import Limits
 from contracts.scripts import Call, load_script, run, text
 from ops.embedded import EmbeddedRedis
 from tests.support.driving import SHARD
@@ -74,7 +75,7 @@ class QueueAndStore(RuleBasedStateMachine):
         self.redis = Redis.from_url(url)
         self.raw = open_async(url, retries=0)
         self.do(self.redis.flushdb())
-        self.client = TurnClient(self.raw)
+        self.client = TurnClient(self.raw, limits=Limits(queue_age_s=1e10))  # due since 0 here
         self.stores = [
             Conversations(
                 self.raw, ScriptBatcher(self.raw), SHARD, cache=ContextCache(4096 * worker)
@@ -144,20 +145,28 @@ class QueueAndStore(RuleBasedStateMachine):
 
     # -- workers --------------------------------------------------------------------------------
 
-    @rule(worker=workers, loads=st.sampled_from([True, True, False]))
-    def claim(self, worker: int, loads: bool) -> None:
+    @rule(
+        worker=workers,
+        loads=st.sampled_from([True, True, False]),
+        hint=st.one_of(st.none(), conversations),
+    )
+    def claim(self, worker: int, loads: bool, hint: str | None = None) -> None:
         due = [name for name, told in self.model.items() if told.inbox and told.holder is None]
         call = Call(
             load_script("claim", "worker.lua"),
             (SHARD.queue, SHARD.token, SHARD.wake),
             (1, 3_600_000, f"w{worker}", ARQ_IN_PROGRESS, ARQ_JOB),
         )
+        if hint is not None and (self.model[hint].holder or "").endswith(f" w{worker}"):
+            hint = None  # a worker does not ask for what it holds
         _, _, *items = self.do(run(self.raw, call))
         assert bool(items) == bool(due)
+        early = None if hint is None else self.do(self._load_early(worker, hint))
         if items:
             name = conversation_of(text(items[0]), SHARD.tag)
             assert name in due
             lease = Lease(SHARD.tag, name, text(items[1]))
+            lease.early = early if name == hint else None
             self.held[worker] = Held(lease)
             self.model[name].holder = lease.value
             if loads:
@@ -208,6 +217,12 @@ class QueueAndStore(RuleBasedStateMachine):
                         self._commit(other, go_on=True, rewrite=False)
             case _:
                 pass
+
+    async def _load_early(self, worker: int, name: str) -> object:
+        """As the queue does right behind a claim, whatever that brought."""
+        early: Any = self.stores[worker].load_early(name, f"w{worker}")
+        await early.reply
+        return early
 
     def _counts(self, worker: int) -> bool:
         lease = self.held[worker].lease

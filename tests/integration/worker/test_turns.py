@@ -191,6 +191,70 @@ async def test_fragments_are_merged_into_one_turn(
     assert {end.into for end in ends[:2]} == {three.turn_id}
 
 
+async def test_a_note_behind_an_open_message_takes_effect_behind_its_turn(
+    hand: Hand, client: TurnClient
+) -> None:
+    """P2: what was accepted after the pieces of a turn does not slip in before it."""
+    await client.submit(user("I would like", final=False))
+    asked = await client.submit(user("to book", final=False))
+    noted = await client.submit(user("(on hold)", run=False))
+
+    await hand.run_one()
+
+    reply = await client.result(asked, timeout_s=5)
+    assert isinstance(await client.result(noted, timeout_s=5), TurnCompleted)
+    assert await contents(client) == ["I would like to book", reply.text, "(on hold)"]
+
+
+async def test_a_note_between_pieces_stands_before_the_turn_that_the_last_one_makes(
+    hand: Hand, client: TurnClient
+) -> None:
+    """A turn has the place of the message that it answers."""
+    await client.submit(user("I would like", final=False))
+    await client.submit(user("(on hold)", run=False))
+    asked = await client.submit(user("to book"))
+
+    await hand.run_one()
+
+    reply = await client.result(asked, timeout_s=5)
+    assert await contents(client) == ["(on hold)", "I would like to book", reply.text]
+
+
+async def test_pieces_with_images_keep_their_place_among_the_words(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """Text that waits to be merged goes before the picture that came after it."""
+    picture = ImagePart(image_url=ImageUrl(url="data:image/png;base64,AAAA"))
+    await client.submit(user("look", final=False))
+    await client.submit(
+        UserMessage(conversation_id="c", parts=[picture], final=False)  # the wire's order counts
+    )
+    await client.submit(user("what is it?"))
+
+    await hand.run_one()
+
+    (body,) = bodies(sim)
+    first, second, third = (message["content"] for message in body["messages"])
+    assert (first, third) == ("look", "what is it?")
+    assert second[0]["type"] == "image_url"
+
+
+async def test_an_interrupt_of_a_message_in_pieces_ends_once(
+    hand: Hand, client: TurnClient
+) -> None:
+    """Also if more of the message comes behind the interrupt."""
+    await client.submit(user("I would like", final=False))
+    stopped = await client.interrupt("c")
+    asked = await client.submit(user("to book"))
+
+    await hand.run_one()
+
+    assert isinstance(await client.result(asked, timeout_s=5), TurnInterrupted)
+    said = await hand.redis.execute_command("XRANGE", KEYS.events, "-", "+")
+    ends = [fields for _, fields in said if stopped.turn_id.encode() in fields[b"e"]]
+    assert len(ends) == 1
+
+
 async def test_a_fragment_alone_is_answered_after_the_aggregation_timeout(
     hand: Hand, client: TurnClient
 ) -> None:

@@ -13,7 +13,7 @@ KEYS[9]   copies       list    `<stream> <entry id>`, capped
 KEYS[10]  job          string  ARQ's job
 KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset
-KEYS[13]  wake         list
+KEYS[13]  wake         list    job ids: one element wakes one idle worker
 KEYS[14..]             stream  shared streams to copy into, each once
 
 ARGV[1]   lease         str  as claimed
@@ -112,7 +112,7 @@ redis.call('DEL', KEYS[11])
 redis.call('HDEL', KEYS[2], 'running', 'head')
 if waiting[1] then
   redis.call('ZADD', KEYS[12], 'XX', now, ARGV[3])
-  redis.call('LPUSH', KEYS[13], '1')
+  redis.call('LPUSH', KEYS[13], ARGV[3])
 else
   redis.call('ZREM', KEYS[12], ARGV[3])
   redis.call('DEL', KEYS[10])

@@ -7,25 +7,30 @@ KEYS[3]  context      list
 KEYS[4]  steps        list    a model call that an earlier attempt left open is added here
 KEYS[5]  in_progress  string  `<token> <worker id>` of the holder
 
-ARGV[1]  lease    str  as claimed
+ARGV[1]  lease    str  as claimed; or ` <worker id>`, with the space: the lease under which this worker has
+         just claimed the conversation, if it has and did not load it yet
 ARGV[2]  epoch    str  of the messages the worker holds, '' for none
 ARGV[3]  held     int  messages the worker holds
 ARGV[4]  entries  int  inbox entries to return at most
 ARGV[5]  retention_ms  int  expiry of the steps
 
 Returns
-  {'loaded', epoch, from, attempt, crashes, since, now, settings, messages, steps, entries}
+  {'loaded', lease, epoch, from, attempt, crashes, since, now, settings, messages, steps, entries}
       `messages` are those from index `from` on; `attempt` counts from 1 for the entry at the head;
       `crashes` counts earlier attempts at it that ended without a word; `since` is when the first of
       them began, ms
-  {'fenced'}  the lease was lost; nothing written
+  {'fenced'}  the lease was lost (or was not won); nothing written
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read precedes every write
 ]]
-if redis.call('GET', KEYS[5]) ~= ARGV[1] then
-  return {'fenced'}
+local lease = redis.call('GET', KEYS[5])
+if lease ~= ARGV[1] then
+  local ours = lease and string.sub(lease, -#ARGV[1]) == ARGV[1] and string.sub(ARGV[1], 1, 1) == ' '
+  if not ours or redis.call('HGET', KEYS[2], 'running') == lease then
+    return {'fenced'}
+  end
 end
 local state = redis.call('HMGET', KEYS[2],
   'epoch', 'settings', 'head', 'attempt', 'crashes', 'running', 'call', 'since')
@@ -39,7 +44,7 @@ local attempt, crashes, since = 0, 0, now
 if entries[1] then
   attempt = 1
   if state[3] == entries[1][1] then
-    local again = state[6] == ARGV[1]  -- the reply to this very load was lost
+    local again = state[6] == lease  -- the reply to this very load was lost
     attempt = tonumber(state[4] or 0) + (again and 0 or 1)
     crashes = tonumber(state[5] or 0) + (state[6] and not again and 1 or 0)
     since = tonumber(state[8] or now)
@@ -47,12 +52,12 @@ if entries[1] then
     redis.call('HDEL', KEYS[2], 'emitted')
   end
   redis.call('HSET', KEYS[2], 'head', entries[1][1], 'attempt', attempt, 'crashes', crashes,
-    'running', ARGV[1], 'since', since)
+    'running', lease, 'since', since)
 end
 redis.call('HDEL', KEYS[2], 'parked', 'call')
 if state[7] then
   redis.call('RPUSH', KEYS[4], 'c' .. state[7])
   redis.call('PEXPIRE', KEYS[4], ARGV[5])
 end
-return {'loaded', epoch, from, attempt, crashes, since, now, state[2] or '', messages,
+return {'loaded', lease, epoch, from, attempt, crashes, since, now, state[2] or '', messages,
   redis.call('LRANGE', KEYS[4], 0, -1), entries}
