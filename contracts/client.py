@@ -21,6 +21,8 @@ from contracts import requests as rq
 from contracts.connection import AsyncRedis, Command, SyncRedis, open_async, open_sync
 from contracts.conversation import Totals
 from contracts.errors import ResultTimeout, TurnIdReused
+from contracts.history import HistoryReading
+from contracts.keys import shard_keys
 from contracts.messages import Inbound, Interrupt, new_turn_id
 from contracts.replies import (
     TERMINAL,
@@ -30,8 +32,11 @@ from contracts.replies import (
     Receipt,
     ToolRequest,
     TurnRecord,
+    is_end,
 )
 from contracts.scripts import run, run_sync
+from contracts.sending import Sending
+from contracts.taking_over import TAKE_OVER_S, TakingOver
 
 BLOCK_S = 5.0
 """Longest single wait on a stream; after each, the turn's record is looked at."""
@@ -71,6 +76,7 @@ class TurnClient:
             limits: How much may wait, and how long things are kept.
         """
         self._redis = redis
+        self._shards = [shard_keys(n) for n in range(shards)]
         self._make = rq.Requests(shards=shards, limits=limits)
 
     @classmethod
@@ -98,12 +104,15 @@ class TurnClient:
 
         Source: contracts/scripts/submit.lua
         """
-        submission = self._make.submission(message)
-        try:
-            reply = await run(self._redis, submission.call)
-        except ResponseError as error:
-            raise rq.refused_by_server(error) from error
-        return submission.receipt(reply)
+        with Sending(self._make, [message]) as sending:
+            (submission,) = sending.submissions
+            try:
+                reply = await run(self._redis, submission.call)
+            except ResponseError as error:
+                raise rq.refused_by_server(error) from error
+            receipt = submission.receipt(reply)
+            sending.outcomes([receipt])
+            return receipt
 
     async def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
         """Put many messages in with one round trip; outcomes in the order given.
@@ -114,15 +123,18 @@ class TurnClient:
         Raises:
             InvalidMessage: One of the messages breaks the contract; nothing was sent.
         """
-        submissions = [self._make.submission(message) for message in messages]
-        if not submissions:
-            return []
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
-        for submission in submissions:
-            pipe.execute_command(*submission.call.command())
-        _, *replies = await pipe.execute(raise_on_error=False)
-        return [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
+        with Sending(self._make, messages) as sending:
+            submissions = sending.submissions
+            if not submissions:
+                return []
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
+            for submission in submissions:
+                pipe.execute_command(*submission.call.command())
+            _, *replies = await pipe.execute(raise_on_error=False)
+            return sending.outcomes(
+                [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
+            )
 
     async def ask(
         self,
@@ -157,6 +169,7 @@ class TurnClient:
         Args:
             receipt: From `submit`, in this or any other process.
             after: `event_id` of the last event already seen; the iteration goes on behind it.
+                Behind the terminal event there is nothing.
 
         Raises:
             TurnUnknown: The turn is not, or no longer, known.
@@ -170,8 +183,9 @@ class TurnClient:
                 yield event
                 if isinstance(event, TERMINAL):
                     return
-            if done is not None and reading.caught_up:  # its event was trimmed
-                yield done
+            if done is not None and reading.caught_up:
+                if not (after and await self._is_end(receipt, after)):  # its event was trimmed
+                    yield done
                 return
             if done is None and reading.is_time_to_look(reply):
                 done = (await self.record(receipt)).terminal()
@@ -246,8 +260,11 @@ class TurnClient:
 
     async def history(self, conversation_id: str) -> History:
         """Return the committed context (n messages, oldest first)."""
-        replies = await self._pipeline(self._make.history(conversation_id))
-        return rq.read_history(conversation_id, *replies)
+        _, keys = self._make.names(conversation_id)
+        reading = HistoryReading(conversation_id, keys)
+        while (history := reading.take(await self._pipeline(reading.commands()))) is None:
+            pass
+        return history
 
     async def usage(self, conversation_id: str) -> Totals:
         """Return the conversation's token and cost totals."""
@@ -279,29 +296,34 @@ class TurnClient:
                 return gone > 0
 
     async def replies(
-        self, stream: str, group: str, consumer: str, *, batch: int = 32
+        self,
+        stream: str,
+        group: str,
+        consumer: str,
+        *,
+        batch: int = 32,
+        take_over_s: float | None = TAKE_OVER_S,
     ) -> AsyncIterator[AnyTerminal]:
         """Consume the terminal events that name `stream` as their `reply_to`, at least once each.
 
         An event is acknowledged when the next one is asked for; what a consumer of this name took
-        and did not acknowledge is delivered to it again first.
+        and did not acknowledge is delivered to it again first. What a consumer of another name
+        left so for long is taken over.
 
         Args:
             stream: Name as given in `reply_to`.
             group: Consumers of one group share the events.
             consumer: Name of this consumer; keep it stable over restarts.
             batch: Events fetched at once.
+            take_over_s: Seconds after which an event that another consumer was given, and has not
+                acknowledged, counts as abandoned: more than a whole batch takes. None: never.
         """
         reading = self._make.replies(stream, group, consumer, batch)
+        streams = [shard.reply_prefix + stream for shard in self._shards]
+        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
         await self._create(reading)
         while True:
-            try:
-                reply = await self._redis.execute_command(*reading.command(BLOCK_S))
-            except ResponseError as error:
-                if not rq.is_group_lost(error):
-                    raise
-                await self._create(reading)
-                continue
+            reply = await self._next(reading, left)
             for stream_key, entry_id, event in reading.take(reply):
                 if event is not None:
                     yield event
@@ -314,29 +336,28 @@ class TurnClient:
         *,
         names: Collection[str] | None = None,
         batch: int = 32,
+        take_over_s: float | None = TAKE_OVER_S,
     ) -> AsyncIterator[ToolRequest]:
         """Consume the tool calls that no worker can run, at least once each; see `answer`.
 
         A call is acknowledged when the next one is asked for; what a consumer of this name took
-        and did not acknowledge is delivered to it again first. Calls past their deadline are left
-        out: nobody waits for them any more.
+        and did not acknowledge is delivered to it again first. What a consumer of another name
+        left so for long is taken over. Calls past their deadline are left out: nobody waits for
+        them any more.
 
         Args:
             group: Consumers of one group share the calls; use one per service.
             consumer: Name of this consumer; keep it stable over restarts.
             names: Tools that this service has; None for all.
             batch: Calls fetched at once.
+            take_over_s: As in `replies`.
         """
         reading = self._make.tool_calls(group, consumer, batch)
+        streams = [shard.tool_calls for shard in self._shards]
+        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
         await self._create(reading)
         while True:
-            try:
-                reply = await self._redis.execute_command(*reading.command(BLOCK_S))
-            except ResponseError as error:
-                if not rq.is_group_lost(error):
-                    raise
-                await self._create(reading)
-                continue
+            reply = await self._next(reading, left)
             for stream_key, entry_id, call in reading.take(reply, names):
                 if call is not None:
                     yield call
@@ -362,6 +383,21 @@ class TurnClient:
         except TurnIdReused:
             return rq.answered_before(message)
 
+    async def _next(self, reading: rq.GroupReading, left: TakingOver) -> Any:
+        """Return what others left behind, or what is new, as XREADGROUP gives it."""
+        try:
+            abandoned: list[Any] = []
+            for stream, command in left.commands():
+                abandoned += left.take(stream, await self._redis.execute_command(*command))
+            if abandoned:
+                return abandoned
+            return await self._redis.execute_command(*reading.command(BLOCK_S))
+        except ResponseError as error:
+            if not rq.is_group_lost(error):
+                raise
+            await self._create(reading)
+            return ()
+
     async def _create(self, reading: rq.GroupReading) -> None:
         for command in reading.create():
             try:
@@ -369,6 +405,11 @@ class TurnClient:
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
+
+    async def _is_end(self, receipt: Receipt, event_id: str) -> bool:
+        _, keys = self._make.names(receipt.conversation_id)
+        entries = await self._redis.execute_command("XRANGE", keys.events, event_id, event_id)
+        return any(is_end(fields[b"e"], receipt.turn_id) for _, fields in entries)
 
     async def _last(self, conversation_id: str) -> str:
         (newest,) = await self._pipeline([self._make.newest(conversation_id)])
@@ -389,6 +430,7 @@ class SyncTurnClient:
     ) -> None:
         """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
         self._redis = redis
+        self._shards = [shard_keys(n) for n in range(shards)]
         self._make = rq.Requests(shards=shards, limits=limits)
 
     @classmethod
@@ -405,24 +447,30 @@ class SyncTurnClient:
 
     def submit(self, message: Inbound | bytes) -> Receipt:
         """See `TurnClient.submit`."""
-        submission = self._make.submission(message)
-        try:
-            reply = run_sync(self._redis, submission.call)
-        except ResponseError as error:
-            raise rq.refused_by_server(error) from error
-        return submission.receipt(reply)
+        with Sending(self._make, [message]) as sending:
+            (submission,) = sending.submissions
+            try:
+                reply = run_sync(self._redis, submission.call)
+            except ResponseError as error:
+                raise rq.refused_by_server(error) from error
+            receipt = submission.receipt(reply)
+            sending.outcomes([receipt])
+            return receipt
 
     def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
         """See `TurnClient.submit_many`."""
-        submissions = [self._make.submission(message) for message in messages]
-        if not submissions:
-            return []
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
-        for submission in submissions:
-            pipe.execute_command(*submission.call.command())
-        _, *replies = pipe.execute(raise_on_error=False)
-        return [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
+        with Sending(self._make, messages) as sending:
+            submissions = sending.submissions
+            if not submissions:
+                return []
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
+            for submission in submissions:
+                pipe.execute_command(*submission.call.command())
+            _, *replies = pipe.execute(raise_on_error=False)
+            return sending.outcomes(
+                [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
+            )
 
     def ask(
         self,
@@ -448,8 +496,9 @@ class SyncTurnClient:
                 yield event
                 if isinstance(event, TERMINAL):
                     return
-            if done is not None and reading.caught_up:  # its event was trimmed
-                yield done
+            if done is not None and reading.caught_up:
+                if not (after and self._is_end(receipt, after)):  # its event was trimmed
+                    yield done
                 return
             if done is None and reading.is_time_to_look(reply):
                 done = self.record(receipt).terminal()
@@ -500,8 +549,11 @@ class SyncTurnClient:
 
     def history(self, conversation_id: str) -> History:
         """See `TurnClient.history`."""
-        replies = self._pipeline(self._make.history(conversation_id))
-        return rq.read_history(conversation_id, *replies)
+        _, keys = self._make.names(conversation_id)
+        reading = HistoryReading(conversation_id, keys)
+        while (history := reading.take(self._pipeline(reading.commands()))) is None:
+            pass
+        return history
 
     def usage(self, conversation_id: str) -> Totals:
         """See `TurnClient.usage`."""
@@ -523,19 +575,21 @@ class SyncTurnClient:
                 return gone > 0
 
     def replies(
-        self, stream: str, group: str, consumer: str, *, batch: int = 32
+        self,
+        stream: str,
+        group: str,
+        consumer: str,
+        *,
+        batch: int = 32,
+        take_over_s: float | None = TAKE_OVER_S,
     ) -> Iterator[AnyTerminal]:
         """See `TurnClient.replies`."""
         reading = self._make.replies(stream, group, consumer, batch)
+        streams = [shard.reply_prefix + stream for shard in self._shards]
+        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
         self._create(reading)
         while True:
-            try:
-                reply = self._redis.execute_command(*reading.command(BLOCK_S))
-            except ResponseError as error:
-                if not rq.is_group_lost(error):
-                    raise
-                self._create(reading)
-                continue
+            reply = self._next(reading, left)
             for stream_key, entry_id, event in reading.take(reply):
                 if event is not None:
                     yield event
@@ -548,18 +602,15 @@ class SyncTurnClient:
         *,
         names: Collection[str] | None = None,
         batch: int = 32,
+        take_over_s: float | None = TAKE_OVER_S,
     ) -> Iterator[ToolRequest]:
         """See `TurnClient.tool_calls`."""
         reading = self._make.tool_calls(group, consumer, batch)
+        streams = [shard.tool_calls for shard in self._shards]
+        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
         self._create(reading)
         while True:
-            try:
-                reply = self._redis.execute_command(*reading.command(BLOCK_S))
-            except ResponseError as error:
-                if not rq.is_group_lost(error):
-                    raise
-                self._create(reading)
-                continue
+            reply = self._next(reading, left)
             for stream_key, entry_id, call in reading.take(reply, names):
                 if call is not None:
                     yield call
@@ -573,6 +624,20 @@ class SyncTurnClient:
         except TurnIdReused:
             return rq.answered_before(message)
 
+    def _next(self, reading: rq.GroupReading, left: TakingOver) -> Any:
+        try:
+            abandoned: list[Any] = []
+            for stream, command in left.commands():
+                abandoned += left.take(stream, self._redis.execute_command(*command))
+            if abandoned:
+                return abandoned
+            return self._redis.execute_command(*reading.command(BLOCK_S))
+        except ResponseError as error:
+            if not rq.is_group_lost(error):
+                raise
+            self._create(reading)
+            return ()
+
     def _create(self, reading: rq.GroupReading) -> None:
         for command in reading.create():
             try:
@@ -580,6 +645,11 @@ class SyncTurnClient:
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
+
+    def _is_end(self, receipt: Receipt, event_id: str) -> bool:
+        _, keys = self._make.names(receipt.conversation_id)
+        entries = self._redis.execute_command("XRANGE", keys.events, event_id, event_id)
+        return any(is_end(fields[b"e"], receipt.turn_id) for _, fields in entries)
 
     def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)

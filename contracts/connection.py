@@ -5,6 +5,7 @@ clients are cast to them where they are made.
 """
 
 import functools
+import socket
 from collections.abc import Awaitable
 from typing import Any, Protocol, cast
 
@@ -26,6 +27,8 @@ else:
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
 MAX_CONNECTIONS = 10_000
+DEAD_AFTER_S = 10
+"""Seconds without a sign of life from the other machine after which a connection is given up."""
 
 
 class AsyncPipeline(Protocol):
@@ -92,6 +95,27 @@ def _options(retries: int) -> dict[str, Any]:
     }
 
 
+def _keeping_alive(url: str) -> dict[str, Any]:
+    """Return options by which the kernel ends a connection whose other side vanished silently.
+
+    Without them a reader that blocks on such a connection waits for ever, since it sends nothing
+    that would be refused. A time-out of redis-py's own would double the cost of a command.
+
+    Source: https://man7.org/linux/man-pages/man7/tcp.7.html
+    """
+    if url.startswith("unix://"):
+        return {}
+    wanted = {
+        "TCP_KEEPIDLE": DEAD_AFTER_S // 2,
+        "TCP_KEEPINTVL": 1,
+        "TCP_KEEPCNT": DEAD_AFTER_S - DEAD_AFTER_S // 2,
+        "TCP_USER_TIMEOUT": DEAD_AFTER_S * 1000,
+    }
+    known = {getattr(socket, name, None): value for name, value in wanted.items()}
+    known.pop(None, None)  # not on every system
+    return {"socket_keepalive": True, "socket_keepalive_options": known}
+
+
 def open_async(url: str, *, retries: int) -> AsyncRedis:
     """Return a client for a `redis://`, `rediss://` or `unix://` address; nothing is sent yet.
 
@@ -112,7 +136,7 @@ def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
     redis-py 5.3 does so for blocking clients only; in Python it takes eight times as long.
     """
     factory = cast("Any", redis.asyncio.ConnectionPool)
-    pool: redis.asyncio.ConnectionPool = factory.from_url(url, **options)
+    pool: redis.asyncio.ConnectionPool = factory.from_url(url, **_keeping_alive(url), **options)
     if _pack is not None:
         pool.connection_class = _packing_fast(cast("Any", pool.connection_class))
     return pool
@@ -130,8 +154,16 @@ def _packing_fast(connection_class: Any) -> Any:
     return type(connection_class.__name__, (connection_class,), {"pack_command": pack_command})
 
 
-def open_sync(url: str, *, retries: int) -> SyncRedis:
-    """As `open_async`, blocking."""
+def open_sync(url: str, *, retries: int, timeout_s: float | None = None) -> SyncRedis:
+    """As `open_async`, blocking.
+
+    Args:
+        url: Where the server is.
+        retries: As in `open_async`.
+        timeout_s: Seconds for which a command waits for its reply; None: for as long as the
+            connection lives. More than any command blocks.
+    """
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
+    options = {**_options(retries), **_keeping_alive(url), "socket_timeout": timeout_s}
     factory = cast("Any", redis.Redis)
-    return cast("SyncRedis", factory.from_url(url, retry=retry, **_options(retries)))
+    return cast("SyncRedis", factory.from_url(url, retry=retry, **options))

@@ -6,6 +6,7 @@ TurnlineError
 │   ├── ConversationBusy              `when_busy="reject"` and a turn is running or waiting
 │   ├── InboxFull                     too many turns wait in this conversation
 │   ├── QueueFull                     too many conversations wait in this shard
+│   ├── QueueLate                     conversations wait too long for a worker in this shard
 │   └── StoreFull                     Redis has no memory left and evicts nothing
 ├── TurnIdReused                      the id belongs to an earlier turn with another content
 ├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
@@ -47,6 +48,10 @@ class InboxFull(Refused):
 
 class QueueFull(Refused):
     """As many conversations as allowed already wait in this shard."""
+
+
+class QueueLate(Refused):
+    """A conversation has waited for longer than allowed: workers do not keep up, or none runs."""
 
 
 class StoreFull(Refused):

@@ -1,9 +1,10 @@
 """Outbound: events of a turn, receipts, results and records."""
 
 import hashlib
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from contracts.conversation import ContextEntry, Usage, UsageState
 from contracts.messages import ToolResult
@@ -60,7 +61,9 @@ class ToolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     turn_id: str
     call_id: str
     name: str
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    arguments: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})] = msgspec.field(
+        default_factory=lambda: msgspec.Raw(b"{}")
+    )
     """A JSON object, as the model wrote it."""
     idempotency_key: str
     """The same for every delivery of this call, and for no other call."""
@@ -165,6 +168,15 @@ def decode_event(data: bytes | str, event_id: str = "") -> AnyEvent:
     if event_id:
         msgspec.structs.force_setattr(event, "event_id", event_id)
     return event
+
+
+def is_end(data: bytes | str, turn_id: str) -> bool:
+    """Whether an entry of an event stream is the terminal event of this turn."""
+    try:
+        event = decode_event(data)
+    except msgspec.DecodeError:  # of a later version
+        return False
+    return isinstance(event, TERMINAL) and event.turn_id == turn_id
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

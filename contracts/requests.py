@@ -22,6 +22,7 @@ from contracts.errors import (
     InboxFull,
     InvalidMessage,
     QueueFull,
+    QueueLate,
     Refused,
     StoreFull,
     TurnIdReused,
@@ -87,6 +88,9 @@ class Limits(NamedTuple):
     """Messages waiting in one conversation."""
     queue: int = 1_000_000
     """Conversations waiting or running in one shard."""
+    queue_age_s: float = 300
+    """Seconds for which a conversation of the shard may have waited for a worker, before those that
+    are not on the queue yet are refused."""
     records: int = 10_000
     """Turn records (and with them idempotency keys) kept per conversation."""
     wakes: int = 1_000
@@ -147,6 +151,10 @@ class Submission(NamedTuple):
                 raise QueueFull(
                     f"{number} conversations already wait in this shard", retry_after_s=10
                 )
+            case "queue_late":
+                raise QueueLate(
+                    f"conversations wait for {number / 1000:.0f} s in this shard", retry_after_s=10
+                )
             case _:
                 raise AssertionError(f"submit.lua answered {word}")
 
@@ -205,6 +213,7 @@ class Requests:
         act = "interrupt" if isinstance(message, Interrupt) else message.when_busy
         shard, keys = self.names(message.conversation_id)
         limits = self._limits
+        trace_id = trace_id_of(trace[0])
         call = Call(
             load_script("submit"),
             (*keys[:11], shard.queue, shard.wake),
@@ -222,11 +231,11 @@ class Requests:
                 limits.wakes,
                 shard.channel_prefix,
                 message.conversation_id,
+                int(limits.queue_age_s * 1000),
+                trace_id,
             ),
         )
-        return Submission(
-            call, message.conversation_id, message.turn_id, digest, trace_id_of(trace[0])
-        )
+        return Submission(call, message.conversation_id, message.turn_id, digest, trace_id)
 
     def reading(self, receipt: Receipt, after: str | None) -> "TurnReading":
         """Start reading one turn's events."""

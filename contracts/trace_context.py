@@ -14,9 +14,9 @@ from typing import NamedTuple
 try:
     from opentelemetry import trace as _trace
 except ModuleNotFoundError:  # OpenTelemetry is optional for producers
-    _otel: ModuleType | None = None
+    otel: ModuleType | None = None
 else:
-    _otel = _trace
+    otel = _trace
 
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
@@ -61,8 +61,8 @@ def current(conversation_id: str = "", turn_id: str = "") -> TraceContext:
 
     The span id of a new one is that of the turn's span, which thereby is the root of its trace.
     """
-    if _otel is not None:
-        context = _otel.get_current_span().get_span_context()
+    if otel is not None:
+        context = otel.get_current_span().get_span_context()
         if context.is_valid:
             flags = "01" if context.trace_flags.sampled else "00"
             return TraceContext(

@@ -1,5 +1,6 @@
 """What a conversation's keys hold, as the driver sees it, and what one commit changes."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -7,6 +8,8 @@ import msgspec
 
 from contracts.conversation import CallEntry, ConversationSettings
 from contracts.replies import AnyEvent, TurnRecord
+
+_STREAM_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
 class Entry(NamedTuple):
@@ -35,17 +38,19 @@ class Entry(NamedTuple):
     @property
     def after(self) -> str:
         """Cursor in the event stream at acceptance."""
-        return self.fields.get(b"a", b"0-0").decode()
+        value = self.fields.get(b"a", b"").decode("utf-8", "replace")
+        return value if _STREAM_ID.fullmatch(value) else "0-0"
 
     @property
     def digest(self) -> str:
         """Fingerprint of the content."""
-        return self.fields.get(b"d", b"").decode()
+        return self.fields.get(b"d", b"").decode("utf-8", "replace")
 
     def acts_on(self, entry_id: str) -> str:
         """Return `interrupt` or `rollback` if that is asked of the entry named, else ''."""
-        on = self.fields.get(b"on", b"").decode()
-        return self.fields.get(b"act", b"").decode() if on == entry_id else ""
+        if self.fields.get(b"on") != entry_id.encode():
+            return ""
+        return self.fields.get(b"act", b"").decode("utf-8", "replace")
 
 
 class Loaded(NamedTuple):

@@ -9,6 +9,8 @@ import secrets
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,11 @@ class Fleet:
         self._planner = planner_of(settings, self._toolbox)
         self.workers: list[LeasedWorker] = []
 
+    @property
+    def client(self) -> AsyncOpenAI:
+        """The connections to the provider."""
+        return self._services.client
+
     async def run(self) -> None:
         """Serve until `stop`.
 
@@ -124,20 +131,20 @@ class Fleet:
             StartFailed: Redis or the provider cannot be used as configured.
         """
         settings = self._settings
-        await check_redis(settings)
-        await check_provider(settings, self._services.client)
-        self.workers = [self._worker(shard_keys(n)) for n in settings.served_shards]
-        log.info(
-            "worker.started",
-            extra={
-                "worker": self.worker_id,
-                "model": settings.model,
-                "base_url": settings.base_url,
-                "slots": settings.slots,
-                "shards": ",".join(map(str, settings.served_shards)),
-            },
-        )
         try:
+            await check_redis(settings)
+            await check_provider(settings, self._services.client)
+            self.workers = [self._worker(shard_keys(n)) for n in settings.served_shards]
+            log.info(
+                "worker.started",
+                extra={
+                    "worker": self.worker_id,
+                    "model": settings.model,
+                    "base_url": settings.base_url,
+                    "slots": settings.slots,
+                    "shards": ",".join(map(str, settings.served_shards)),
+                },
+            )
             await self._open_telemetry()
             await self._open_tools()
             await asyncio.gather(*(worker.main() for worker in self.workers))
@@ -190,6 +197,7 @@ class Fleet:
                 drain_s=settings.drain_s,
             ),
             about=_About(settings),
+            load_early=partial(store.load_early, worker_id=self.worker_id),
             max_jobs=slots,
             ctx={"driver": driver},
         )
@@ -227,13 +235,25 @@ class Fleet:
             ) from error
 
     async def _close(self) -> None:
-        for worker in self.workers:
-            await worker.close()
-        await self._toolbox.stop()
-        await self.telemetry.close()
-        for connection in self._connections:
-            await connection.aclose()
-        await self._services.client.close()
+        """Close everything, whatever becomes of the rest; what was opened last goes first."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._services.client.close)
+            for connection in self._connections:
+                stack.push_async_callback(connection.aclose)
+            stack.push_async_callback(self.telemetry.close)
+            stack.push_async_callback(self._toolbox.stop)
+            for worker in self.workers:
+                stack.push_async_callback(_close_worker, worker)
+
+
+async def _close_worker(worker: LeasedWorker) -> None:
+    """Close a worker, also where Redis is away and cannot be told."""
+    connections = worker.pool
+    try:
+        await worker.close()
+    except (RedisError, OSError) as error:
+        log.warning("worker.untold", extra={"error": type(error).__name__})
+        await connections.aclose(close_connection_pool=True)
 
 
 class _About:
@@ -346,15 +366,19 @@ async def check_redis(settings: Settings) -> None:
     """Ask the server whether it is there, new enough, and used with as many shards.
 
     Raises:
-        StartFailed: It cannot be reached, is older than 7.0, or holds a fleet of other shards.
+        StartFailed: It cannot be reached, is older than 7.0, may evict what it accepted, or holds a
+            fleet of other shards.
     """
     where = settings.redis_url.rpartition("@")[2]
     connection = open_async(settings.redis_url, retries=6)  # it may be restarting
     try:
-        info: dict[str, Any] = await connection.execute_command("INFO", "server")
+        info: dict[str, Any] = await connection.execute_command("INFO")
         fleet = shard_keys(0).fleet
-        await connection.execute_command("HSETNX", fleet, "shards", settings.shards)
-        shards = int(await connection.execute_command("HGET", fleet, "shards"))
+        known = await connection.execute_command("HGET", fleet, "shards")
+        if known is None:  # only then: a full server would refuse it
+            await connection.execute_command("HSETNX", fleet, "shards", settings.shards)
+            known = await connection.execute_command("HGET", fleet, "shards")
+        shards = int(known)
     except (RedisError, OSError) as error:
         raise StartFailed(
             f"Redis at {where} cannot be used ({type(error).__name__}). Start one "
@@ -365,6 +389,13 @@ async def check_redis(settings: Settings) -> None:
     version = str(info.get("redis_version", "0"))
     if int(version.split(".", maxsplit=1)[0]) < 7:
         raise StartFailed(f"Redis at {where} is version {version}; Turnline needs 7.0 or newer.")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and int(info.get("maxmemory", 0)):
+        raise StartFailed(
+            f"Redis at {where} evicts what it accepted when its memory is full ({policy}): turns "
+            "would be lost. Set `maxmemory-policy noeviction`; producers are then told when it is "
+            "full."
+        )
     if shards != settings.shards:
         raise StartFailed(
             f"The fleet at {where} has {shards} shards, TURNLINE_SHARDS says {settings.shards}. "

@@ -18,7 +18,7 @@ from contracts.conversation import MESSAGE_MAX_BYTES, TEXT_MAX_BYTES
 from contracts.jobs import conversation_job
 from contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
 from contracts.messages import Inbound
-from contracts.replies import TERMINAL, AnyEvent
+from contracts.replies import TERMINAL, AnyEvent, ToolRequest
 from contracts.requests import Limits
 from contracts.scripts import Script, load_script
 
@@ -84,7 +84,8 @@ def events_schema() -> dict[str, Any]:
 def asyncapi() -> dict[str, Any]:
     """Return the AsyncAPI 3 document: channels, messages, and how to submit without Python."""
     inbound, events = _members(Inbound), _members(AnyEvent)
-    _, schemas = _components((*inbound, *events), "#/components/schemas/{name}")
+    shared: tuple[type[msgspec.Struct], ...] = (*inbound, *events, ToolRequest)
+    _, schemas = _components(shared, "#/components/schemas/{name}")
     terminal = tuple(event for event in events if issubclass(event, TERMINAL))
     return {
         "asyncapi": "3.0.0",
@@ -118,14 +119,26 @@ def asyncapi() -> dict[str, Any]:
                 "for consumer groups. There is one in each shard.",
                 terminal,
             ),
+            "toolCalls": _channel(
+                _named_shard().tool_calls,
+                "Stream of tool calls that no worker can run, field `e`, for whoever has the tool; "
+                "for consumer groups, one per service. There is one in each shard.",
+                (ToolRequest,),
+            ),
         },
         "operations": {
             "submit": _operation("send", "inbox", inbound, "Put one message in (submit.lua)."),
             "readEvents": _operation("receive", "events", events, "XREAD behind the cursor."),
             "consumeReplies": _operation("receive", "replies", terminal, "XREADGROUP, then XACK."),
+            "consumeToolCalls": _operation(
+                "receive",
+                "toolCalls",
+                (ToolRequest,),
+                "XREADGROUP, submit a `tool_result` with the call's `call_id`, then XACK.",
+            ),
         },
         "components": {
-            "messages": {_tag_of(struct): _message(struct) for struct in (*inbound, *events)},
+            "messages": {_tag_of(struct): _message(struct) for struct in shared},
             "schemas": schemas,
         },
         "x-turnline-submit": _submit(),
@@ -157,7 +170,9 @@ def _members(union: Any) -> tuple[type[msgspec.Struct], ...]:
 
 
 def _tag_of(struct: type[msgspec.Struct]) -> str:
-    return cast("str", struct.__struct_config__.tag)
+    """Return a message's name: its tag, or that of its class where the channel has but one kind."""
+    tag = cast("str | None", struct.__struct_config__.tag)
+    return tag or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", struct.__name__).lower()
 
 
 def _components(
@@ -275,6 +290,8 @@ def _arguments() -> dict[str, str]:
         "wake_limit": str(limits.wakes),
         "channel": shard.channel_prefix,
         "conversation": _CONVERSATION,
+        "age_limit": str(int(limits.queue_age_s * 1000)),
+        "trace_id": "the trace id in the message's `traceparent`, 32 hexadecimal digits, or ''",
     }
 
 
@@ -344,6 +361,15 @@ def _description() -> str:
         (
             "A turn with `reply_to` also gets its terminal event, field `e`, in the stream "
             f"`{_named_shard().reply_prefix + _STREAM}`, made for consumer groups."
+        ),
+        "",
+        "## Run tools",
+        "",
+        (
+            "A call of a tool that was declared by `configure` and that no worker has goes to the "
+            f"stream `{_named_shard().tool_calls}`, field `e`, at least once: run it once per "
+            "`idempotency_key`, before `deadline_at_ms`, and submit a `tool_result` to its "
+            "`conversation_id` with its `call_id`, and a `turn_id` that is the same each time."
         ),
     ]
     return "\n".join(lines)

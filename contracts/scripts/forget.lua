@@ -24,7 +24,7 @@ ARGV[4]  copies        int  length of `copies` when its streams were read
 
 Returns
   {'forgotten', n}   n keys are gone
-  {'again', length}  `copies` grew since it was read; nothing written
+  {'again', length}  `copies` changed since it was read; nothing written
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
@@ -34,14 +34,21 @@ local copies = redis.call('LRANGE', KEYS[9], 0, -1)
 if #copies ~= tonumber(ARGV[4]) then
   return {'again', #copies}
 end
-local holder = redis.call('GET', KEYS[11])
-for _, copy in ipairs(copies) do
+local named = {}
+for i = 13, #KEYS do
+  named[KEYS[i]] = true
+end
+local found = {}
+for n, copy in ipairs(copies) do  -- a full list changes without growing: look at the streams too
   local stream, id = string.match(copy, '^(.+) (%S+)$')
-  for i = 13, #KEYS do
-    if KEYS[i] == stream then
-      redis.call('XDEL', KEYS[i], id)
-    end
+  if not named[stream] then
+    return {'again', #copies}
   end
+  found[n] = {stream, id}
+end
+local holder = redis.call('GET', KEYS[11])
+for _, copy in ipairs(found) do
+  redis.call('XDEL', copy[1], copy[2])
 end
 local gone = 0
 for i = 1, 11 do

@@ -13,7 +13,7 @@ KEYS[9]   copies       list    only its expiry is moved
 KEYS[10]  job          string  ARQ's job
 KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset    job id -> due time, ms
-KEYS[13]  wake         list    one element wakes one idle worker
+KEYS[13]  wake         list    job ids: one element wakes one idle worker
 
 ARGV[1]   job_id        str    member of the queue
 ARGV[2]   turn_id       str    idempotency key
@@ -28,6 +28,8 @@ ARGV[10]  log_limit     int    turn records kept per conversation
 ARGV[11]  wake_limit    int    wake tokens kept
 ARGV[12]  channel       str    prefix of the holders' channels
 ARGV[13]  conversation  str    what is published to the holder
+ARGV[14]  age_limit     int    ms for which a due conversation may wait for a worker
+ARGV[15]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
 
 Returns
   {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it
@@ -35,6 +37,7 @@ Returns
   {'busy', ahead, ''}              act is 'reject' and the conversation is not idle; nothing written
   {'inbox_full', ahead, ''}        nothing written
   {'queue_full', on_queue, ''}     nothing written
+  {'queue_late', waited_ms, ''}    the first in the queue has been due for so long; nothing written
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
@@ -55,18 +58,22 @@ end
 if ahead >= tonumber(ARGV[7]) then
   return {'inbox_full', ahead, ''}
 end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 if not score then
   local on_queue = redis.call('ZCARD', KEYS[12])
   if on_queue >= tonumber(ARGV[8]) then
     return {'queue_full', on_queue, ''}
+  end
+  local first = redis.call('ZRANGE', KEYS[12], 0, 0, 'WITHSCORES')
+  if first[2] and now - first[2] > tonumber(ARGV[14]) then  -- what is leased or deferred lies ahead
+    return {'queue_late', now - first[2], ''}
   end
 end
 local last = redis.call('XREVRANGE', KEYS[8], '+', '-', 'COUNT', 1)
 local cursor = last[1] and last[1][1] or '0-0'
 local head = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
 local parked = redis.call('HGET', KEYS[2], 'parked')
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 if head[1] and (ARGV[5] == 'interrupt' or ARGV[5] == 'rollback') then
   redis.call('XADD', KEYS[1], '*', 't', ARGV[2], 'm', ARGV[3], 'a', cursor, 'd', ARGV[4],
@@ -75,7 +82,8 @@ else
   redis.call('XADD', KEYS[1], '*', 't', ARGV[2], 'm', ARGV[3], 'a', cursor, 'd', ARGV[4])
 end
 redis.call('HSET', KEYS[5], ARGV[2], string.format(
-  '{"state":"accepted","accepted_at_ms":%.0f,"after":"%s","digest":"%s"}', now, cursor, ARGV[4]))
+  '{"state":"accepted","accepted_at_ms":%.0f,"after":"%s","digest":"%s","trace_id":"%s"}',
+  now, cursor, ARGV[4], ARGV[15]))
 if redis.call('RPUSH', KEYS[6], ARGV[2]) > tonumber(ARGV[10]) then
   redis.call('HDEL', KEYS[5], redis.call('LPOP', KEYS[6]))
 end
@@ -88,7 +96,7 @@ local deferred = score and not holder and tonumber(score) > now  -- one that is 
 if not score or (deferred and (parked == 'input' or (parked and acts))) then
   redis.call('SET', KEYS[10], ARGV[6], 'PX', ARGV[9])
   redis.call('ZADD', KEYS[12], now, ARGV[1])
-  if redis.call('LPUSH', KEYS[13], '1') > tonumber(ARGV[11]) then
+  if redis.call('LPUSH', KEYS[13], ARGV[1]) > tonumber(ARGV[11]) then
     redis.call('LTRIM', KEYS[13], 0, ARGV[11] - 1)
   end
 elseif holder then

@@ -169,8 +169,9 @@ def joined(told: Sequence[TurnSpans]) -> TracedTurn:
         code=last.code if last.state in {"", "failed"} else "",
         spans=ordered,
     )
-    turn.began_ms = min(span.start_ns for span in ordered) // _MS
-    turn.ended_ms = max(span.end_ns for span in ordered) // _MS
+    began_ns = min(span.start_ns for span in ordered)
+    turn.began_ms = began_ns // _MS
+    turn.ended_ms = turn.began_ms + round((max(s.end_ns for s in ordered) - began_ns) / _MS)
     return turn
 
 

@@ -1,5 +1,6 @@
 """`turnline traces up`: a trace viewer in an environment of its own, on a loopback port."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,6 +24,12 @@ VERSION: Final = "3.17.2"
 _START_S: Final = 120.0
 _STOP_S: Final = 10.0
 _LOOPBACK: Final = "127.0.0.1"
+_QUIET: Final = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+"""It calls nobody, and starts no processes for jobs that nobody gives it."""
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
@@ -89,7 +96,7 @@ class Viewer:
                     *("--backend-store-uri", f"sqlite:///{self._directory / 'traces.db'}"),
                     *("--default-artifact-root", str(self._directory / "artifacts")),
                 ],
-                env={**os.environ, "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"},
+                env={**os.environ, **_QUIET},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -119,10 +126,18 @@ class Viewer:
                 raise Failed(f"the viewer ended by itself; its log: {self._log}")
             try:
                 with urllib.request.urlopen(self.url + "health", timeout=2):  # noqa: S310  loopback
-                    return
+                    break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise Failed(f"the viewer did not answer within {_START_S:g} s; its log: {self._log}")
+        else:
+            raise Failed(f"the viewer did not answer within {_START_S:g} s; its log: {self._log}")
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Have it open its database, which takes seconds for which a worker might not wait."""
+        url = self.url + "ajax-api/2.0/mlflow/experiments/get?experiment_id=0"
+        with contextlib.suppress(OSError):  # then the first spans will
+            urllib.request.urlopen(url, timeout=_START_S).close()  # noqa: S310  loopback
 
     def _stop(self) -> None:
         process = self._process

@@ -31,6 +31,7 @@ _SHOWN_OUTCOMES: Final = {
     "lease_lost": "lost its lease",
     "waiting": "waiting for a tool",
     "duplicate": "committed before",
+    "rolled_back": "rolled back",
 }
 
 
@@ -128,7 +129,6 @@ def headline(turn: TracedTurn) -> list[tuple[str, str]]:
     attempts = turn.attempts or next(
         (s.attributes.get(n.TURN_ATTEMPTS, 0) for s in turn.spans if s.name == n.TURN), 0
     )
-    usage = turn.usage
     facts = [
         ("conversation", turn.conversation_id),
         ("trace", turn.trace_id),
@@ -137,10 +137,22 @@ def headline(turn: TracedTurn) -> list[tuple[str, str]]:
         ("took", output.duration(turn.duration_ms)),
         ("attempts", str(attempts)),
     ]
-    if any(span.kind == "client" for span in turn.spans):
-        cost = f", {output.dollars(usage)}" if usage.cost_usd_ticks else ""
-        facts.append(("tokens", output.tokens(usage) + cost))
+    if words := ", ".join(_spent(turn)):
+        facts.append(("tokens", words))
     return facts
+
+
+def _spent(turn: TracedTurn) -> Iterator[str]:
+    """Yield what the model calls cost, as far as it is known."""
+    usage = turn.usage
+    if usage.prompt_tokens or usage.completion_tokens or usage.reasoning_tokens:
+        yield output.tokens(usage)
+    if usage.cost_usd_ticks:
+        yield output.dollars(usage)
+    states = [span.attributes.get(n.USAGE_STATE) for span in turn.spans if span.kind == "client"]
+    for state in ("estimated", "unknown"):
+        if count := states.count(state):
+            yield f"{state} for {count} call{'s' if count > 1 else ''}"
 
 
 def bar(row: Row, whole_ms: float, width: int) -> tuple[int, int]:

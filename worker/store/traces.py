@@ -114,14 +114,19 @@ class Traces:
         """Write what waits, but not for longer than `within_s`."""
         self._closing.set()
         if self._writer is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._writer, within_s)
+            _, late = await asyncio.wait({self._writer}, timeout=within_s)
+            for writer in late:
+                writer.cancel()
+            if self._waiting:
+                self._on_written(0, sum(trace.spans for trace in self._waiting))
+                self._waiting.clear()
 
     async def _write(self) -> None:
         try:
             while self._waiting:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), _GATHER_S)
+                    async with asyncio.timeout(_GATHER_S):
+                        await self._closing.wait()
                 batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 spans = sum(trace.spans for trace in batch)
                 try:

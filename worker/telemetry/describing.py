@@ -170,7 +170,7 @@ def output_tokens(usage: Usage | ProviderUsage) -> int:
 
 
 def lost_attempts(
-    loaded: Loaded, trace: TurnTrace, ids: Attributes, now_ns: int, place: CallPlace
+    loaded: Loaded, owner: Used, ids: Attributes, now_ns: int, place: CallPlace
 ) -> list[Span]:
     """Return spans for the attempts just before this one that ended without a word.
 
@@ -186,6 +186,7 @@ def lost_attempts(
             call = _decode_call(step[1:])
             noted.setdefault(call.attempt, []).append(call)
     spans: list[Span] = []
+    accepted_ns = owner.entry.accepted_at_ms * 1_000_000
     silent = loaded.crashes
     for attempt in range(loaded.attempt - 1, 0, -1):
         calls = noted.get(attempt, [])
@@ -193,8 +194,9 @@ def lost_attempts(
             break
         silent -= 1
         began_ms = loaded.since_ms if attempt == 1 else calls[0].started_at_ms if calls else 0
-        lost = _Lost(attempt, began_ms * 1_000_000 or now_ns, now_ns, calls)
-        spans = [*_spans_of(lost, trace, ids, place), *spans]
+        began_ns = max(began_ms * 1_000_000 or now_ns, accepted_ns)
+        lost = _Lost(attempt, began_ns, now_ns, calls)
+        spans = [*_spans_of(lost, owner.trace, ids, place), *spans]
         now_ns = spans[0].start_ns
     return spans
 

@@ -13,6 +13,7 @@ from worker.pipeline.calls import LLMCall
 from worker.telemetry import names as n
 from worker.telemetry.describing import Ending, call_error
 
+Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[str, ...]
 _SERIES: Final = 200
 """Most label sets of one meter; what comes after counts as `other`."""
@@ -42,7 +43,7 @@ class Meter:
 
     def __init__(  # noqa: PLR0917  a table of meters reads better without names
         self,
-        kind: Literal["counter", "gauge", "histogram"],
+        kind: Kind,
         name: str,
         unit: str,
         help_text: str,
@@ -59,7 +60,7 @@ class Meter:
             labels: Their names.
             bounds: Upper bounds of a histogram's buckets, ascending.
         """
-        self.kind = kind
+        self.kind: Kind = kind
         self.name = name
         self.unit = unit
         self.help_text = help_text

@@ -6,10 +6,10 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol
 
 from contracts.errors import InvalidMessage
-from contracts.messages import decode
+from contracts.messages import ContextAppend, UserMessage, decode
 from contracts.trace_context import Link, attempt_id
 from worker.effects import Effects, Loaded
 from worker.errors import WorkerError
@@ -38,6 +38,7 @@ from worker.turn import Used, trace_of
 log = logging.getLogger("turnline.telemetry")
 turns_log = logging.getLogger("turnline.turns")
 P = ParamSpec("P")
+_ROLLED_BACK: Final = "rolled_back"
 
 traceparent_to_send: ContextVar[str] = ContextVar("traceparent_to_send", default="")
 """Of the call that this task is about to make."""
@@ -101,6 +102,20 @@ def _harmless(
     return guarded
 
 
+class _Part(NamedTuple):
+    """What an attempt did for one turn. A rollback ends it: what follows is another turn's."""
+
+    owner: Used
+    began_at_s: float
+    ended_at_s: float
+    messages: int
+    """Inbox entries that were aggregated."""
+    collected_at_s: float
+    calls: slice
+    tools: slice
+    is_first: bool
+
+
 class _Tool:
     """A function call on its way."""
 
@@ -131,9 +146,14 @@ class AttemptRecorder:
         self._began_at_s = began_at_s
         self._ready_at_s = time.monotonic()
         self._offset_ns = loaded.now_ms * 1_000_000 - int(loaded_at_s * 1e9)
+        if loaded.entries:  # Redis tells whole ms: an attempt would begin before what it is about
+            accepted_ns = loaded.entries[0].accepted_at_ms * 1_000_000
+            self._offset_ns += max(0, accepted_ns - self._ns(began_at_s))
         self._collected_at_s: float | None = None
+        self._messages = 0
         self._used: Sequence[Used] = ()
         self._owner: Used | None = None
+        self._undone: list[_Part] = []
         self._calls: list[tuple[str, LLMCall]] = []
         self._content: CapturedContent | None = CapturedContent() if recording.capture else None
         self._tools: dict[str, _Tool] = {}
@@ -148,7 +168,11 @@ class AttemptRecorder:
     @_harmless
     def collected(self, used: Sequence[Used], owner: Used) -> None:
         """See `worker.observing`."""
-        self._collected_at_s = time.monotonic()
+        now_s = time.monotonic()
+        if self._owner is not None and self._owner.turn_id != owner.turn_id:
+            ended_at_s = max((c.finished_at or now_s for _, c in self._calls), default=now_s)
+            self._undone.append(self._part(self._owner, min(ended_at_s, now_s)))
+        self._collected_at_s, self._messages = now_s, len(used)
         self._used, self._owner = used, owner
 
     @_harmless
@@ -229,13 +253,34 @@ class AttemptRecorder:
         self._log(word, error, ended_at_s)
         if not self._made.sinks:
             return
-        spans = self._attempt_spans(owner, word, error, now_ns)
+        part = self._part(owner, ended_at_s)
+        spans = self._attempt_spans(part, word, error, now_ns)
         if ending is not None:
-            spans = [*self._turn_spans(ending, now_ns, error), *spans]
+            spans = [*self._turn_spans(ending, part, now_ns, error), *spans]
         self._emit(owner, spans, ending, error, now_ns)
+        undone = {part.owner.turn_id: part for part in self._undone}
         for other in endings:
             if other is not ending:
-                self._emit(other.used, [self._other(other, owner, now_ns)], other, "", now_ns)
+                part_of = undone.pop(other.used.turn_id, None)
+                spans = [self._other(other, owner, now_ns), *self._undone_spans(part_of)]
+                self._emit(other.used, spans, other, "", now_ns)
+        for part in undone.values():  # not committed yet: another attempt will tell the rest
+            self._emit(part.owner, self._undone_spans(part), None, "", now_ns)
+
+    def _part(self, owner: Used, ended_at_s: float) -> _Part:
+        """Return what was done since the last rollback."""
+        before = self._undone[-1] if self._undone else None
+        collected_at_s = self._collected_at_s
+        return _Part(
+            owner,
+            self._began_at_s if before is None else before.ended_at_s,
+            ended_at_s,
+            self._messages,
+            self._ready_at_s if collected_at_s is None else collected_at_s,
+            slice(0 if before is None else before.calls.stop, len(self._calls)),
+            slice(0 if before is None else before.tools.stop, len(self._tools)),
+            before is None,
+        )
 
     # -- making spans -----------------------------------------------------------------------------
 
@@ -253,11 +298,11 @@ class AttemptRecorder:
             case _:
                 return (self._commits[-1][2] if self._commits else "done"), ""
 
-    def _attempt_spans(self, owner: Used, word: str, error: str, now_ns: int) -> list[Span]:
+    def _attempt_spans(self, part: _Part, word: str, error: str, now_ns: int) -> list[Span]:
         """Return the attempt's span and those below it, and attempts that could not tell."""
-        loaded, trace = self._loaded, owner.trace
+        loaded, owner, trace = self._loaded, part.owner, part.owner.trace
         ids = _ids(self._lease.conversation_id, owner.turn_id)
-        began_ns = max(self._ns(self._began_at_s), owner.entry.accepted_at_ms * 1_000_000)
+        began_ns = max(self._ns(part.began_at_s), owner.entry.accepted_at_ms * 1_000_000)
         attributes = process_attributes(
             ids, self._lease.conversation_id, owner, loaded, self._made.queue
         )
@@ -282,25 +327,53 @@ class AttemptRecorder:
             links=(trace.sent,) if trace.sent is not None else (),
             events=events,
         )
-        began_at_s = (began_ns - self._offset_ns) / 1e9
-        below = [self._below(n.REBUILD, ids, began_at_s, self._ready_at_s)]
-        below[0].attributes[n.CONTEXT_MESSAGES] = len(loaded.messages)
-        below[0].attributes[n.CONTEXT_BYTES] = sum(map(len, loaded.messages))
-        if len(self._used) > 1 and self._collected_at_s is not None:
-            below.append(self._below(n.AGGREGATE, ids, self._ready_at_s, self._collected_at_s))
-            below[-1].attributes[n.TURN_MESSAGES] = len(self._used)
-        below += [self._chat(number, *call, ids, now_ns) for number, call in enumerate(self._calls)]
-        below += [
-            self._tool(call_id, tool, ids, now_ns, word=word)
-            for call_id, tool in self._tools.items()
-        ]
-        for from_s, to_s, outcome in self._commits:
-            below.append(self._below(n.COMMIT, ids, from_s, to_s))
-            below[-1].attributes[n.COMMIT_OUTCOME] = outcome
+        below = self._work(part, ids, began_ns, now_ns, word)
+        if word != _ROLLED_BACK:
+            for from_s, to_s, outcome in self._commits:
+                below.append(self._below(n.COMMIT, ids, from_s, to_s))
+                below[-1].attributes[n.COMMIT_OUTCOME] = outcome
         for span in below:
-            span.parent_id = process_id
-        lost = lost_attempts(loaded, trace, ids, began_ns, self._made.place)
+            span.parent_id = span.parent_id or process_id
+            span.start_ns = max(span.start_ns, began_ns)
+            span.end_ns = max(span.end_ns, span.start_ns)
+        lost: list[Span] = []
+        if part.is_first:
+            lost = lost_attempts(loaded, owner, ids, began_ns, self._made.place)
         return [*lost, process, *below]
+
+    def _work(
+        self, part: _Part, ids: Attributes, began_ns: int, ended_ns: int, word: str
+    ) -> list[Span]:
+        """Return spans of what was done for a turn, without the commit."""
+        below: list[Span] = []
+        began_at_s = (began_ns - self._offset_ns) / 1e9
+        if part.is_first:
+            below.append(self._below(n.REBUILD, ids, began_at_s, self._ready_at_s))
+            below[0].attributes[n.CONTEXT_MESSAGES] = len(self._loaded.messages)
+            below[0].attributes[n.CONTEXT_BYTES] = sum(map(len, self._loaded.messages))
+            began_at_s = self._ready_at_s
+        if part.messages > 1:
+            below.append(self._below(n.AGGREGATE, ids, began_at_s, part.collected_at_s))
+            below[-1].attributes[n.TURN_MESSAGES] = part.messages
+        calls = list(enumerate(self._calls))[part.calls]
+        tools = list(self._tools.items())[part.tools]
+        done = [self._chat(number, *call, ids, ended_ns) for number, call in calls]
+        done += [self._tool(call_id, tool, ids, ended_ns, word) for call_id, tool in tools]
+        if done and (agent := self._agent(part.owner)):
+            below.append(_invocation(agent, ids, done))
+        return below + done
+
+    def _agent(self, owner: Used) -> str | None:
+        """Return the agent that a message or its conversation names."""
+        message = owner.message
+        asked = message.agent if isinstance(message, UserMessage | ContextAppend) else None
+        return asked or self._loaded.settings.agent
+
+    def _undone_spans(self, part: _Part | None) -> list[Span]:
+        """Return what was done for a turn until it was rolled back, if it was."""
+        if part is None:
+            return []
+        return self._attempt_spans(part, _ROLLED_BACK, "", self._ns(part.ended_at_s))
 
     def _below(self, name: str, ids: Attributes, from_s: float, to_s: float) -> Span:
         return Span(
@@ -325,7 +398,7 @@ class AttemptRecorder:
             error=call_error(call),
         )
 
-    def _tool(self, call_id: str, tool: _Tool, ids: Attributes, now_ns: int, *, word: str) -> Span:
+    def _tool(self, call_id: str, tool: _Tool, ids: Attributes, now_ns: int, word: str) -> Span:
         attributes = {
             **ids,
             n.OPERATION_NAME: n.EXECUTE_TOOL,
@@ -346,15 +419,15 @@ class AttemptRecorder:
             error=tool.failure or "",
         )
 
-    def _turn_spans(self, ending: Ending, now_ns: int, error: str) -> list[Span]:
+    def _turn_spans(self, ending: Ending, part: _Part, now_ns: int, error: str) -> list[Span]:
         """Return the turn's own span and that of its wait, now that it has ended."""
         assert self._effects is not None
         used, trace, loaded = ending.used, ending.used.trace, self._loaded
         ids = _ids(self._lease.conversation_id, used.turn_id)
         accepted_ns = used.entry.accepted_at_ms * 1_000_000
         first_ns = loaded.since_ms * 1_000_000
-        if loaded.attempt == 1:
-            first_ns = self._ns(self._began_at_s)
+        if loaded.attempt == 1 or not part.is_first:
+            first_ns = self._ns(part.began_at_s)
         first_ns = max(first_ns, accepted_ns)
         attributes = {
             **ids,
@@ -475,7 +548,8 @@ class AttemptRecorder:
         """Return the time from acceptance to the first text of this attempt, seconds."""
         if self._owner is None:
             return None
-        for _, call in self._calls:
+        undone = self._undone[-1].calls.stop if self._undone else 0
+        for _, call in self._calls[undone:]:
             if call.first_text_at is not None:
                 accepted_ns = self._owner.entry.accepted_at_ms * 1_000_000
                 return max(0.0, (self._ns(call.first_text_at) - accepted_ns) / 1e9)
@@ -489,6 +563,21 @@ def redacted(redact: Redactor, name: str, attributes: Attributes) -> Attributes:
     except Exception as error:  # noqa: BLE001  foreign code; in doubt nothing leaves
         log.warning("telemetry.redactor_failed", extra={"error": type(error).__name__})
         return {}
+
+
+def _invocation(agent: str, ids: Attributes, done: Sequence[Span]) -> Span:
+    """Return the span of what an agent did, and hang that below it."""
+    span = Span(
+        name=f"{n.INVOKE_AGENT} {agent}",
+        span_id=_new_id(),
+        start_ns=min(span.start_ns for span in done),
+        end_ns=max(span.end_ns for span in done),
+        attributes={**ids, n.OPERATION_NAME: n.INVOKE_AGENT, n.AGENT_NAME: agent},
+    )
+    for below in done:
+        below.parent_id = span.span_id
+        below.attributes[n.AGENT_NAME] = agent
+    return span
 
 
 def _ids(conversation_id: str, turn_id: str) -> Attributes:

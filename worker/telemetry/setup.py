@@ -3,8 +3,6 @@
 import asyncio
 import importlib
 import logging
-import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, cast
 
@@ -84,8 +82,12 @@ class _Kept:
         self._store.keep(turn, _encode(turn))
 
 
-class _Ends(Protocol):
-    def close(self) -> None: ...
+class _Sends(Protocol):
+    """Sends to a collector from `open` on."""
+
+    def open(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class Telemetry:
@@ -94,7 +96,7 @@ class Telemetry:
     def __init__(
         self, settings: TelemetrySettings, environ: Mapping[str, str], *, version: str
     ) -> None:
-        """Start what sends, if a collector is configured.
+        """Prepare what is asked for; `open` starts it.
 
         Raises:
             TelemetryError: The redactor cannot be imported.
@@ -105,7 +107,7 @@ class Telemetry:
         self._capture = content.is_asked_for(environ)
         self._redact = _imported(settings.redactor)
         self._spans: list[SpanSink] = []
-        self._ends: list[_Ends] = []
+        self._senders: list[_Sends] = []
         self._stores: list[TraceStore] = []
         self._gauges: dict[str, ReadGauges] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,18 +115,23 @@ class Telemetry:
         traces, metrics = (_endpoint(environ, signal) for signal in ("TRACES", "METRICS"))
         self._has_metrics = metrics or settings.metrics_port > 0
         if traces or metrics:
-            self._start_otlp(version, traces=traces, metrics=metrics)
+            self._prepare_otlp(version, traces=traces, metrics=metrics)
 
-    def _start_otlp(self, version: str, *, traces: bool, metrics: bool) -> None:
-        from worker.telemetry import otlp  # noqa: PLC0415  a quarter of a second, if asked for only
+    def _prepare_otlp(self, version: str, *, traces: bool, metrics: bool) -> None:
+        from worker.telemetry import otlp  # noqa: PLC0415  time and memory, if asked for only
+        from worker.telemetry.encoding import resource_of  # noqa: PLC0415
+        from worker.telemetry.sending import Sender, target_of  # noqa: PLC0415
 
-        resource = otlp.resource_of(self._environ, worker=self._settings.worker, version=version)
+        environ, meters = self._environ, self.meters
+        resource = resource_of(environ, worker=self._settings.worker, version=version)
         if traces:
-            spans = otlp.OtlpSpans(self._environ, resource, self.meters)
+            sender = Sender(target_of(environ, "traces"))
+            spans = otlp.OtlpSpans(environ, resource, meters, sender)
             self._spans.append(spans)
-            self._ends.append(spans)
+            self._senders.append(spans)
         if metrics:
-            self._ends.append(otlp.OtlpMetrics(self._environ, resource, self.meters))
+            sender = Sender(target_of(environ, "metrics"))
+            self._senders.append(otlp.OtlpMetrics(environ, resource, meters, sender))
 
     def observer(
         self,
@@ -163,11 +170,13 @@ class Telemetry:
         )
 
     async def open(self) -> None:
-        """Begin to sample and to listen, if metrics are asked for.
+        """Begin to send, to sample and to listen, as far as it is asked for.
 
         Raises:
             TelemetryError: The port is in use.
         """
+        for sender in self._senders:
+            sender.open()
         if not self._has_metrics:
             return
         if self._settings.metrics_port:
@@ -191,20 +200,10 @@ class Telemetry:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._prometheus is not None:
             await self._prometheus.close()
-        loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-        if self._ends:
-            _in_thread(self._end, lambda: loop.call_soon_threadsafe(done.set))
-        else:
-            done.set()
-        await asyncio.gather(*(store.close() for store in self._stores))
-        await done.wait()
-
-    def _end(self) -> None:
-        """End all senders at the same time. Blocks for `CLOSE_S` at most."""
-        until_s = time.monotonic() + CLOSE_S
-        for thread in [_in_thread(end.close) for end in self._ends]:
-            thread.join(max(0.0, until_s - time.monotonic()))
+        await asyncio.gather(
+            *(_ended(sender) for sender in self._senders),
+            *(store.close() for store in self._stores),
+        )
 
     async def _sample(self) -> None:
         meters = self.meters
@@ -282,16 +281,9 @@ def _imported(path: str) -> Redactor | None:
     return cast("Redactor", found)
 
 
-def _in_thread(
-    work: Callable[[], object], then: Callable[[], object] | None = None
-) -> threading.Thread:
-    def run() -> None:
-        try:
-            work()
-        finally:
-            if then is not None:
-                then()
-
-    thread = threading.Thread(target=run, name="telemetry-end", daemon=True)
-    thread.start()
-    return thread
+async def _ended(sender: _Sends) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await sender.close()
+    except TimeoutError:
+        log.warning("telemetry.unsent", extra={"sender": type(sender).__name__})

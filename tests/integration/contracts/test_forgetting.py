@@ -97,6 +97,39 @@ async def test_a_copy_made_meanwhile_is_not_overlooked(
     assert await redis.xlen(SHARD.reply_prefix + "late") == 0
 
 
+async def test_a_copy_made_meanwhile_is_not_overlooked_in_a_full_list(
+    client_async: TurnClient, redis: Redis
+) -> None:
+    """Where an old note went for the new one, so that the list is as long as before."""
+    await fill(client_async, redis)
+    copies = await redis.lrange(KEYS.copies, 0, -1)
+    await reply(redis, "late", done("c"))
+    await redis.lpop(KEYS.copies)
+    before = await dump(redis)
+
+    answer = await run(redis, Requests().forget("c", copies))
+
+    assert answer == [b"again", len(copies)]
+    assert await dump(redis) == before
+    assert await client_async.forget("c")
+    assert await redis.xlen(SHARD.reply_prefix + "late") == 0
+
+
+async def test_forgetting_copies_in_many_streams_holds_nobody_up(
+    client_async: TurnClient, redis: Redis
+) -> None:
+    """Time grows with the number of copies, not with its square."""
+    notes = [f"{SHARD.reply_prefix}s{n} 1-1" for n in range(10_000)]
+    await redis.rpush(KEYS.copies, *notes)
+    await redis.config_resetstat()
+
+    assert await client_async.forget("c")
+
+    stats = await redis.info("commandstats")
+    spent = sum(stats.get(f"cmdstat_{name}", {}).get("usec", 0) for name in ("eval", "evalsha"))
+    assert spent < 500_000
+
+
 async def test_ids_that_look_like_patterns_name_only_themselves(client: Any, redis: Redis) -> None:
     """`*`, `[` and `%` have no meaning in them."""
     for name in ("a*", "ab", "a[b]", "a%s", "a.b", "axb"):

@@ -15,6 +15,7 @@ from contracts import (
     TurnClient,
     TurnCompleted,
     TurnFailed,
+    TurnInterrupted,
     TurnStarted,
     TurnUnknown,
     UserMessage,
@@ -83,6 +84,33 @@ async def test_a_reader_goes_on_behind_what_it_has_seen(
 
     whole = [event async for event in client.events(receipt)]
     assert before + rest == whole
+
+
+async def test_behind_the_end_there_is_nothing(client: Any, redis: Redis, receipt: Receipt) -> None:
+    """A reader that comes back with the terminal event's id is done, whatever came since."""
+    *_, end = await publish(redis, *whole_turn()[:-1])
+    await finish(redis, receipt, DONE)
+    seen = [event async for event in client.events(receipt)]
+    await publish(redis, *whole_turn("later"))
+
+    async with asyncio.timeout(5):
+        assert [e async for e in client.events(receipt, after=seen[-1].event_id)] == []
+        assert [e async for e in client.events(receipt, after=end)] == seen[-1:]
+
+
+async def test_the_end_behind_what_was_trimmed_is_not_kept_back(
+    client: Any, redis: Redis, receipt: Receipt
+) -> None:
+    """Whoever stands at an event that is gone, or at another turn's end, still gets the end."""
+    *_, other = await publish(redis, *whole_turn()[:-1], *whole_turn("other"))
+    await finish(redis, receipt, DONE)
+    await redis.xtrim(KEYS.events, minid=other)
+    await redis.xdel(KEYS.events, (await redis.xrevrange(KEYS.events, count=1))[0][0])
+
+    async with asyncio.timeout(5):
+        assert [e async for e in client.events(receipt, after=other)] == [DONE]
+        await redis.xtrim(KEYS.events, maxlen=0)
+        assert [e async for e in client.events(receipt, after=other)] == [DONE]
 
 
 async def test_a_receipt_leads_past_older_events(client: Any, redis: Redis) -> None:
@@ -329,10 +357,17 @@ async def test_a_history_is_the_committed_context(client: Any, redis: Redis) -> 
     await redis.rpush(KEYS.context, *map(msgspec.json.encode, messages))
     settings = ConversationSettings(system_prompt="Be brief.")
     await redis.hset(KEYS.state, "settings", msgspec.json.encode(settings))
-    ends = {"cut": 3, "nothing said": 2, "before a replacement": 9, "none": 0}
-    for name, end in ends.items():
-        record = TurnRecord(state="interrupted", accepted_at_ms=1, messages_to=end)
+    for name, end, text in (("of a longer context", 9, "Hel"), ("cut", 3, "Hel"), ("none", 0, "")):
+        event = TurnInterrupted(conversation_id="c", turn_id=name, text=text)
+        record = TurnRecord(
+            state="interrupted",
+            accepted_at_ms=1,
+            messages_from=max(0, end - 2),
+            messages_to=end,
+            event=msgspec.Raw(encode_event(event)),
+        )
         await redis.hset(KEYS.turns, name, msgspec.json.encode(record))
+        await redis.rpush(KEYS.log, name)
 
     history = await client.history("c")
 

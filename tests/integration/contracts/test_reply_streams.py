@@ -3,12 +3,13 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from contracts import TurnClient, TurnCompleted
 from contracts.keys import shard_keys
-from contracts.replies import encode_event
+from contracts.replies import ToolRequest, encode_event
 from tests.integration.contracts.streams import SHARD, reply, take, waits
 from tests.support.keys import assert_keys_expire
 from tests.support.wait import wait_until
@@ -140,3 +141,93 @@ async def test_a_name_spans_all_shards(redis_url: str, redis: Redis) -> None:
     async with TurnClient.connect(redis_url, shards=3) as client:
         replies = client.replies("inbox", "group", "one")
         assert sorted(await texts(replies, 3)) == ["reply 0", "reply 1", "reply 2"]
+
+
+async def leave(redis: Redis, stream: str, group: str, idle_ms: int) -> None:
+    """Let a consumer take everything, and then vanish for so long."""
+    ((_, entries),) = await redis.xreadgroup(group, "gone", {stream: ">"})
+    ids = [entry_id for entry_id, _ in entries]
+    await redis.xclaim(stream, group, "gone", 0, ids, idle=idle_ms)
+
+
+async def test_what_a_vanished_consumer_took_is_taken_over(client: Any, redis: Redis) -> None:
+    """After the time that counts as long, also by one that is busy with new ones; once."""
+    for n in range(3):
+        await reply(redis, "inbox", done(n))
+    await redis.xgroup_create(STREAM, "group", "0")
+    await leave(redis, STREAM, "group", 400_000)
+    await reply(redis, "inbox", done(3))
+
+    replies = client.replies("inbox", "group", "one", batch=2)
+
+    assert sorted(await texts(replies, 4)) == [f"reply {n}" for n in range(4)]
+    waiting = asyncio.create_task(anext(replies))
+    await wait_until(lambda: is_acknowledged(redis), "all are acknowledged")
+    await reply(redis, "inbox", done(4))
+    assert (await waiting).text == "reply 4"
+
+
+async def test_what_a_waiting_consumer_meets_later_is_taken_over_too(
+    client: Any, redis: Redis, short_waits: None
+) -> None:
+    """It goes on looking."""
+    await reply(redis, "inbox", done(0))
+    replies = client.replies("inbox", "group", "one", take_over_s=0.2)
+    assert await texts(replies, 1) == ["reply 0"]
+    waiting = asyncio.create_task(anext(replies))
+    await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.xadd(STREAM, {"e": encode_event(done(1))})
+        pipe.xreadgroup("group", "gone", {STREAM: ">"})
+        await pipe.execute()
+
+    async with asyncio.timeout(5):
+        assert (await waiting).text == "reply 1"
+
+
+@pytest.mark.parametrize("take_over_s", [500, None])
+async def test_what_is_being_worked_on_is_left_alone(
+    client: Any, redis: Redis, short_waits: None, take_over_s: float | None
+) -> None:
+    """Nothing is taken over before its time, or ever if that is asked for."""
+    await reply(redis, "inbox", done(0))
+    await redis.xgroup_create(STREAM, "group", "0")
+    await leave(redis, STREAM, "group", 400_000)
+    replies = client.replies("inbox", "group", "one", take_over_s=take_over_s)
+    waiting = asyncio.create_task(anext(replies))
+    await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+
+    await reply(redis, "inbox", done(1))
+
+    assert (await waiting).text == "reply 1"
+
+
+async def test_what_was_forgotten_is_not_taken_over(client: Any, redis: Redis) -> None:
+    """It is gone from the stream, and then from what waits for acknowledgement."""
+    for n in range(3):
+        await reply(redis, "inbox", done(n))
+    await redis.xgroup_create(STREAM, "group", "0")
+    await leave(redis, STREAM, "group", 400_000)
+    assert await client.forget("c1")
+
+    replies = client.replies("inbox", "group", "one")
+
+    assert await texts(replies, 2) == ["reply 0", "reply 2"]
+
+
+async def test_tool_calls_are_taken_over_too(client_async: TurnClient, redis: Redis) -> None:
+    """A service that vanished with a call does not let its turn wait."""
+    call = ToolRequest(
+        conversation_id="c",
+        turn_id="t",
+        call_id="1",
+        name="look_up",
+        idempotency_key="c/t/1",
+        deadline_at_ms=2**50,
+    )
+    await redis.xadd(SHARD.tool_calls, {"e": msgspec.json.encode(call)})
+    await redis.xgroup_create(SHARD.tool_calls, "service", "0")
+    await leave(redis, SHARD.tool_calls, "service", 400_000)
+
+    async with asyncio.timeout(5):
+        assert await anext(client_async.tool_calls("service", "one")) == call

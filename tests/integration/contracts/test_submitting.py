@@ -16,18 +16,23 @@ from contracts import (
     Interrupt,
     InvalidMessage,
     QueueFull,
+    QueueLate,
     Receipt,
     Refused,
+    ToolResult,
+    TurnClient,
     TurnIdReused,
     UserMessage,
 )
 from contracts.conversation import SettingsChange
 from contracts.jobs import deserialize_job
 from contracts.messages import decode
+from contracts.requests import Limits
 from tests.integration.contracts.streams import KEYS, SHARD, dump, hold
 from tests.support.keys import assert_keys_expire
 
 LEASED_MS = 32_503_680_000_000
+TOOL_RESULT = ToolResult(conversation_id="c", call_id="call_1", result=1)
 
 
 def user(text: str = "hi", **more: Any) -> UserMessage:
@@ -111,6 +116,19 @@ async def test_a_repeated_message_is_a_duplicate(client: Any, redis: Redis) -> N
     assert await dump(redis) == before
 
 
+async def test_a_duplicate_is_told_the_trace_of_the_first(client: Any) -> None:
+    """Also while the first still waits, and with a trace context of its own."""
+    first = await client.submit(user(turn_id="t"))
+    waiting = await client.record(first)
+
+    other = f"00-{'7' * 32}-{'7' * 16}-01"
+    again = [await client.submit(user(turn_id="t", traceparent=of)) for of in (None, other)]
+
+    assert re.fullmatch("[0-9a-f]{32}", first.trace_id)
+    assert {receipt.trace_id for receipt in (*again, waiting)} == {first.trace_id}
+    assert [receipt.status for receipt in again] == ["duplicate", "duplicate"]
+
+
 async def test_an_id_used_for_another_content_is_refused(client: Any, redis: Redis) -> None:
     """The producer is told instead of getting another turn's answer."""
     await client.submit(user("one", turn_id="t"))
@@ -148,6 +166,51 @@ async def test_a_full_queue_refuses_only_what_is_not_on_it(client: Any, redis: R
 
     assert await dump(redis) == before
     assert (await client.submit(user(conversation_id="a"))).position == 1
+
+
+async def due_since(redis: Redis, conversation_id: str, seconds: float) -> None:
+    """Put a conversation on the queue that has been due for so long; less than 0: is not yet."""
+    now_s, us = await redis.time()
+    due_ms = int((now_s + us / 1e6 - seconds) * 1000)
+    await redis.zadd(SHARD.queue, {f"{SHARD.tag}:{conversation_id}": due_ms})
+
+
+async def test_a_late_queue_refuses_only_what_is_not_on_it(client: Any, redis: Redis) -> None:
+    """Nothing is written, the error says when to come again, and what waits already is let in."""
+    await due_since(redis, "c", 301)
+    before = await dump(redis)
+
+    with pytest.raises(QueueLate, match=r"wait for 30\d s in this shard; try again") as caught:
+        await client.submit(user(conversation_id="d"))
+
+    assert caught.value.retry_after_s > 0
+    assert isinstance(caught.value, Refused)
+    assert await dump(redis) == before
+    for message in (user(), Interrupt(conversation_id="c"), TOOL_RESULT):
+        assert (await client.submit(message)).accepted
+    (outcome,) = await client.submit_many([user(conversation_id="d")])
+    assert isinstance(outcome, QueueLate)
+
+
+@pytest.mark.parametrize("seconds", [299, -60, -3_000_000])
+async def test_what_is_leased_deferred_or_due_not_long_ago_makes_no_queue_late(
+    client: Any, redis: Redis, seconds: float
+) -> None:
+    """Their times lie ahead, or within what is allowed."""
+    await due_since(redis, "other", seconds)
+
+    assert (await client.submit(user())).accepted
+
+
+async def test_the_age_that_a_queue_may_have_is_the_producers_choice(
+    redis: Redis, redis_url: str
+) -> None:
+    """As the other limits are."""
+    await due_since(redis, "other", 2)
+
+    async with TurnClient.connect(redis_url, limits=Limits(queue_age_s=1.5)) as client:
+        with pytest.raises(QueueLate):
+            await client.submit(user())
 
 
 @pytest.mark.parametrize("why", ["waiting", "running"])
@@ -395,8 +458,6 @@ async def test_configure_sends_what_is_named(client: Any, redis: Redis) -> None:
 
 async def test_shards_have_their_own_queues(redis_url: str, redis: Redis) -> None:
     """All keys of a submission carry the tag of the conversation's shard."""
-    from contracts import TurnClient  # noqa: PLC0415  only here with shards
-
     async with TurnClient.connect(redis_url, shards=4) as client:
         for n in range(8):
             await client.submit(user(conversation_id=f"conversation-{n}"))

@@ -4,15 +4,22 @@ import contextlib
 import gzip
 import socket
 import threading
+import zlib
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
-Behaviour = Literal["takes", "hangs", "fails", "refuses", "babbles"]
+Behaviour = Literal[
+    "takes", "hangs", "fails", "refuses", "babbles", "floods", "dribbles", "is busy", "rejects"
+]
 
 
 class Collector:
@@ -28,7 +35,10 @@ class Collector:
         self._threads: list[threading.Thread] = []
         self._open: list[socket.socket] = []
         self.requests: list[tuple[str, bytes]] = []
+        self.headers: list[dict[bytes, bytes]] = []
+        """Of all requests, also those that are not taken."""
         self.connections = 0
+        self._closing = threading.Event()
 
     def __enter__(self) -> Self:
         if self._behaviour != "refuses":
@@ -41,6 +51,7 @@ class Collector:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closing.set()
         for connection in [self._socket, *self._open]:
             with_shutdown(connection)
         for thread in self._threads:
@@ -102,21 +113,49 @@ class Collector:
                     name, _, value = line.partition(b":")
                     headers[name.strip().lower()] = value.strip()
                 body = stream.read(int(headers[b"content-length"]))
+                self.headers.append(headers)
                 if self._behaviour == "hangs":
                     stream.read()
                     return
                 if self._behaviour == "babbles":
                     while True:
                         connection.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 60_000 + b"\r\n")
+                if self._behaviour == "floods":
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    while True:
+                        connection.sendall(b"ff00\r\n" + b"x" * 0xFF00 + b"\r\n")
+                if self._behaviour == "dribbles":
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                    while not self._closing.wait(0.05):
+                        connection.sendall(b"x")
+                    return
+                if self._behaviour == "is busy" and len(self.headers) == 1:
+                    connection.sendall(
+                        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+                    )
+                    continue
                 if self._behaviour == "fails":
                     connection.sendall(
                         b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
                     )
                     continue
-                if headers.get(b"content-encoding") == b"gzip":
-                    body = gzip.decompress(body)
+                match headers.get(b"content-encoding"):
+                    case b"gzip":
+                        body = gzip.decompress(body)
+                    case b"deflate":
+                        body = zlib.decompress(body)
+                    case _:
+                        pass
                 self.requests.append((head.split()[1].decode(), body))
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                answer = b""
+                if self._behaviour == "rejects":
+                    rejected = ExportTracePartialSuccess(rejected_spans=2)
+                    answer = ExportTraceServiceResponse(
+                        partial_success=rejected
+                    ).SerializeToString()
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer)
+                )
         except OSError:
             pass
 

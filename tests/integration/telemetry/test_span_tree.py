@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from contracts import (
     Configure,
     Transcription,
     TurnClient,
+    TurnCompleted,
     TurnInterrupted,
     UserMessage,
     UserStartedSpeaking,
@@ -20,6 +22,7 @@ from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefin
 from contracts.messages import encode
 from ops.simulator import Simulator
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, assert_whole, watched
+from worker.agents import AgentsFile, Planner
 from worker.errors import LeaseLost
 from worker.telemetry import names as n
 from worker.tools import tool
@@ -262,6 +265,7 @@ async def test_an_interrupted_turn(
     assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
     assert_whole(kept)
     assert kept.tree(receipt.trace_id)[0][0] == "turn"
+    assert kept.named("aggregate") == [], "the interrupt is no part of the message"
     assert [span.error for span in kept.spans] == [""] * len(kept.spans)
     turn, message = sorted(kept.named("turn"), key=lambda s: s.trace_id != receipt.trace_id)
     assert turn.attributes[n.TURN_OUTCOME] == "interrupted"
@@ -271,6 +275,41 @@ async def test_an_interrupted_turn(
     assert chat[n.USAGE_OUTPUT_TOKENS] == 5
     assert message.trace_id == stop.trace_id
     assert message.links == ((turn.trace_id, turn.span_id),)
+    assert spent(kept) == committed(await client.usage("c"))
+
+
+async def test_a_rolled_back_turn(
+    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
+) -> None:
+    """What was done for a message stands in its own trace; both traces are in order in time."""
+    sim.inject("stall;at=tokens:5")
+    first = await client.submit(user())
+    lease = await hand.hand.must_claim()
+    running = asyncio.create_task(hand.driver().run(lease))
+    async with contextlib.aclosing(client.text(first)) as texts:
+        await anext(texts)
+    second = await client.submit(user("Rather this", when_busy="rollback"))
+    lease.tell()
+    await running
+
+    assert isinstance(await client.result(second, timeout_s=5), TurnCompleted)
+    assert_whole(kept)
+    chat = ("chat grok-4.3",)
+    assert kept.tree(first.trace_id) == [
+        ("turn", ("process turnline", ("rebuild_context",), chat)),
+    ]
+    assert kept.tree(second.trace_id) == [
+        ("turn", ("wait",), ("process turnline", ("aggregate",), chat, ("commit",))),
+    ]
+    undone, done = sorted(kept.named("process turnline"), key=lambda span: span.start_ns)
+    assert undone.trace_id == first.trace_id
+    assert undone.attributes[n.ATTEMPT_OUTCOME] == "rolled_back"
+    assert undone.end_ns <= done.start_ns
+    assert [span.error for span in kept.spans] == [""] * len(kept.spans)
+    waited = hand.meters.first_delta.buckets[()][1][0]
+    assert 0 < waited < (done.end_ns - done.start_ns) / 1e9, "what was undone is no answer"
+    absorbed = kept.named("turn")[1]
+    assert absorbed.attributes[n.TURN_INTO] == second.turn_id
     assert spent(kept) == committed(await client.usage("c"))
 
 
@@ -348,6 +387,32 @@ async def test_a_tool_turn(
     assert spent(kept) == committed(await client.usage("c"))
 
 
+async def test_an_agents_turn(
+    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator, tmp_path: Path
+) -> None:
+    """What an agent does, calls and tools, hangs below its invocation."""
+    agents = tmp_path / "agents.toml"
+    agents.write_text("[support]\n")
+    sim.inject(calling("get_weather"))
+    hand.use_tools(get_weather)
+    hand.planner = Planner(hand.planner.toolbox, AgentsFile(agents, ["get_weather"]))
+    await client.submit(user(agent="support"))
+    await client.submit(user())
+
+    await hand.run_one()
+
+    assert_whole(kept)
+    invoked = kept.one("invoke_agent support")
+    assert invoked.parent_id == kept.named("process turnline")[0].span_id
+    below = [span for span in kept.spans if span.parent_id == invoked.span_id]
+    assert [span.name for span in below] == ["chat grok-4.3"] * 2 + ["execute_tool get_weather"]
+    for span in [invoked, *below]:
+        assert span.attributes[n.AGENT_NAME] == "support"
+        assert invoked.start_ns <= span.start_ns <= span.end_ns <= invoked.end_ns
+    assert invoked.attributes[n.OPERATION_NAME] == "invoke_agent"
+    assert len(kept.named("chat grok-4.3")) == 3, "the second message names no agent"
+
+
 async def test_a_tool_that_fails(
     hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
 ) -> None:
@@ -415,6 +480,25 @@ async def test_merged_messages(hand: WatchedHand, client: TurnClient, kept: Kept
     assert [turn.attributes[n.TURN_OUTCOME] for turn in absorbed] == ["absorbed"] * 2
     assert {link.span_id for link in owner.links} == {turn.span_id for turn in absorbed}
     assert {turn.attributes[n.TURN_INTO] for turn in absorbed} == {spoken.turn_id}
+
+
+async def test_messages_that_come_one_after_another(
+    hand: WatchedHand, client: TurnClient, kept: KeptSpans
+) -> None:
+    """The attempt began before the message that carries the reply; in its trace, with it."""
+    first = await client.submit(user("Hello", final=False))
+    lease = await hand.hand.must_claim()
+    running = asyncio.create_task(hand.driver().run(lease))
+    await asyncio.sleep(0.02)  # less than the pause after which a user is taken to be done
+    second = await client.submit(user("there"))
+    lease.tell()
+    await running
+
+    assert_whole(kept)
+    process = kept.one("process turnline")
+    assert process.trace_id == second.trace_id
+    assert kept.one("aggregate").attributes[n.TURN_MESSAGES] == 2
+    assert {span.trace_id for span in kept.named("turn")} == {first.trace_id, second.trace_id}
 
 
 async def test_a_turn_that_waited_long(

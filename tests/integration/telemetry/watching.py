@@ -110,8 +110,8 @@ async def watched(
 
 
 def assert_whole(kept: KeptSpans) -> None:
-    """Fail unless every span names its turn, lies in order and hangs below one that is there."""
-    known = {(span.trace_id, span.span_id) for span in kept.spans}
+    """Fail unless every span names its turn, and hangs below one that is there and spans it."""
+    known = {(span.trace_id, span.span_id): span for span in kept.spans}
     assert len(known) == len(kept.spans), "span ids are used twice"
     for span in kept.spans:
         assert span.attributes[n.CONVERSATION_ID], span.name
@@ -120,7 +120,11 @@ def assert_whole(kept: KeptSpans) -> None:
         assert len(span.trace_id) == 32, span.name
         if span.parent_id:
             is_remote = span.name in {n.TURN, n.WAIT}
-            assert is_remote or (span.trace_id, span.parent_id) in known, span.name
+            above = known.get((span.trace_id, span.parent_id))
+            assert is_remote or above is not None, span.name
+            if above is not None:
+                assert above.start_ns <= span.start_ns, span.name
+                assert above.end_ns >= span.end_ns, span.name
         assert all(isinstance(link, Link) for link in span.links)
         if span.error:
             assert span.attributes[n.ERROR_TYPE], span.name

@@ -1,5 +1,6 @@
 """Starting a worker: clean errors that say what to do, and real processes that come and go."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import redis as redis_sync
 
-from contracts import SyncTurnClient, TurnCompleted, UserMessage
+from contracts import SyncTurnClient, TurnClient, TurnCompleted, UserMessage
+from ops.embedded import EmbeddedRedis
 from ops.simulator import Simulator, SimulatorConfig
-from tests.support.driving import fleet
+from tests.support.driving import fleet, settings_for
 from tests.support.wait import wait_until, wait_until_sync
-from worker.main import StartFailed, check_provider, check_redis
+from worker.main import Fleet, StartFailed, check_provider, check_redis
 from worker.services.openai.llm import create_client
 from worker.settings import SettingsError, described, from_env
 
@@ -34,6 +36,30 @@ async def test_another_number_of_shards_is_refused(redis_url: str) -> None:
 
     with pytest.raises(StartFailed, match="has 1 shards"):
         await check_redis(from_env({"TURNLINE_REDIS_URL": redis_url, "TURNLINE_SHARDS": "2"}))
+
+
+async def test_a_redis_that_evicts_is_refused() -> None:
+    """All keys expire some day, so that any of them, an inbox too, might go when memory is full."""
+    with EmbeddedRedis() as server, redis_sync.Redis.from_url(server.url) as redis:
+        settings = from_env({"TURNLINE_REDIS_URL": server.url})
+        redis.config_set("maxmemory-policy", "volatile-lru")
+        await check_redis(settings)  # without a limit nothing goes
+
+        redis.config_set("maxmemory", "1gb")
+
+        with pytest.raises(StartFailed, match="maxmemory-policy noeviction"):
+            await check_redis(settings)
+
+
+async def test_a_worker_starts_while_redis_is_full() -> None:
+    """It is workers that make room again."""
+    with EmbeddedRedis() as server, redis_sync.Redis.from_url(server.url) as redis:
+        settings = from_env({"TURNLINE_REDIS_URL": server.url})
+        await check_redis(settings)
+
+        redis.config_set("maxmemory", 1)
+
+        await check_redis(settings)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +132,31 @@ def test_help_lists_every_setting_with_its_default() -> None:
         assert meaning, f"{variable} has no docstring"
 
 
+async def test_a_start_that_fails_closes_what_it_opened(redis_url: str, sim: Simulator) -> None:
+    """No connection is left to complain at the exit."""
+    failing = Fleet(settings_for(redis_url, sim, model="grok-99"))
+
+    with pytest.raises(StartFailed):
+        await failing.run()
+
+    assert failing.client.is_closed()
+
+
+async def test_a_worker_ends_well_though_redis_is_gone(sim: Simulator) -> None:
+    """There is nobody to say goodbye to; everything else is closed all the same."""
+    with EmbeddedRedis() as server:
+        ending = Fleet(settings_for(server.url, sim))
+        running = asyncio.create_task(ending.run())
+        async with TurnClient.connect(server.url) as client:
+            await client.ask("c", "Hello", timeout_s=10)
+
+    ending.stop()
+    async with asyncio.timeout(20):
+        await running
+
+    assert ending.client.is_closed()
+
+
 def test_secrets_do_not_print() -> None:
     """Neither in repr nor in str."""
     settings = from_env({"XAI_API_KEY": "xai-secret"})
@@ -136,7 +187,6 @@ async def test_killed_stopped_and_terminated_processes_lose_nothing(
     redis_url: str, sim: Simulator
 ) -> None:
     """SIGKILL mid-stream: another process goes on; SIGTERM: exit 0; no user text in the logs."""
-    import asyncio  # noqa: PLC0415  only to leave the loop free for the simulator
 
     def drill() -> str:
         with SyncTurnClient.connect(redis_url) as client, redis_sync.Redis.from_url(redis_url) as r:
@@ -172,8 +222,6 @@ async def test_killed_stopped_and_terminated_processes_lose_nothing(
 async def test_a_fleet_of_two_shards_serves_both(redis_url: str, sim: Simulator) -> None:
     """Conversations of all shards are run; their keys carry their shard's tag."""
     from redis.asyncio import Redis  # noqa: PLC0415
-
-    from contracts import TurnClient  # noqa: PLC0415
 
     async with (
         fleet(redis_url, sim, shards="2"),

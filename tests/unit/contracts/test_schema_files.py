@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+from contracts.keys import shard_keys
 from contracts.messages import Inbound
 from contracts.replies import TERMINAL, AnyEvent
 from contracts.requests import Requests
@@ -130,7 +131,9 @@ def test_every_message_and_event_is_announced() -> None:
         "inbox": {cls.__struct_config__.tag for cls in get_args(Inbound)},
         "events": {cls.__struct_config__.tag for cls in get_args(AnyEvent)},
         "replies": {cls.__struct_config__.tag for cls in TERMINAL},
+        "toolCalls": {"tool_request"},
     }
+    assert document["channels"].keys() == tags.keys()
 
     for channel, expected in tags.items():
         assert document["channels"][channel]["messages"].keys() == expected
@@ -138,7 +141,23 @@ def test_every_message_and_event_is_announced() -> None:
         assert list(document["channels"][channel]["parameters"]) == parameters
     for tag, message in document["components"]["messages"].items():
         schema = at(document, message["payload"]["$ref"])
-        assert schema["properties"]["type"]["enum"] == [tag]
+        if tag != "tool_request":  # the one kind in its channel
+            assert schema["properties"]["type"]["enum"] == [tag]
+
+
+def test_a_tool_request_fits_what_is_announced() -> None:
+    """The channel is the stream that workers write to, and the payload what they write."""
+    document = asyncapi()
+    channel = document["channels"]["toolCalls"]
+    payload = {"$ref": document["components"]["messages"]["tool_request"]["payload"]["$ref"]}
+    written = json.loads((GOLDEN / "records" / "tool_request.json").read_bytes())
+
+    assert channel["address"].replace("{tag}", "{s0}") == shard_keys(0).tool_calls
+    assert faults(written, payload, document) == []
+    assert faults({**written, "deadline_at_ms": "soon"}, payload, document) != []
+    for operation in document["operations"].values():
+        for reference in (operation["channel"], *operation["messages"]):
+            assert at(document, reference["$ref"])
 
 
 def test_submitting_needs_nothing_that_is_not_written_there() -> None:
@@ -153,14 +172,14 @@ def test_submitting_needs_nothing_that_is_not_written_there() -> None:
     assert [fill(row["key"]) for row in document["keys"]] == list(call.keys)
     sent = {row["name"]: value for row, value in zip(document["args"], call.args, strict=True)}
     said = {row["name"]: fill(row["value"]) for row in document["args"]}
-    spelled_out = said.keys() - {"turn_id", "message", "digest", "act", "job"}
+    spelled_out = said.keys() - {"turn_id", "message", "digest", "act", "job", "trace_id"}
     assert {name: said[name] for name in spelled_out} == {
         name: str(sent[name]) for name in spelled_out
     }
     job = re.sub(r'"et":\d+', '"et":<now, epoch ms>', sent["job"].decode())
     assert said["job"] == job
     assert [row["answer"] for row in document["returns"]] == [
-        *("accepted", "duplicate", "busy", "inbox_full", "queue_full")
+        *("accepted", "duplicate", "busy", "inbox_full", "queue_full", "queue_late")
     ]
     description = asyncapi()["info"]["description"]
     for row in (*document["keys"], *document["args"]):

@@ -1,0 +1,103 @@
+"""Reads a conversation's committed context, with marks at the replies in it that were cut short.
+
+Marks come from the turns' records, newest first, no further back than the context itself goes. A
+record says where its turn's messages stood when it was committed; whether they still stand there is
+seen from the text, since the context may have been replaced meanwhile.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from contracts.connection import Command
+from contracts.conversation import (
+    AssistantEntry,
+    ContextEntry,
+    decode_context_entry,
+)
+from contracts.keys import ConversationKeys
+from contracts.replies import History, TurnInterrupted, TurnRecord, decode_record
+from contracts.requests import decode_settings
+
+PAGE = 256
+"""Records read at once."""
+
+
+class HistoryReading:
+    """Where a reader of one conversation's context stands."""
+
+    def __init__(self, conversation_id: str, keys: ConversationKeys) -> None:
+        """Begin with the context itself."""
+        self._conversation_id = conversation_id
+        self._keys = keys
+        self._settings: bytes | None = None
+        self._context: tuple[ContextEntry, ...] | None = None
+        self._pages = 0
+        self._page: Sequence[bytes] = ()
+        self._seen: set[bytes] = set()
+        self._marks: set[int] = set()
+        self._first = 0
+        """Index of the first message whose turn was not looked at yet."""
+
+    def commands(self) -> list[Command]:
+        """Fetch what `take` takes next: the context at first, then records page by page."""
+        keys, end = self._keys, -1 - self._pages * PAGE
+        following: Command = ("LRANGE", keys.log, end - PAGE + 1, end)
+        if self._context is None:
+            return [following, ("HGET", keys.state, "settings"), ("LRANGE", keys.context, 0, -1)]
+        return [following, ("HMGET", keys.turns, *self._page)]
+
+    def take(self, replies: Sequence[Any]) -> History | None:
+        """Take the replies to `commands`; return the history once it is whole."""
+        if self._context is None:
+            _, self._settings, messages = replies
+            self._context = tuple(map(decode_context_entry, messages))
+            self._first = len(self._context)
+        else:
+            self._mark(replies[1])
+        # More turns may have come in since, so that a page shows again what the one before it had.
+        self._page = [turn_id for turn_id in replies[0] if turn_id not in self._seen]
+        self._seen.update(self._page)
+        self._pages += 1
+        return None if self._page and self._first > 0 else self._history(self._context)
+
+    def _mark(self, records: Sequence[bytes | None]) -> None:
+        for data in reversed(records):
+            record = decode_record(data) if data is not None else None
+            if record is None or not record.messages_to:  # it added nothing of its own
+                continue
+            if self._pages == 1 and record.messages_from >= len(self._context or ()):
+                continue  # committed since the context was read
+            if record.messages_to > self._first:  # the context was replaced after this turn
+                self._first = 0
+            if self._first == 0:
+                return
+            self._first = record.messages_from
+            if record.state == "interrupted":
+                self._marks.update(self._cut_short(record))
+
+    def _cut_short(self, record: TurnRecord) -> Iterator[int]:
+        """Yield the index of the last thing that the assistant said in an interrupted turn."""
+        assert self._context is not None
+        end = record.terminal()
+        for index in range(record.messages_to - 1, record.messages_from - 1, -1):
+            said = _said(self._context[index])
+            if said:
+                if isinstance(end, TurnInterrupted) and end.text.endswith(said):
+                    yield index
+                return
+
+    def _history(self, context: tuple[ContextEntry, ...]) -> History:
+        settings = self._settings
+        return History(
+            conversation_id=self._conversation_id,
+            system_prompt=decode_settings(settings).system_prompt if settings else None,
+            messages=context,
+            interrupted=tuple(sorted(self._marks)),
+        )
+
+
+def _said(entry: ContextEntry) -> str:
+    """Return what a message says, if the assistant says it."""
+    if isinstance(entry, AssistantEntry) and isinstance(entry.content, str):
+        return entry.content.strip()
+    return ""

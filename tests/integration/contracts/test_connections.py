@@ -1,0 +1,82 @@
+"""Connections over TCP: one whose other side vanished is given up, by the kernel or in time."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+import redis as redis_sync
+from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as ConnectionTimeout
+
+from contracts.connection import DEAD_AFTER_S, open_async, open_sync
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[str]:
+    """The address of somebody who takes connections and never says a word."""
+    taken: list[asyncio.StreamWriter] = []
+
+    async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    finally:
+        server.close()
+        for writer in taken:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        await server.wait_closed()
+
+
+def is_watched(connected: socket.socket) -> bool:
+    """Whether the kernel asks for signs of life, and gives up in time."""
+    idle, every, count = (
+        connected.getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    unheard_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    return (
+        connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        and idle + every * count == DEAD_AFTER_S
+        and unheard_ms == DEAD_AFTER_S * 1000
+    )
+
+
+async def test_a_connection_asks_for_signs_of_life(silent: str) -> None:
+    """A reader that blocks on a machine that is gone does not wait for ever."""
+    client = open_async(silent, retries=0)
+    assert isinstance(client, Redis)
+    connection = client.connection_pool.make_connection()
+    await connection._connect()
+    try:
+        assert is_watched(connection._writer.get_extra_info("socket"))
+    finally:
+        await connection.disconnect()
+        await client.aclose()
+
+
+async def test_a_blocking_connection_asks_for_signs_of_life(silent: str) -> None:
+    """The same for the other client."""
+    client = open_sync(silent, retries=0)
+    assert isinstance(client, redis_sync.Redis)
+
+    connected = await asyncio.to_thread(client.connection_pool.make_connection()._connect)
+
+    with connected:
+        assert is_watched(connected)
+    client.close()
+
+
+async def test_a_blocking_command_may_be_given_a_time(silent: str) -> None:
+    """Whoever must go on cannot wait for a server that says nothing."""
+    client = open_sync(silent, retries=0, timeout_s=0.05)
+
+    with pytest.raises(ConnectionTimeout):
+        await asyncio.to_thread(client.execute_command, "PING")
+
+    client.close()
