@@ -47,6 +47,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
     "Judge it": {
         "bench": Place("ops.bench.cli", "bench", "Measure, side by side with others."),
         "chaos": Place("ops.chaos.cli", "chaos", "Break things under load and check."),
+        "fuzz": Place("ops.fuzz.cli", "fuzz", "Feed it broken input and check."),
     },
 }
 _PLACES: Final = {name: place for section in SECTIONS.values() for name, place in section.items()}

@@ -321,11 +321,16 @@ class LLMAssistantContextAggregator(LLMContextAggregator):
         return text
 
     def _cut_to_heard(self, heard: str | None) -> None:
-        if heard is None or not self._has_text:
+        """Cut all that was said since the user spoke, also what stands in the context already."""
+        if heard is None:
             return
-        cut = cut_to_heard("".join(self._pieces), heard)
-        self._pieces = [cut]
-        self._has_text = bool(cut)
+        said = [m for m in self._context.last_answer() if _is_said(m)]
+        texts = [*(message["content"] for message in said), "".join(self._pieces)]
+        *kept, pending = cut_to_heard(texts, heard)
+        for message, text in zip(said, kept, strict=True):
+            self._context.set_said(message, text)
+        self._pieces = [pending]
+        self._has_text = bool(pending)
 
     # Function calls
 
@@ -438,16 +443,26 @@ def _arguments_json(call: FunctionCallFromLLM) -> str:
     return to_json(call.arguments) if call.raw_arguments is None else call.raw_arguments
 
 
-def cut_to_heard(text: str, heard: str) -> str:
-    """Return the leading part of `text` that `heard` covers, comparing words, not spaces.
+def _is_said(message: Message) -> bool:
+    return message.get("role") == "assistant" and isinstance(message.get("content"), str)
 
-    Words that are in `heard` but not in `text` at that place end the comparison: what the
-    assistant never said is never kept.
+
+def cut_to_heard(texts: Sequence[str], heard: str) -> list[str]:
+    """Return the leading part of texts, said one after the other, that `heard` covers.
+
+    Words are compared, not spaces. Words that are in `heard` but not in the texts at that place end
+    the comparison: what the assistant never said is never kept.
     """
-    end = 0
-    for word in heard.split():
-        start = end + len(text[end:]) - len(text[end:].lstrip())
-        if not text.startswith(word, start):
-            break
-        end = start + len(word)
-    return text[:end]
+    words = heard.split()
+    cut: list[str] = []
+    for text in texts:
+        end = 0
+        while words:
+            start = end + len(text[end:]) - len(text[end:].lstrip())
+            if not text.startswith(words[0], start):
+                break
+            end = start + len(words.pop(0))
+        cut.append(text[:end])
+        if text[end:].strip():
+            words = []
+    return cut

@@ -175,6 +175,23 @@ class OpenAILLMContext:
             self._live = self._added
         self._live[:] = list(messages)
 
+    def last_answer(self) -> list[Message]:
+        """Return what was added since the user's last message: the same dicts, oldest first."""
+        added = self._added if self._live is None else self._live
+        first = self.intact_count() if self._live is not None else 0
+        spoke = (n for n in range(len(added), first, -1) if added[n - 1].get("role") == "user")
+        return added[next(spoke, first) :]
+
+    def set_said(self, message: Message, text: str) -> None:
+        """Change what an assistant message says; one that is left with nothing goes."""
+        if text:
+            message["content"] = text
+        elif message.get("tool_calls"):
+            message.pop("content", None)
+        else:
+            added = self._added if self._live is None else self._live
+            added[:] = [other for other in added if other is not message]
+
     def add_image_frame_message(
         self,
         *,

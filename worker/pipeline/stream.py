@@ -18,6 +18,10 @@ EVENT_MAX_BYTES: Final = 64 * 1024 * 1024
 """Longest single event, bytes; more is taken for a broken peer."""
 BODY_MAX_BYTES: Final = 64 * 1024
 """What is kept of a body that is not an event stream, bytes."""
+TOKENS_MAX: Final = 10**12
+"""Largest count of tokens that is believed; with more, sums would not fit a number some day."""
+COST_MAX_TICKS: Final = 10**16
+"""The same for the cost: a million US dollars for one call."""
 
 
 # Events
@@ -115,14 +119,14 @@ class NotAStream(msgspec.Struct, frozen=True, gc=False):
     """The body is something else than an event stream, and no error in JSON either."""
 
     length: int
-    """Bytes received."""
+    """Bytes kept of it."""
 
 
 class MalformedFrame(msgspec.Struct, frozen=True, gc=False):
     """A frame cannot be decoded: text may be missing."""
 
     reason: str
-    """`json`, `utf8`, `too_long`."""
+    """`json`, `utf8`, `too_long`, `too_deep`."""
 
 
 class StreamDone(msgspec.Struct, frozen=True, gc=False):
@@ -260,13 +264,17 @@ class CompletionStream:
         if len(begun) < len(_BOM) and _BOM.startswith(begun):
             return b""
         begun = begun.removeprefix(_BOM)
-        first = begun.lstrip(b" \t\r\n")[:1]
-        if not first:
+        text = begun.lstrip(b" \t\r\n")
+        if not text:
+            line_end = max(begun.rfind(b"\n"), begun.rfind(b"\r"))
+            if line_end > 0:  # blank lines say nothing; one stays, so that no mark follows it
+                self._buffer = bytearray(begun[line_end:])
             return b""
         self._buffer.clear()
         self._started = True
-        if first in b'{["<':
+        if text[:1] in b'{["<':
             self._body = bytearray()
+            return text
         return begun
 
     def _with_plain_newlines(self, data: bytes) -> bytes:
@@ -306,18 +314,11 @@ class CompletionStream:
 
     def _read_events(self, complete: bytes, events: list[StreamEvent]) -> None:
         for event in complete.split(b"\n\n"):
-            if event[:6] != b"data: ":
+            payload = event[6:]
+            if event[:6] != b"data: " or b"\n" in payload:
                 self._read_event(event, events)
             else:
-                payload = event[6:]
-                try:
-                    frame: _Frame = (
-                        _decode_frame(payload) if self._named else _decode_first_frame(payload)
-                    )
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    self._read_event(event, events)
-                else:
-                    self._read_frame(frame, payload, events)
+                self._read_payload(payload, events)
             if self._done:
                 return
 
@@ -331,19 +332,33 @@ class CompletionStream:
                 data.append(value.removeprefix(b" "))
             elif field == b"event" and colon:
                 name = value.removeprefix(b" ")
-        if data:
-            self._read_payload(b"\n".join(data), name, events)
+        if data and name == b"error":
+            self._read_odd_payload(b"\n".join(data), events, is_error=True)
+        elif data:
+            self._read_payload(b"\n".join(data), events)
 
     # Payloads
 
-    def _read_payload(self, payload: bytes, name: bytes, events: list[StreamEvent]) -> None:
+    def _read_payload(self, payload: bytes, events: list[StreamEvent]) -> None:
+        try:
+            frame: _Frame = _decode_frame(payload) if self._named else _decode_first_frame(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._read_odd_payload(payload, events, is_error=False)
+        else:
+            self._read_frame(frame, payload, events)
+
+    def _read_odd_payload(
+        self, payload: bytes, events: list[StreamEvent], *, is_error: bool
+    ) -> None:
+        """Read a payload that is no frame of the expected types."""
         if payload.strip() == b"[DONE]":
             self._done = True
             events.append(_DONE)
             return
-        is_error = name == b"error"
         try:
-            value = _decode_any(payload)
+            self._read_value(_decode_any(payload), events, is_error=is_error)
+        except RecursionError:
+            events.append(MalformedFrame("too_deep"))
         except UnicodeDecodeError:
             events.append(MalformedFrame("utf8"))
         except msgspec.DecodeError:
@@ -351,8 +366,6 @@ class CompletionStream:
                 events.append(StreamFailed("", payload.decode("utf-8", "replace")))
             elif payload.strip():
                 events.append(MalformedFrame("json"))
-        else:
-            self._read_value(value, events, is_error=is_error)
 
     def _read_value(self, value: Any, events: list[StreamEvent], *, is_error: bool) -> None:
         """Read a frame of any shape; what is no object says nothing, unless it is an error."""
@@ -376,11 +389,9 @@ class CompletionStream:
 
     def _read_frame(self, frame: _Frame, payload: bytes, events: list[StreamEvent]) -> None:
         """Read a frame that has the expected types."""
-        if not frame.choices and (frame.error is not None or frame.usage is None):
+        if frame.error is not None or (not frame.choices and frame.usage is None):
             # No choice and no usage: an error in one of its shapes, or nothing.
-            self._read_value(_decode_any(payload), events, is_error=False)
-        elif frame.error is not None:
-            self._read_value(_decode_any(payload), events, is_error=False)
+            self._read_odd_payload(payload, events, is_error=False)
         else:
             self._read_choices(frame, events)
 
@@ -402,16 +413,16 @@ class CompletionStream:
 
     def _read_body(self, body: bytes, events: list[StreamEvent]) -> None:
         """Read a body that is no event stream: an error in JSON, or nothing that can be used."""
+        failed = None
         try:
             value = _decode_any(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            value = None
-        if isinstance(value, str):
-            events.append(StreamFailed("", value))
-        elif (fields := _object(value)) and (failed := _failure_of(fields)) is not None:
-            events.append(failed)
-        else:
-            events.append(NotAStream(len(body)))
+            if isinstance(value, str):
+                failed = StreamFailed("", value)
+            elif (fields := _object(value)) is not None:
+                failed = _failure_of(fields)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        events.append(failed or NotAStream(len(body)))
 
 
 def _read_delta(delta: _Delta, events: list[StreamEvent]) -> None:
@@ -429,12 +440,12 @@ def failure_of_body(body: bytes) -> StreamFailed:
     """Read the code and message of an error response, whatever its shape; both may be empty."""
     try:
         value = _decode_any(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = _object(value)
+        if fields is not None:
+            return _failure_of(fields) or StreamFailed("", str(fields.get("message", "")))
+        return StreamFailed("", value if isinstance(value, str) else "")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return StreamFailed("", body[:BODY_MAX_BYTES].decode("utf-8", "replace"))
-    fields = _object(value)
-    if fields is not None:
-        return _failure_of(fields) or StreamFailed("", str(fields.get("message", "")))
-    return StreamFailed("", value if isinstance(value, str) else "")
 
 
 def _object(value: object) -> dict[str, Any] | None:
@@ -514,12 +525,13 @@ def _tool_call_delta(call: _ToolCall) -> ToolCallDelta:
 
 def _provider_usage(usage: _Usage) -> ProviderUsage | None:
     """Return what was reported; None where all counts are zero, which means unreported."""
-    prompt = max(0, usage.prompt_tokens or 0)
-    completion = max(0, usage.completion_tokens or 0)
+    prompt = _count(usage.prompt_tokens)
+    completion = _count(usage.completion_tokens)
     details, spent = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached = max(0, (details.cached_tokens or 0) if details else 0)
-    reasoning = max(0, (spent.reasoning_tokens or 0) if spent else 0)
-    total = max(0, usage.total_tokens or 0)
+    cached = _count(details.cached_tokens) if details else 0
+    reasoning = _count(spent.reasoning_tokens) if spent else 0
+    total = _count(usage.total_tokens)
+    cost = usage.cost_in_usd_ticks
     if not (prompt or completion or reasoning or total):
         return None
     return ProviderUsage(
@@ -528,8 +540,13 @@ def _provider_usage(usage: _Usage) -> ProviderUsage | None:
         reasoning,
         min(cached, prompt),
         total or prompt + completion + reasoning,
-        usage.cost_in_usd_ticks,
+        cost if cost is not None and 0 <= cost <= COST_MAX_TICKS else None,
     )
+
+
+def _count(reported: int | None) -> int:
+    """Return a count of tokens; 0, which means unreported, for one that cannot be."""
+    return reported if reported is not None and 0 <= reported <= TOKENS_MAX else 0
 
 
 # Tool calls

@@ -1,6 +1,7 @@
 """The assistant aggregator: how it joins text, when it commits, what calls look like."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -58,8 +59,8 @@ class Recorder(FrameProcessor):
 class Bench:
     """An assistant aggregator between two recorders."""
 
-    def __init__(self, *, words: bool) -> None:
-        self.context = OpenAILLMContext()
+    def __init__(self, *, words: bool, stored: Sequence[bytes] = ()) -> None:
+        self.context = OpenAILLMContext.from_stored(stored)
         self.aggregator = LLMAssistantContextAggregator(
             self.context,
             params=LLMAssistantAggregatorParams(expect_stripped_words=words),
@@ -203,7 +204,23 @@ async def test_35_blank_text_is_still_reported() -> None:
 )
 def test_what_was_heard_cuts_the_reply(heard: str, kept: str) -> None:
     """Words are compared, not spaces; what was never said is never kept."""
-    assert cut_to_heard("It  is sunny, warm", heard).split() == kept.split()
+    assert cut_to_heard(["It  is sunny, warm"], heard)[0].split() == kept.split()
+
+
+@pytest.mark.parametrize(
+    ("heard", "kept"),
+    [
+        ("", ["", ""]),
+        ("Let me", ["Let me", ""]),
+        ("Let me check.", ["Let me check.", ""]),
+        ("Let me check. It", ["Let me check.", "It"]),
+        ("Let me check.\n\nIt is sunny", ["Let me check.", "It is sunny"]),
+        ("Let me look. It is", ["Let me", ""]),
+    ],
+)
+def test_what_was_heard_is_compared_over_several_texts(heard: str, kept: list[str]) -> None:
+    """The second is kept only as far as the first was heard to its end."""
+    assert cut_to_heard(["Let me check. ", "It is sunny"], heard) == kept
 
 
 # Function calls
@@ -409,3 +426,54 @@ async def test_no_text_of_a_response_is_lost(responses: list[tuple[list[str], Fr
         bench.aggregator._open_responses = 0
 
     assert bench.texts == expected
+
+
+# What was heard, over a tool call
+
+
+async def said_around_a_call(bench: Bench, heard: str, *, whole: bool = False) -> None:
+    """Say something, call a tool, go on saying, and be interrupted (after the end if `whole`)."""
+    bench.context.add_message({"role": "assistant", "content": "Earlier."})
+    bench.context.add_message({"role": "user", "content": "Weather?"})
+    await bench.push(START, "Let me check.", started("1"), in_progress("1"), END)
+    await bench.push(result("1", "sunny"), START, "It is ", "sunny.")
+    await bench.push(*([END] if whole else []), StartInterruptionFrame(heard=heard))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("heard", "before", "after"),
+    [
+        ("", None, None),
+        ("Let me", "Let me", None),
+        ("Let me check. It", "Let me check.", "It"),
+        ("Let me check. It is sunny.", "Let me check.", "It is sunny."),
+    ],
+)
+async def test_what_was_heard_cuts_before_a_call_too(
+    heard: str, before: str | None, after: str | None, whole: bool
+) -> None:
+    """The call and its result stay, earlier answers too; only what was heard counts as said."""
+    bench = Bench(words=False)
+
+    await said_around_a_call(bench, heard, whole=whole)
+
+    earlier, _, call, outcome, *rest = bench.messages
+    assert earlier["content"] == "Earlier."
+    assert call.get("content") == before
+    assert ("content" in call, [c["id"] for c in call["tool_calls"]]) == (before is not None, ["1"])
+    assert outcome == {"role": "tool", "content": '"sunny"', "tool_call_id": "1"}
+    assert [message["content"] for message in rest] == ([after] if after else [])
+
+
+async def test_what_is_stored_is_not_cut() -> None:
+    """Loaded messages are of earlier turns, whether or not somebody looked at them."""
+    stored = [b'{"role":"assistant","content":"Earlier."}']
+    for is_looked_at in (False, True):
+        bench = Bench(words=False, stored=stored)
+        assert not is_looked_at or bench.context.messages
+
+        await bench.push(START, "one two", END, StartInterruptionFrame(heard="one"))
+
+        assert bench.texts == ["Earlier.", "one"]
+        assert bench.context.prefix_intact()

@@ -27,6 +27,7 @@ from worker.pipeline.stream import (
     ToolCallDelta,
     ToolCallParts,
     UsageReport,
+    failure_of_body,
 )
 
 
@@ -66,6 +67,7 @@ USAGE = frame(
 REPORT = UsageReport(ProviderUsage(288, 27, 313, 287, 628, 739000))
 BOM = b"\xef\xbb\xbf"
 BIG = "x" * (8 << 20)
+DEEP = b"[" * 30_000 + b"]" * 30_000
 
 SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
     "plain": (HEY, HEY_EVENTS),
@@ -200,6 +202,41 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
         sse(b'{"choices":[{"delta":{"content":"\xff"}}]}'),
         [MalformedFrame("utf8")],
     ),
+    "invalid_utf8_in_what_is_ignored": (
+        sse(b'{"choices":[{"delta":{"content":"He"}}],"\xff":1}', b'{"\xff":1}'),
+        [TextDelta("He"), MalformedFrame("utf8")],
+    ),
+    "the_same_behind_a_blank_line": (
+        b"\n" + sse(b'{"choices":[{"delta":{"content":"He"}}],"\xff":1}'),
+        [TextDelta("He")],
+    ),
+    "a_line_end_within_json": (
+        b'data: {"choices":\n[]}\n\n\ndata: {"choices":\n[]}\n\n' + HEY,
+        [MalformedFrame("json"), MalformedFrame("json"), *HEY_EVENTS],
+    ),
+    "nested_too_deeply": (sse(DEEP) + HEY, [MalformedFrame("too_deep"), *HEY_EVENTS]),
+    "nested_too_deeply_in_an_error": (
+        b"event: error\n" + sse(DEEP) + sse(b'{"error":{"message":' + DEEP + b"}}"),
+        [MalformedFrame("too_deep")] * 2,
+    ),
+    "nested_too_deeply_in_what_is_ignored": (
+        sse(b'{"choices":[{"delta":{"content":"He"}}],"x":' + DEEP + b"}"),
+        [MalformedFrame("too_deep")],
+    ),
+    "body_nested_too_deeply": (DEEP, [NotAStream(len(DEEP))]),
+    "usage_beyond_belief": (
+        sse(
+            b'{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":%b,"total_tokens":1e30,'
+            b'"cost_in_usd_ticks":%b}}' % (b"9" * 19, b"9" * 17)
+        ),
+        [UsageReport(ProviderUsage(prompt_tokens=5, total_tokens=5))],
+    ),
+    "negative_cost": (
+        sse(b'{"choices":[],"usage":{"prompt_tokens":5,"cost_in_usd_ticks":-1}}'),
+        [UsageReport(ProviderUsage(prompt_tokens=5, total_tokens=5))],
+    ),
+    "blank_lines_before_a_body": (b"\r\n\n\n[]", [NotAStream(2)]),
+    "a_mark_behind_a_blank_line": (b"\n\n" + BOM + HEY, HEY_EVENTS[1:]),
     "utf8": (sse(delta(content="Olá 👋")), [TextDelta("Olá 👋")]),
     "json_body": (frame(code="c", error="text"), [StreamFailed("c", "text")]),
     "json_body_with_bom": (BOM + frame(code="c", error="text"), [StreamFailed("c", "text")]),
@@ -290,6 +327,22 @@ def test_eight_megabytes_in_small_reads_take_no_time() -> None:
 
     assert events == [TextDelta(BIG)]
     assert time.process_time() - began < 2
+
+
+def test_blank_lines_before_the_first_event_are_not_kept() -> None:
+    """A peer that keeps the connection alive with line ends takes no memory."""
+    stream = CompletionStream()
+
+    for _ in range(1_000):
+        assert stream.feed(b"\n\r\n \n") == []
+
+    assert len(stream._buffer) < 8
+    assert stream.feed(HEY) == HEY_EVENTS
+
+
+def test_an_error_response_nested_too_deeply_is_text() -> None:
+    """Whatever came is there to be classified."""
+    assert failure_of_body(DEEP) == StreamFailed("", DEEP[: 64 * 1024].decode())
 
 
 TOOL_SHAPES: dict[str, tuple[list[ToolCallDelta], list[ToolCallParts]]] = {

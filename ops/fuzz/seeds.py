@@ -1,0 +1,187 @@
+"""What fuzzing starts from: one or more good inputs of every kind, and the words used in them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import inspect
+
+import ops
+from contracts.messages import Inbound
+from contracts.replies import AnyEvent, ToolRequest, TurnRecord
+from ops.fuzz.mutation import ENTRY, FIELD, MARK
+
+RECORDINGS: Final = Path(ops.__file__).parents[2] / "shared" / "data" / "xai"
+"""Recorded streams, one chunk a line, and error bodies; used where they are there."""
+_IDS: Final = b'"conversation_id":"c","turn_id":"t"'
+_TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+MESSAGES: Final = (
+    b'{"type":"user_message","conversation_id":"c","text":"hi"}',
+    b'{"type":"user_message",%b,"text":"%b","sent_at_ms":1750000000123,"deadline_at_ms":1,'
+    b'"traceparent":"%b","tracestate":"a=b","when_busy":"rollback","reply_to":"r",'
+    b'"metadata":{"k":"%b"},"final":false,"agent":"a","response_format":{"type":"object"}}'
+    % (_IDS, MARK.encode(), _TRACE.encode(), MARK.encode()),
+    b'{"type":"user_message",%b,"run":false,"parts":[{"type":"text","text":"what"},{"type":'
+    b'"image_url","image_url":{"url":"https://example.com/a.png","detail":"low"}},'
+    b'{"type":"image_url","image_url":{"url":"data:image/png;base64,aa"}}]}' % _IDS,
+    b'{"type":"transcription",%b,"text":"so","final":false}' % _IDS,
+    b'{"type":"user_started_speaking",%b}' % _IDS,
+    b'{"type":"user_stopped_speaking",%b}' % _IDS,
+    b'{"type":"interrupt",%b,"heard":"Hel"}' % _IDS,
+    b'{"type":"tool_result",%b,"call_id":"call_1","result":{"a":[1,2.5,null,"x"]},"is_error":true}'
+    % _IDS,
+    b'{"type":"context_append",%b,"run":true,"messages":[{"role":"system","content":"s"},'
+    b'{"role":"user","content":[{"type":"text","text":"u"}]},{"role":"assistant","tool_calls":'
+    b'[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},'
+    b'{"role":"tool","content":"r","tool_call_id":"1"}]}' % _IDS,
+    b'{"type":"context_replace",%b,"messages":[{"role":"assistant","content":"a"}]}' % _IDS,
+    b'{"type":"configure",%b,"settings":{"system_prompt":"p","model":"grok-4","temperature":0.5,'
+    b'"top_p":1,"max_tokens":9,"seed":1,"reasoning_effort":"low","tool_choice":"auto","agent":null,'
+    b'"tools":[{"type":"function","timeout_s":1,"function":{"name":"f","description":"d",'
+    b'"parameters":{"type":"object"}}}],"response_format":{"type":"object"}}}' % _IDS,
+)
+
+_EVENT: Final = b'"attempt":2,"trace_id":"4bf92f3577b34da6a3ce929d0e0e4736"'
+_USAGE: Final = (
+    b'{"prompt_tokens":288,"completion_tokens":27,"reasoning_tokens":313,"cached_tokens":287,'
+    b'"total_tokens":628,"cost_usd_ticks":739000}'
+)
+_COMPLETED: Final = (
+    b'{"type":"turn_completed",%b,%b,"text":"{}","finish_reason":"stop","usage":%b,'
+    b'"usage_state":"estimated","model":"m","parsed":{"a":[1]},"metadata":{"k":"v"}}'
+    % (_IDS, _EVENT, _USAGE)
+)
+EVENTS: Final = (
+    b'{"type":"turn_started",%b,%b,"worker":"w"}' % (_IDS, _EVENT),
+    b'{"type":"text_delta",%b,"text":"llo","offset":2}' % _IDS,
+    b'{"type":"tool_call_started",%b,"call_id":"1","name":"f","arguments":"{}"}' % _IDS,
+    b'{"type":"tool_call_finished",%b,"call_id":"1","name":"f","ok":false}' % _IDS,
+    _COMPLETED,
+    b'{"type":"turn_failed",%b,"code":"c","message":"m"}' % _IDS,
+    b'{"type":"turn_interrupted",%b,"text":"x","usage":%b}' % (_IDS, _USAGE),
+    b'{"type":"turn_absorbed",%b,"into":"u"}' % _IDS,
+    b'{"state":"accepted","accepted_at_ms":1750000000123,"after":"5-1","digest":"ab"}',
+    b'{"state":"completed","accepted_at_ms":1,"finished_at_ms":2,"attempts":1,"messages_from":0,'
+    b'"messages_to":2,"worker":"w","event":%b}' % _COMPLETED,
+    b'{%b,"call_id":"1","name":"f","arguments":{"a":1},"idempotency_key":"k",'
+    b'"deadline_at_ms":5,"traceparent":"%b"}' % (_IDS, _TRACE.encode()),
+)
+
+
+def _stream(*chunks: bytes) -> bytes:
+    return b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks)
+
+
+def _delta(delta: bytes, rest: bytes = b"") -> bytes:
+    return (
+        b'{"id":"8f00","object":"chat.completion.chunk","created":1,"model":"grok-4",'
+        b'"choices":[{"index":0,"delta":%b%b}]}' % (delta, rest)
+    )
+
+
+_CALL: Final = b'{"index":0,"id":"call_1","type":"function","function":{"name":"f","arguments":%b}}'
+_REPORT: Final = (
+    b'{"choices":[],"usage":{"prompt_tokens":288,"completion_tokens":27,"total_tokens":628,'
+    b'"prompt_tokens_details":{"text_tokens":288,"cached_tokens":287},'
+    b'"completion_tokens_details":{"reasoning_tokens":313},"cost_in_usd_ticks":739000}}'
+)
+_HELLO: Final = _stream(
+    _delta(b'{"role":"assistant","content":"Hel"}'), _delta(b'{"content":"lo \xf0\x9f\x91\x8b"}')
+)
+_END: Final = _stream(_delta(b"{}", b',"finish_reason":"stop"'), _REPORT, b"[DONE]")
+STREAMS: Final = (
+    _HELLO + _END,
+    (b": keepalive\n\n" + _HELLO + b"event: message\nid: 7\n" + _END).replace(b"\n", b"\r\n"),
+    b"\xef\xbb\xbf" + _HELLO.replace(b"\n", b"\r"),
+    _stream(_delta(b'{"reasoning_content":"hm"}'), _delta(b'{"refusal":"no"}'), b"[DONE]"),
+    _stream(
+        _delta(b'{"tool_calls":[%b]}' % (_CALL % b'"{"')),
+        _delta(b'{"tool_calls":[{"index":0,"function":{"arguments":"}"}}]}'),
+        _delta(b'{"tool_calls":[{"id":"call_2","function":{"name":"g","arguments":{"a":1}}}]}'),
+        _delta(b"{}", b',"finish_reason":"tool_calls"'),
+    ),
+    b'data: {"choices":[{"delta":\ndata: {"content":"He"}}]}\n\n' + _END,
+    _HELLO + b'event: error\ndata: {"message":"overloaded"}\n\n',
+    _stream(b'{"code":"c","error":"text"}'),
+    _stream(b'{"error":{"message":"m","type":"t","code":429}}', b'{"type":"error","message":"m"}'),
+    b'{"code":"invalid-argument","error":"Incorrect API key"}',
+    b'"a text"',
+    b"<html><body>502 Bad Gateway</body></html>",
+    _HELLO + b'data: {"choices":[{"del',
+)
+
+_FIELDS: Final = FIELD + b"t=t%d" + FIELD + b"a=5-1" + FIELD + b"d=0123456789abcdef"
+
+
+def _entries(*messages: bytes) -> bytes:
+    return ENTRY.join(b"m=" + message + _FIELDS % n for n, message in enumerate(messages))
+
+
+ENTRIES: Final = (
+    *(_entries(message) for message in MESSAGES),
+    _entries(MESSAGES[4], MESSAGES[3], MESSAGES[5], MESSAGES[0]),
+    _entries(MESSAGES[1], MESSAGES[0], MESSAGES[6]) + FIELD + b"on=1-0" + FIELD + b"act=interrupt",
+    _entries(MESSAGES[10], MESSAGES[8], MESSAGES[9]) + FIELD + b"on=1-0" + FIELD + b"act=rollback",
+    b"m={" + FIELD + b"x=1",
+    b"",
+)
+
+
+def recorded_streams(folder: Path) -> list[bytes]:
+    """Return the recorded streams and error bodies of a folder; none if there is no such folder."""
+    streams = [
+        _stream(*path.read_bytes().splitlines(), b"[DONE]")
+        for path in sorted(folder.glob("chat.*streaming*.jsonl"))
+    ]
+    bodies = [
+        body.encode()
+        for path in sorted(folder.glob("errors.jsonl"))
+        for line in path.read_bytes().splitlines()
+        if isinstance(body := msgspec.json.decode(line).get("body"), str)
+    ]
+    return streams + bodies
+
+
+def words_of(*kinds: Any) -> tuple[str, ...]:
+    """Return the field names, tags and enumerated values of structs, each once, in order."""
+    found: dict[str, None] = {}
+    for kind in kinds:
+        for info in inspect.multi_type_info(_members(kind)):
+            found.update(dict.fromkeys(_words(info)))
+    return tuple(found)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return getattr(kind, "__args__", (kind,))
+
+
+def _words(info: inspect.Type) -> Iterator[str]:
+    match info:
+        case inspect.StructType():
+            if info.tag_field:
+                yield from (info.tag_field, str(info.tag))
+            for field in info.fields:
+                yield field.encode_name
+                yield from _words(field.type)
+        case inspect.UnionType(types=types):
+            for inner in types:
+                yield from _words(inner)
+        case inspect.LiteralType(values=values):
+            yield from map(str, values)
+        case inspect.VarTupleType(item_type=inner) | inspect.ListType(item_type=inner):
+            yield from _words(inner)
+        case _:
+            pass
+
+
+MESSAGE_WORDS: Final = (*words_of(Inbound), "text", "https://example.com/", MARK)
+EVENT_WORDS: Final = words_of(AnyEvent, TurnRecord, ToolRequest)
+STREAM_WORDS: Final = (
+    *("id", "model", "object", "choices", "delta", "content", "reasoning_content", "refusal"),
+    *("tool_calls", "index", "function", "name", "arguments", "finish_reason", "stop", "usage"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"),
+    *("completion_tokens_details", "cached_tokens", "reasoning_tokens", "cost_in_usd_ticks"),
+    *("error", "code", "message", "type", "role", "assistant", "", "{}"),
+)

@@ -1,0 +1,324 @@
+"""What is fuzzed, and what has to hold for every input there is."""
+
+import itertools
+import re
+import zlib
+from collections.abc import Callable, Coroutine, Sequence
+from random import Random
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from contracts import conversation, messages, replies, requests, trace_context
+from contracts.conversation import ConversationSettings, decode_context_entry
+from contracts.errors import InvalidMessage
+from contracts.replies import TERMINAL, AnyEvent, TurnRecord
+from ops.fuzz import seeds
+from ops.fuzz.mutation import (
+    ENTRY,
+    FIELD,
+    MARK,
+    EntriesMutator,
+    JsonMutator,
+    Mutate,
+    StreamMutator,
+)
+from worker import effects, turn
+from worker.effects import Entry
+from worker.pipeline import aggregators, stream
+from worker.pipeline.aggregators import LLMUserContextAggregator
+from worker.pipeline.context import OpenAILLMContext
+from worker.turn import Turn, record_of
+
+_SMALL: Final = 256
+"""Bytes up to which a stream is also read byte by byte."""
+_NUMBER_MAX: Final = 2**53
+"""Largest whole number that every reader of JSON, and a sum in Redis, can take."""
+_encode = msgspec.json.Encoder().encode
+
+
+class Violation(Exception):
+    """Something that must always hold does not; the text says what, never the input."""
+
+
+class Verdict(NamedTuple):
+    """What became of an input that broke nothing."""
+
+    refused: str = ""
+    """The name it was refused by; empty: it was accepted."""
+    outcomes: Sequence[str] = ()
+    """What happened, in words of a bounded number: a new one is worth as much as new code, since
+    much of the code that decides is not Python."""
+
+
+class Target(NamedTuple):
+    """Something that takes bytes from outside."""
+
+    name: str
+    files: Sequence[str]
+    """Source files whose lines count as code reached."""
+    seeds: Sequence[bytes]
+    mutate: Mutate
+    check: Callable[[bytes], Verdict]
+    """Raises `Violation`, or anything at all, if the input breaks something."""
+
+
+def must(holds: bool, rule: str) -> None:  # noqa: FBT001  reads as an assertion
+    """Raise `Violation(rule)` unless it holds."""
+    if not holds:
+        raise Violation(rule)
+
+
+# Messages
+
+
+def check_message(data: bytes) -> Verdict:
+    """Decode one message as `submit` and a worker do."""
+    try:
+        message = messages.decode(data)
+    except InvalidMessage as error:
+        must(MARK not in f"{error} {error!r}", "an error repeats what was sent")
+        return Verdict("InvalidMessage", [_plain(str(error))])
+    must(messages.decode(messages.encode(message)) == message, "another message after a round trip")
+    submission = requests.Requests().submission(message)
+    sent = submission.call.args[2]
+    assert isinstance(sent, bytes)
+    stored = messages.decode(sent)
+    same = msgspec.structs.replace(
+        stored,
+        sent_at_ms=message.sent_at_ms,
+        traceparent=message.traceparent,
+        tracestate=message.tracestate,
+    )
+    must(same == message, "a submission changes the message")
+    must(
+        submission.trace_id == trace_context.trace_id_of(stored.traceparent) != "",
+        "a submission without a trace",
+    )
+    kind = type(message).__name__
+    given = (name for name in message.__struct_fields__ if getattr(message, name) not in _NOTHING)
+    return Verdict("", [f"{kind} {name}" for name in given])
+
+
+_NOTHING: Final[tuple[object, ...]] = (None, 0, "", (), msgspec.UNSET)
+
+
+def _plain(text: str) -> str:
+    """Return a sentence without its numbers, so that the number of sentences is bounded."""
+    return re.sub(r"\d+", "N", text)[:200]
+
+
+# Events, records and tool calls, as clients read them
+
+
+def check_event(data: bytes) -> Verdict:
+    """Decode what a client reads from Redis."""
+    kinds: list[str] = []
+    name = ""
+    for read in (_read_event, replies.decode_record, replies.decode_tool_request):
+        try:
+            value = read(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            name = type(error).__name__  # clients read what Turnline wrote: no other has a say here
+        else:
+            must(read(_encode(value)) == value, "another event after a round trip")
+            kinds.append(type(value).__name__)
+    return Verdict("" if kinds else name, kinds or [name])
+
+
+def _read_event(data: bytes) -> AnyEvent:
+    event = replies.decode_event(data, "5-1")
+    if isinstance(event, TERMINAL):
+        record = TurnRecord(
+            state="completed", accepted_at_ms=1, event=msgspec.Raw(replies.encode_event(event))
+        )
+        kept = replies.decode_record(_encode(record)).terminal()
+        must(kept == event, "another event in the turn's record")
+    shown = requests.TextAssembler()
+    shown.take(event)
+    shown.take(event)
+    must(not isinstance(event, TERMINAL) or shown.text == getattr(event, "text", ""), "other text")
+    return event
+
+
+# Streams of the model
+
+
+def check_stream(data: bytes) -> Verdict:
+    """Read a response body whole, in pieces, and byte by byte."""
+    events = _read_stream([data])
+    random = Random(zlib.crc32(data))
+    cuts = sorted(random.randrange(len(data) + 1) for _ in range(random.randrange(1, 9)))
+    ends = [0, *cuts, len(data)]
+    pieces = [data[a:b] for a, b in itertools.pairwise(ends)]
+    must(_same(_read_stream(pieces), events), "other events if cut elsewhere")
+    if len(data) <= _SMALL:
+        pieces = [data[n : n + 1] for n in range(len(data))]
+        must(_same(_read_stream(pieces), events), "other events if read byte by byte")
+    _check_events(events, len(data))
+    stream.failure_of_body(data).message.encode()
+    names = [type(event).__name__ for event in events]
+    refused = next((name for name in names if name in _REFUSALS), "")
+    pairs = {f"{one} {two}" for one, two in zip(["", *names], [*names, ""], strict=True)}
+    details = {_detail(event) for event in events}
+    return Verdict(refused, sorted(pairs | details))
+
+
+def _same(some: Sequence[stream.StreamEvent], others: Sequence[stream.StreamEvent]) -> bool:
+    """Whether two readings agree; how deep is too deep depends on the caller's stack."""
+    return some == others or _TOO_DEEP in (*some, *others)
+
+
+_TOO_DEEP: Final = stream.MalformedFrame("too_deep")
+_REFUSALS: Final = frozenset({"MalformedFrame", "NotAStream", "StreamFailed"})
+
+
+def _read_stream(pieces: Sequence[bytes]) -> list[stream.StreamEvent]:
+    reader = stream.CompletionStream()
+    events: list[stream.StreamEvent] = []
+    most = 0
+    for piece in pieces:
+        events += reader.feed(piece)
+        most = max(most, _kept_bytes(reader))
+    if most > _SMALL:
+        must(most <= _may_keep_bytes(b"".join(pieces)), "more is kept than one open event")
+    return events + reader.close()
+
+
+def _kept_bytes(reader: stream.CompletionStream) -> int:
+    values = vars(reader).values()
+    return sum(len(value) for value in values if isinstance(value, bytes | bytearray))
+
+
+def _may_keep_bytes(body: bytes) -> int:
+    body = body.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if body.lstrip()[:1] in b'{["<':
+        return stream.BODY_MAX_BYTES
+    return max(map(len, body.split(b"\n\n"))) + 4
+
+
+def _check_events(events: Sequence[stream.StreamEvent], size: int) -> None:
+    text = 0
+    calls = stream.ToolCallCollector()
+    for n, event in enumerate(events):
+        match event:
+            case stream.TextDelta() | stream.ReasoningDelta() | stream.Refusal():
+                text += len(event.text.encode())
+            case stream.UsageReport(usage=usage):
+                numbers = [value or 0 for value in msgspec.structs.astuple(usage)]
+                must(0 <= min(numbers) <= max(numbers) <= _NUMBER_MAX, "usage beyond all bounds")
+            case stream.StreamDone():
+                must(n == len(events) - 1, "events after the end")
+            case stream.ToolCallDelta():
+                calls.add(event)
+            case _:
+                pass
+    must(text <= size, "more text than was sent")
+    must(sum(len(call.arguments) for call in calls.calls()) <= 4 * size, "more arguments than sent")
+    _encode(events)
+
+
+def _detail(event: stream.StreamEvent) -> str:
+    match event:
+        case stream.MalformedFrame(reason=reason):
+            return f"malformed {reason}"
+        case stream.ToolCallDelta():
+            return "call " + " ".join(
+                str(part is not None) for part in msgspec.structs.astuple(event)
+            )
+        case stream.StreamFailed(code=code, message=message):
+            return f"failed {bool(code)} {bool(message)}"
+        case stream.UsageReport(usage=usage):
+            return "usage " + " ".join(str(bool(part)) for part in msgspec.structs.astuple(usage))
+        case _:
+            return ""
+
+
+# Stored entries, as a worker reads them
+
+
+def check_entries(data: bytes) -> Verdict:
+    """Take entries of an inbox, whatever they hold, into a turn, and end it."""
+    entries = [
+        Entry(f"{n}-0", dict(_field(field) for field in entry.split(FIELD)))
+        for n, entry in enumerate(data.split(ENTRY), 1)
+    ]
+    context = OpenAILLMContext()
+    user = LLMUserContextAggregator(context, now=lambda: 0.0)
+    taken = Turn("c", ConversationSettings(), user, since_ms=1)
+    for entry in entries:
+        taken.would_answer(entry)
+        entry.acts_on("1-0")
+        _finish(taken.take(entry))
+    _finish(taken.close())
+    must([used.entry for used in taken.used] == entries, "an entry is not used once, in order")
+    outcomes = [f"answer {taken.wants_answer}", f"settings {taken.settings_changed}"]
+    failed = ""
+    for used, ending in taken.endings(None):
+        record = record_of(used, ending, attempts=1, finished_at_ms=2, worker="w")
+        must(replies.decode_record(_encode(record)).terminal() == ending, "another end is kept")
+        outcomes.append(f"{type(used.message).__name__} {type(ending).__name__}")
+        if isinstance(ending, replies.TurnFailed):
+            must(MARK not in ending.message, "an error repeats what was sent")
+            failed = ending.code
+    for message in context.new_messages_encoded():
+        decode_context_entry(message)
+    kept = requests.decode_settings(_encode(taken.settings))
+    must(kept == taken.settings, "other settings are kept")
+    return Verdict(failed, outcomes)
+
+
+def _field(text: bytes) -> tuple[bytes, bytes]:
+    name, _, value = text.partition(b"=")
+    return name, value
+
+
+def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run what is asynchronous in form only."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    work.close()
+    raise Violation("it waits for something")
+
+
+def _files(*modules: ModuleType) -> tuple[str, ...]:
+    return tuple(str(module.__file__) for module in modules)
+
+
+def targets() -> dict[str, Target]:
+    """Return all targets by name."""
+    recorded = seeds.recorded_streams(seeds.RECORDINGS)
+    found = (
+        Target(
+            "messages",
+            _files(messages, conversation, requests, trace_context),
+            seeds.MESSAGES,
+            JsonMutator(seeds.MESSAGE_WORDS),
+            check_message,
+        ),
+        Target(
+            "events",
+            _files(replies, requests),
+            seeds.EVENTS,
+            JsonMutator(seeds.EVENT_WORDS),
+            check_event,
+        ),
+        Target(
+            "stream",
+            _files(stream),
+            [*seeds.STREAMS, *recorded],
+            StreamMutator(seeds.STREAM_WORDS),
+            check_stream,
+        ),
+        Target(
+            "entries",
+            _files(turn, effects, aggregators, messages, conversation),
+            seeds.ENTRIES,
+            EntriesMutator(seeds.MESSAGE_WORDS),
+            check_entries,
+        ),
+    )
+    return {target.name: target for target in found}

@@ -1,0 +1,58 @@
+"""`turnline fuzz` as a command: processes, figures, files of inputs that break something."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ops.fuzz.report import report_of
+from ops.fuzz.search import Found, Tally
+from tests.support.recordings import REPOSITORY
+
+
+def fuzz(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ops.cli", "fuzz", *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_a_short_run_prints_its_figures(tmp_path: Path) -> None:
+    """All targets, in processes of their own, so many runs as were asked for."""
+    ran = fuzz("--runs", "800", "--jobs", "2", "--seed", "5", "--json", "--keep", str(tmp_path))
+
+    assert (ran.returncode, ran.stderr) == (0, "seed 5\n")
+    report = json.loads(ran.stdout)
+    rows = {row["target"]: row for row in report["rows"]}
+    assert list(rows) == ["messages", "events", "stream", "entries"]
+    assert [row["runs"] for row in rows.values()] == [200] * 4
+    assert all(row["corpus"] >= row["seeds"] > 0 for row in rows.values())
+    assert all(row["edges"] > 0 and row["violations"] == 0 for row in rows.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_can_be_had_for_one_target() -> None:
+    """And ends when its time is over."""
+    ran = fuzz("--target", "events", "--seconds", "0.5", "--jobs", "1")
+
+    assert ran.returncode == 0
+    assert "events" in ran.stdout
+    assert "messages" not in ran.stdout
+    assert "turnline fuzz --runs 1000000 --seed" in ran.stdout
+
+
+def test_an_input_can_be_run_again(tmp_path: Path) -> None:
+    """The file's name says which target it is for."""
+    tally = Tally("stream", runs=1, violations=1, found=[Found("stream", "rule", b"data: x\n\n")])
+    report = report_of([tally], command="turnline fuzz", seed=1, seconds=1, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+
+    again = fuzz("--replay", str(path))
+    nameless = path.rename(tmp_path / "input")
+    refused = fuzz("--replay", str(nameless))
+    named = fuzz("--replay", str(nameless), "--target", "stream")
+
+    assert not report.is_clean
+    assert report.rows[0].broken[0].file == str(path)
+    assert (again.returncode, again.stdout) == (0, "stream: nothing is broken\n")
+    assert refused.returncode == 2
+    assert "add --target" in refused.stderr
+    assert named.stdout == again.stdout
