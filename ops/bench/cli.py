@@ -1,6 +1,7 @@
 """`turnline bench`: measures Turnline beside simpler ways to do the same."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -11,20 +12,39 @@ from rich.console import Console
 
 from ops.bench import report as reporting
 from ops.bench.programs import ProgramFailed
-from ops.bench.results import Report
-from ops.bench.scenarios import Scenario, scenarios
-from ops.bench.session import Plan, run
+from ops.bench.results import Drill, Report
+from ops.bench.scenarios import Scenario, is_growth, scenarios
+from ops.bench.session import Part, Plan, Tell, run
+from ops.chaos import drills
 from ops.cli.ending import ends_in_order
 from ops.cli.failures import Failed, Failure
 from ops.cli.output import console
 
-_BUDGET_S: Final = 165.0
-_FULL_BUDGET_S: Final = 1_080.0
+_BUDGET_S: Final = 160.0
+_FULL_BUDGET_S: Final = 1_000.0
+"""Then the scenarios end; idle conversations and the drills follow."""
 _ROUNDS: Final = 3
+_SOAK_MINUTES: Final = 2.0
+_PARTS: Final[frozenset[Part]] = frozenset({"fleet", "reading", "producers", "burst"})
+_FULL_PARTS: Final[frozenset[Part]] = frozenset({*_PARTS, "growth", "soak"})
+_DRILLS: Final[Mapping[drills.Name, int]] = {"kill": 12, "term": 2, "cancel": 50}
+"""How often each."""
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="More of everything: up to 20 minutes instead of 3.")
+@click.option("--full", is_flag=True, help="Everything: up to 20 minutes instead of 3.")
+@click.option(
+    "--growth",
+    is_flag=True,
+    help="Only how costs grow: with context, reply, inbox, idle conversations, workers.",
+)
+@click.option(
+    "--soak",
+    "soak_minutes",
+    type=click.FloatRange(min=0.1, max=600),
+    metavar="MINUTES",
+    help="Only one worker's memory under load for so long (part of --full: 2 minutes).",
+)
 @click.option("--only", metavar="PART", help="Only scenarios whose name contains this.")
 @click.option("--rounds", type=click.IntRange(min=1), default=_ROUNDS, show_default=True)
 @click.option("--list", "listing", is_flag=True, help="List the scenarios and exit.")
@@ -37,11 +57,13 @@ _ROUNDS: Final = 3
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a Markdown page, with plot and raw numbers in `benchmarks/` beside it.",
+    help="Write a Markdown page, with plots and raw numbers in `benchmarks/` beside it.",
 )
 def bench(
     *,
     full: bool,
+    growth: bool,
+    soak_minutes: float | None,
     only: str | None,
     rounds: int,
     listing: bool,
@@ -56,25 +78,54 @@ def bench(
     Redis commands and bytes, memory. Nothing is left behind.
 
     \b
-    Example:
+    Examples:
       turnline bench --only instant-20
+      turnline bench --growth
+      turnline bench --soak 60
+      turnline bench --full --page docs/benchmarks.md
     """
-    chosen = [it for it in scenarios(full=full) if only is None or only in it.name]
+    if sum((full, growth, soak_minutes is not None)) > 1:
+        raise Failure("--full, --growth and --soak exclude one another")
+    chosen, parts = _chosen(only, full=full, growth=growth, soak=soak_minutes is not None)
     if listing:
         for scenario in chosen:
             click.echo(f"{scenario.name:24} {scenario.title}: {', '.join(scenario.systems)}")
         return
-    if not chosen:
+    if not chosen and not parts:
         raise Failure(f"no scenario's name contains {only!r}; `turnline bench --list` lists them")
-    words = ("--full", full), (f"--only {only}", only), (f"--rounds {rounds}", rounds != _ROUNDS)
+    words = (
+        ("--full", full),
+        ("--growth", growth),
+        (f"--soak {soak_minutes or 0:g}", soak_minutes),
+        (f"--only {only}", only),
+        (f"--rounds {rounds}", rounds != _ROUNDS),
+    )
     command = " ".join(["turnline bench", *(word for word, given in words if given)])
     plan = Plan(
-        chosen,
+        chosen=chosen,
         rounds=rounds,
-        budget_s=_FULL_BUDGET_S if full else _BUDGET_S,
-        extras=only is None,
+        budget_s=_BUDGET_S if not (full or growth) else _FULL_BUDGET_S,
+        parts=parts,
+        soak_s=(soak_minutes or _SOAK_MINUTES) * 60,
     )
-    made = _measured(plan, command)
+    _tell_all(_measured(plan, command, drilled=full and not only), json_file, page)
+
+
+def _chosen(
+    only: str | None, *, full: bool, growth: bool, soak: bool
+) -> tuple[list[Scenario], frozenset[Part]]:
+    """Return the scenarios, and what is measured beside them."""
+    rows = [it for it in scenarios(full=full or growth) if only is None or only in it.name]
+    if soak:
+        return [], frozenset({"soak"})
+    if growth:
+        return [it for it in rows if is_growth(it)], frozenset({"growth"})
+    if only is not None:
+        return rows, frozenset()
+    return rows, _FULL_PARTS if full else _PARTS
+
+
+def _tell_all(made: Report, json_file: Path | None, page: Path | None) -> None:
     if json_file is not None:
         data = msgspec.json.format(msgspec.json.encode(made), indent=1)
         if json_file.name == "-":
@@ -87,13 +138,28 @@ def bench(
         reporting.show(made, console())
 
 
-def _measured(plan: Plan, command: str) -> Report:
+def _measured(plan: Plan, command: str, *, drilled: bool) -> Report:
     progress = console(stderr=True)
     try:
         with ends_in_order(), _Progress(progress, plan.chosen) as tell:
-            return uvloop.run(run(plan, command=command, tell=tell))
+            made = uvloop.run(run(plan, command=command, tell=tell))
+            return _with_drills(made, tell) if drilled else made
     except (ProgramFailed, RuntimeError) as error:
         raise Failed(str(error)) from None
+
+
+def _with_drills(report: Report, tell: Tell) -> Report:
+    """Add what only drills can tell: how soon a killed worker's turns go on, and the like."""
+    start_s = time.monotonic()
+    figures: list[Drill] = []
+    for name, rounds in _DRILLS.items():
+        done = drills.run(name, rounds=rounds, tell=tell)
+        figures += [
+            Drill(what=f"{done.title}: {it.what}", value=it.value, unit=it.unit, most=it.most)
+            for it in done.rows
+        ]
+    seconds = report.seconds + time.monotonic() - start_s
+    return msgspec.structs.replace(report, drills=figures, seconds=seconds)
 
 
 class _Progress:

@@ -4,7 +4,7 @@ import asyncio
 import http.client
 import os
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -15,13 +15,15 @@ from contracts.connection import AsyncRedis, open_async
 from ops.bench import systems
 from ops.bench.measuring import check_platform, rss_mb
 from ops.bench.programs import Program, ProgramFailed
-from ops.bench.scenarios import ARQ, DIRECT, FLOOR, TUNED, TURNLINE, Model
+from ops.bench.scenarios import ABOUT, TUNED, Model
 from ops.bench.systems import System
 from ops.embedded import EmbeddedRedis
 
 _LONGEST_BLOCK_S: Final = 1.0
 """No system's worker waits for work in one command for longer than that."""
-_PATIENCE_S: Final = 60.0
+_PATIENCE_S: Final = 120.0
+_DATABASES: Final = (*ABOUT, "fleet", "arq-fleet", "growth", "soak", "producers")
+_UNTRACED: Final = {"TURNLINE_TRACE_STORE": "0"}
 _SIMULATOR: Final = ("--ledger-entries", "20000")
 
 
@@ -75,16 +77,15 @@ class Lab:
         """Memory of one worker of each system after its first turns, MiB."""
 
     def redis_url(self, name: str) -> str:
-        """Return the database of one system."""
-        names = (TURNLINE, ARQ, TUNED, DIRECT, FLOOR, "fleet", "arq-fleet")
-        return self.server.url_of(1 + names.index(name))
+        """Return the database of one system or measurement."""
+        return self.server.url_of(1 + _DATABASES.index(name))
 
-    async def start(self, names: Sequence[str], workers: int) -> None:
-        """Start systems with so many workers each; all are asleep afterwards."""
-        for name in names:
+    async def start(self, workers_of: Mapping[str, int]) -> None:
+        """Start systems with so many workers; all are asleep afterwards."""
+        for name, workers in workers_of.items():
             self._systems[name] = await self._stack.enter_async_context(self._open(name, workers))
         for system in self._systems.values():
-            for n in range(2 * workers):  # they are up when they answer
+            for n in range(2 * workers_of[system.name]):  # they are up when they answer
                 await system.turn(f"hello-{n}", "Hello")
             if system.programs:
                 self.rest_mb[system.name] = rss_mb(system.programs[0].pid)
@@ -126,6 +127,10 @@ class Lab:
                 return systems.turnline(name, url, base_url, workers)
             case "arq" | "arq-tuned":
                 return systems.arq(name, url, base_url, workers, tuned=name == TUNED)
+            case "untraced":
+                return systems.turnline(name, url, base_url, workers, _UNTRACED)
+            case "exporting":
+                return systems.exporting(name, url, base_url, workers)
             case "floor":
                 return systems.raw(name, url, base_url, workers)
             case _:

@@ -13,6 +13,7 @@ from typing import IO, Final, Self
 import ops
 from ops.cli import bound
 
+_SETTINGS: Final = ("TURNLINE_", "OTEL_")
 _ROOT: Final = Path(ops.__file__).parents[1]
 
 
@@ -31,7 +32,8 @@ class Program:
         Args:
             module: What to run.
             arguments: Its arguments.
-            environ: Variables beside those inherited, of which `TURNLINE_` ones are left out.
+            environ: Variables beside those inherited, of which those that set up workers
+                (`TURNLINE_`, `OTEL_`) are left out.
         """
         self._module = module
         self._arguments: Sequence[str] = arguments
@@ -47,7 +49,7 @@ class Program:
 
     def __enter__(self) -> Self:
         """Start it."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("TURNLINE_")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
         starter = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
         self._popen = subprocess.Popen(
             [*starter, sys.executable, "-m", self._module, *self._arguments],

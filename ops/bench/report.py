@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ops.bench.multiples import Chart, multiples
 from ops.bench.plot import Bar, Group, Panel, svg
-from ops.bench.results import Burst, Report, Row
+from ops.bench.results import Burst, Curve, Report, Row
 from ops.bench.scenarios import ABOUT
 from ops.bench.verdict import budget, comparisons
 
@@ -24,17 +25,29 @@ _COLUMNS: Final = (
     "cmds",
     "KB",
     "peak MB",
+    "KB each",
 )
+_LEFT: Final = frozenset({"system", "what", "measured", "at", "producer", "way"})
+_MANY: Final = 50
+"""Conversations at once from which memory per conversation says something."""
 _RAW: Final = "benchmarks/raw.json"
 _PLOT: Final = "benchmarks/plot.svg"
+_CURVES: Final = "benchmarks/growth.svg"
 _METHOD: Final = (
     "Every system runs the same turns against the same simulated model in the same run, one at a "
     "time, in turns, {rounds} rounds; the others' processes are frozen meanwhile. Shown are "
     "medians over the rounds, with the range of the turns per second. CPU, Redis commands (those "
     "inside scripts included) and bytes are per turn. *Added first* is the time from submitting "
     "to the first text at the client, less the model's own time to it; with several conversations "
-    "and a model that answers at once it is mostly waiting for the processor. Absolute figures are "
-    "this machine's; compare rows with each other. Raw numbers: [{raw}]({raw})."
+    "and a model that answers at once it is mostly waiting for the processor. *Peak* is the memory "
+    "of the largest worker, *KB each* what the workers took on in a round per conversation, the "
+    "most of all rounds. Absolute figures are this machine's; compare rows with each other. Raw "
+    "numbers: [{raw}]({raw})."
+)
+_GROWTH: Final = (
+    "*Growth*: flat is what costs at most twice as much at the right end as at the left; linear is "
+    "what goes on no more than twice as steeply in the last step as before it. Grey is the floor: "
+    "it, too, sends the whole context with every request."
 )
 
 
@@ -59,6 +72,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.redis_commands:.0f}",
         f"{row.redis_kb:.1f}",
         f"{row.worker_peak_mb:.0f}" if row.worker_peak_mb else "",
+        f"{row.in_flight_kb:.0f}" if row.worker_peak_mb and row.at_once >= _MANY else "",
     ]
 
 
@@ -117,12 +131,87 @@ def _tables(report: Report) -> Iterable[_Figures]:
                 for it in report.fleets
             ],
         )
+    if report.producers:
+        yield _Figures(
+            "submitting, to nobody",
+            ("producer", "way", "per second (range)", "CPU us", "Redis us", "requests"),
+            [
+                [
+                    it.producer,
+                    it.way,
+                    f"{it.per_s:,.0f} ({it.per_s_range[0]:,.0f} to {it.per_s_range[1]:,.0f})",
+                    f"{it.client_us:.0f}",
+                    f"{it.redis_us:.0f}",
+                    f"{it.redis_requests:.2f}",
+                ]
+                for it in report.producers
+            ],
+        )
+    if report.curves:
+        yield _Figures(
+            "growth",
+            ("what", "measured", "at", "is", "factor"),
+            [
+                [
+                    it.title,
+                    it.y,
+                    "; ".join(f"{_short(point.x)}: {point.y:.3g}" for point in it.points),
+                    _judged(it),
+                    f"{it.factor:.2f}",
+                ]
+                for it in report.curves
+            ],
+        )
+    if report.soak is not None:
+        yield _Figures(
+            "a worker under load",
+            (
+                "seconds",
+                "turns",
+                "wrong",
+                "MB after a tenth",
+                "MB at the end",
+                "KB per 1,000 turns",
+            ),
+            [
+                [
+                    f"{report.soak.seconds:.0f}",
+                    f"{report.soak.turns:,}",
+                    f"{report.soak.wrong}",
+                    f"{report.soak.rss_mb[len(report.soak.rss_mb) // 10][1]:.1f}",
+                    f"{report.soak.rss_mb[-1][1]:.1f}",
+                    f"{report.soak.kb_per_1000_turns:.1f}",
+                ]
+            ],
+        )
+    if report.drills:
+        yield _Figures(
+            "drills",
+            ("what", "measured", "at most"),
+            [
+                [
+                    it.what,
+                    f"{it.value:.3g} {it.unit}".strip(),
+                    "" if it.most is None else f"{it.most:g} {it.unit}".strip(),
+                ]
+                for it in report.drills
+            ],
+        )
     if lines := list(budget(report)):
         yield _Figures(
             "the budget",
             ("what", "measured", "budget", "met"),
             [[it.what, it.measured, it.budget, "yes" if it.met else "NO"] for it in lines],
         )
+
+
+def _judged(curve: Curve) -> str:
+    until = f" up to {_short(curve.judged_to)}" if curve.judged_to else ""
+    return f"{'' if curve.is_as_expected else 'NOT '}{curve.expected}{until}"
+
+
+def _short(number: float) -> str:
+    return f"{number / 1_000_000:g}M" if number >= 1_000_000 else f"{number:,.0f}"
 
 
 def _ranged(value: float, low: float, high: float) -> str:
@@ -143,11 +232,12 @@ def _scenario_tables(report: Report) -> Iterable[_Figures]:
 
 def show(report: Report, console: Console) -> None:
     """Print all tables."""
-    console.print(_one_table(report))
+    if report.rows:
+        console.print(_one_table(report))
     for title, columns, rows in _tables(report):
         table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
         for column in columns:
-            table.add_column(column, justify="left" if column in {"system", "what"} else "right")
+            table.add_column(column, justify="left" if column in _LEFT else "right")
         for cells in rows:
             table.add_row(*cells)
         console.print(table)
@@ -157,11 +247,14 @@ def show(report: Report, console: Console) -> None:
 
 
 def write_page(report: Report, page: Path) -> None:
-    """Write a Markdown page, and beside it the plot and the raw numbers."""
+    """Write a Markdown page, and beside it the plots and the raw numbers."""
     (page.parent / _RAW).parent.mkdir(parents=True, exist_ok=True)
     raw = msgspec.json.format(msgspec.json.encode(report), indent=1)
     (page.parent / _RAW).write_bytes(raw + b"\n")
-    (page.parent / _PLOT).write_text(svg(_panels(report)), encoding="utf-8")
+    if report.rows:
+        (page.parent / _PLOT).write_text(svg(_panels(report)), encoding="utf-8")
+    if charts := _charts(report):
+        (page.parent / _CURVES).write_text(multiples(charts), encoding="utf-8")
     page.write_text(_markdown(report), encoding="utf-8")
 
 
@@ -175,17 +268,38 @@ def _markdown(report: Report) -> str:
         f"Versions: {versions}.\n",
         _METHOD.format(rounds=" to ".join(map(str, rounds)), raw=_RAW) + "\n",
         "\n".join(f"- **{name}**: {text}" for name, text in ABOUT.items()) + "\n",
-        f"![turns per second, time to first delta, CPU per turn]({_PLOT})\n",
-        "## In short\n",
-        "\n".join(f"- {sentence}" for sentence in comparisons(report)) + "\n",
-        "## Figures\n",
     ]
+    if report.rows:
+        parts.append(f"![turns per second, time to first delta, CPU per turn]({_PLOT})\n")
+    if _charts(report):
+        parts.append(f"{_GROWTH}\n\n![how costs grow]({_CURVES})\n")
+    if sentences := list(comparisons(report)):
+        parts += ["## In short\n", "\n".join(f"- {it}" for it in sentences) + "\n"]
+    parts.append("## Figures\n")
     for title, columns, rows in (*_scenario_tables(report), *_tables(report)):
         parts.append(f"### {title[0].upper()}{title[1:]}\n")
         lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(cells)} |" for cells in rows]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _charts(report: Report) -> list[Chart]:
+    charts = [
+        Chart(
+            f"{it.title[0].upper()}{it.title[1:]}",
+            it.x,
+            f"{it.y}: {_judged(it)}",
+            [(point.x, point.y, *point.y_range) for point in it.points],
+            is_log=it.expected == "flat",  # a line would not look like one
+            beside=[(point.x, point.y) for point in it.floor],
+        )
+        for it in report.curves
+    ]
+    if report.soak is not None and len(report.soak.rss_mb) > 1:
+        seen = [(float(turns), mb, mb, mb) for turns, mb in report.soak.rss_mb]
+        charts.append(Chart("Memory of a worker under load", "turns so far", "MB", seen))
+    return charts
 
 
 def _panels(report: Report) -> list[Panel]:

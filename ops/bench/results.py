@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -24,6 +25,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     redis_bytes: int
     worker_peak_mb: float
     """Of the largest worker."""
+    worker_growth_mb: float
+    """All workers' peaks over what they had when the round began."""
+    at_once: int
+    """Conversations."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +55,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     redis_requests: float
     redis_kb: float
     worker_peak_mb: float
+    at_once: int
+    in_flight_kb: float
+    """Memory that the workers took on during a round per conversation: the most of all rounds."""
 
     @property
     def own_cpu_ms(self) -> float:
@@ -102,6 +110,87 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     """Growth per turn in flight."""
 
 
+class Submitting(msgspec.Struct, frozen=True, kw_only=True):
+    """A producer that submits as fast as it can."""
+
+    producer: str
+    way: str
+    """One at a time, many at once, or in batches."""
+    per_s: float
+    per_s_range: tuple[float, float]
+    client_us: float
+    """CPU of the producer per submission, as the next."""
+    redis_us: float
+    redis_requests: float
+    """Reads from sockets per submission."""
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement of a curve: the median of its rounds."""
+
+    x: float
+    y: float
+    y_range: tuple[float, float]
+
+
+class Curve(msgspec.Struct, frozen=True, kw_only=True):
+    """How a cost grows with a size."""
+
+    name: str
+    title: str
+    x: str
+    """What grows."""
+    y: str
+    """What is measured, with its unit."""
+    expected: Literal["flat", "linear"]
+    points: list[Point]
+    """By ascending x; three at least."""
+    judged_to: float | None = None
+    """Largest x that the expectation is about; None: all."""
+    floor: list[Point] = []
+    """The same of a bare worker, where that was measured."""
+
+    @property
+    def factor(self) -> float:
+        """How steep the curve is, to be at most 2.
+
+        Flat: the last value over the first. Linear: the slope of the last step over the slope
+        before it, 1 for a straight line.
+        """
+        judged = [it for it in self.points if self.judged_to is None or it.x <= self.judged_to]
+        first, before, last = judged[0], judged[-2], judged[-1]
+        if self.expected == "flat":
+            return last.y / max(first.y, 1e-9)
+        slope = (before.y - first.y) / (before.x - first.x)
+        return (last.y - before.y) / (last.x - before.x) / max(slope, 1e-9)
+
+    @property
+    def is_as_expected(self) -> bool:
+        """Whether the curve is flat, or linear, as it is expected to be."""
+        return self.factor <= 2
+
+
+class Soak(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker under load for a while, with a cache that is soon full."""
+
+    seconds: float
+    turns: int
+    wrong: int
+    rss_mb: list[tuple[int, float]]
+    """(turns so far, memory of the worker), in equal intervals."""
+    kb_per_1000_turns: float
+    """Growth over the second half: the slope of the line closest to it."""
+
+
+class Drill(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure of a drill of `turnline chaos`."""
+
+    what: str
+    value: float
+    unit: str
+    most: float | None
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run."""
 
@@ -116,12 +205,28 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     calls: list[CallCost]
     bursts: list[Burst]
     fleets: list[InFlight]
+    producers: list[Submitting] = []
+    curves: list[Curve] = []
+    soak: Soak | None = None
+    drills: list[Drill] = []
 
 
 def quantile(values: Sequence[float], q: float) -> float:
     """Return the smallest value that a share `q` of all does not exceed; 0 of none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0
+
+
+def point_of(x: float, values: Sequence[float]) -> Point:
+    """Make a point of the rounds."""
+    return Point(x=x, y=statistics.median(values), y_range=(min(values), max(values)))
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of the line that fits these (x, y) best; 0 of fewer than two."""
+    if len({x for x, _ in points}) < 2:
+        return 0.0
+    return statistics.linear_regression([x for x, _ in points], [y for _, y in points]).slope
 
 
 def row_of(scenario: str, title: str, system: str, samples: Sequence[Sample]) -> Row:
@@ -156,4 +261,6 @@ def row_of(scenario: str, title: str, system: str, samples: Sequence[Sample]) ->
         redis_requests=statistics.median(per_turn("redis_requests")),
         redis_kb=statistics.median(per_turn("redis_bytes")) / 1024,
         worker_peak_mb=max(sample.worker_peak_mb for sample in samples),
+        at_once=max(it.at_once for it in samples),
+        in_flight_kb=max(it.worker_growth_mb * 1024 / it.at_once for it in samples),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ops.bench.lab import Lab, new_id
-from ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work
+from ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work, rss_mb
 from ops.bench.programs import Program
 from ops.bench.results import Burst, Sample, quantile
 from ops.bench.scenarios import ARQ, Model, Scenario
@@ -87,6 +87,7 @@ async def sample(lab: Lab, scenario: Scenario, name: str, *, warm: bool) -> Samp
         workers = system.programs[: scenario.workers]
         for program in workers:
             forget_peak(program.pid)
+        before_mb = sum(rss_mb(program.pid) for program in workers)
         first = await redis_work(lab.redis)
         before = await redis_work(lab.redis)
         asking = before.since(first)
@@ -114,6 +115,8 @@ async def sample(lab: Lab, scenario: Scenario, name: str, *, warm: bool) -> Samp
         redis_requests=work.requests,
         redis_bytes=work.bytes,
         worker_peak_mb=max(peaks, default=0.0),
+        worker_growth_mb=sum(peaks) - before_mb,
+        at_once=scenario.conversations,
     )
 
 

@@ -3,16 +3,31 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
-from ops.bench import fleet
+import msgspec
+
+from ops.bench import fleet, growth
 from ops.bench.lab import Lab, open_lab
-from ops.bench.results import Burst, CallCost, InFlight, Report, Row, Sample, row_of
+from ops.bench.producers import producers
+from ops.bench.results import (
+    Burst,
+    CallCost,
+    Curve,
+    InFlight,
+    Report,
+    Row,
+    Sample,
+    Soak,
+    Submitting,
+    row_of,
+)
 from ops.bench.running import burst, sample
-from ops.bench.scenarios import ALL, FLOOR, TUNED, TURNLINE, Scenario
+from ops.bench.scenarios import FLOOR, TUNED, TURNLINE, Scenario, workers_of
+from ops.bench.soak import soak
 from ops.bench.streaming import call_costs
 
 _PACKAGES: Final = ("arq", "openai", "redis", "hiredis", "msgspec", "uvloop", "aiohttp")
@@ -20,26 +35,22 @@ _CALL_ROUNDS: Final = 3
 
 Tell = Callable[[str], None]
 """Told what is being measured."""
+Part = Literal["fleet", "reading", "producers", "burst", "growth", "soak"]
+"""What is measured beside the scenarios."""
 
 
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure, and for how long at most."""
 
-    def __init__(
-        self, chosen: Sequence[Scenario], *, rounds: int, budget_s: float, extras: bool
-    ) -> None:
-        """Plan a run.
-
-        Args:
-            chosen: Scenarios, in order.
-            rounds: How often each is run, if there is time.
-            budget_s: After that, no scenario is run again; each is run once in any case.
-            extras: Also measure stream reading, bursts and fleets.
-        """
-        self.chosen = chosen
-        self.rounds = rounds
-        self.budget_s = budget_s
-        self.extras = extras
+    chosen: Sequence[Scenario]
+    """Scenarios, in order."""
+    rounds: int
+    """How often each is run, if there is time."""
+    budget_s: float
+    """From the start: no scenario is run again if it would end later; each is run once in any
+    case."""
+    parts: frozenset[Part]
+    soak_s: float
 
 
 async def run(plan: Plan, *, command: str, tell: Tell) -> Report:
@@ -49,28 +60,19 @@ async def run(plan: Plan, *, command: str, tell: Tell) -> Report:
         ProgramFailed: A process ended or did not start.
     """
     start_s = time.monotonic()
-    calls: list[CallCost] = []
-    bursts: list[Burst] = []
-    fleets: list[InFlight] = []
     async with open_lab() as lab:
         versions = await _versions(lab)
-        if plan.extras:
-            tell("a fleet of 24 workers with 100 slots each")
-            fleets.append(await fleet.turnline_in_flight(lab.redis_url("fleet"), fleet.Size()))
-            tell("the same with stock ARQ")
-            fleets.append(await fleet.arq_in_flight(lab.redis_url("arq-fleet"), fleet.Size()))
-            tell("reading streams in one process")
-            calls = await call_costs(lab, rounds=_CALL_ROUNDS)
+        fleets = await _fleets(lab, tell) if "fleet" in plan.parts else []
+        calls, submitted, soaked = await _alone(lab, plan, tell)
+        curves = await _worker_curves(lab, plan, tell)
         tell("starting workers")
-        workers = max((scenario.workers for scenario in plan.chosen), default=1)
-        used = [name for name in ALL if any(name in it.systems for it in plan.chosen)]
-        await lab.start(used, workers)
-        if plan.extras:
-            for name in (TURNLINE, TUNED, FLOOR):
-                if name in used:
-                    tell(f"bursts on one conversation: {name}")
-                    bursts.append(await burst(lab, name, bursts=5))
+        used = dict(workers_of(plan.chosen))
+        if "growth" in plan.parts:
+            used.setdefault(TURNLINE, 1)
+        await lab.start(used)
+        bursts = await _bursts(lab, tell, used) if "burst" in plan.parts else []
         rows = await _rounds(lab, plan, tell, until_s=start_s + plan.budget_s)
+        curves = growth.of_rows(rows) + await _other_curves(lab, plan, tell) + curves
     return Report(
         command=command,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -82,20 +84,79 @@ async def run(plan: Plan, *, command: str, tell: Tell) -> Report:
         calls=calls,
         bursts=bursts,
         fleets=fleets,
+        producers=submitted,
+        curves=curves,
+        soak=soaked,
     )
+
+
+async def _fleets(lab: Lab, tell: Tell) -> list[InFlight]:
+    tell("a fleet of 24 workers with 100 slots each")
+    own = await fleet.turnline_in_flight(lab.redis_url("fleet"), fleet.Size())
+    tell("the same with stock ARQ")
+    return [own, await fleet.arq_in_flight(lab.redis_url("arq-fleet"), fleet.Size())]
+
+
+async def _alone(
+    lab: Lab, plan: Plan, tell: Tell
+) -> tuple[list[CallCost], list[Submitting], Soak | None]:
+    """Measure what needs none of the systems."""
+    calls: list[CallCost] = []
+    submitted: list[Submitting] = []
+    soaked: Soak | None = None
+    if "reading" in plan.parts:
+        tell("reading streams in one process")
+        calls = await call_costs(lab, rounds=_CALL_ROUNDS)
+    if "producers" in plan.parts:
+        tell("submitting")
+        submitted = await producers(lab, rounds=plan.rounds)
+    if "soak" in plan.parts:
+        tell(f"a worker under load for {plan.soak_s:.0f} s")
+        soaked = await soak(lab, seconds=plan.soak_s)
+    return calls, submitted, soaked
+
+
+async def _bursts(lab: Lab, tell: Tell, used: Mapping[str, int]) -> list[Burst]:
+    bursts: list[Burst] = []
+    for name in (TURNLINE, TUNED, FLOOR):
+        if name in used:
+            tell(f"bursts on one conversation: {name}")
+            bursts.append(await burst(lab, name, bursts=5))
+    return bursts
+
+
+async def _worker_curves(lab: Lab, plan: Plan, tell: Tell) -> list[Curve]:
+    """Measure fleets of their own."""
+    if "growth" not in plan.parts:
+        return []
+    tell("fleets of 1 to 64 workers")
+    return await growth.by_workers(lab, rounds=plan.rounds)
+
+
+async def _other_curves(lab: Lab, plan: Plan, tell: Tell) -> list[Curve]:
+    """Measure on the lab's worker; at the very end, since a million keys stay."""
+    if "growth" not in plan.parts:
+        return []
+    tell("inboxes of 1 to 900 messages")
+    inbox = await growth.by_inbox(lab, rounds=plan.rounds)
+    tell("up to a million keys of idle conversations")
+    return [inbox, await growth.by_idle_conversations(lab, rounds=plan.rounds)]
 
 
 async def _rounds(lab: Lab, plan: Plan, tell: Tell, *, until_s: float) -> list[Row]:
     """Run all scenarios, then all again; within a scenario the systems take turns."""
     samples: dict[tuple[str, str], list[Sample]] = {}
+    took_s: dict[str, float] = {}
     for number in range(1, plan.rounds + 1):
         for scenario in plan.chosen:
-            if number > 1 and time.monotonic() > until_s:
-                break
+            start_s = time.monotonic()
+            if number > 1 and start_s + took_s[scenario.name] > until_s:
+                continue
             for name in scenario.systems:
                 tell(f"round {number}: {scenario.title}: {name}")
                 one = await sample(lab, scenario, name, warm=number > 1)
                 samples.setdefault((scenario.name, name), []).append(one)
+            took_s[scenario.name] = time.monotonic() - start_s
     return [
         row_of(scenario.name, scenario.title, name, taken)
         for scenario in plan.chosen

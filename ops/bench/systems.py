@@ -9,12 +9,14 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
 from arq.connections import ArqRedis, RedisSettings, create_pool
-from openai import AsyncOpenAI
+from openai import APIError, AsyncOpenAI, AsyncStream
+from openai.types.chat import ChatCompletionChunk
 
 from contracts import ContextAppend, TextDelta, TurnClient, TurnCompleted, TurnFailed, UserMessage
 from contracts.connection import AsyncRedis, open_async
 from contracts.conversation import AssistantEntry, ContextEntry, UserEntry
 from contracts.jobs import deserialize_job, serialize_job
+from ops.bench import collector
 from ops.bench.baselines import arq_worker, raw_worker
 from ops.bench.programs import Program
 
@@ -22,6 +24,7 @@ SLOTS: Final = 256
 """Turns that one worker runs at once, where the system has such a limit."""
 ARQ_SLOTS: Final = 10
 """The same by ARQ's default."""
+NOTHING: Final[Mapping[str, str]] = {}
 _SENTENCE: Final = "This is one of the messages that came before, as long as most of them are."
 
 
@@ -190,21 +193,28 @@ class Direct:
         submitted_s, first_s = time.perf_counter(), 0.0
         messages = self._histories.setdefault(conversation_id, [])
         messages.append({"role": "user", "content": text})
-        stream = await self._client.chat.completions.create(
+        pieces: list[str] = []
+        try:
+            async for chunk in await self._ask(conversation_id, messages):
+                if chunk.choices and (piece := chunk.choices[0].delta.content):
+                    first_s = first_s or time.perf_counter()
+                    pieces.append(piece)
+        except APIError:  # a saturated process misses the SDK's own time-outs
+            pieces.clear()
+        reply, done_s = "".join(pieces), time.perf_counter()
+        messages.append({"role": "assistant", "content": reply})
+        return Timing(submitted_s, first_s or done_s, done_s, reply)
+
+    async def _ask(
+        self, conversation_id: str, messages: list[dict[str, str]]
+    ) -> AsyncStream[ChatCompletionChunk]:
+        return await self._client.chat.completions.create(
             model="grok-4.3",
             messages=cast("Any", messages),
             stream=True,
             stream_options={"include_usage": True},
             extra_headers={"x-grok-conv-id": conversation_id},
         )
-        pieces: list[str] = []
-        async for chunk in stream:
-            if chunk.choices and (piece := chunk.choices[0].delta.content):
-                first_s = first_s or time.perf_counter()
-                pieces.append(piece)
-        reply = "".join(pieces)
-        messages.append({"role": "assistant", "content": reply})
-        return Timing(submitted_s, first_s, time.perf_counter(), reply)
 
 
 def _history(messages: int) -> list[dict[str, str]]:
@@ -216,27 +226,48 @@ def _history(messages: int) -> list[dict[str, str]]:
 # Starting them
 
 
-def _worker(redis_url: str, base_url: str, number: int, settings: Mapping[str, str]) -> Program:
-    environ = {
+def worker(
+    redis_url: str, base_url: str, number: int, environ: Mapping[str, str] = NOTHING
+) -> Program:
+    """Return a process of Turnline's worker, to be started."""
+    settings = {
         "TURNLINE_REDIS_URL": redis_url,
         "TURNLINE_BASE_URL": base_url,
         "TURNLINE_SLOTS": str(SLOTS),
         "TURNLINE_WORKER_NAME": f"bench-{number}",
         "TURNLINE_LOG_LEVEL": "warning",
         "XAI_API_KEY": "xai-bench",
-        **settings,
+        **environ,
     }
-    return Program("worker", environ=environ)
+    return Program("worker", environ=settings)
+
+
+@asynccontextmanager
+async def exporting(
+    name: str, redis_url: str, base_url: str, workers: int = 1
+) -> AsyncGenerator[System]:
+    """Run Turnline's workers and a collector for their traces."""
+    with Program(collector.__name__) as sink:
+        environ = {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{sink.first_line()}/v1/traces",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",  # ms: what a round makes is sent within the round
+        }
+        async with turnline(name, redis_url, base_url, workers, environ) as system:
+            yield system
 
 
 @asynccontextmanager
 async def turnline(
-    name: str, redis_url: str, base_url: str, workers: int = 1
+    name: str,
+    redis_url: str,
+    base_url: str,
+    workers: int = 1,
+    environ: Mapping[str, str] = NOTHING,
 ) -> AsyncGenerator[System]:
     """Run Turnline's workers. They are ready when the first turn is answered."""
     async with AsyncExitStack() as stack:
         programs = [
-            stack.enter_context(_worker(redis_url, base_url, n, {})) for n in range(workers)
+            stack.enter_context(worker(redis_url, base_url, n, environ)) for n in range(workers)
         ]
         client = await stack.enter_async_context(TurnClient.connect(redis_url))
         yield Turnline(name, client, programs)

@@ -1,10 +1,15 @@
 """What the figures say: the budget, and Turnline beside the naive worker."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ops.bench.results import Report, Row
 from ops.bench.scenarios import ARQ, FLOOR, TUNED, TURNLINE
+
+_SOAKED: Final = 20_000
+"""Turns after which memory has settled: a shorter soak tells nothing."""
+_CREEP_KB: Final = 20
+"""An hour of a busy worker is 50,000 turns: this would be 1 MB."""
 
 
 class Verdict(NamedTuple):
@@ -29,6 +34,26 @@ def budget(report: Report) -> Iterator[Verdict]:
     for fleet in report.fleets:
         if fleet.system == TURNLINE:
             yield _at_most("memory per turn in flight", fleet.kb_per_turn, 60, "KB")
+            yield Verdict(
+                "turns in flight, fleet-wide",
+                f"{fleet.in_flight:,}",
+                f"all {fleet.submitted:,}",
+                fleet.in_flight == fleet.submitted == fleet.completed,
+            )
+    yield from _over_time(report)
+    for drill in report.drills:
+        if drill.most is not None:
+            yield _at_most(drill.what, drill.value, drill.most, drill.unit)
+
+
+def _over_time(report: Report) -> Iterator[Verdict]:
+    for curve in report.curves:
+        until = f" up to {curve.judged_to:,.0f}" if curve.judged_to else ""
+        what = f"{curve.title}, {curve.expected}{until}: {curve.y}"
+        yield _at_most(what, curve.factor, 2, "times")
+    if report.soak is not None and report.soak.turns >= _SOAKED:
+        creep = report.soak.kb_per_1000_turns
+        yield _at_most("memory of a worker under load, per 1,000 turns", creep, _CREEP_KB, "KB")
 
 
 def _times(rows: Mapping[str, Row]) -> Iterator[Verdict]:

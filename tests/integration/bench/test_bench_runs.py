@@ -8,20 +8,24 @@ import msgspec
 import psutil
 import pytest
 
+from contracts import TurnClient
+from ops.bench import growth
 from ops.bench.fleet import Size, arq_in_flight, turnline_in_flight
 from ops.bench.lab import open_lab
+from ops.bench.producers import producers
 from ops.bench.running import burst, sample
-from ops.bench.scenarios import ALL, DIRECT, INSTANT, Model, Scenario
+from ops.bench.scenarios import ABOUT, DIRECT, INSTANT, Model, Scenario
+from ops.bench.soak import soak
 from tests.support.recordings import REPOSITORY
 
 TINY = Scenario(name="tiny", title="tiny", model=INSTANT, conversations=2, seconds=0.02)
 
 
 async def test_every_system_is_measured_and_answers_rightly() -> None:
-    """All five run the same turns to the same text, and each process' share is seen."""
+    """All run the same turns to the same text, and each process' share is seen."""
     async with open_lab() as lab:
-        await lab.start(ALL, 1)
-        for name in ALL:
+        await lab.start(dict.fromkeys(ABOUT, 1))
+        for name in ABOUT:
             for scenario in (TINY, msgspec.structs.replace(TINY, context=20)):
                 one = await sample(lab, scenario, name, warm=False)
 
@@ -37,7 +41,7 @@ async def test_every_system_is_measured_and_answers_rightly() -> None:
 async def test_a_burst_on_one_conversation_is_answered_in_turn() -> None:
     """Turnline asks the model once at a time and keeps every message; the floor does not wait."""
     async with open_lab() as lab:
-        await lab.start(["turnline", "floor"], 2)
+        await lab.start({"turnline": 2, "floor": 2})
         seen = await burst(lab, "turnline", bursts=1)
 
         assert seen.most_at_once == 1
@@ -54,12 +58,58 @@ async def test_a_paced_model_is_slower_than_an_instant_one() -> None:
     """The pace reaches the model: what is added is counted without it."""
     paced = msgspec.structs.replace(TINY, model=Model(chunks=3, ttft_ms=40, itl_ms=5))
     async with open_lab() as lab:
-        await lab.start(["floor"], 1)
+        await lab.start({"floor": 1})
         one = await sample(lab, paced, "floor", warm=False)
 
         assert one.wrong == 0
         assert min(one.added_first_ms) > 0
         assert one.wall_s > 0.05
+
+
+async def test_growth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sizes of each curve give points; idle conversations are whole ones that answer."""
+    monkeypatch.setattr(growth, "_WORKERS", (1, 2, 3))
+    monkeypatch.setattr(growth, "_ROUND_S", 0.05)
+    monkeypatch.setattr(growth, "_INBOXES", (1, 5, 20))
+    monkeypatch.setattr(growth, "_KEYS", (0, 1_000, 8_000))
+    async with open_lab() as lab:
+        curves = await growth.by_workers(lab, rounds=1)
+        await lab.start({"turnline": 1})
+        curves.append(await growth.by_inbox(lab, rounds=1))
+        curves.append(await growth.by_idle_conversations(lab, rounds=1))
+        async with TurnClient.connect(lab.redis_url("turnline")) as client:
+            assert len((await client.history("idle-999")).messages) == 2
+            async with lab.awake("turnline") as system:
+                assert (await system.turn("idle-7", "hello")).text == INSTANT.text
+            assert len((await client.history("idle-7")).messages) == 4
+
+    assert len(curves) == 6
+    for curve in curves:
+        assert [point.x for point in curve.points] == sorted(point.x for point in curve.points)
+        assert all(point.y > 0 for point in curve.points), curve.name
+
+
+async def test_a_soak_watches_the_worker() -> None:
+    """Turns are right, memory is sampled from the first turn on."""
+    async with open_lab() as lab:
+        seen = await soak(lab, seconds=0.5)
+
+    assert seen.turns >= 200
+    assert seen.wrong == 0
+    assert len(seen.rss_mb) > 10
+    assert min(mb for _, mb in seen.rss_mb) > 30
+
+
+async def test_every_producer_is_measured() -> None:
+    """Batches take one round trip, single submissions one each."""
+    async with open_lab() as lab:
+        figures = await producers(lab, rounds=1)
+
+    assert len(figures) == 7
+    for it in figures:
+        in_batches = it.way.startswith("submit_many")
+        assert it.per_s > 0
+        assert it.redis_requests < 0.2 if in_batches else it.redis_requests >= 1
 
 
 async def test_a_fleet_of_24_workers_has_2400_turns_in_flight(redis_url: str) -> None:

@@ -1,16 +1,30 @@
 """How rounds become rows, rows become verdicts and pictures, and bytes become text."""
 
+from typing import Literal
 from xml.etree import ElementTree as ET
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.bench.baselines.sse import _dechunked
+from ops.bench.multiples import multiples
 from ops.bench.plot import Bar, Group, Panel, svg
-from ops.bench.report import _markdown
-from ops.bench.results import Burst, Report, Sample, quantile, row_of
-from ops.bench.scenarios import ABOUT, ALL, scenarios
+from ops.bench.report import _charts, _markdown
+from ops.bench.results import (
+    Burst,
+    Curve,
+    Drill,
+    Report,
+    Sample,
+    Soak,
+    point_of,
+    quantile,
+    row_of,
+    slope,
+)
+from ops.bench.scenarios import ABOUT, ALL, is_growth, scenarios, workers_of
 from ops.bench.verdict import budget, comparisons
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -31,6 +45,8 @@ def sample(**changed: object) -> Sample:
         redis_requests=60,
         redis_bytes=102_400,
         worker_peak_mb=70.0,
+        worker_growth_mb=0.5,
+        at_once=50,
     )
     return msgspec.structs.replace(plain, **changed)
 
@@ -44,7 +60,7 @@ def report(*samples: Sample, scenario: str = "instant-20-c10", **changed: object
         versions={"python": "3.11"},
         seconds=1.0,
         rest_mb={},
-        rows=[row_of(scenario, "ten at once", "turnline", samples)],
+        rows=[row_of(scenario, "ten at once", "turnline", samples)] if samples else [],
         calls=[],
         bursts=[],
         fleets=[],
@@ -141,10 +157,82 @@ def test_scenarios_have_names_of_their_own_and_known_systems() -> None:
 
     for chosen in (short, full):
         assert len({it.name for it in chosen}) == len(chosen)
-        assert {name for it in chosen for name in it.systems} == set(ALL) == set(ABOUT)
+        assert {name for it in chosen for name in it.systems} == set(ABOUT) > set(ALL)
         assert all(it.systems[0] == "turnline" for it in chosen)
     assert {1, 10, 50} <= {it.conversations for it in short}
     assert {10, 100, 1_000, 5_000} <= {it.context for it in full}
+    assert {20, 200, 10_000} <= {it.model.chunks for it in full}
+    assert sum(map(is_growth, full)) == 8
+    assert workers_of(full)["turnline"] == 8
+    assert workers_of(full)["arq"] == 1
+
+
+def curve(expected: Literal["flat", "linear"], *values: float, **changed: object) -> Curve:
+    """Costs at 1, 10, 100 ..."""
+    plain = Curve(
+        name="c",
+        title="a turn by size",
+        x="size",
+        y="CPU, ms",
+        expected=expected,
+        points=[point_of(10**n, [value]) for n, value in enumerate(values)],
+    )
+    return msgspec.structs.replace(plain, **changed)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "is_kept"),
+    [
+        (curve("flat", 3, 2, 5, 6), True),
+        (curve("flat", 3, 2, 5, 6.1), False),
+        (curve("flat", 3, 3, 3, 9, judged_to=100), True),
+        (curve("flat", 3, 3, 9, 9, judged_to=100), False),
+        (curve("linear", 6, 15, 105, 1_005), True),
+        (curve("linear", 6, 7, 17, 1_005), False),
+        (curve("linear", 1, 100, 10_000, 1_000_000), False),
+    ],
+)
+def test_a_curve_is_judged(drawn: Curve, is_kept: bool) -> None:
+    """Flat is twice as much at most; linear goes on as it began; a square is neither."""
+    (line,) = budget(report(curves=[drawn]))
+
+    assert (drawn.is_as_expected, line.met) == (is_kept, is_kept)
+
+
+def test_growth_and_soak_are_drawn() -> None:
+    """The page has a chart for each curve and for the memory, however many points there are."""
+    soak = Soak(
+        seconds=9,
+        turns=40_000,
+        wrong=0,
+        rss_mb=[(n * 100, 70.0 + n) for n in range(20)],
+        kb_per_1000_turns=21.0,
+    )
+    made = report(curves=[curve("flat", 3, 3, 3), curve("linear", 0, 1, 2)], soak=soak)
+    root = ET.fromstring(multiples(_charts(made)))
+
+    assert len(list(root.iter(f"{SVG}polyline"))) == 3
+    assert [line.met for line in budget(made)] == [True, True, False]
+    short = msgspec.structs.replace(soak, turns=2_000)
+    assert list(budget(report(soak=short))) == []
+    assert "growth.svg" in _markdown(made)
+
+
+def test_the_slope_of_noise_is_small() -> None:
+    """The line closest to the points, not the one through the last."""
+    assert slope([(0, 1), (1, 3), (2, 5)]) == 2
+    assert slope([(0, 1), (1, 2), (2, 2), (3, 1)]) == 0
+    assert slope([(1, 1), (1, 2)]) == 0
+
+
+def test_a_figure_of_a_drill_has_its_bound() -> None:
+    """Drills that only inform are no lines of the budget."""
+    figures = [
+        Drill(what="p50", value=2.1, unit="s", most=2.0),
+        Drill(what="kills", value=12, unit="", most=None),
+    ]
+
+    assert [(it.what, it.met) for it in budget(report(drills=figures))] == [("p50", False)]
 
 
 @given(st.data())

@@ -654,7 +654,10 @@ class OpenAILLMService(FrameProcessor):
                     call.text_chars += len(event.text)
                     if call.first_text_at is None:
                         await self._note_first(call, text=True)
-                    await self.push_frame(LLMTextFrame(event.text))
+                        await self.push_frame(LLMTextFrame(event.text))
+                        await _let_others_send()
+                    else:
+                        await self.push_frame(LLMTextFrame(event.text))
                 else:
                     await self._note(event, completion, stream)
 
@@ -837,6 +840,12 @@ def create_client(
     client.admin_api_key = None
     setattr(client, "_custom_headers", dict(default_headers or {}))  # noqa: B010
     return client
+
+
+async def _let_others_send() -> None:
+    """Give what was pushed two turns of the event loop, in which it reaches a socket."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def _failure(event: StreamFailed | MalformedFrame | NotAStream) -> WorkerError:

@@ -27,7 +27,7 @@ Invariants
 ]]
 local lease = redis.call('GET', KEYS[5])
 if lease ~= ARGV[1] then
-  local ours = lease and string.sub(lease, -#ARGV[1]) == ARGV[1] and string.sub(ARGV[1], 1, 1) == ' '
+  local ours = lease and string.sub(lease, -string.len(ARGV[1])) == ARGV[1] and string.sub(ARGV[1], 1, 1) == ' '
   if not ours or redis.call('HGET', KEYS[2], 'running') == lease then
     return {'fenced'}
   end

@@ -1,0 +1,301 @@
+"""How costs grow: with a waiting inbox, with idle conversations, with the number of workers."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Final, Literal, NamedTuple
+
+from contracts import TurnClient, TurnCompleted, UserMessage
+from contracts.connection import AsyncRedis, open_async
+from contracts.keys import conversation_keys, shard_keys
+from ops.bench import systems
+from ops.bench.lab import Lab, new_id
+from ops.bench.measuring import cpu_s, redis_work
+from ops.bench.programs import Program, ProgramFailed
+from ops.bench.results import Curve, Point, Row, point_of
+from ops.bench.running import sample
+from ops.bench.scenarios import CONTEXT, FLOOR, INSTANT, REPLY, TURNLINE, Scenario
+from ops.bench.systems import Timing, Turnline
+
+_TEXT: Final = "Would you find me a table for two, tonight at seven?"
+_SHARD: Final = shard_keys(0)
+_INBOXES: Final = (1, 10, 100, 900)
+_INBOX_CONVERSATIONS: Final = 4
+_INBOX_WARM: Final = 40
+_INBOX_TURNS: Final = 200
+_KEYS: Final = (0, 10_000, 100_000, 1_000_000)
+_WORKERS: Final = (1, 4, 16, 64)
+_BUSY: Final = 4
+"""Conversations that keep one worker busy."""
+_ROUND_S: Final = 1.5
+_IDLE_TURNS: Final = 20
+_RESTORE_AT_ONCE: Final = 500
+_RESTORE: Final = """
+for n = ARGV[1], ARGV[2] do
+  for i = 3, #ARGV, 3 do
+    redis.call('RESTORE', ARGV[i] .. 'idle-' .. n .. ARGV[i + 1], 2592000000, ARGV[i + 2])
+  end
+end
+return 0
+"""
+"""Makes idle conversations out of one: ARGV are the first and the last number, then for each key
+its name before and behind the conversation's id, and its value; for 30 days, as usual."""
+_WIRE: Final = 1_000
+"""Messages of context from which sending them costs more than all else."""
+_TURNS_CPU: Final = "CPU of worker and Redis per turn, ms"
+
+
+class _Spent(NamedTuple):
+    """What a fleet and Redis spent."""
+
+    cpu_ms: float
+    redis_ms: float
+    commands: float
+
+    def per(self, count: float) -> "_Spent":
+        """Return the same per turn, or per second."""
+        return _Spent(self.cpu_ms / count, self.redis_ms / count, self.commands / count)
+
+
+def of_rows(rows: Sequence[Row]) -> list[Curve]:
+    """Return the curves that scenarios give: cost by context and by length of the reply."""
+    context = Curve(
+        name="context",
+        title="a turn by messages of context",
+        x="messages of context",
+        y=_TURNS_CPU,
+        expected="flat",
+        points=_points(rows, CONTEXT, TURNLINE),
+        judged_to=_WIRE,
+        floor=_points(rows, CONTEXT, FLOOR),
+    )
+    reply = Curve(
+        name="reply",
+        title="a turn by chunks of the reply",
+        x="chunks of the reply",
+        y=_TURNS_CPU,
+        expected="linear",
+        points=_points(rows, REPLY, TURNLINE),
+        floor=_points(rows, REPLY, FLOOR),
+    )
+    return [curve for curve in (context, reply) if len(curve.points) > 2]
+
+
+def _points(rows: Sequence[Row], prefix: str, system: str) -> list[Point]:
+    return [
+        Point(
+            x=int(row.scenario.removeprefix(prefix)), y=row.own_cpu_ms, y_range=row.own_cpu_ms_range
+        )
+        for row in rows
+        if row.system == system and row.scenario.startswith(prefix)
+    ]
+
+
+# Inbox
+
+
+async def by_inbox(lab: Lab, *, rounds: int) -> Curve:
+    """Measure turns of conversations in which so many messages wait all the time."""
+    lab.model.answer_as(INSTANT)
+    costs: dict[int, list[float]] = {length: [] for length in _INBOXES}
+    async with TurnClient.connect(lab.redis_url(TURNLINE)) as client:
+        for _ in range(rounds):
+            for length, values in costs.items():
+                async with lab.awake(TURNLINE) as system:
+                    values.append(await _full_inboxes(lab, client, system.programs[0], length))
+    return Curve(
+        name="inbox",
+        title="a turn by messages that wait in its inbox",
+        x="messages in the inbox",
+        y=_TURNS_CPU,
+        expected="flat",
+        points=[point_of(length, values) for length, values in costs.items()],
+    )
+
+
+async def _full_inboxes(lab: Lab, client: TurnClient, program: Program, length: int) -> float:
+    """Return the CPU of worker and Redis per turn, ms; whatever ends is followed by another."""
+    stream = new_id("full")
+    ids = [new_id("i") for _ in range(_INBOX_CONVERSATIONS)]
+    for conversation_id in ids:
+        await client.submit_many([_message(conversation_id, stream) for _ in range(length)])
+    ended, start_s, before = 0, 0.0, await redis_work(lab.redis)
+    async for event in client.replies(stream, "bench", "1", batch=16):
+        if not isinstance(event, TurnCompleted):
+            raise ProgramFailed("a turn of the benchmark failed")
+        await client.submit(_message(event.conversation_id, stream))
+        ended += 1
+        if ended == _INBOX_WARM:
+            start_s, before = cpu_s(program.pid), await redis_work(lab.redis)
+        elif ended == _INBOX_WARM + _INBOX_TURNS:
+            break
+    worker_s = cpu_s(program.pid) - start_s
+    redis_s = (await redis_work(lab.redis)).since(before).cpu_s
+    for conversation_id in ids:
+        await client.forget(conversation_id)
+    return (worker_s + redis_s) / _INBOX_TURNS * 1000
+
+
+def _message(conversation_id: str, stream: str) -> UserMessage:
+    return UserMessage(conversation_id=conversation_id, text=_TEXT, reply_to=stream)
+
+
+# Idle conversations
+
+
+async def by_idle_conversations(lab: Lab, *, rounds: int) -> Curve:
+    """Measure turns beside ever more conversations that do nothing. They stay."""
+    redis = open_async(lab.redis_url(TURNLINE), retries=0)
+    scenario = Scenario(
+        name="idle", title="idle", model=INSTANT, conversations=10, systems=(TURNLINE,)
+    )
+    points: list[Point] = []
+    made = 0
+    try:
+        template = await _dumps(redis, "hello-0")
+        for keys in _KEYS:
+            count = keys // len(template)
+            await _restore(redis, template, made, count)
+            made = max(made, count)
+            taken = [await sample(lab, scenario, TURNLINE, warm=True) for _ in range(rounds)]
+            costs = [(it.worker_cpu_s + it.redis_cpu_s) / it.turns * 1000 for it in taken]
+            points.append(point_of(keys, costs))
+    finally:
+        await redis.aclose()
+    return Curve(
+        name="idle",
+        title=f"a turn by keys of idle conversations ({len(template)} each)",
+        x="keys of idle conversations",
+        y=_TURNS_CPU,
+        expected="flat",
+        points=points,
+    )
+
+
+async def _dumps(redis: AsyncRedis, conversation_id: str) -> list[tuple[str, str, bytes]]:
+    """Return the keys of a conversation: name before and behind its id, value serialized."""
+    kept: list[tuple[str, str, bytes]] = []
+    for name in conversation_keys(_SHARD.tag, conversation_id)[:-1]:
+        data = await redis.execute_command("DUMP", name)
+        if data is not None:
+            before, _, behind = name.partition(conversation_id)
+            kept.append((before, behind, data))
+    return kept
+
+
+async def _restore(
+    redis: AsyncRedis, template: Sequence[tuple[str, str, bytes]], made: int, count: int
+) -> None:
+    """Let there be `count` idle conversations, where `made` are."""
+    words = [word for key in template for word in key]
+    for first in range(made, count, _RESTORE_AT_ONCE):
+        last = min(first + _RESTORE_AT_ONCE, count) - 1
+        await redis.execute_command("EVAL", _RESTORE, 0, first, last, *words)
+
+
+# Workers
+
+
+async def by_workers(lab: Lab, *, rounds: int) -> list[Curve]:
+    """Measure fleets of ever more workers, each a process: doing nothing, and all they can."""
+    lab.model.answer_as(INSTANT)
+    url, base_url = lab.redis_url("growth"), lab.model.base_url
+    idle: dict[int, list[float]] = {count: [] for count in _WORKERS}
+    first: dict[int, list[float]] = {count: [] for count in _WORKERS}
+    busy: dict[int, list[float]] = {count: [] for count in _WORKERS}
+    commands: dict[int, list[float]] = {count: [] for count in _WORKERS}
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(TurnClient.connect(url))
+        redis = open_async(url, retries=0)
+        stack.push_async_callback(redis.aclose)
+        programs: list[Program] = []
+        fleet = Turnline(TURNLINE, client, programs)
+        for count in _WORKERS:
+            while len(programs) < count:
+                number = len(programs)
+                programs.append(stack.enter_context(systems.worker(url, base_url, number)))
+            await _until_up(redis, programs)
+            await _turns(fleet, _BUSY * count, 0.0)  # opens their connections
+            for _ in range(rounds):
+                idle[count].append((await _idle(lab, programs)).redis_ms)
+                first[count].append(await _first_delta_ms(fleet))
+                seen = await _all_busy(lab, fleet)
+                busy[count].append(seen.cpu_ms)
+                commands[count].append(seen.commands)
+    figures: tuple[tuple[str, str, str, Literal["flat", "linear"], dict[int, list[float]]], ...]
+    figures = (
+        ("workers-idle", "an idle fleet", "CPU of Redis per second, ms", "linear", idle),
+        ("workers-first", "first delta, idle fleet", "added time, p50, ms", "flat", first),
+        ("workers-busy", f"a turn, {_BUSY} conversations a worker", _TURNS_CPU, "flat", busy),
+        (
+            "workers-cmds",
+            f"a turn, {_BUSY} conversations a worker",
+            "Redis commands",
+            "flat",
+            commands,
+        ),
+    )
+    return [
+        Curve(
+            name=name,
+            title=f"{title}, by workers",
+            x="workers",
+            y=y,
+            expected=expected,
+            points=[point_of(count, taken) for count, taken in values.items()],
+        )
+        for name, title, y, expected, values in figures
+    ]
+
+
+async def _until_up(redis: AsyncRedis, programs: Sequence[Program]) -> None:
+    """Wait until all workers have said that they live."""
+    while int(await redis.execute_command("ZCARD", _SHARD.workers)) < len(programs):
+        for program in programs:
+            program.check()
+        await asyncio.sleep(0.1)
+
+
+async def _since(lab: Lab, programs: Sequence[Program], before: _Spent | None = None) -> _Spent:
+    """Return what was spent, since an earlier answer or since the start."""
+    work = await redis_work(lab.redis)
+    workers_s = sum(cpu_s(program.pid) for program in programs)
+    now = _Spent((workers_s + work.cpu_s) * 1000, work.cpu_s * 1000, work.commands)
+    return now if before is None else _Spent(*(b - a for a, b in zip(before, now, strict=True)))
+
+
+async def _idle(lab: Lab, programs: Sequence[Program]) -> _Spent:
+    """Return what a fleet without work costs per second."""
+    before = await _since(lab, programs)
+    await asyncio.sleep(_ROUND_S)
+    return (await _since(lab, programs, before)).per(_ROUND_S)
+
+
+async def _first_delta_ms(fleet: Turnline) -> float:
+    """Return the median time to the first text of lone turns, ms."""
+    times = [await fleet.turn(new_id("w"), _TEXT) for _ in range(_IDLE_TURNS)]
+    return statistics.median((it.first_s - it.submitted_s) * 1000 for it in times)
+
+
+async def _all_busy(lab: Lab, fleet: Turnline) -> _Spent:
+    """Return what a turn costs while as many run as the machine carries."""
+    before = await _since(lab, fleet.programs)
+    turns = await _turns(fleet, _BUSY * len(fleet.programs), _ROUND_S)
+    return (await _since(lab, fleet.programs, before)).per(turns)
+
+
+async def _turns(fleet: Turnline, conversations: int, seconds: float) -> int:
+    """Have turns for so long, at least one each; return how many."""
+    until_s = time.perf_counter() + seconds
+
+    async def converse() -> list[Timing]:
+        conversation_id = new_id("w")
+        taken = [await fleet.turn(conversation_id, _TEXT)]
+        while time.perf_counter() < until_s:
+            taken.append(await fleet.turn(conversation_id, _TEXT))
+        return taken
+
+    taken = await asyncio.gather(*(converse() for _ in range(conversations)))
+    return sum(map(len, taken))
