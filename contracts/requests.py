@@ -10,12 +10,10 @@ from redis.exceptions import OutOfMemoryError
 
 from contracts.connection import Command
 from contracts.conversation import (
-    AssistantEntry,
     ConversationSettings,
     SettingsChange,
     Totals,
     Usage,
-    decode_context_entry,
 )
 from contracts.errors import (
     ConversationBusy,
@@ -51,7 +49,6 @@ from contracts.replies import (
     TERMINAL,
     AnyEvent,
     AnyTerminal,
-    History,
     Receipt,
     TextDelta,
     ToolRequest,
@@ -69,6 +66,8 @@ READ_COUNT = 512
 """Events read at once."""
 LOOK_S = 5.0
 """Longest time for which a reader trusts the event stream alone."""
+HEADROOM = 100
+"""Interrupts and tool results that a full inbox still takes: they are what empties it."""
 USAGE_FIELDS = Usage.__struct_fields__
 TOTAL_FIELDS = (
     *("turns", "calls", "reported_calls", "estimated_calls", "unknown_calls"),
@@ -172,8 +171,14 @@ class Requests:
     """Builds commands for a fleet of a given number of shards."""
 
     def __init__(self, *, shards: int = 1, limits: Limits | None = None) -> None:
-        """Prepare names and limits; nothing is sent."""
+        """Prepare names and limits; nothing is sent.
+
+        Raises:
+            ValueError: Records would go before the turns they keep from being accepted twice.
+        """
         self._limits = limits or Limits()
+        if self._limits.records <= self._limits.inbox:
+            raise ValueError("limits: records must be more than inbox")
         self._shards = tuple(shard_keys(n) for n in range(shards))
 
     def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:
@@ -224,7 +229,7 @@ class Requests:
                 digest,
                 "" if act == "enqueue" else act,
                 conversation_job(message.conversation_id, now_ms),
-                limits.inbox,
+                limits.inbox + (HEADROOM if isinstance(message, Interrupt | ToolResult) else 0),
                 limits.queue,
                 limits.retention_ms,
                 limits.records,
@@ -261,15 +266,6 @@ class Requests:
         """Fetch a turn's record."""
         _, keys = self.names(receipt.conversation_id)
         return ("HGET", keys.turns, receipt.turn_id)
-
-    def history(self, conversation_id: str) -> list[Command]:
-        """Fetch what `read_history` reads."""
-        _, keys = self.names(conversation_id)
-        return [
-            ("HGET", keys.state, "settings"),
-            ("LRANGE", keys.context, 0, -1),
-            ("HVALS", keys.turns),
-        ]
 
     def newest(self, conversation_id: str) -> Command:
         """Fetch what `read_newest` reads."""
@@ -398,7 +394,7 @@ class GroupReading:
         for stream, entries in reply or ():
             for entry_id, fields in entries:
                 found = True
-                yield stream, entry_id, fields[b"e"] if fields else None
+                yield stream, entry_id, fields.get(b"e") if fields else None
         if not found:  # when idle, look again for what a lost connection took with it
             self._from = ">" if self._from == "0" else "0"
 
@@ -409,9 +405,16 @@ class RepliesReading(GroupReading):
     def take(self, reply: Any) -> Iterator[tuple[bytes, bytes, AnyTerminal | None]]:
         """Yield (stream, entry id, event); the event is None where it was forgotten meanwhile."""
         for stream, entry_id, data in self.entries(reply):
-            event = decode_event(data, text(entry_id)) if data is not None else None
-            assert event is None or isinstance(event, TERMINAL)
-            yield stream, entry_id, event
+            yield stream, entry_id, _terminal_of(data, text(entry_id))
+
+
+def _terminal_of(data: bytes | None, entry_id: str) -> AnyTerminal | None:
+    """Decode an entry; None for one that is gone, or that no version up to this one has written."""
+    try:
+        event = decode_event(data, entry_id) if data is not None else None
+    except msgspec.DecodeError:
+        return None
+    return event if isinstance(event, TERMINAL) else None
 
 
 class ToolCallsReading(GroupReading):
@@ -427,7 +430,10 @@ class ToolCallsReading(GroupReading):
         """
         now_ms = time.time() * 1000
         for stream, entry_id, data in self.entries(reply):
-            call = decode_tool_request(data) if data is not None else None
+            try:
+                call = decode_tool_request(data) if data is not None else None
+            except msgspec.DecodeError:  # of a later version
+                call = None
             if call is not None and (
                 now_ms >= call.deadline_at_ms or (names is not None and call.name not in names)
             ):
@@ -530,26 +536,6 @@ def read_record(receipt: Receipt, data: bytes | None) -> TurnRecord:
             "accepted, was forgotten, or is past its retention"
         )
     return decode_record(data)
-
-
-def read_history(
-    conversation_id: str,
-    settings: bytes | None,
-    messages: Sequence[bytes],
-    records: Sequence[bytes],
-) -> History:
-    """Read a conversation's context."""
-    context = tuple(decode_context_entry(message) for message in messages)
-    cut = (record for data in records if (record := decode_record(data)).state == "interrupted")
-    ends = sorted({record.messages_to - 1 for record in cut})
-    return History(
-        conversation_id=conversation_id,
-        system_prompt=decode_settings(settings).system_prompt if settings else None,
-        messages=context,
-        interrupted=tuple(
-            n for n in ends if 0 <= n < len(context) and isinstance(context[n], AssistantEntry)
-        ),
-    )
 
 
 def read_totals(values: Sequence[bytes | None]) -> Totals:

@@ -8,11 +8,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from contracts.connection import AsyncRedis
 from contracts.scripts import Call
 
+_SILENCE_S = 5.0
+"""A server that says nothing for so long is gone; the callers try again on a new connection."""
 _MOST = 256
 """Calls per pipeline: bounds the time for which one batch holds the server."""
 
@@ -50,8 +52,9 @@ class ScriptBatcher:
                 batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
                 replies: list[Any]
                 try:
-                    replies = await self._send([call for call, _ in batch])
-                except (RedisError, OSError) as error:
+                    async with asyncio.timeout(_SILENCE_S):
+                        replies = await self._send([call for call, _ in batch])
+                except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or waits for ever
                     replies = [error] * len(batch)
                 for (_, future), reply in zip(batch, replies, strict=True):
                     if future.done():  # its task was cancelled

@@ -3,15 +3,19 @@
 import time
 
 from contracts.keys import ShardKeys
+from contracts.replies import TurnFailed
 from worker.agents import Planner
+from worker.effects import Copy, Effects, Loaded
 from worker.errors import (
     LeaseLost,
     StoreUnavailable,
 )
 from worker.lease import Lease
+from worker.ledger import Ledger
 from worker.observing import Observer, Unobserved
 from worker.outcome import Done, Outcome, Parked
 from worker.ports import Breakers, DriverSettings, Parts, ServiceFactory, Store
+from worker.turn import Used, record_of, trace_of
 from worker.turn_run import TurnRun
 
 
@@ -64,6 +68,10 @@ class ConversationDriver:
         turns = 0
         while loaded.entries:
             turns += 1
+            if loaded.crashes > self._parts.settings.max_crashes:
+                await self._give_up(lease, loaded)
+                loaded = await self._parts.store.load(lease)
+                continue
             run = TurnRun(self._parts, lease, loaded, began_at_s)
             outcome = await run.run(go_on=turns < self._parts.settings.turn_quota)
             if isinstance(outcome, Parked):
@@ -74,3 +82,48 @@ class ConversationDriver:
             began_at_s = time.monotonic()
             loaded = following if following is not None else await self._parts.store.load(lease)
         return Done()
+
+    async def _give_up(self, lease: Lease, loaded: Loaded) -> None:
+        """End the message at the head unread: whatever looks at it, even to fail it, goes down."""
+        entry, shard = loaded.entries[0], self._parts.shard
+        turn_id = entry.turn_id or entry.entry_id
+        text = f"{loaded.crashes} attempts ended without a word"
+        ending = TurnFailed(
+            conversation_id=lease.conversation_id,
+            turn_id=turn_id,
+            attempt=loaded.attempt,
+            code="crashed",
+            message=text,
+        )
+        trace = trace_of(lease.conversation_id, turn_id, entry, None, since_ms=loaded.since_ms)
+        record = record_of(
+            Used(entry, turn_id, None, ending, trace),
+            ending,
+            attempts=loaded.attempt,
+            finished_at_ms=loaded.now_ms,
+            worker=self._parts.settings.worker_name,
+        )
+        ledger = Ledger(loaded)
+        ledger.roll_back()
+        letter: dict[str, str | bytes | int] = {
+            "c": lease.conversation_id,
+            "t": turn_id,
+            "m": entry.data,
+            "code": ending.code,
+            "error": text,
+            "attempts": loaded.attempt,
+            "trace": "",
+            "at": loaded.now_ms,
+        }
+        await self._parts.store.commit(
+            lease,
+            Effects(
+                turn_id=turn_id,
+                entries=[entry.entry_id],
+                calls=ledger.entries,
+                events=[ending],
+                records=[(turn_id, record)],
+                copies=[Copy(shard.dead, letter)],
+            ),
+            go_on=True,
+        )

@@ -77,6 +77,7 @@ class EventWriter:
         self._offset = 0
         self._flusher: asyncio.Task[None] | None = None
         self._full: asyncio.Future[None] | None = None
+        self._sending = asyncio.Lock()
 
     @property
     def chars(self) -> int:
@@ -156,13 +157,15 @@ class EventWriter:
             self._full.set_result(None)
 
     async def _send(self, events: Sequence[AnyEvent], call: CallEntry | None = None) -> None:
-        await self._sink.emit(
-            self._lease,
-            [*map(encode_event, events)],
-            head=self._head,
-            batch=self._next_batch(),
-            call=call,
-        )
+        """Send one batch; one that has to be tried again is not overtaken by the next."""
+        async with self._sending:
+            await self._sink.emit(
+                self._lease,
+                [*map(encode_event, events)],
+                head=self._head,
+                batch=self._next_batch(),
+                call=call,
+            )
 
     async def _flush(self) -> None:
         loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from contracts.conversation import ConversationSettings
 from worker.effects import Effects, Loaded
 from worker.lease import Lease
 from worker.outcome import Outcome
@@ -23,8 +24,10 @@ class AttemptObserver(Protocol):
         """
         ...
 
-    def call_started(self, call: LLMCall, context: OpenAILLMContext) -> None:
-        """A request is about to be sent."""
+    def call_started(
+        self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
+    ) -> None:
+        """A request is about to be sent; the settings are those it was made by."""
         ...
 
     def said(self, text: str) -> None:
@@ -95,7 +98,9 @@ class Unobserved:
     def collected(self, used: Sequence[Used], owner: Used) -> None:
         """Nothing."""
 
-    def call_started(self, call: LLMCall, context: OpenAILLMContext) -> None:
+    def call_started(
+        self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
+    ) -> None:
         """Nothing."""
 
     def said(self, text: str) -> None:

@@ -12,10 +12,12 @@ class Parked(NamedTuple):
 
     defer_ms: int
     """Until it is due again, at the latest."""
-    why: Literal["input", "backoff"]
-    """`input`: a new message ends the wait; `backoff`: only time does (or an interrupt)."""
+    why: Literal["input", "backoff", "defect"]
+    """`input`: a new message ends the wait; `backoff`: only time does (or an interrupt); `defect`:
+    as `backoff`, and the attempt counts as one that ended without a word."""
     seen: str = ""
-    """The last entry of the inbox that was looked at: with a later one there is no wait."""
+    """The last entry of the inbox that was looked at: with a later one that would have ended the
+    wait there is none."""
 
 
 Outcome = Done | Parked

@@ -36,6 +36,8 @@ from worker.outcome import Done, Outcome, Parked
 
 log = logging.getLogger("turnline.queue")
 _SCRIPTS = "worker.lua"
+_SILENCE_S = 5.0
+"""A server that says nothing for so long, though it was asked, is gone."""
 
 
 class LeaseSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +237,7 @@ class LeasedWorker(arq.worker.Worker):
                 ARQ_JOB,
             ),
         )
+        redis = cast("AsyncRedis", self.pool)
         claiming = self._batcher.run(call)
         hint, self._hint = self._hint, ""
         hinted = None if hint in self._held else conversation_of(hint, self._shard.tag)
@@ -244,10 +247,12 @@ class LeasedWorker(arq.worker.Worker):
             _, next_ms, *items = await claiming
         finally:
             self._early = None
-        claims = [
-            _Claim(text(items[n]), text(items[n + 1]), items[n + 2])
-            for n in range(0, len(items), 3)
-        ]
+        claims: list[_Claim] = []
+        for name, lease, payload in zip(items[::3], items[1::3], items[2::3], strict=True):
+            try:
+                claims.append(_Claim(text(name), text(lease), payload))
+            except UnicodeDecodeError:  # nobody's: no conversation and no job has such a name
+                await redis.execute_command("ZREM", self._shard.queue, name)
         for claim in claims:
             if early is not None and claim.job_id == early.job_id:
                 claim.early = early
@@ -268,7 +273,8 @@ class LeasedWorker(arq.worker.Worker):
 
     async def _pop_wake(self, wait_s: float) -> None:
         redis = cast("AsyncRedis", self.pool)
-        woken = await redis.execute_command("BLPOP", self._shard.wake, wait_s)
+        async with asyncio.timeout(wait_s + _SILENCE_S):  # the server may be gone without a word
+            woken = await redis.execute_command("BLPOP", self._shard.wake, wait_s)
         if woken is not None:
             self._hint = text(woken[1])
 
@@ -364,7 +370,7 @@ class LeasedWorker(arq.worker.Worker):
                     "at": traceback.format_tb(error.__traceback__),
                 },
             )
-            outcome = Parked(2_000, "backoff")
+            outcome = Parked(2_000, "defect")
         finally:
             await asyncio.shield(self._release(claim.job_id, lease, outcome))
 
@@ -383,6 +389,8 @@ class LeasedWorker(arq.worker.Worker):
                 keys.in_progress,
                 self._shard.queue,
                 self._shard.wake,
+                *(keys.context, keys.steps, keys.turns, keys.log, keys.calls, keys.events),
+                keys.copies,
             ),
             (job_id, lease.value, park.defer_ms, park.why if park.defer_ms else "", park.seen),
         )
@@ -413,11 +421,18 @@ class LeasedWorker(arq.worker.Worker):
             pubsub = cast("Any", self.pool).pubsub()
             try:
                 await pubsub.subscribe(channel)
-                self._tell_everybody()  # what was said before we listened
+                is_asked = False
                 while True:
-                    message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
-                    if message is not None:
+                    message = await pubsub.get_message(timeout=_SILENCE_S)
+                    if message is None:
+                        if is_asked:
+                            raise ConnectionError("no sign of life")
+                        await pubsub.ping()
+                    elif message["type"] == "subscribe":
+                        self._tell_everybody()  # what was said before we listened
+                    elif message["type"] == "message":
                         self._tell(f"{self._shard.tag}:{text(message['data'])}")
+                    is_asked = message is None
             except (RedisError, OSError):
                 await asyncio.sleep(0.1)
             finally:
@@ -515,7 +530,7 @@ class _Heartbeat:
         self._ticking = self._loop.call_later(self._times.heartbeat_s, self._tick)
 
     def _run(self) -> None:
-        redis = open_sync(self._redis_url, retries=0)
+        redis = open_sync(self._redis_url, retries=0, timeout_s=max(0.2, self._times.lease_s / 3))
         try:
             while True:
                 if time.monotonic() - self._loop_seen_at < self._times.stall_s:

@@ -89,7 +89,14 @@ def settle(
         copies=[
             copy
             for used, end in endings
-            for copy in _copies(used, end, loaded.attempt, conversation_id, shard)
+            for copy in _copies(
+                used,
+                end,
+                failure=_failure(used, end, ending),
+                attempts=loaded.attempt,
+                conversation_id=conversation_id,
+                shard=shard,
+            )
         ],
     )
     return Settled(effects, messages)
@@ -99,23 +106,37 @@ def _only_changes(used: Used) -> bool:
     return isinstance(used.ending, TurnCompleted) and not isinstance(used.message, ToolResult)
 
 
+def _failure(used: Used, end: AnyTerminal, of_turn: AnyTerminal | None) -> TurnFailed | None:
+    """Return why a message is in no context: itself, or the turn that it had joined, failed."""
+    for ending in (end, of_turn if used.ending is None else None):
+        if isinstance(ending, TurnFailed):
+            return ending
+    return None
+
+
 def _copies(
-    used: Used, ending: AnyTerminal, attempts: int, conversation_id: str, shard: ShardKeys
+    used: Used,
+    ending: AnyTerminal,
+    *,
+    failure: TurnFailed | None,
+    attempts: int,
+    conversation_id: str,
+    shard: ShardKeys,
 ) -> list[Copy]:
     """Return what goes into streams of the shard: replies asked for, dead letters."""
     copies = list[Copy]()
     if used.message is not None and used.message.reply_to is not None:
         stream = shard.reply_prefix + used.message.reply_to
         copies.append(Copy(stream, {"e": encode_event(ending)}))
-    if isinstance(ending, TurnFailed) and ending.code not in _NO_DEAD_LETTER:
+    if failure is not None and failure.code not in _NO_DEAD_LETTER:
         fields: dict[str, str | bytes | int] = {
             "c": conversation_id,
             "t": used.turn_id,
             "m": used.entry.data,
-            "code": ending.code,
-            "error": ending.message,
+            "code": failure.code,
+            "error": failure.message,
             "attempts": attempts,
-            "trace": ending.trace_id,
+            "trace": failure.trace_id,
             "at": int(time.time() * 1000),
         }
         if not used.entry.data:  # written past submit, without the field for messages

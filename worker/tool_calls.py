@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from contracts.conversation import CallEntry
+from contracts.errors import InvalidMessage
 from contracts.messages import ToolResult, decode
 from contracts.replies import ToolCallFinished, ToolCallStarted, ToolRequest
 from worker.effects import Copy, Entry
@@ -241,7 +242,10 @@ class ToolCalls(FunctionRegistry):
         for entry in entries:
             if b'"tool_result"' not in entry.data:
                 continue
-            message = decode(entry.data)
+            try:
+                message = decode(entry.data)
+            except InvalidMessage:  # its own turn says so
+                continue
             if not isinstance(message, ToolResult) or message.call_id in taken:
                 continue
             if message.call_id in self.answered or (
@@ -481,11 +485,10 @@ def _registered(
 
 def cut_to(content: str, most_bytes: int) -> str:
     """Return a text of at most so many UTF-8 bytes, its end replaced by a note; or the same one."""
-    if len(content) * 4 <= most_bytes:
-        return content
-    data = content.encode(errors="replace")
+    data = content.encode(errors="replace")  # a lone surrogate, as in names of files, has no UTF-8
     if len(data) <= most_bytes:
-        return content
+        whole = data.decode()
+        return content if whole == content else whole
     note = f"\n[cut: {len(data)} bytes, of which these are the first]"
     kept = data[: max(0, most_bytes - len(note))].decode(errors="ignore")
     return kept + note

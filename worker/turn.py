@@ -285,6 +285,14 @@ class Turn:
         )
 
 
+def message_of(entry: Entry) -> inbound.Inbound | None:
+    """Return an entry's message; None for one that breaks the contract, which ends by itself."""
+    try:
+        return inbound.decode(entry.data)
+    except InvalidMessage:
+        return None
+
+
 def _turn_id(entry: Entry, message: inbound.Inbound | None) -> str:
     """Return the id an entry was accepted under; one written past `submit` goes by its own."""
     if entry.turn_id is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from contracts.conversation import CallEntry
-from contracts.messages import ContextAppend, Interrupt, UserMessage, decode
+from contracts.messages import ContextAppend, Interrupt, UserMessage
 from contracts.replies import (
     AnyTerminal,
     TurnCompleted,
@@ -55,7 +55,7 @@ from worker.settling import settle
 from worker.steps import Steps, progress_of
 from worker.tap import BETWEEN_ANSWERS, Tap
 from worker.tool_calls import ToolCalls, TurnFacts
-from worker.turn import Turn, Used
+from worker.turn import Turn, Used, message_of
 
 _encode = msgspec.json.Encoder().encode
 _decode_message = msgspec.json.Decoder(dict).decode
@@ -180,7 +180,7 @@ class TurnRun:
         if self._progress.last_entry is not None:
             await collector.collect_again(self._progress.last_entry)
         elif not await collector.collect():
-            return Parked(_SPEECH_PARK_MS, "input")
+            return Parked(_SPEECH_PARK_MS, "input", seen=self._inbox.last)
         return None
 
     async def _answer(self) -> AnyTerminal | Parked | None:  # noqa: PLR0911  each way it ends
@@ -266,7 +266,7 @@ class TurnRun:
         defer_ms = tools.defer_ms
         assert primary.message is not None
         if primary.message.deadline_at_ms is not None:
-            left_ms = primary.message.deadline_at_ms - int(time.time() * 1000)
+            left_ms = primary.message.deadline_at_ms - self._now_ms()
             defer_ms = min(defer_ms, max(1, left_ms))
         return Parked(defer_ms, "input", seen=self._inbox.last)
 
@@ -285,6 +285,8 @@ class TurnRun:
         except Retryable as error:
             if isinstance(error, ProviderUnavailable) and not isinstance(error, RateLimited):
                 await breakers.failed(provider)
+            if self._stop is not None:
+                return None  # asked to stop meanwhile: there is nothing to try again
             return await self._later(primary, error)
         except Terminal as error:
             await breakers.succeeded(provider)  # it does answer
@@ -347,8 +349,11 @@ class TurnRun:
         ids = self._ids(primary)
         del ids["metadata"]
         writer.event(TurnStarted(**ids, worker=self._settings.worker_name))
-        said = [text for it in self._progress.messages if (text := _said(it))]
-        writer.text(BETWEEN_ANSWERS.join(said))
+        writer.text(self._safe_text())
+
+    def _safe_text(self) -> str:
+        """Return what earlier attempts said for good."""
+        return BETWEEN_ANSWERS.join(text for it in self._progress.messages if (text := _said(it)))
 
     # -- being stopped --------------------------------------------------------------------------
 
@@ -415,7 +420,7 @@ class TurnRun:
             return self._failed(primary, "crashed", text)
         assert primary.message is not None
         deadline_at_ms = primary.message.deadline_at_ms
-        if deadline_at_ms is not None and time.time() * 1000 > deadline_at_ms:
+        if deadline_at_ms is not None and self._now_ms() > deadline_at_ms:
             return self._failed(primary, "deadline_exceeded", "the producer's deadline has passed")
         return None
 
@@ -437,11 +442,12 @@ class TurnRun:
         if not self._progress.deadlines:  # else most of it may have been a wait
             spent_s += (self._loaded.now_ms - self._loaded.since_ms) / 1000
         deadline_at_ms = primary.message.deadline_at_ms
-        late = deadline_at_ms is not None and (time.time() + wait_s) * 1000 > deadline_at_ms
+        late = deadline_at_ms is not None and self._now_ms() + wait_s * 1000 > deadline_at_ms
         if late or spent_s + wait_s > self._settings.turn_budget_s:
             return self._failed(primary, code, text)
         self._seen.retrying(code, wait_s)
-        return Parked(max(1, int(wait_s * 1000)), "backoff")
+        # An interrupt that nobody has looked at yet ends the wait.
+        return Parked(max(1, int(wait_s * 1000)), "backoff", seen=self._inbox.last)
 
     def _completed(self, primary: Used) -> TurnCompleted | TurnFailed:
         parsed: Any = None
@@ -464,7 +470,7 @@ class TurnRun:
 
     async def _interrupted(self, primary: Used, stop: Entry) -> TurnInterrupted:
         """Keep what was said so far, cut to what was heard, and close open tool calls."""
-        message = decode(stop.data)
+        message = message_of(stop)
         heard = message.heard if isinstance(message, Interrupt) else None
         if not self._started:
             await self._recover_shown(primary)
@@ -484,8 +490,10 @@ class TurnRun:
 
     async def _recover_shown(self, primary: Used) -> None:
         """Say again what an attempt that is over had shown: it is what the user interrupted."""
-        if self._loaded.attempt > 1 and not self._progress.messages:
+        if self._loaded.attempt > 1:
             shown = await self._store.shown(self._lease, primary.entry.after, primary.turn_id)
+            if safe := self._safe_text():
+                shown = shown.removeprefix(safe).removeprefix(BETWEEN_ANSWERS)
             if shown:
                 assistant = self._pair.assistant()
                 await assistant.process_frame(LLMFullResponseStartFrame(), DOWNSTREAM)
@@ -599,7 +607,7 @@ class TurnRun:
         entry = entry_of(call, primary.turn_id, self._loaded.attempt)
         entry = msgspec.structs.replace(entry, state="unknown", abandoned=True)
         await self._writer.begin_call(started, entry)
-        self._seen.call_started(call, self._context)
+        self._seen.call_started(call, self._context, self._plan.settings)
 
     async def on_call_finished(self, call: LLMCall) -> None:
         """Nothing more: calls are read from the service when the turn ends."""

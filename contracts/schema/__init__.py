@@ -19,7 +19,7 @@ from contracts.jobs import conversation_job
 from contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
 from contracts.messages import Inbound
 from contracts.replies import TERMINAL, AnyEvent, ToolRequest
-from contracts.requests import Limits
+from contracts.requests import HEADROOM, Limits
 from contracts.scripts import Script, load_script
 
 VERSION = "1.0.0"
@@ -283,7 +283,7 @@ def _arguments() -> dict[str, str]:
         "digest": "hexadecimal, the same for the same content; '' if nobody compares",
         "act": "'' for `enqueue`, else the message's `when_busy`; 'interrupt' for `interrupt`",
         "job": conversation_job(_CONVERSATION, 0).decode().replace(":0}", ":<now, epoch ms>}"),
-        "inbox_limit": str(limits.inbox),
+        "inbox_limit": (f"{limits.inbox}; {limits.inbox + HEADROOM} for interrupt and tool_result"),
         "queue_limit": str(limits.queue),
         "retention_ms": str(limits.retention_ms),
         "log_limit": str(limits.records),

@@ -86,7 +86,15 @@ class Hand:
         keys = lease.keys
         call = Call(
             load_script("release", "worker.lua"),
-            (keys.inbox, keys.state, keys.job, keys.in_progress, SHARD.queue, SHARD.wake),
+            (
+                keys.inbox,
+                keys.state,
+                keys.job,
+                keys.in_progress,
+                SHARD.queue,
+                SHARD.wake,
+                *keys[2:9],
+            ),
             (
                 keys.job_id,
                 lease.value,

@@ -24,11 +24,13 @@ Invariants
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local reply = {'claimed', -1}
+local token = clock[1] * 1000000 + clock[2]  -- also where the server lost the last token, and this is a new one
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local progress = ARGV[4] .. id
   local left = redis.call('PTTL', progress)
   if left == -2 then
-    local lease = string.format('%.0f %s', redis.call('INCR', KEYS[2]), ARGV[3])
+    token = math.max(redis.call('INCR', KEYS[2]), token + 1)
+    local lease = string.format('%.0f %s', token, ARGV[3])
     redis.call('SET', progress, lease, 'PX', ARGV[2])
     redis.call('ZADD', KEYS[1], 'XX', now + ARGV[2], id)
     reply[#reply + 1] = id
@@ -37,6 +39,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0
   else
     redis.call('ZADD', KEYS[1], 'XX', now + (left >= 0 and left + 1 or ARGV[2]), id)
   end
+end
+if #reply > 2 then
+  redis.call('SET', KEYS[2], string.format('%.0f', token))
 end
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[2] then

@@ -1,6 +1,7 @@
 """Conversations on Redis: load, emit, checkpoint, commit, each one script under the lease."""
 
 import asyncio
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -124,6 +125,7 @@ class Conversations:
                 len(held.messages),
                 self._limits.batch,
                 self._limits.retention_ms,
+                hashlib.sha1(b"".join(held.messages[-2:]), usedforsecurity=False).hexdigest(),
             ),
         )
 
@@ -153,7 +155,10 @@ class Conversations:
             raise StoreUnavailable(f"shown: {type(error).__name__}") from None
         assembler = TextAssembler()
         for entry_id, fields in reply:
-            event = decode_event(fields[b"e"], text(entry_id))
+            try:
+                event = decode_event(fields[b"e"], text(entry_id))
+            except msgspec.ValidationError:  # of a later version
+                continue
             if event.turn_id == turn_id:
                 assembler.take(event)
         return assembler.text

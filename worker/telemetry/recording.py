@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol
 
+from contracts.conversation import ConversationSettings
 from contracts.errors import InvalidMessage
 from contracts.messages import ContextAppend, UserMessage, decode
 from contracts.trace_context import Link, attempt_id
@@ -128,6 +129,14 @@ class _Tool:
         self.failure: str | None = None
 
 
+class _Called(NamedTuple):
+    """A model call, and what it was asked with."""
+
+    span_id: str
+    call: LLMCall
+    settings: ConversationSettings
+
+
 class AttemptRecorder:
     """Watches one attempt. All clocks are turned into Redis' clock, which all workers share."""
 
@@ -154,7 +163,7 @@ class AttemptRecorder:
         self._used: Sequence[Used] = ()
         self._owner: Used | None = None
         self._undone: list[_Part] = []
-        self._calls: list[tuple[str, LLMCall]] = []
+        self._calls: list[_Called] = []
         self._content: CapturedContent | None = CapturedContent() if recording.capture else None
         self._tools: dict[str, _Tool] = {}
         self._retry: tuple[str, float] | None = None
@@ -170,16 +179,18 @@ class AttemptRecorder:
         """See `worker.observing`."""
         now_s = time.monotonic()
         if self._owner is not None and self._owner.turn_id != owner.turn_id:
-            ended_at_s = max((c.finished_at or now_s for _, c in self._calls), default=now_s)
+            ended_at_s = max((it.call.finished_at or now_s for it in self._calls), default=now_s)
             self._undone.append(self._part(self._owner, min(ended_at_s, now_s)))
         self._collected_at_s, self._messages = now_s, len(used)
         self._used, self._owner = used, owner
 
     @_harmless
-    def call_started(self, call: LLMCall, context: OpenAILLMContext) -> None:
+    def call_started(
+        self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
+    ) -> None:
         """See `worker.observing`."""
         span_id = _new_id()
-        self._calls.append((span_id, call))
+        self._calls.append(_Called(span_id, call, settings))
         if self._content is not None:
             self._content.call_started(context)
         if self._made.send_traceparent and self._owner is not None:
@@ -357,7 +368,7 @@ class AttemptRecorder:
             below[-1].attributes[n.TURN_MESSAGES] = part.messages
         calls = list(enumerate(self._calls))[part.calls]
         tools = list(self._tools.items())[part.tools]
-        done = [self._chat(number, *call, ids, ended_ns) for number, call in calls]
+        done = [self._chat(number, called, ids, ended_ns) for number, called in calls]
         done += [self._tool(call_id, tool, ids, ended_ns, word) for call_id, tool in tools]
         if done and (agent := self._agent(part.owner)):
             below.append(_invocation(agent, ids, done))
@@ -384,8 +395,9 @@ class AttemptRecorder:
             attributes=dict(ids),
         )
 
-    def _chat(self, number: int, span_id: str, call: LLMCall, ids: Attributes, now_ns: int) -> Span:
-        attributes = {**ids, **call_attributes(call, self._loaded.settings, self._made.place)}
+    def _chat(self, number: int, called: _Called, ids: Attributes, now_ns: int) -> Span:
+        span_id, call, settings = called
+        attributes = {**ids, **call_attributes(call, settings, self._made.place)}
         if self._content is not None:
             attributes.update(self._content.of_call(number))
         return Span(
@@ -549,7 +561,7 @@ class AttemptRecorder:
         if self._owner is None:
             return None
         undone = self._undone[-1].calls.stop if self._undone else 0
-        for _, call in self._calls[undone:]:
+        for _, call, _ in self._calls[undone:]:
             if call.first_text_at is not None:
                 accepted_ns = self._owner.entry.accepted_at_ms * 1_000_000
                 return max(0.0, (self._ns(call.first_text_at) - accepted_ns) / 1e9)

@@ -16,7 +16,7 @@ from tests.support.driving import fleet
 from tests.support.wait import wait_until
 
 TURNS = 10
-COMMANDS = 109.5
+COMMANDS = 110.5
 """Redis commands per turn of 20 chunks, those inside scripts included."""
 REQUESTS = 7.5
 """Reads from sockets per turn: round trips of producer and worker."""

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted
+from contracts import TurnClient, TurnCompleted, TurnInterrupted
 from contracts.conversation import FunctionDefinition, ToolDefinition
 from contracts.keys import conversation_keys
 from contracts.replies import TERMINAL, ToolCallFinished
@@ -266,3 +266,33 @@ async def test_a_call_elsewhere_is_sent_once_and_answered_while_nobody_lives(
     assert sent == 1
     await assert_all_is_right(redis, client, sim, receipt)
     assert (await context(client))[2] == ("tool", "yes")
+
+
+async def test_an_interrupt_keeps_what_a_dead_attempt_said_behind_its_calls(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """What was shown before and after the call stands in the interrupted reply, once."""
+    shop = Shop()
+    sim.inject(calling("find", {"number": 1}, say="Let%20me%20look"), times=1)
+    sim.inject("pace;itl_ms=100", nth=2, times=1)
+    async with tool_hand(redis_url, sim, *shop.tools) as hand:
+        receipt = await client.submit(user("find"))
+        lease = await hand.must_claim()
+        running = asyncio.create_task(hand.driver().run(lease))
+        shown = TextAssembler()
+        async with asyncio.timeout(5):
+            async for event in client.events(receipt):
+                shown.take(event)
+                if len(requests(sim)) == 2 and len(shown.text) > len("Let me look") + 4:
+                    break
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await hand.expire(lease)
+        await client.interrupt("c")
+
+        await hand.run_due()
+
+    result = await client.result(receipt, timeout_s=5)
+    assert isinstance(result, TurnInterrupted)
+    assert result.text == shown.text
+    assert result.text.count("Let me look") == 1

@@ -172,7 +172,9 @@ def test_submitting_needs_nothing_that_is_not_written_there() -> None:
     assert [fill(row["key"]) for row in document["keys"]] == list(call.keys)
     sent = {row["name"]: value for row, value in zip(document["args"], call.args, strict=True)}
     said = {row["name"]: fill(row["value"]) for row in document["args"]}
-    spelled_out = said.keys() - {"turn_id", "message", "digest", "act", "job", "trace_id"}
+    assert str(sent["inbox_limit"]) in said["inbox_limit"]
+    told = {"turn_id", "message", "digest", "act", "job", "trace_id", "inbox_limit"}
+    spelled_out = said.keys() - told
     assert {name: said[name] for name in spelled_out} == {
         name: str(sent[name]) for name in spelled_out
     }

@@ -41,8 +41,11 @@ for _ = 1, ARGV[at] do
   local id = redis.call('XADD', stream, 'MAXLEN', '~', shared, '*',
     unpack(ARGV, at + 3, at + 2 + words))
   redis.call('PEXPIRE', stream, ARGV[2])
-  redis.call('RPUSH', KEYS[4], stream .. ' ' .. id)
-  redis.call('LTRIM', KEYS[4], -copies, -1)
+  redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - ARGV[2]))
+  if redis.call('RPUSH', KEYS[4], stream .. ' ' .. id) > tonumber(copies) then
+    local oldest, at_id = string.match(redis.call('LPOP', KEYS[4]), '^(.+) (%S+)$')
+    redis.call('XDEL', oldest, at_id)  -- what `forget` could not find is not kept
+  end
   redis.call('PEXPIRE', KEYS[4], ARGV[2])
   at = at + 2 + words
 end

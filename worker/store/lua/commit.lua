@@ -49,7 +49,14 @@ local held = redis.call('GET', KEYS[11]) == ARGV[1]
 if done then
   if held then  -- an entry that is still there was written past submit, under a used id
     for i = 11, 10 + ARGV[10] do
-      redis.call('XDEL', KEYS[1], ARGV[i])
+      local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
+      local turn = ARGV[2]
+      for n = 1, entry and #entry[2] or 0, 2 do
+        turn = entry[2][n] == 't' and entry[2][n + 1] or turn
+      end
+      if turn == ARGV[2] then  -- others that were taken with it have yet to take effect
+        redis.call('XDEL', KEYS[1], ARGV[i])
+      end
     end
   end
   return {'duplicate'}
@@ -85,12 +92,14 @@ local copied = each(function()
   local stream, words = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1])
   local id = redis.call('XADD', stream, 'MAXLEN', '~', shared, '*',
     unpack(ARGV, at + 2, at + 1 + words))
+  redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - ARGV[4]))
   redis.call('PEXPIRE', stream, ARGV[4])
   redis.call('RPUSH', KEYS[9], stream .. ' ' .. id)
   return 2 + words
 end)
-if copied > 0 then
-  redis.call('LTRIM', KEYS[9], -copies, -1)
+for _ = 1, copied > 0 and redis.call('LLEN', KEYS[9]) - copies or 0 do
+  local stream, id = string.match(redis.call('LPOP', KEYS[9]), '^(.+) (%S+)$')
+  redis.call('XDEL', stream, id)  -- what `forget` could not find is not kept
 end
 if ARGV[9] ~= '' then
   redis.call('HSET', KEYS[2], 'settings', ARGV[9])

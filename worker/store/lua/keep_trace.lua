@@ -32,7 +32,8 @@ local now = tonumber(string.match(id, '^%d+'))
 redis.call('XTRIM', KEYS[2], 'MINID', '~', string.format('%.0f', math.max(0, now - ARGV[8])))
 redis.call('PEXPIRE', KEYS[2], ARGV[8])
 if redis.call('RPUSH', KEYS[3], KEYS[2] .. ' ' .. id) > tonumber(ARGV[9]) then
-  redis.call('LTRIM', KEYS[3], -ARGV[9], -1)
+  local oldest, at_id = string.match(redis.call('LPOP', KEYS[3]), '^(.+) (%S+)$')
+  redis.call('XDEL', oldest, at_id)  -- what `forget` could not find is not kept
 end
 redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[1]), ARGV[8]))
 return {'kept', id}

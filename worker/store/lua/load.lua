@@ -13,6 +13,7 @@ ARGV[2]  epoch    str  of the messages the worker holds, '' for none
 ARGV[3]  held     int  messages the worker holds
 ARGV[4]  entries  int  inbox entries to return at most
 ARGV[5]  retention_ms  int  expiry of the steps
+ARGV[6]  last     str  SHA-1 of the last two messages the worker holds: the server may have lost some
 
 Returns
   {'loaded', lease, epoch, from, attempt, crashes, since, now, settings, messages, steps, entries}
@@ -37,6 +38,10 @@ local state = redis.call('HMGET', KEYS[2],
 local entries = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[4])
 local epoch = state[1] or ''
 local from = epoch == ARGV[2] and epoch ~= '' and tonumber(ARGV[3]) or 0
+if from > 0 then
+  local last = redis.call('LRANGE', KEYS[3], math.max(0, from - 2), from - 1)
+  from = redis.sha1hex(table.concat(last)) == ARGV[6] and from or 0
+end
 local messages = redis.call('LRANGE', KEYS[3], from, -1)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
