@@ -390,12 +390,18 @@ def _check_keys(chats: Sequence[Chat], evidence: Evidence) -> Iterator[Violation
 
 
 def _check_dead_letters(chats: Sequence[Chat], evidence: Evidence) -> Iterator[Violation]:
-    """Every failed turn is a dead letter, once, and nothing else is."""
+    """Every failed turn is a dead letter, once, with all that it absorbed, and nothing else is."""
     letters = Counter((conversation, turn) for conversation, turn, _ in evidence.dead)
     for chat in chats:
         name = chat.conversation
         left = evidence.left.get(name, Left())
         failed = {turn for turn, record in left.records.items() if record.state == "failed"}
+        ends = {turn: record.terminal() for turn, record in left.records.items()}
+        failed |= {
+            turn
+            for turn, end in ends.items()
+            if isinstance(end, TurnAbsorbed) and end.into in failed
+        }
         for sent in chat.sent:
             count = letters.get((name, sent.turn), 0)
             if chat.forgotten and count:

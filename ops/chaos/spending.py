@@ -100,9 +100,11 @@ def _check_turn_against_model(
     for usage in (claimed - told).elements():
         yield turn, f"the ledger has {usage} as reported, the model said no such thing"
     streamed = max((request.tokens_streamed for request in asked), default=0)
+    last = max(asked, key=lambda request: request.from_ms, default=None)
     for call in entered:
         counted = call.usage.completion_tokens + call.usage.reasoning_tokens
         if call.state == "estimated" and counted > streamed:
             yield turn, f"{counted} tokens estimated, {streamed} streamed"
-        if call.finish_reason and not call.abandoned and call.state != "reported" and told:
+        is_answer = call.finish_reason and not call.abandoned  # of the last attempt
+        if is_answer and call.state != "reported" and last is not None and last.reported:
             yield turn, f"an answer's usage is {call.state}, though the model reported it"

@@ -360,6 +360,37 @@ def test_usage_that_the_model_never_reported_is_named(world: World) -> None:
     assert world.columns() == {"tokens"}
 
 
+def test_an_answers_usage_that_the_model_reported_and_the_ledger_missed_is_named(
+    world: World,
+) -> None:
+    """But not where only an earlier attempt, whose worker died, was told it."""
+    world.again()
+    world.disturbances.append(Disturbance(kind="kill", worker="worker-1", from_ms=50, to_ms=60))
+    answer = call(0, attempt=2, state="estimated", usage=CUT)
+    end = completed(0, attempt=2, usage=CUT)
+    world.events(*(end if e.event_id == "0120-0" else e for e in world.left.events))
+    world.change(
+        records={**world.left.records, "c.0": record(end)},
+        calls=(world.left.calls[0], answer, world.left.calls[2]),
+        totals=Totals(
+            turns=2,
+            calls=3,
+            reported_calls=1,
+            estimated_calls=1,
+            unknown_calls=1,
+            usage=USAGE + CUT,
+        ),
+    )
+    first, second, other = world.requests
+    told = msgspec.structs.replace(first, reported=USAGE)
+    cut = msgspec.structs.replace(second, reported=None, from_ms=first.from_ms + 1)
+    world.requests = [told, cut, other]
+    assert "tokens" not in world.columns()
+    world.requests = [first, msgspec.structs.replace(cut, reported=USAGE), other]
+
+    assert world.columns() == {"tokens"}
+
+
 def test_a_call_without_an_entry_is_named(world: World) -> None:
     """The model was asked once more than the ledger knows."""
     world.requests.insert(0, request(0, reported=None))
@@ -460,6 +491,25 @@ def test_failures_are_dead_letters_and_explained(world: World) -> None:
     world.events(*turn_events(0), msgspec.structs.replace(unexplained, event_id="1020-0"))
 
     assert world.columns() == {"broken"}
+
+
+def test_what_a_failed_turn_had_absorbed_is_a_dead_letter_too(world: World) -> None:
+    """Its words are in no context either."""
+    absorb(world, act="rollback")
+    end = TurnFailed(conversation_id="c", turn_id="c.1", code="safety")
+    world.events(world.left.events[0], msgspec.structs.replace(end, event_id="1020-0"))
+    world.change(
+        records={**world.left.records, "c.1": record(end)},
+        context=(),
+        calls=(call(1, state="unknown", abandoned=True, usage=Usage()),),
+        totals=Totals(turns=1, calls=1, unknown_calls=1),
+    )
+    world.requests[0] = msgspec.structs.replace(world.requests[0], reported=None)
+    world.dead = [("c", "c.1", "safety")]
+    assert world.columns() == {"lost"}
+    world.dead.append(("c", "c.0", "safety"))
+
+    assert world.violations() == []
 
 
 def absorb(world: World, *, act: Any) -> None:
