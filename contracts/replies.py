@@ -170,12 +170,17 @@ def decode_event(data: bytes | str, event_id: str = "") -> AnyEvent:
     return event
 
 
+def read_event(data: bytes | str, event_id: str = "") -> AnyEvent | None:
+    """As `decode_event`; None for what no version up to this one has written."""
+    try:
+        return decode_event(data, event_id)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
 def is_end(data: bytes | str, turn_id: str) -> bool:
     """Whether an entry of an event stream is the terminal event of this turn."""
-    try:
-        event = decode_event(data)
-    except msgspec.DecodeError:  # of a later version
-        return False
+    event = read_event(data)
     return isinstance(event, TERMINAL) and event.turn_id == turn_id
 
 

@@ -53,9 +53,9 @@ from contracts.replies import (
     TextDelta,
     ToolRequest,
     TurnRecord,
-    decode_event,
     decode_record,
     decode_tool_request,
+    read_event,
 )
 from contracts.scripts import Call, load_script, text
 from contracts.trace_context import current, trace_id_of
@@ -179,6 +179,8 @@ class Requests:
         self._limits = limits or Limits()
         if self._limits.records <= self._limits.inbox:
             raise ValueError("limits: records must be more than inbox")
+        # What waits keeps its record, by which it is known when it is sent again.
+        self._headroom = min(HEADROOM, self._limits.records - self._limits.inbox - 1)
         self._shards = tuple(shard_keys(n) for n in range(shards))
 
     def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:
@@ -229,7 +231,8 @@ class Requests:
                 digest,
                 "" if act == "enqueue" else act,
                 conversation_job(message.conversation_id, now_ms),
-                limits.inbox + (HEADROOM if isinstance(message, Interrupt | ToolResult) else 0),
+                limits.inbox
+                + (self._headroom if isinstance(message, Interrupt | ToolResult) else 0),
                 limits.queue,
                 limits.retention_ms,
                 limits.records,
@@ -320,11 +323,9 @@ class StreamReading:
         for _, entries in reply or ():
             for entry_id, fields in entries:
                 self._after = text(entry_id)
-                try:
-                    event = decode_event(fields[b"e"], self._after)
-                except msgspec.ValidationError:
-                    continue
-                yield event
+                event = read_event(fields.get(b"e", b""), self._after)
+                if event is not None:
+                    yield event
 
 
 class TurnReading(StreamReading):
@@ -410,10 +411,7 @@ class RepliesReading(GroupReading):
 
 def _terminal_of(data: bytes | None, entry_id: str) -> AnyTerminal | None:
     """Decode an entry; None for one that is gone, or that no version up to this one has written."""
-    try:
-        event = decode_event(data, entry_id) if data is not None else None
-    except msgspec.DecodeError:
-        return None
+    event = read_event(data, entry_id) if data is not None else None
     return event if isinstance(event, TERMINAL) else None
 
 
@@ -432,7 +430,7 @@ class ToolCallsReading(GroupReading):
         for stream, entry_id, data in self.entries(reply):
             try:
                 call = decode_tool_request(data) if data is not None else None
-            except msgspec.DecodeError:  # of a later version
+            except (msgspec.DecodeError, UnicodeError, RecursionError):  # of a later version
                 call = None
             if call is not None and (
                 now_ms >= call.deadline_at_ms or (names is not None and call.name not in names)

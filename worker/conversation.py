@@ -5,7 +5,7 @@ import time
 from contracts.keys import ShardKeys
 from contracts.replies import TurnFailed
 from worker.agents import Planner
-from worker.effects import Copy, Effects, Loaded
+from worker.effects import Effects, Loaded
 from worker.errors import (
     LeaseLost,
     StoreUnavailable,
@@ -15,7 +15,8 @@ from worker.ledger import Ledger
 from worker.observing import Observer, Unobserved
 from worker.outcome import Done, Outcome, Parked
 from worker.ports import Breakers, DriverSettings, Parts, ServiceFactory, Store
-from worker.turn import Used, record_of, trace_of
+from worker.settling import copies_of
+from worker.turn import Used, message_of, record_of, trace_of
 from worker.turn_run import TurnRun
 
 
@@ -85,45 +86,42 @@ class ConversationDriver:
 
     async def _give_up(self, lease: Lease, loaded: Loaded) -> None:
         """End the message at the head unread: whatever looks at it, even to fail it, goes down."""
-        entry, shard = loaded.entries[0], self._parts.shard
+        entry = loaded.entries[0]
         turn_id = entry.turn_id or entry.entry_id
-        text = f"{loaded.crashes} attempts ended without a word"
+        message = message_of(entry)
+        trace = trace_of(lease.conversation_id, turn_id, entry, message, since_ms=loaded.since_ms)
         ending = TurnFailed(
             conversation_id=lease.conversation_id,
             turn_id=turn_id,
             attempt=loaded.attempt,
+            trace_id=trace.trace_id,
             code="crashed",
-            message=text,
+            message=f"{loaded.crashes} attempts ended without a word",
         )
-        trace = trace_of(lease.conversation_id, turn_id, entry, None, since_ms=loaded.since_ms)
+        used = Used(entry, turn_id, message, ending, trace)
         record = record_of(
-            Used(entry, turn_id, None, ending, trace),
+            used,
             ending,
             attempts=loaded.attempt,
             finished_at_ms=loaded.now_ms,
             worker=self._parts.settings.worker_name,
         )
+        copies = copies_of(
+            used,
+            ending,
+            failure=ending,
+            attempts=loaded.attempt,
+            conversation_id=lease.conversation_id,
+            shard=self._parts.shard,
+        )
         ledger = Ledger(loaded)
         ledger.roll_back()
-        letter: dict[str, str | bytes | int] = {
-            "c": lease.conversation_id,
-            "t": turn_id,
-            "m": entry.data,
-            "code": ending.code,
-            "error": text,
-            "attempts": loaded.attempt,
-            "trace": "",
-            "at": loaded.now_ms,
-        }
-        await self._parts.store.commit(
-            lease,
-            Effects(
-                turn_id=turn_id,
-                entries=[entry.entry_id],
-                calls=ledger.entries,
-                events=[ending],
-                records=[(turn_id, record)],
-                copies=[Copy(shard.dead, letter)],
-            ),
-            go_on=True,
+        effects = Effects(
+            turn_id=turn_id,
+            entries=[entry.entry_id],
+            calls=ledger.entries,
+            events=[ending],
+            records=[(turn_id, record)],
+            copies=copies,
         )
+        await self._parts.store.commit(lease, effects, go_on=True)

@@ -530,7 +530,7 @@ class _Heartbeat:
         self._ticking = self._loop.call_later(self._times.heartbeat_s, self._tick)
 
     def _run(self) -> None:
-        redis = open_sync(self._redis_url, retries=0, timeout_s=max(0.2, self._times.lease_s / 3))
+        redis = open_sync(self._redis_url, retries=0, timeout_s=self._times.lease_s)
         try:
             while True:
                 if time.monotonic() - self._loop_seen_at < self._times.stall_s:

@@ -89,7 +89,7 @@ def settle(
         copies=[
             copy
             for used, end in endings
-            for copy in _copies(
+            for copy in copies_of(
                 used,
                 end,
                 failure=_failure(used, end, ending),
@@ -114,7 +114,7 @@ def _failure(used: Used, end: AnyTerminal, of_turn: AnyTerminal | None) -> TurnF
     return None
 
 
-def _copies(
+def copies_of(
     used: Used,
     ending: AnyTerminal,
     *,
@@ -123,7 +123,16 @@ def _copies(
     conversation_id: str,
     shard: ShardKeys,
 ) -> list[Copy]:
-    """Return what goes into streams of the shard: replies asked for, dead letters."""
+    """Return what goes into streams of the shard: replies asked for, dead letters.
+
+    Args:
+        used: The message.
+        ending: How it ended.
+        failure: Why it is in no context, if so.
+        attempts: At its turn.
+        conversation_id: Whose message it is.
+        shard: Whose streams.
+    """
     copies = list[Copy]()
     if used.message is not None and used.message.reply_to is not None:
         stream = shard.reply_prefix + used.message.reply_to

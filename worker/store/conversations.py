@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from contracts.connection import Arg, AsyncRedis
 from contracts.conversation import CallEntry, ConversationSettings
 from contracts.keys import ConversationKeys, ShardKeys, conversation_keys
-from contracts.replies import decode_event, encode_event
+from contracts.replies import encode_event, read_event
 from contracts.requests import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
 from contracts.scripts import Call, load_script, text
 from worker.batching import ScriptBatcher
@@ -155,11 +155,8 @@ class Conversations:
             raise StoreUnavailable(f"shown: {type(error).__name__}") from None
         assembler = TextAssembler()
         for entry_id, fields in reply:
-            try:
-                event = decode_event(fields[b"e"], text(entry_id))
-            except msgspec.ValidationError:  # of a later version
-                continue
-            if event.turn_id == turn_id:
+            event = read_event(fields.get(b"e", b""), text(entry_id))
+            if event is not None and event.turn_id == turn_id:
                 assembler.take(event)
         return assembler.text
 

@@ -215,16 +215,83 @@ async def test_what_was_forgotten_is_not_taken_over(client: Any, redis: Redis) -
     assert await texts(replies, 2) == ["reply 0", "reply 2"]
 
 
-async def test_tool_calls_are_taken_over_too(client_async: TurnClient, redis: Redis) -> None:
-    """A service that vanished with a call does not let its turn wait."""
-    call = ToolRequest(
+UNREADABLE = {
+    "no JSON": {"e": b"junk"},
+    "of a later version": {"e": b'{"type":"thought","conversation_id":"c","turn_id":"t"}'},
+    "no UTF-8": {"e": b'{"type":"turn_completed","conversation_id":"\xff"}'},
+    "without the field": {"x": b"y"},
+}
+PROGRESS = {"e": b'{"type":"text_delta","conversation_id":"c","turn_id":"t","text":"x"}'}
+
+
+@pytest.mark.parametrize("entry", [*UNREADABLE.values(), PROGRESS], ids=[*UNREADABLE, "no end"])
+async def test_a_reply_that_cannot_be_read_is_passed_over(
+    client: Any, redis: Redis, entry: dict[str, bytes]
+) -> None:
+    """It is acknowledged, so that it does not come again, and the next one is given."""
+    await redis.xadd(STREAM, entry)
+    await reply(redis, "inbox", done(0))
+    await redis.xadd(STREAM, entry)
+    await reply(redis, "inbox", done(1))
+
+    replies = client.replies("inbox", "group", "one", batch=2)
+
+    assert await texts(replies, 2) == ["reply 0", "reply 1"]
+    waiting = asyncio.create_task(anext(replies))
+    await wait_until(lambda: is_acknowledged(redis), "all are acknowledged")
+    await reply(redis, "inbox", done(2))
+    assert (await waiting).text == "reply 2"
+
+
+@pytest.mark.parametrize("entry", UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_reply_that_cannot_be_read_is_not_taken_over_for_ever(
+    client: Any, redis: Redis, entry: dict[str, bytes]
+) -> None:
+    """Also where the consumer that met it first went down with it."""
+    await redis.xadd(STREAM, entry)
+    await redis.xgroup_create(STREAM, "group", "0")
+    await leave(redis, STREAM, "group", 400_000)
+    await reply(redis, "inbox", done(0))
+
+    replies = client.replies("inbox", "group", "one")
+
+    assert await texts(replies, 1) == ["reply 0"]
+    waiting = asyncio.create_task(anext(replies))
+    await wait_until(lambda: is_acknowledged(redis), "all are acknowledged")
+    await reply(redis, "inbox", done(1))
+    assert (await waiting).text == "reply 1"
+
+
+def call_of(n: int) -> ToolRequest:
+    return ToolRequest(
         conversation_id="c",
         turn_id="t",
-        call_id="1",
+        call_id=str(n),
         name="look_up",
-        idempotency_key="c/t/1",
+        idempotency_key=f"c/t/{n}",
         deadline_at_ms=2**50,
     )
+
+
+@pytest.mark.parametrize("entry", UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_tool_call_that_cannot_be_read_is_passed_over(
+    client_async: TurnClient, redis: Redis, entry: dict[str, bytes]
+) -> None:
+    """As with replies: a worker of a later version stops no service."""
+    for n in range(2):
+        await redis.xadd(SHARD.tool_calls, entry)
+        await redis.xadd(SHARD.tool_calls, {"e": msgspec.json.encode(call_of(n))})
+
+    calls = client_async.tool_calls("service", "one", batch=2)
+
+    async with asyncio.timeout(5):
+        assert await take(calls, 2) == [call_of(0), call_of(1)]
+    await calls.aclose()
+
+
+async def test_tool_calls_are_taken_over_too(client_async: TurnClient, redis: Redis) -> None:
+    """A service that vanished with a call does not let its turn wait."""
+    call = call_of(1)
     await redis.xadd(SHARD.tool_calls, {"e": msgspec.json.encode(call)})
     await redis.xgroup_create(SHARD.tool_calls, "service", "0")
     await leave(redis, SHARD.tool_calls, "service", 400_000)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+import contracts.requests
 from contracts import (
     Configure,
     ConversationBusy,
@@ -19,6 +20,7 @@ from contracts import (
     QueueLate,
     Receipt,
     Refused,
+    SyncTurnClient,
     ToolResult,
     TurnClient,
     TurnIdReused,
@@ -26,7 +28,7 @@ from contracts import (
 )
 from contracts.conversation import SettingsChange
 from contracts.jobs import deserialize_job
-from contracts.messages import decode
+from contracts.messages import Inbound, decode
 from contracts.requests import Limits
 from tests.integration.contracts.streams import KEYS, SHARD, dump, hold
 from tests.support.keys import assert_keys_expire
@@ -153,6 +155,39 @@ async def test_a_full_inbox_refuses(client: Any, redis: Redis) -> None:
     assert caught.value.retry_after_s > 0
     assert isinstance(caught.value, Refused)
     assert await dump(redis) == before
+
+
+@pytest.mark.parametrize("emptying", [Interrupt(conversation_id="c"), TOOL_RESULT])
+async def test_a_full_inbox_takes_what_empties_it(
+    client: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch, emptying: Inbound
+) -> None:
+    """An interrupt, the result that a turn waits for: some of them, and no other message."""
+    monkeypatch.setattr(contracts.requests, "HEADROOM", 2)
+    for _ in range(5):
+        await client.submit(user())
+
+    for n in range(2):
+        more = msgspec.structs.replace(emptying, turn_id=f"t{n}")
+        assert (await client.submit(more)).position == 5 + n
+
+    for refused in (emptying, user(), user(when_busy="interrupt")):
+        with pytest.raises(InboxFull, match="7 messages already wait in c"):
+            await client.submit(refused)
+    assert await redis.xlen(KEYS.inbox) == 7
+
+
+@pytest.mark.parametrize("records", [5, 2])
+async def test_records_that_go_before_the_turns_they_belong_to_are_refused(records: int) -> None:
+    """P1: a message that still waits would be accepted a second time."""
+    limits, url = Limits(inbox=5, records=records), "redis://127.0.0.1:1"
+    with pytest.raises(ValueError, match="records must be more than inbox"):
+        async with TurnClient.connect(url, limits=limits):
+            pass
+    with (
+        pytest.raises(ValueError, match="records must be more than inbox"),
+        SyncTurnClient.connect(url, limits=limits),
+    ):
+        pass
 
 
 async def test_a_full_queue_refuses_only_what_is_not_on_it(client: Any, redis: Redis) -> None:

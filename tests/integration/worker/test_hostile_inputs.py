@@ -1,0 +1,227 @@
+"""What is written past `submit`, odd results of tools, defects: the conversation goes on."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
+from contracts.conversation import ConversationSettings
+from contracts.keys import conversation_keys
+from ops.simulator import Simulator
+from tests.integration.tools.bench import calling, context, requests, tool_hand
+from tests.integration.worker.test_queue import Rig, rig
+from tests.support.driving import SHARD, Hand, fleet
+from tests.support.wait import wait_until
+from worker.outcome import Outcome, Parked
+from worker.pipeline.calls import CallObserver
+from worker.ports import ModelService, ServiceFactory
+from worker.tools import tool
+
+KEYS = conversation_keys(SHARD.tag, "c")
+__all__ = ["rig"]  # the fixture
+
+
+def user(text: str, **more: Any) -> UserMessage:
+    return UserMessage(conversation_id="c", text=text, **more)
+
+
+async def run_due(hand: Hand) -> None:
+    """Run as the queue does until nothing is due."""
+    while (lease := await hand.claim()) is not None:
+        outcome = await hand.driver().run(lease)
+        if not lease.released:
+            await hand.release(lease, outcome)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type":"tool_result","conversation_id":"c","call_id":""}',
+        b'{"type":"tool_result","conversation_id":"c","call_id":7}',
+        b'{"type":"tool_result"',
+        b'"tool_result"\xff',
+    ],
+)
+async def test_a_malformed_tool_result_behind_a_turn_fails_alone(
+    redis: Redis, hand: Hand, client: TurnClient, data: bytes
+) -> None:
+    """The turn before it is answered although it looks for results in the whole inbox."""
+    receipt = await client.submit(user("hi"))
+    await redis.xadd(KEYS.inbox, {"t": "odd", "m": data})
+
+    await run_due(hand)
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    ((_, letter),) = await redis.xrange(SHARD.dead)
+    assert (letter[b"t"], letter[b"code"], letter[b"m"]) == (b"odd", b"invalid_message", data)
+    assert await redis.xlen(KEYS.inbox) == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"type":"interrupt","heard":7}', b"not json", b"\xff", b'{"type":"unknown"}']
+)
+async def test_a_malformed_interrupt_stops_the_turn_it_names(
+    redis: Redis, hand: Hand, client: TurnClient, data: bytes
+) -> None:
+    """What acts is in the entry's own fields; the message that cannot be read fails alone."""
+    receipt = await client.submit(user("hi"))
+    head = (await redis.xrange(KEYS.inbox))[0][0]
+    await redis.xadd(KEYS.inbox, {"t": "odd", "m": data, "on": head, "act": "interrupt"})
+
+    await run_due(hand)
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
+    ((_, letter),) = await redis.xrange(SHARD.dead)
+    assert (letter[b"t"], letter[b"m"]) == (b"odd", data)
+    assert [role for role, _ in await context(client)] == ["user"]
+
+
+async def test_bad_bytes_in_the_fields_of_an_entry_end_with_it(
+    redis: Redis, hand: Hand, client: TurnClient
+) -> None:
+    """No field of an entry has to be text, or what it claims to be."""
+    bad = dict.fromkeys(("t", "d", "a", "on", "act", "tp", "\udcff"), b"\xff")
+    fields = {key.encode(errors="surrogateescape"): value for key, value in bad.items()}
+    receipt = await client.submit(user("hi"))
+    await redis.xadd(KEYS.inbox, {**fields, b"m": b"x"})
+    last = await client.submit(user("and again"))
+
+    await run_due(hand)
+
+    for each in (receipt, last):
+        assert isinstance(await client.result(each, timeout_s=5), TurnCompleted)
+    assert await redis.xlen(SHARD.dead) == 1
+    assert await redis.xlen(KEYS.inbox) == 0
+
+
+async def test_a_used_id_takes_nothing_else_with_it(
+    redis: Redis, hand: Hand, client: TurnClient
+) -> None:
+    """What was collected together with a turn that is over has yet to take effect, and does."""
+    used = await client.submit(user("done", turn_id="used"))
+    await run_due(hand)
+    before = await client.record(used)
+    fresh = await client.submit(user("fresh", final=False, turn_id="fresh"))
+    again = b'{"type":"user_message","conversation_id":"c","turn_id":"used","text":"again"}'
+    await redis.xadd(KEYS.inbox, {"t": "used", "m": again})
+
+    await run_due(hand)
+
+    assert isinstance(await client.result(fresh, timeout_s=5), TurnCompleted)
+    assert await client.record(used) == before
+    users = [text for role, text in await context(client) if role == "user"]
+    assert users == ["done", "fresh"]
+    assert await redis.xlen(KEYS.inbox) == 0
+
+
+async def test_foreign_members_of_the_queue_do_not_end_a_worker(
+    redis_url: str, redis: Redis, sim: Simulator, client: TurnClient
+) -> None:
+    """One whose name is no text belongs to nobody: it is removed, and the others are served."""
+    foreign = b"\xff\xfe"
+    now_s, _ = await redis.time()
+    await redis.zadd(SHARD.queue, {foreign: now_s * 1000})
+    await client.submit(user("hi"))
+
+    async with fleet(redis_url, sim):
+        assert isinstance(await client.ask("other", "hello", timeout_s=5), TurnCompleted)
+        assert isinstance(await client.ask("c", "again", timeout_s=5), TurnCompleted)
+        assert await redis.zscore(SHARD.queue, foreign) is None
+
+
+async def test_a_tool_may_return_what_is_no_utf8(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """Lone surrogates, as in names of files, reach the model replaced; the tool ran once."""
+    runs: list[str] = []
+
+    @tool
+    async def listing() -> str:
+        """List files."""
+        runs.append("listing")
+        return "caf\udce9.txt"
+
+    sim.inject(calling("listing"))
+    async with tool_hand(redis_url, sim, listing) as hand:
+        receipt = await client.submit(user("Which files?"))
+        await hand.run_due()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    assert runs == ["listing"]
+    assert ("tool", "caf?.txt") in await context(client)
+    assert requests(sim)[-1]["messages"][-1]["content"] == "caf?.txt"
+
+
+class Defective:
+    """Makes services, but not the first few times: a defect that no attempt survives."""
+
+    def __init__(self, services: ServiceFactory, defects: int) -> None:
+        self._services = services
+        self._left = defects
+
+    def __call__(
+        self, conversation_id: str, settings: ConversationSettings, observer: CallObserver
+    ) -> ModelService:
+        if self._left > 0:
+            self._left -= 1
+            raise RuntimeError("defect")
+        return self._services(conversation_id, settings, observer)
+
+
+@pytest.mark.parametrize(("defects", "attempt"), [(3, 4), (5, 5)])
+async def test_a_defect_counts_as_a_crash_and_ends_some_day(
+    redis: Redis, hand: Hand, client: TurnClient, defects: int, attempt: int
+) -> None:
+    """After three of them the turn fails; unread, if even that goes down. The next one runs."""
+    poison = await client.submit(user("poison", reply_to="inbox"))
+    fine = await client.submit(user("fine"))
+    services: Any = Defective(hand.services, defects)
+    hand.services = services
+    raised = 0
+    while (lease := await hand.claim()) is not None:
+        outcome: Outcome
+        try:
+            outcome = await hand.driver().run(lease)
+        except RuntimeError:  # as the queue parks what ends in a way that nobody thought of
+            raised += 1
+            outcome = Parked(2_000, "defect")
+        if not lease.released:
+            await hand.release(lease, outcome)
+        if await redis.exists(KEYS.inbox):
+            await hand.make_due("c")
+
+    assert raised == defects
+    failed = await client.result(poison, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert (failed.code, failed.attempt) == ("crashed", attempt)
+    assert isinstance(await client.result(fine, timeout_s=5), TurnCompleted)
+    ((_, letter),) = await redis.xrange(SHARD.dead)
+    assert (letter[b"t"], letter[b"code"]) == (poison.turn_id.encode(), b"crashed")
+    assert b'"text":"poison"' in letter[b"m"]
+    ((_, told),) = await redis.xrange(SHARD.reply_prefix + "inbox")
+    assert b'"crashed"' in told[b"e"]
+    assert [text for role, text in await context(client) if role == "user"] == ["fine"]
+
+
+async def test_the_queue_counts_a_defect_as_a_crash(
+    redis: Redis, rig: Rig, hand: Hand, client: TurnClient
+) -> None:
+    """What ended without a word is noted by the next load; a parked turn has said its word."""
+
+    async def run(ctx: dict[str, Any], conversation_id: str) -> Outcome:
+        await hand.store.load(ctx["lease"])
+        raise ValueError("defect")
+
+    rig.start(run)
+    await client.submit(user("hi"))
+    await wait_until(lambda: redis.hget(KEYS.state, "parked"), "parked")
+    await rig.stop()
+    rig.workers.clear()
+
+    await hand.make_due("c")
+    lease = await hand.must_claim()
+    assert (await hand.store.load(lease)).crashes == 1
+    await hand.release(lease, Parked(2_000, "backoff"))
+    await hand.make_due("c")
+    assert (await hand.store.load(await hand.must_claim())).crashes == 1
