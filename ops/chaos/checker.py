@@ -166,7 +166,7 @@ class ChatCheck:
             match end:
                 case TurnInterrupted() if "interrupt" not in later_acts:
                     yield self._violation("broken", turn, "interrupted by nobody")
-                case TurnFailed() if end.code not in TERMINAL_CODES:
+                case TurnFailed() if end.code not in TERMINAL_CODES and not self._garbled(end):
                     yield self._violation("broken", turn, f"failed: {end.code}: {end.message}")
                 case TurnAbsorbed() if sent.kind == "user" and "rollback" not in later_acts:
                     yield self._violation("broken", turn, "absorbed for no reason")
@@ -201,6 +201,12 @@ class ChatCheck:
                 case _:
                     pass
         return expected
+
+    def _garbled(self, end: TurnFailed) -> bool:
+        """Whether a refusal lost the words that tell what it is to a second fault."""
+        return end.code == "bad_request" and any(
+            "context-length" in it.faults and len(it.faults) > 1 for it in self._requests
+        )
 
     def _check_context(self) -> Iterator[Violation]:
         expected = self._expected()

@@ -36,6 +36,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tokens_streamed: int
     reported: Usage | None
     """What the client was told that it used, if it was."""
+    faults: tuple[str, ...] = ()
+    """Names of the scenarios that it met."""
 
 
 class Left(msgspec.Struct, kw_only=True):
@@ -189,6 +191,7 @@ def _request(entry: Entry) -> Request:
         from_ms=entry.received_at_ms,
         outcome=entry.outcome,
         tokens_streamed=entry.tokens_streamed,
+        faults=entry.scenarios,
         reported=Usage(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

@@ -24,6 +24,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     tokens_streamed: int = 0
     usage: Usage | None = None
     usage_reported: bool = False
+    scenarios: tuple[str, ...] = ()
     disconnected_at_ms: float | None = None
 
 

@@ -493,6 +493,28 @@ def test_failures_are_dead_letters_and_explained(world: World) -> None:
     assert world.columns() == {"broken"}
 
 
+@pytest.mark.parametrize(
+    ("faults", "columns"),
+    [((), {"broken"}), (("context-length",), {"broken"}), (("context-length", "fin"), set[str]())],
+)
+def test_a_refusal_whose_words_were_cut_off_is_explained(
+    world: World, faults: tuple[str, ...], columns: set[str]
+) -> None:
+    """One that came whole has its own code."""
+    end = TurnFailed(conversation_id="c", turn_id="c.1", code="bad_request")
+    world.events(*turn_events(0), msgspec.structs.replace(end, event_id="1020-0"))
+    world.change(
+        records={**world.left.records, "c.1": record(end)},
+        context=world.left.context[:2],
+        calls=(call(0), call(1, state="unknown", abandoned=True, usage=Usage())),
+        totals=Totals(turns=2, calls=2, reported_calls=1, unknown_calls=1, usage=USAGE),
+    )
+    world.requests[1] = msgspec.structs.replace(request(1, reported=None), faults=faults)
+    world.dead = [("c", "c.1", "bad_request")]
+
+    assert world.columns() == columns
+
+
 def test_what_a_failed_turn_had_absorbed_is_a_dead_letter_too(world: World) -> None:
     """Its words are in no context either."""
     absorb(world, act="rollback")
