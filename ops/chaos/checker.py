@@ -204,8 +204,10 @@ class ChatCheck:
 
     def _garbled(self, end: TurnFailed) -> bool:
         """Whether a refusal lost the words that tell what it is to a second fault."""
+        words = self._sent[end.turn_id].text
+        own = [it for it in self._requests if it.messages and words in it.messages[-1][1]]
         return end.code == "bad_request" and any(
-            "context-length" in it.faults and len(it.faults) > 1 for it in self._requests
+            "context-length" in it.faults and len(it.faults) > 1 for it in own
         )
 
     def _check_context(self) -> Iterator[Violation]:
