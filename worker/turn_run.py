@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -595,8 +595,9 @@ class TurnRun:
 
     # -- CallObserver ---------------------------------------------------------------------------
 
-    async def on_call_started(self, call: LLMCall) -> None:
+    def on_call_started(self, call: LLMCall) -> Awaitable[None]:
         """Tell readers and leave a note of the call before its request is sent."""
+        self._seen.call_started(call, self._context, self._plan.settings)
         primary = self._turn.primary
         started = None
         if not self._started:
@@ -606,8 +607,7 @@ class TurnRun:
             started = TurnStarted(**ids, worker=self._settings.worker_name)
         entry = entry_of(call, primary.turn_id, self._loaded.attempt)
         entry = msgspec.structs.replace(entry, state="unknown", abandoned=True)
-        await self._writer.begin_call(started, entry)
-        self._seen.call_started(call, self._context, self._plan.settings)
+        return self._writer.begin_call(started, entry)
 
     async def on_call_finished(self, call: LLMCall) -> None:
         """Nothing more: calls are read from the service when the turn ends."""

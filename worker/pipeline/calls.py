@@ -1,5 +1,6 @@
 """Records each model call, so that none is missing in a ledger or a trace."""
 
+from collections.abc import Awaitable
 from typing import Literal, Protocol
 
 import msgspec
@@ -17,12 +18,12 @@ class LLMCall(msgspec.Struct, kw_only=True):
     """Counts the calls of a service, from 1."""
     model: str
     """As requested."""
-    request_bytes: int
-    """Length of the request body."""
     message_count: int
     """Messages in the request, the system prompt included."""
     started_at: float
     """On the service's clock, seconds."""
+    request_bytes: int = 0
+    """Length of the request body."""
     response_at: float | None = None
     """When the response's headers had come, seconds."""
     first_chunk_at: float | None = None
@@ -86,8 +87,8 @@ class LLMCall(msgspec.Struct, kw_only=True):
 class CallObserver(Protocol):
     """Watches the calls of a service, for a ledger or a trace."""
 
-    async def on_call_started(self, call: LLMCall) -> None:
-        """Take note of a call before its request is sent."""
+    def on_call_started(self, call: LLMCall) -> Awaitable[None]:
+        """Take note of a call: its request is sent only once what is returned is done."""
         ...
 
     async def on_call_finished(self, call: LLMCall) -> None:

@@ -18,7 +18,7 @@ from tests.integration.services.wire import (
     usage,
 )
 from tests.support.recordings import recorded
-from worker.errors import ProviderRejected, RateLimited, Truncated
+from worker.errors import LeaseLost, ProviderRejected, ProviderUnavailable, RateLimited, Truncated
 from worker.pipeline.calls import LLMCall
 from worker.pipeline.context import OpenAILLMContext
 from worker.pipeline.functions import FunctionCallFailed, FunctionCallParams
@@ -531,6 +531,7 @@ class Watcher:
         self.told: list[tuple[str, str]] = []
 
     async def on_call_started(self, call: LLMCall) -> None:
+        assert call.request_bytes == 0
         self.told.append(("started", call.outcome))
 
     async def on_call_finished(self, call: LLMCall) -> None:
@@ -559,6 +560,119 @@ async def test_calls_are_recorded_and_observed() -> None:
         assert first.time_to_first_chunk_s is not None
         assert first.duration_s is not None
         assert first.message_count == 1
+
+
+class SlowNote(Watcher):
+    """Takes its time to note a call: until the server has a connection, and some more."""
+
+    def __init__(self, server: WireServer, error: Exception | None = None) -> None:
+        super().__init__()
+        self._server, self._error = server, error
+        self.requests_before: int | None = None
+
+    async def on_call_started(self, call: LLMCall) -> None:
+        await self._server.connected.wait()
+        for _ in range(100):  # a request that did not wait would have come by then
+            await asyncio.sleep(0)
+        self.requests_before = len(self._server.requests)
+        if self._error is not None:
+            raise self._error
+
+
+async def test_the_request_is_made_ready_while_the_call_is_noted_and_sent_after() -> None:
+    """The connection is there before the note is safe; no request is."""
+    async with WireServer(ANSWER) as server:
+        observer = SlowNote(server)
+        run = Turn(server.client, observer=observer)
+        await run.run()
+
+        assert observer.requests_before == 0
+        assert run.text == "done"
+        (request,) = server.requests
+        assert run.service.calls[0].request_bytes == len(request.raw)
+
+
+async def test_a_call_that_cannot_be_noted_is_not_made() -> None:
+    """What the note failed with comes out; the provider never hears of the call."""
+    async with WireServer(ANSWER) as server:
+        run = Turn(server.client, observer=SlowNote(server, LeaseLost("somebody else has it")))
+        with pytest.raises(LeaseLost, match="somebody else"):
+            await run.run()
+        await server.client.close()
+        await server.deserted.wait()
+
+        assert server.requests == []
+        assert [(c.outcome, c.error) for c in run.service.calls] == [("failed", LeaseLost.code)]
+
+
+async def test_a_call_cancelled_while_it_is_noted_is_not_made() -> None:
+    """The note is given up and nothing is sent."""
+    ended: list[str] = []
+
+    class Endless(Watcher):
+        async def on_call_started(self, call: LLMCall) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("note")
+
+    async with WireServer(ANSWER) as server:
+        run = Turn(server.client, observer=Endless())
+        task = asyncio.create_task(run.run())
+        await server.connected.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        await server.client.close()
+        await server.deserted.wait()
+
+        assert task.cancelled()
+        assert ended == ["note"]
+        assert server.requests == []
+
+
+async def test_a_provider_out_of_reach_does_not_undo_the_note() -> None:
+    """The call failed, and it is noted all the same: the order of what is written stays."""
+    async with WireServer(ANSWER) as server:
+        unreachable = create_client("xai-test", server.url)
+    noted = asyncio.Event()
+
+    class Late(Watcher):
+        async def on_call_started(self, call: LLMCall) -> None:
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            noted.set()
+
+    with pytest.raises(ProviderUnavailable):
+        await Turn(unreachable, observer=Late()).run()
+    await unreachable.close()
+
+    assert noted.is_set()
+
+
+async def test_a_connection_that_breaks_does_not_undo_the_note() -> None:
+    """It is written to its end, though the request cannot be sent any more."""
+    closed, noted = asyncio.Event(), asyncio.Event()
+
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    class Late(Watcher):
+        async def on_call_started(self, call: LLMCall) -> None:
+            await closed.wait()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            noted.set()
+
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = create_client("xai-test", f"http://127.0.0.1:{port}/v1")
+        with pytest.raises(ProviderUnavailable):
+            await Turn(client, observer=Late()).run()
+        await client.close()
+
+    assert noted.is_set()
 
 
 async def test_the_connection_is_reused() -> None:

@@ -141,7 +141,10 @@ class WireServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self.requests: list[Request] = []
         self.connections = 0
+        self.connected = asyncio.Event()
         self.left = asyncio.Event()
+        self.deserted = asyncio.Event()
+        """The last connection is closed, and everything that came over it is in `requests`."""
         self.left_at: list[float] = []
 
     async def __aenter__(self) -> Self:
@@ -163,6 +166,7 @@ class WireServer:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
+        self.connected.set()
         connection = Connection(self, reader, writer)
         try:
             while (request := await _read_request(reader)) is not None:
@@ -174,6 +178,8 @@ class WireServer:
         finally:
             self._tasks.discard(task)
             writer.close()
+            if not self._tasks:
+                self.deserted.set()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request | None:

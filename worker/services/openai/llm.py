@@ -1,11 +1,12 @@
 """Answers contexts with an OpenAI-compatible model, streaming."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, TypeAlias
@@ -563,16 +564,14 @@ class OpenAILLMService(FrameProcessor):
         """Stream one completion of the context and run the functions it calls."""
         run = run or _Run(context)
         context.repair_in_progress()
-        body = self._build_request(context)
-        completion = self._begin(body, context.message_count + (context.system_prompt is not None))
+        completion = self._begin(context)
         call = completion.call
         token = _tally_of.set((self, completion.tally))
         run.unwound.clear()
         await self.push_frame(LLMFullResponseStartFrame())
         try:
-            if self._observer is not None:
-                await self._observer.on_call_started(call)
-            await self._stream(body, completion, run)
+            async with self._noted(call) as noted:
+                await self._stream(context, completion, run, noted)
             call.outcome = "interrupted" if run.interrupted else "completed"
         except WorkerError as error:
             call.outcome, call.error = "failed", error.code
@@ -605,27 +604,51 @@ class OpenAILLMService(FrameProcessor):
         finally:
             run.batch = None
 
-    def _begin(self, body: bytes, message_count: int) -> _Completion:
+    def _begin(self, context: OpenAILLMContext) -> _Completion:
         call = LLMCall(
             number=len(self.calls) + 1,
             model=self._model,
-            request_bytes=len(body),
-            message_count=message_count,
+            message_count=context.message_count + (context.system_prompt is not None),
             started_at=self._now(),
         )
         self.calls.append(call)
         return _Completion(call, self._new_tally())
 
-    async def _stream(self, body: bytes, completion: _Completion, run: _Run) -> None:
-        """Send the request and push the text of its response as it comes.
+    @contextlib.asynccontextmanager
+    async def _noted(self, call: LLMCall) -> AsyncGenerator["asyncio.Future[None] | None"]:
+        """Have the observer take note of a call; the request is made ready meanwhile."""
+        if self._observer is None:
+            yield None
+            return
+        noted = asyncio.ensure_future(self._observer.on_call_started(call))
+        try:
+            await _let_others_send()
+            yield noted
+        finally:
+            if not noted.done():
+                noted.cancel()
+                await asyncio.wait([noted])
+            if not noted.cancelled():
+                noted.exception()  # raised already, or of no interest beside what is
+
+    async def _stream(
+        self,
+        context: OpenAILLMContext,
+        completion: _Completion,
+        run: _Run,
+        noted: "asyncio.Future[None] | None",
+    ) -> None:
+        """Send the request once the call is noted, and push the text of its response as it comes.
 
         Raises:
             ProviderUnavailable: The response failed before its finish reason.
             ProviderRejected: The provider refuses the request or its content.
         """
         call = completion.call
+        body = self._build_request(context)
+        call.request_bytes = len(body)
         run.stream = stream = ChatStream(
-            self._client, body, headers=self._extra_headers, limits=self._limits
+            self._client, body, headers=self._extra_headers, limits=self._limits, after=noted
         )
         try:
             async with stream:

@@ -55,6 +55,7 @@ class ChatStream:
         *,
         headers: Mapping[str, str],
         limits: TimeLimits,
+        after: "asyncio.Future[None] | None" = None,
     ) -> None:
         """Prepare a call; nothing is sent yet.
 
@@ -63,11 +64,13 @@ class ChatStream:
             body: The request as JSON.
             headers: Sent besides the client's own.
             limits: How long to wait.
+            after: Nothing of the body is sent before this is done, and never if it fails.
         """
         self._client = client
         self._body = body
         self._headers = headers
         self._limits = limits
+        self._after = after
         self._events = CompletionStream()
         self._chunks: AsyncIterator[bytes] | None = None
         self._at_end = False
@@ -88,6 +91,7 @@ class ChatStream:
             ProviderUnavailable: No connection, no answer in time, or one that says try later.
             ProviderRejected: The provider refuses the request.
             ContextTooLong: The model does not take a context of this length.
+            Exception: What `after` raises, as it is.
         """
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
@@ -238,6 +242,8 @@ class ChatStream:
             self._stopped_events()
             return
         except _FOREIGN as error:
+            if self._after is not None:
+                await self._after
             raise _lost(error) from None
         finally:
             self._waiting = False
@@ -251,12 +257,13 @@ class ChatStream:
         client = self._client
         merged = {**client.auth_headers, **client.default_headers, **self._headers}
         headers = {name.lower(): value for name, value in merged.items()}
+        headers["content-length"] = str(len(self._body))
         query = tuple((name, str(value)) for name, value in client.default_query.items())
         return httpx2.Request(
             "POST",
             _url(client.base_url, query),
             headers={name: value for name, value in headers.items() if isinstance(value, str)},
-            content=self._body,
+            stream=_Body(self._body, self._after),
             extensions={"timeout": {"connect": self._limits.connect_s}},
         )
 
@@ -266,6 +273,22 @@ class ChatStream:
         if self.response is not None:
             with contextlib.suppress(*_FOREIGN):
                 await self.response.aclose()
+
+
+class _Body(httpx2.AsyncByteStream):
+    """A request's body that is kept back until something else is done.
+
+    Meanwhile the transport finds a connection; aiohttp sends the headers with the body.
+    """
+
+    def __init__(self, body: bytes, after: "asyncio.Future[None] | None") -> None:
+        self._body = body
+        self._after = after
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._after is not None:
+            await asyncio.shield(self._after)  # a broken connection does not undo it
+        yield self._body
 
 
 @functools.lru_cache(maxsize=64)
