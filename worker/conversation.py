@@ -113,6 +113,7 @@ class ConversationDriver:
             attempts=loaded.attempt,
             conversation_id=lease.conversation_id,
             shard=self._parts.shard,
+            now_ms=loaded.now_ms,
         )
         ledger = Ledger(loaded)
         ledger.roll_back()

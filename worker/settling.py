@@ -1,6 +1,5 @@
 """Works out all that changes when a turn takes effect."""
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,6 +37,7 @@ def settle(
     conversation_id: str,
     shard: ShardKeys,
     worker: str,
+    now_ms: int,
 ) -> Settled:
     """Return what changes.
 
@@ -51,6 +51,7 @@ def settle(
         conversation_id: Whose turn it is.
         shard: Where copies go.
         worker: Noted in the records.
+        now_ms: Redis' clock, ms since the Unix epoch.
     """
     failed = isinstance(ending, TurnFailed)
     rewrite = not failed and not context.prefix_intact()
@@ -64,7 +65,6 @@ def settle(
         endings = [(used, end) for used, end in endings if not _only_changes(used)]
     own = [pair for pair in endings if pair[1] is ending]
     endings = [pair for pair in endings if pair[1] is not ending] + own
-    now_ms = int(time.time() * 1000)
     records = [
         (
             used.turn_id,
@@ -96,6 +96,7 @@ def settle(
                 attempts=loaded.attempt,
                 conversation_id=conversation_id,
                 shard=shard,
+                now_ms=now_ms,
             )
         ],
     )
@@ -122,6 +123,7 @@ def copies_of(
     attempts: int,
     conversation_id: str,
     shard: ShardKeys,
+    now_ms: int,
 ) -> list[Copy]:
     """Return what goes into streams of the shard: replies asked for, dead letters.
 
@@ -132,6 +134,7 @@ def copies_of(
         attempts: At its turn.
         conversation_id: Whose message it is.
         shard: Whose streams.
+        now_ms: Redis' clock, ms since the Unix epoch.
     """
     copies = list[Copy]()
     if used.message is not None and used.message.reply_to is not None:
@@ -146,7 +149,7 @@ def copies_of(
             "error": failure.message,
             "attempts": attempts,
             "trace": failure.trace_id,
-            "at": int(time.time() * 1000),
+            "at": now_ms,
         }
         if not used.entry.data:  # written past submit, without the field for messages
             fields["m"] = _encode([*map(repr, used.entry.fields.items())])

@@ -521,6 +521,7 @@ class TurnRun:
             conversation_id=self._lease.conversation_id,
             shard=self._parts.shard,
             worker=self._settings.worker_name,
+            now_ms=self._now_ms(),
         )
         self._seen.committing()
         committed = await self._store.commit(self._lease, effects, go_on=go_on)

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from contracts.connection import open_sync
-from ops.chaos import sabotage
+from ops.chaos import clocks, sabotage
 from ops.chaos.checker import check
 from ops.chaos.disturbances import planned
 from ops.chaos.driver import Driver, Member, Outcome
@@ -22,6 +22,7 @@ from ops.cli.stack import Stack
 
 Tell = Callable[[str], None]
 """Takes a few words about how it is going."""
+_CLOCKS_OFF_S: Final = 3600.0
 _SIM_OPTIONS: Final = ("--ttft-ms", "40", "--ledger-entries", "0")
 
 
@@ -51,7 +52,7 @@ def run(options: Run, tell: Tell) -> Report:
     """Carry a run out and check it. From the main thread only."""
     with ExitStack() as exits:
         scratch = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="turnline-chaos-")))
-        broken = sabotage.environment(options.sabotage) if options.sabotage else {}
+        broken = sabotage.environment(options.sabotage or "")
         old = options.workers // 2 if options.upgrade_from else 0
         home = exits.enter_context(
             Stack(
@@ -61,7 +62,11 @@ def run(options: Run, tell: Tell) -> Report:
                     *_SIM_OPTIONS,
                     *("--itl-ms", str(options.itl_ms), "--seed", str(options.seed)),
                 ),
-                worker_env={"TURNLINE_LOG_LEVEL": "warning", **broken},
+                worker_env={
+                    "TURNLINE_LOG_LEVEL": "warning",
+                    **broken,
+                    **clocks.environment(_CLOCKS_OFF_S),
+                },
             )
         )
         members = [Member(home, n, name) for n, name in enumerate(home.worker_names)]
