@@ -131,27 +131,44 @@ def open_async(url: str, *, retries: int) -> AsyncRedis:
 
 
 def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
-    """Return a pool for a Redis address whose commands are packed by hiredis, where it is there.
-
-    redis-py 5.3 does so for blocking clients only; in Python it takes eight times as long.
-    """
+    """Return a pool for a Redis address, of quicker connections where hiredis is there."""
     factory = cast("Any", redis.asyncio.ConnectionPool)
     pool: redis.asyncio.ConnectionPool = factory.from_url(url, **_keeping_alive(url), **options)
     if _pack is not None:
-        pool.connection_class = _packing_fast(cast("Any", pool.connection_class))
+        pool.connection_class = _quick(cast("Any", pool.connection_class))
     return pool
 
 
 @functools.cache
-def _packing_fast(connection_class: Any) -> Any:
-    """Return the connection class with another `pack_command`."""
+def _quick(connection_class: Any) -> Any:
+    """Return a connection class of redis-py 5.3 with two of its methods made quicker.
+
+    Commands are packed by hiredis, as blocking clients have it: in Python it takes eight times as
+    long. And a connection that comes out of the pool is looked at without reading from it, which
+    costs redis-py a timer and a turn of the event loop: a quarter of a command.
+    """
 
     def pack_command(_: object, *args: Any) -> list[bytes]:
         first, *rest = args
         words = first.split() if isinstance(first, (str, bytes)) else (first,)
         return [_pack((*words, *rest))]
 
-    return type(connection_class.__name__, (connection_class,), {"pack_command": pack_command})
+    async def can_read_destructive(it: Any) -> bool:
+        """Tell whether something came that nobody asked for.
+
+        Raises:
+            redis.exceptions.ConnectionError: The server has closed the connection.
+        """
+        stream = it._reader  # noqa: SLF001  redis-py has no other way
+        if stream is None or stream.at_eof() or stream.exception() is not None:
+            raise LostConnection("closed by the server")
+        return bool(stream._buffer) or it._parser._reader.has_data()  # noqa: SLF001
+
+    return type(
+        connection_class.__name__,
+        (connection_class,),
+        {"pack_command": pack_command, "can_read_destructive": can_read_destructive},
+    )
 
 
 def open_sync(url: str, *, retries: int, timeout_s: float | None = None) -> SyncRedis:

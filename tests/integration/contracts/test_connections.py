@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as ConnectionTimeout
 
 from contracts.connection import DEAD_AFTER_S, open_async, open_sync
+from tests.support.wait import wait_until
 
 
 @pytest.fixture
@@ -80,3 +81,44 @@ async def test_a_blocking_command_may_be_given_a_time(silent: str) -> None:
         await asyncio.to_thread(client.execute_command, "PING")
 
     client.close()
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(redis_url: str) -> None:
+    """Nobody hears of it, though commands are not sent again."""
+    client = open_async(redis_url, retries=0)
+    assert isinstance(client, Redis)
+    try:
+        number = await client.execute_command("CLIENT", "ID")
+        other = open_async(redis_url, retries=0)
+        await other.execute_command("CLIENT", "KILL", "ID", number)
+        await other.aclose()
+        (connection,) = client.connection_pool._available_connections
+        await wait_until(lambda: connection._reader.at_eof(), "the client sees it")
+
+        assert await client.execute_command("CLIENT", "ID") != number
+    finally:
+        await client.aclose()
+
+
+@pytest.mark.parametrize("read_from_the_socket", [False, True])
+async def test_a_reply_that_nobody_read_is_not_taken_for_the_next_ones(
+    redis_url: str, *, read_from_the_socket: bool
+) -> None:
+    """A connection that comes back with more to be read is replaced."""
+    client = open_async(redis_url, retries=0)
+    assert isinstance(client, Redis)
+    pool = client.connection_pool
+    try:
+        connection = await pool.get_connection()
+        await connection.send_packed_command(
+            [b"*2\r\n$4\r\nECHO\r\n$1\r\na\r\n*2\r\n$4\r\nECHO\r\n$1\r\nb\r\n"]
+        )
+        if read_from_the_socket:
+            assert await connection.read_response() == b"a"
+        else:
+            await wait_until(lambda: connection._reader._buffer, "the replies came")
+        await pool.release(connection)
+
+        assert await client.execute_command("ECHO", "c") == b"c"
+    finally:
+        await client.aclose()
