@@ -65,6 +65,7 @@ class ModelService(Protocol):
     @property
     def calls(self) -> Sequence[LLMCall]: ...  # noqa: D102
     def link(self, processor: FrameProcessor) -> None: ...  # noqa: D102
+    def unlink(self) -> None: ...  # noqa: D102
     def use_functions(self, functions: FunctionRegistry) -> None: ...  # noqa: D102
     async def process_frame(  # noqa: D102
         self, frame: Frame, direction: FrameDirection

@@ -138,8 +138,19 @@ class TurnRun:
         except BaseException as error:
             self._seen.ended(error)
             raise
+        finally:
+            self._let_go()
         self._seen.ended(outcome)
         return outcome
+
+    def _let_go(self) -> None:
+        """Break the circles that its parts make; else their memory waits for a collection."""
+        self._pair.user().unlink()
+        self._service.unlink()
+        self._tap.unlink()
+        self._answering = self._tools = None
+        vars(self).pop("_writer", None)
+        del self._service, self._tap
 
     async def _run(self, *, go_on: bool) -> Outcome:
         if self._progress.deadlines:  # what is waited for may stand anywhere in the inbox

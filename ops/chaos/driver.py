@@ -177,9 +177,9 @@ class Driver:
 
     def _strike(self, planned: Planned) -> None:
         strikes: Mapping[Kind, Callable[[Planned], bool]] = {
-            "kill": self._kill,
+            "kill": self._end,
             "stop": self._stop,
-            "term": self._terminate,
+            "term": self._end,
             "redis-kill": self._restart_redis,
             "redis-clean": self._restart_redis,
             "redis-full": self._fill_redis,
@@ -190,12 +190,13 @@ class Driver:
         if not strikes[planned.kind](planned):
             self._after(0.2, self._striking(planned))  # not now, but soon
 
-    def _kill(self, planned: Planned) -> bool:
+    def _end(self, planned: Planned) -> bool:
         worker = self._victim(planned)
         if worker is None:
             return False
-        at_ms = now_ms()
-        worker.member.stack.kill(worker.member.number)
+        at_ms, stack = now_ms(), worker.member.stack
+        end = stack.kill if planned.kind == "kill" else stack.terminate
+        end(worker.member.number)
         worker.down = True
         self._after(planned.lasts_s, lambda: self._start(worker, planned.kind, at_ms))
         return True
@@ -208,16 +209,6 @@ class Driver:
         worker.member.stack.stop(worker.member.number)
         worker.stopped = True
         self._after(planned.lasts_s, lambda: self._resume(worker, at_ms))
-        return True
-
-    def _terminate(self, planned: Planned) -> bool:
-        worker = self._victim(planned)
-        if worker is None:
-            return False
-        at_ms = now_ms()
-        worker.member.stack.terminate(worker.member.number)
-        worker.down = True
-        self._after(planned.lasts_s, lambda: self._start(worker, planned.kind, at_ms))
         return True
 
     def _restart_redis(self, planned: Planned) -> bool:

@@ -51,6 +51,12 @@ class FrameProcessor:
         self._next = processor
         processor._previous = self  # noqa: SLF001 - the same class
 
+    def unlink(self) -> None:
+        """Forget the next one downstream, and be forgotten by it."""
+        if self._next is not None:
+            self._next._previous = None  # noqa: SLF001 - the same class
+            self._next = None
+
     async def process_frame(
         self,
         frame: Frame,
