@@ -93,7 +93,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(redis_u
         await other.execute_command("CLIENT", "KILL", "ID", number)
         await other.aclose()
         (connection,) = client.connection_pool._available_connections
-        await wait_until(lambda: connection._reader.at_eof(), "the client sees it")
+        await wait_until(connection._reader.at_eof, "the client sees it")
 
         assert await client.execute_command("CLIENT", "ID") != number
     finally:
