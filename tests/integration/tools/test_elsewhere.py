@@ -21,7 +21,7 @@ from contracts import (
     TurnInterrupted,
 )
 from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
-from contracts.keys import conversation_keys
+from contracts.keys import conversation_keys, shard_keys
 from contracts.messages import Configure
 from contracts.replies import TERMINAL, ToolCallFinished, ToolCallStarted
 from contracts.requests import TextAssembler
@@ -117,6 +117,22 @@ async def test_an_answer_while_the_turn_still_runs_is_not_missed(
         await hand.run_due()
 
     assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+
+
+async def test_a_turn_that_fails_after_an_answer_is_one_dead_letter(
+    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """The user's message is kept to be replayed; the answer did what it was for."""
+    receipt = await client.submit(user("my money"))
+    async with tool_hand(redis_url, sim, schemas=SCHEMAS) as hand:
+        call = await wait_for_refund(hand, client, sim)
+        await client.answer(call, {"paid": 5})
+        sim.inject("safety", times=1)
+        await hand.run_due()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnFailed)
+    letters = [fields for _, fields in await redis.xrange(shard_keys(0).dead)]
+    assert [letter[b"t"].decode() for letter in letters] == [receipt.turn_id]
 
 
 async def test_silence_becomes_an_error_at_the_deadline(
