@@ -162,7 +162,10 @@ def decode_event(data: bytes | str, event_id: str = "") -> AnyEvent:
     """Decode one event and give it its position in the stream.
 
     Raises:
-        msgspec.ValidationError: Not an event of this or an earlier version.
+        msgspec.DecodeError: Not JSON; of what is, a `msgspec.ValidationError`: not an event of this
+            or an earlier version.
+        UnicodeDecodeError: A string in it is not UTF-8.
+        RecursionError: It is nested too deeply.
     """
     event = _event_decoder.decode(data)
     if event_id:
