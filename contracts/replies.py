@@ -218,6 +218,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     digest: str = ""
     """Fingerprint of the content, to tell a repeated submission from a reused id."""
     finished_at_ms: int = 0
+    """Redis' clock."""
     attempts: int = 0
     trace_id: str = ""
     worker: str = ""
