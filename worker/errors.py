@@ -2,14 +2,12 @@
 
 WorkerError(code)
 ├── Retryable(retry_after_s)     try again later
-│   ├── LeaseHeld                another worker is answering this conversation
 │   ├── StoreUnavailable         Redis did not answer; a write may or may not have happened
 │   └── ProviderUnavailable      5xx, capacity, connection refused or lost, a broken stream
 │       ├── RateLimited          429: too many requests or tokens for now
 │       ├── Truncated            the stream ended without a finish reason
 │       └── Stalled              nothing meaningful came in time
 ├── Terminal                     never retry: record, dead-letter, go on with the next turn
-│   ├── InvalidMessage           what was queued breaks the contract
 │   ├── ContextTooLong           the model refuses a context of this length
 │   └── ProviderRejected         bad request, key, credits, safety, unknown model
 └── LeaseLost                    neither: somebody else owns the work; stop silently
@@ -48,12 +46,6 @@ class Retryable(WorkerError):
         """Say what happened, and when the other side asked to be tried again (seconds)."""
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
-
-
-class LeaseHeld(Retryable):
-    """Another worker is answering this conversation."""
-
-    code = "lease_held"
 
 
 class StoreUnavailable(Retryable):
@@ -102,12 +94,6 @@ class Terminal(WorkerError):
     """The same work will fail in the same way again."""
 
     code = "terminal"
-
-
-class InvalidMessage(Terminal):
-    """What was queued breaks the contract."""
-
-    code = "invalid_message"
 
 
 class ContextTooLong(Terminal):
