@@ -109,9 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Function `module:name` that every span passes: (name, attributes) -> what leaves."""
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """Loopback port on which Prometheus finds /metrics; 0 opens none."""
-    worker_name: str = msgspec.field(
-        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}"
-    )
+    worker_name: str = msgspec.field(default_factory=host_and_pid)
     """Name in events and in `turnline queue`."""
     api_key: Secret = Secret("")
 
