@@ -13,8 +13,8 @@ COLOURS: Final = {
     "floor": "#7f7f7f",
 }
 _OTHER: Final = "#17becf"
-_WIDTH: Final = 860
-_LEFT: Final = 290
+_WIDTH: Final = 930
+_LEFT: Final = 360
 _RIGHT: Final = 90
 _BAR: Final = 13
 _GAP: Final = 12
@@ -67,7 +67,7 @@ def _panel(panel: Panel, top: int) -> tuple[list[str], int]:
     def length(value: float) -> float:
         return max(1.0, math.log10(value / low) * scale)
 
-    parts = [f'<text x="8" y="{top + 18}" font-size="14">{escape(panel.title)}</text>']
+    parts = [f'<text x="8" y="{top + 18}" font-size="14">{escape(panel.title)}, logarithmic</text>']
     y = top + _HEAD
     height = sum(len(group.bars) * _BAR + _GAP for group in panel.groups)
     tick = low
@@ -88,8 +88,12 @@ def _panel(panel: Panel, top: int) -> tuple[list[str], int]:
                 f'<rect x="{_LEFT}" y="{y}" width="{length(bar.value):.1f}" '
                 f'height="{_BAR - 2}" fill="{colour}"/>'
                 f'<text x="{end + 4:.1f}" y="{y + _BAR - 3}">{escape(bar.system)} '
-                f"{bar.value:,.3g}</text>"
+                f"{_number(bar.value)}</text>"
             )
             y += _BAR
         y += _GAP
     return parts, _HEAD + height + 30
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
