@@ -8,7 +8,7 @@ committed, and whose lease counts.
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -54,11 +54,21 @@ class Told:
         self.open_call = False
 
 
+class View(NamedTuple):
+    """What a load has to bring: the conversation as it was when the server made the reply."""
+
+    context: list[str]
+    inbox: list[str]
+    abandoned: int
+
+
 class Held:
     """What a worker believes to hold: perhaps wrongly."""
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
+        self.early: View | None = None
+        """What a load that travelled with the claim brought, until it is used."""
         self.loaded: Loaded | None = None
 
 
@@ -166,9 +176,11 @@ class QueueAndStore(RuleBasedStateMachine):
             name = conversation_of(text(items[0]), SHARD.tag)
             assert name in due
             lease = Lease(SHARD.tag, name, text(items[1]))
-            lease.early = early if name == hint else None
-            self.held[worker] = Held(lease)
-            self.model[name].holder = lease.value
+            held = self.held[worker] = Held(lease)
+            told = self.model[name]
+            told.holder = lease.value
+            if name == hint:
+                lease.early, held.early = early, _begin(told)
             if loads:
                 self._load(worker)
 
@@ -235,20 +247,20 @@ class QueueAndStore(RuleBasedStateMachine):
 
     def _load(self, worker: int) -> None:
         held, counts = self.held[worker], self._counts(worker)
-        told = self.model[held.lease.conversation_id]
+        view, held.early = held.early, None
         try:
             held.loaded = self.do_in_loop(lambda: self.stores[worker].load(held.lease))
         except LeaseLost:
+            assert view is None
             assert not counts
             del self.held[worker]
             return
-        assert counts
-        assert [m.decode() for m in held.loaded.messages] == told.context
-        assert [entry.turn_id for entry in held.loaded.entries] == told.inbox
-        if told.open_call:
-            told.abandoned += 1
-            told.open_call = False
-        assert len(held.loaded.steps) == told.abandoned
+        if view is None:
+            assert counts
+            view = _begin(self.model[held.lease.conversation_id])
+        assert [m.decode() for m in held.loaded.messages] == view.context
+        assert [entry.turn_id for entry in held.loaded.entries] == view.inbox
+        assert len(held.loaded.steps) == view.abandoned
 
     @precondition(lambda self: any(h.loaded for h in self.held.values()))
     @rule(data=st.data())
@@ -425,6 +437,13 @@ class QueueAndStore(RuleBasedStateMachine):
             totals = self.do(self.client.usage(name))
             assert totals.usage.total_tokens == told.tokens
             assert totals.calls == told.spend
+
+
+def _begin(told: Told) -> View:
+    """Begin an attempt: a call that an earlier one left open is now abandoned."""
+    told.abandoned += told.open_call
+    told.open_call = False
+    return View([*told.context], [*told.inbox], told.abandoned)
 
 
 def _abandoned() -> CallEntry:
