@@ -53,8 +53,8 @@ class _Axis:
         if not self._is_log:
             return [0.0, self._high / 2, self._high]
         first, last = math.ceil(math.log10(self._low)), math.floor(math.log10(self._high))
-        powers = [10.0**n for n in range(first, last + 1)]
-        return [0.0, *powers[1:]] if self._has_zero else powers
+        powers = [10.0**n for n in range(first, last + 1) if 2 * 10.0**n < self._high]
+        return [*([0.0, *powers[1:]] if self._has_zero else powers), self._high]
 
 
 def multiples(charts: Sequence[Chart]) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.bench.baselines.sse import _dechunked
-from ops.bench.multiples import multiples
+from ops.bench.multiples import Chart, multiples
 from ops.bench.plot import Bar, Group, Panel, svg
 from ops.bench.report import _charts, _markdown
 from ops.bench.results import (
@@ -216,6 +216,25 @@ def test_growth_and_soak_are_drawn() -> None:
     short = msgspec.structs.replace(soak, turns=2_000)
     assert list(budget(report(soak=short))) == []
     assert "growth.svg" in _markdown(made)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "written"),
+    [
+        ((1, 4, 16, 64), ["1", "10", "64"]),
+        ((10, 100, 1_000), ["10", "100", "1000"]),
+        ((10, 1_000, 1_500), ["10", "100", "1500"]),
+        ((0, 10_000, 1_000_000), ["0", "10k", "100k", "1M"]),
+    ],
+)
+def test_a_logarithmic_axis_ends_with_the_largest_size(
+    sizes: tuple[int, ...], written: list[str]
+) -> None:
+    """Powers of ten, but none so close to the end that the two could not be told apart."""
+    chart = Chart("t", "x", "y", [(size, 5.0, 5.0, 5.0) for size in sizes], is_log=True)
+    texts = [text.text for text in ET.fromstring(multiples([chart])).iter(f"{SVG}text")]
+
+    assert [text for text in texts[3:] if text is not None][-len(written) :] == written
 
 
 def test_the_slope_of_noise_is_small() -> None:
