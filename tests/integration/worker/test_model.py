@@ -460,5 +460,9 @@ def _server() -> Iterator[None]:
 
 
 TestQueueAndStore = QueueAndStore.TestCase
-TestQueueAndStore.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
-TestQueueAndStore = pytest.mark.usefixtures("_server")(TestQueueAndStore)
+TestQueueAndStore.settings = settings(
+    max_examples=settings().max_examples // 2, stateful_step_count=40, deadline=None
+)
+TestQueueAndStore = pytest.mark.timeout(900)(
+    pytest.mark.usefixtures("_server")(TestQueueAndStore)
+)  # for --hypothesis-profile=long
