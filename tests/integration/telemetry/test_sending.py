@@ -88,7 +88,7 @@ async def test_a_bad_collector_costs_a_bounded_time(
 
     assert answer.problem == problem
     assert least_s <= took_s + 0.05
-    assert took_s < 1.5
+    assert took_s < 10  # and not for as long as the collector goes on
 
 
 async def test_an_endless_answer_is_not_read() -> None:
@@ -208,12 +208,13 @@ async def test_what_was_not_sent_when_time_is_over_counts_as_dropped() -> None:
     assert meters.spans_dropped.numbers == {("otlp",): 10}
 
 
-async def test_the_end_does_not_wait_for_better_times() -> None:
+async def test_the_end_does_not_wait_for_better_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector that is away is tried again while there is time, but not when all ends."""
+    monkeypatch.setattr("worker.telemetry.sending._FIRST_WAIT_S", 30.0)
     meters = TurnMeters()
     environ = {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5"}
     with Collector("refuses") as collector:
-        async with sender_to(collector, timeout_s=60) as sender:
+        async with sender_to(collector, timeout_s=15) as sender:
             spans = OtlpSpans(environ, resource_of({}, worker="w", version="0"), meters, sender)
             spans.open()
             for _ in range(4):
@@ -223,7 +224,7 @@ async def test_the_end_does_not_wait_for_better_times() -> None:
             await spans.close()
             took_s = time.monotonic() - began_s
 
-    assert took_s < 0.4
+    assert took_s < 10
     assert meters.spans_dropped.numbers == {("otlp",): 20}
 
 
@@ -237,9 +238,7 @@ async def test_the_end_gives_up_with_the_first_batch_that_fails() -> None:
             spans.open()
             for _ in range(6):
                 spans.take(TURN)
-            began_s = time.monotonic()
             await spans.close()
-            took_s = time.monotonic() - began_s
 
-    assert took_s < 1.1
+    assert len(collector.headers) <= 1
     assert meters.spans_dropped.numbers == {("otlp",): 30}
