@@ -6,10 +6,12 @@ WorkerError(code)
 │   └── ProviderUnavailable      5xx, capacity, connection refused or lost, a broken stream
 │       ├── RateLimited          429: too many requests or tokens for now
 │       ├── Truncated            the stream ended without a finish reason
-│       └── Stalled              nothing meaningful came in time
+│       ├── Stalled              nothing meaningful came in time
+│       └── UnusableReply        an answer came, and this one cannot be used
 ├── Terminal                     never retry: record, dead-letter, go on with the next turn
 │   ├── ContextTooLong           the model refuses a context of this length
-│   └── ProviderRejected         bad request, key, credits, safety, unknown model
+│   ├── ProviderRejected         bad request, key, credits, safety, unknown model
+│   └── ReplyTooLarge            text, arguments or calls beyond what one response may hold
 └── LeaseLost                    neither: somebody else owns the work; stop silently
 
 Each error carries a stable `code` for machines and data for the decision. None carries what a user
@@ -90,6 +92,16 @@ class Stalled(ProviderUnavailable):
     code = "stalled"
 
 
+class UnusableReply(ProviderUnavailable):
+    """The provider answered, and this answer cannot be used.
+
+    It says nothing of the provider's health. `code` is `malformed_stream` (a frame that cannot be
+    decoded or understood) or `not_a_stream` (a body that is neither a reply nor an error).
+    """
+
+    code = "malformed_stream"
+
+
 class Terminal(WorkerError):
     """The same work will fail in the same way again."""
 
@@ -127,6 +139,16 @@ class ProviderRejected(Terminal):
         super().__init__(message, code=code)
         self.status = status
         self.parameter = parameter
+
+
+class ReplyTooLarge(Terminal):
+    """A response holds more than one may; the rest was not read.
+
+    `code` is `reply_too_large` (text, reasoning or the response as a whole), `arguments_too_large`
+    or `too_many_calls`.
+    """
+
+    code = "reply_too_large"
 
 
 class LeaseLost(WorkerError):

@@ -15,7 +15,7 @@ import msgspec
 from httpx2 import Limits
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from worker.errors import ProviderUnavailable, Truncated, WorkerError
+from worker.errors import ProviderUnavailable, Truncated, UnusableReply, WorkerError
 from worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
@@ -876,11 +876,11 @@ def _failure(event: StreamFailed | MalformedFrame | NotAStream) -> WorkerError:
         case StreamFailed():
             return failure_in_stream(event)
         case MalformedFrame():
-            return ProviderUnavailable(
+            return UnusableReply(
                 f"a frame of the stream cannot be decoded ({event.reason})", code="malformed_stream"
             )
         case NotAStream():
-            return ProviderUnavailable(
+            return UnusableReply(
                 "the provider sent something that is no event stream", code="not_a_stream"
             )
 
