@@ -4,6 +4,7 @@ from contracts.client import SyncTurnClient, TurnClient
 from contracts.errors import (
     ConversationBusy,
     InboxFull,
+    InvalidAddress,
     InvalidMessage,
     QueueFull,
     QueueLate,
@@ -44,6 +45,7 @@ __all__ = [
     "ConversationBusy",
     "InboxFull",
     "Interrupt",
+    "InvalidAddress",
     "InvalidMessage",
     "QueueFull",
     "QueueLate",

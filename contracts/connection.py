@@ -17,6 +17,8 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as ConnectionTimeout
 from redis.retry import Retry
 
+from contracts.addresses import Address, read_address
+
 try:
     import hiredis
 except ModuleNotFoundError:  # redis-py works without it
@@ -123,6 +125,9 @@ def open_async(url: str, *, retries: int) -> AsyncRedis:
         url: Where the server is.
         retries: Times a command is sent again after a lost connection; 0 where a command does not
             bear repetition.
+
+    Raises:
+        InvalidAddress: It is none; see `contracts.addresses`.
     """
     retry = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), retries)
     return cast(
@@ -130,10 +135,23 @@ def open_async(url: str, *, retries: int) -> AsyncRedis:
     )
 
 
+def _from_url(factory: Any, url: str, **options: Any) -> Any:
+    """Call redis-py's `from_url` with an address that was read here.
+
+    What the address says wins over `options`, but it can say only what Turnline bears.
+    """
+    address: Address = read_address(url)
+    return factory.from_url(address.plain, **{**_keeping_alive(url), **options, **address.options})
+
+
 def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
-    """Return a pool for a Redis address, of quicker connections where hiredis is there."""
+    """Return a pool for a Redis address, of quicker connections where hiredis is there.
+
+    Raises:
+        InvalidAddress: It is none; see `contracts.addresses`.
+    """
     factory = cast("Any", redis.asyncio.ConnectionPool)
-    pool: redis.asyncio.ConnectionPool = factory.from_url(url, **_keeping_alive(url), **options)
+    pool: redis.asyncio.ConnectionPool = _from_url(factory, url, **options)
     if _pack is not None:
         pool.connection_class = _quick(cast("Any", pool.connection_class))
     return pool
@@ -181,6 +199,5 @@ def open_sync(url: str, *, retries: int, timeout_s: float | None = None) -> Sync
             connection lives. More than any command blocks.
     """
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
-    options = {**_options(retries), **_keeping_alive(url), "socket_timeout": timeout_s}
-    factory = cast("Any", redis.Redis)
-    return cast("SyncRedis", factory.from_url(url, retry=retry, **options))
+    options = {**_options(retries), "socket_timeout": timeout_s, "retry": retry}
+    return cast("SyncRedis", _from_url(redis.Redis, url, **options))

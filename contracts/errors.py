@@ -11,7 +11,8 @@ TurnlineError
 ├── TurnIdReused                      the id belongs to an earlier turn with another content
 ├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
 ├── ResultTimeout                     the turn goes on; ask again with the same receipt
-└── StoreIncompatible                 the Redis at that address cannot be used as it is
+├── StoreIncompatible                 the Redis at that address cannot be used as it is
+└── InvalidAddress(expected)          mend the address of Redis; nothing was opened
 """
 
 
@@ -72,3 +73,12 @@ class ResultTimeout(TurnlineError):
 
 class StoreIncompatible(TurnlineError):
     """The Redis at this address cannot be used as it is; the text says what to change."""
+
+
+class InvalidAddress(TurnlineError, ValueError):
+    """The address of a server is none. Says what belongs there and repeats nothing of it."""
+
+    def __init__(self, expected: str) -> None:
+        """Build the error from what belongs there."""
+        super().__init__(expected)
+        self.expected = expected

@@ -7,7 +7,8 @@ from typing import Any, Final, NamedTuple
 import click
 from redis.exceptions import AuthenticationError, RedisError
 
-from contracts import SyncTurnClient
+from contracts import InvalidAddress, SyncTurnClient
+from contracts.addresses import read_address
 from contracts.client import RETRIES
 from contracts.connection import SyncRedis, open_sync
 from contracts.keys import ShardKeys, shard_keys
@@ -15,6 +16,8 @@ from contracts.requests import Requests
 from ops.cli.failures import Failure
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
+ANSWER_S: Final = 10.0
+"""What a server has to answer the first question."""
 
 
 class Connection(NamedTuple):
@@ -74,13 +77,13 @@ def check_answers(redis_url: str) -> None:
     Raises:
         Failure: Nobody answers, or the address is none.
     """
-    where = redis_url.rpartition("@")[2]  # without a password
     try:
-        redis = open_sync(redis_url, retries=0)
-    except ValueError:
+        where = read_address(redis_url).where
+    except InvalidAddress as error:
         raise Failure(
-            f"{where} is not the address of a Redis: it begins with redis://, rediss:// or unix://"
+            f"--redis (or TURNLINE_REDIS_URL) is not the address of a Redis: {error}."
         ) from None
+    redis = open_sync(redis_url, retries=0, timeout_s=ANSWER_S)
     try:
         redis.execute_command("PING")
     except AuthenticationError:

@@ -37,7 +37,10 @@ def told(error: Exception) -> Failure | None:
         return error
     contracts = sys.modules.get("contracts.errors")
     if contracts is not None and isinstance(error, contracts.TurnlineError):
-        usage = (contracts.InvalidMessage, contracts.TurnIdReused, contracts.StoreIncompatible)
+        usage = (
+            *(contracts.InvalidMessage, contracts.InvalidAddress, contracts.TurnIdReused),
+            contracts.StoreIncompatible,
+        )
         return Failure(str(error)) if isinstance(error, usage) else Failed(str(error))
     embedded = sys.modules.get("ops.embedded.errors")
     if embedded is not None and isinstance(error, embedded.EmbeddedRedisError):

@@ -224,7 +224,7 @@ def test_chat_talks_over_a_pipe(run: Run) -> None:
     [
         (["send", "two words", "Hello"], "conversation_id: 1 to 200 printable characters"),
         (["send", "c", ""], "the message is empty"),
-        (["queue", "--redis", "redis://127.0.0.1:9/0"], "no Redis answers at redis://127.0.0.1:9"),
+        (["queue", "--redis", "redis://127.0.0.1:9/0"], "no Redis answers at 127.0.0.1:9/0"),
         (["queue", "--redis", "redis://me:secret@127.0.0.1:9/0"], "answers at 127.0.0.1:9"),
         (["queue", "--redis", "localhost"], "is not the address of a Redis"),
     ],
