@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from contracts import ContextAppend, TurnClient, UserMessage
 from contracts.conversation import AssistantEntry, UserEntry
 from ops.bench.measuring import RedisWork, redis_work
@@ -88,6 +90,7 @@ def history(conversation_id: str, messages: int) -> ContextAppend:
     return ContextAppend(conversation_id=conversation_id, messages=tuple(entries))
 
 
+@pytest.mark.promise("P8")
 async def test_a_turn_costs_so_much_of_redis(redis_url: str, redis: Any) -> None:
     """Commands, round trips and bytes of a turn of 20 chunks, traces kept, nobody reading."""
     async with bench(redis_url, redis) as made:
@@ -98,6 +101,7 @@ async def test_a_turn_costs_so_much_of_redis(redis_url: str, redis: Any) -> None
     assert spent.bytes / TURNS <= BYTES
 
 
+@pytest.mark.promise("P8")
 async def test_a_long_context_costs_redis_no_more(redis_url: str, redis: Any) -> None:
     """What a worker holds is not fetched again: not one command a turn more."""
     async with bench(redis_url, redis) as made:

@@ -112,6 +112,7 @@ async def test_every_producer_is_measured() -> None:
         assert it.redis_requests < 0.2 if in_batches else it.redis_requests >= 1
 
 
+@pytest.mark.promise("P8")
 async def test_a_fleet_of_24_workers_has_2400_turns_in_flight(redis_url: str) -> None:
     """As many as it has slots, all of which complete once the model answers."""
     fleet = await turnline_in_flight(redis_url, Size(workers=24, slots=100))

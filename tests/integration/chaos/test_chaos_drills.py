@@ -5,6 +5,7 @@ import pytest
 from ops.chaos import drills
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("name", "rounds"), [("kill", 2), ("stall", 1), ("term", 1), ("cancel", 3)]
 )

@@ -31,6 +31,7 @@ def run(
     return session.run(options, lambda _: None)
 
 
+@pytest.mark.promise("P1", "P2", "P3", "P4", "P6", "P7")
 @pytest.mark.timeout(180)
 def test_twenty_seconds_of_chaos_break_no_promise() -> None:
     """Kills, stops, terminations, Redis restarts and model faults, and every column is zero."""

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.recordings import REPOSITORY
 
 RUN = [sys.executable, "-m", "ops.cli"]
@@ -28,6 +30,7 @@ def replay(file: Path, *words: str) -> tuple[int, dict[str, Any]]:
     return ran.returncode, json.loads(ran.stdout)
 
 
+@pytest.mark.promise("P2", "P7")
 def test_recordings_come_out_as_they_went_in(tmp_path: Path) -> None:
     """Every turn once, every text as recorded, every token as the simulator counted it."""
     file = tmp_path / "dialogues.jsonl"
@@ -49,6 +52,7 @@ def test_recordings_come_out_as_they_went_in(tmp_path: Path) -> None:
     assert 0 < report["first_delta_p50_ms"] <= report["first_delta_p99_ms"]
 
 
+@pytest.mark.promise("P3", "P7")
 def test_killed_workers_change_no_answer_and_no_total(tmp_path: Path) -> None:
     """Workers die on the way; what is committed is the recording all the same."""
     file = tmp_path / "dialogues.jsonl"

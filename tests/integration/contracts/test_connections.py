@@ -83,6 +83,7 @@ async def test_a_blocking_command_may_be_given_a_time(silent: str) -> None:
     client.close()
 
 
+@pytest.mark.promise("P11")
 async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(redis_url: str) -> None:
     """Nobody hears of it, though commands are not sent again."""
     client = open_async(redis_url, retries=0)

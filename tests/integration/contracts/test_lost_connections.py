@@ -40,6 +40,7 @@ async def client(request: pytest.FixtureRequest, server: EmbeddedRedis) -> Async
             yield Blocking(blocking)
 
 
+@pytest.mark.promise("P6", "P11")
 async def test_readers_go_on_after_a_restart(client: Any, server: EmbeddedRedis) -> None:
     """In the middle of a turn, while waiting, with the same iterator."""
     receipt = await client.submit(UserMessage(conversation_id="c", turn_id="t", text="hi"))
@@ -60,6 +61,7 @@ async def test_readers_go_on_after_a_restart(client: Any, server: EmbeddedRedis)
     assert [type(event) for event in seen] == [type(event) for event in (first, second, *rest)]
 
 
+@pytest.mark.promise("P1", "P11")
 async def test_a_submission_after_a_restart_is_accepted_once(
     client: Any, server: EmbeddedRedis
 ) -> None:
@@ -74,6 +76,7 @@ async def test_a_submission_after_a_restart_is_accepted_once(
     assert (await client.submit_many([message]))[0].status == "duplicate"
 
 
+@pytest.mark.promise("P6", "P11")
 async def test_a_follower_goes_on_after_a_restart(client: Any, server: EmbeddedRedis) -> None:
     """Behind the last event it has given out."""
     async with Redis.from_url(server.url) as redis:

@@ -72,6 +72,7 @@ async def test_events_are_seen_as_they_happen(client: Any, redis: Redis, receipt
     assert len([event async for event in events]) == 3
 
 
+@pytest.mark.promise("P6")
 @pytest.mark.parametrize("seen", [1, 2, 3])
 async def test_a_reader_goes_on_behind_what_it_has_seen(
     client: Any, redis: Redis, receipt: Receipt, seen: int
@@ -125,6 +126,7 @@ async def test_a_receipt_leads_past_older_events(client: Any, redis: Redis) -> N
     assert [event.attempt async for event in client.events(receipt)] == [7, 1]
 
 
+@pytest.mark.promise("P6")
 async def test_the_end_of_a_trimmed_turn_is_in_its_record(
     client: Any, redis: Redis, receipt: Receipt
 ) -> None:
@@ -287,6 +289,7 @@ async def test_asking_is_submitting_and_waiting(client: Any, redis: Redis) -> No
     assert (await asked).code == "x"
 
 
+@pytest.mark.promise("P6")
 async def test_text_hides_that_an_attempt_was_made_again(
     client: Any, redis: Redis, receipt: Receipt
 ) -> None:
@@ -385,6 +388,7 @@ async def test_an_unknown_conversation_is_empty(client: Any, redis: Redis) -> No
     assert await redis.keys() == []
 
 
+@pytest.mark.promise("P7")
 async def test_usage_is_read_field_by_field(client: Any, redis: Redis) -> None:
     """Answers and abandoned spend apart."""
     await redis.hset(

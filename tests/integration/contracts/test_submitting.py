@@ -93,6 +93,7 @@ async def test_an_accepted_message_waits_and_somebody_is_woken(client: Any, redi
     assert await redis.llen(SHARD.wake) == 1
 
 
+@pytest.mark.promise("P2")
 async def test_the_order_of_acceptance_is_the_order_of_the_inbox(client: Any, redis: Redis) -> None:
     """Positions count up, and one conversation is on the queue once."""
     receipts = [await client.submit(user(f"message {n}", turn_id=f"t{n}")) for n in range(5)]
@@ -103,6 +104,7 @@ async def test_the_order_of_acceptance_is_the_order_of_the_inbox(client: Any, re
     assert await redis.llen(SHARD.wake) == 1
 
 
+@pytest.mark.promise("P1", "P3")
 async def test_a_repeated_message_is_a_duplicate(client: Any, redis: Redis) -> None:
     """Also with another time, trace and deadline, and metadata in another order."""
     await redis.xadd(KEYS.events, {"e": "{}"}, id="5-1")
@@ -176,9 +178,10 @@ async def test_a_full_inbox_takes_what_empties_it(
     assert await redis.xlen(KEYS.inbox) == 7
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("records", [5, 2])
 async def test_records_that_go_before_the_turns_they_belong_to_are_refused(records: int) -> None:
-    """P1: a message that still waits would be accepted a second time."""
+    """A message that still waits would be accepted a second time."""
     limits, url = Limits(inbox=5, records=records), "redis://127.0.0.1:1"
     with pytest.raises(ValueError, match="records must be more than inbox"):
         async with TurnClient.connect(url, limits=limits):
@@ -266,6 +269,7 @@ async def test_reject_refuses_while_the_conversation_is_busy(
     assert (await client.submit(user(when_busy="reject", turn_id="idle"))).status == "duplicate"
 
 
+@pytest.mark.promise("P9")
 async def test_a_broken_message_reaches_no_server(client: Any, redis: Redis) -> None:
     """It is refused by name on the producer's side."""
     for broken in (b"{", user(turn_id="a b"), b'{"type":"user_message","conversation_id":"c"}'):
@@ -491,6 +495,7 @@ async def test_configure_sends_what_is_named(client: Any, redis: Redis) -> None:
     assert msgspec.json.decode(entry[b"m"])["settings"] == {"temperature": 0.5, "model": None}
 
 
+@pytest.mark.promise("P8")
 async def test_shards_have_their_own_queues(redis_url: str, redis: Redis) -> None:
     """All keys of a submission carry the tag of the conversation's shard."""
     async with TurnClient.connect(redis_url, shards=4) as client:

@@ -167,6 +167,7 @@ async def test_11_reasoning_and_cache() -> None:
         assert run.service.provider_usage.total_tokens == 628
 
 
+@pytest.mark.promise("P7")
 async def test_a_cut_call_is_estimated_from_its_chunks() -> None:
     """Without a report, what was streamed is counted, one token a chunk; nothing is unknown."""
 

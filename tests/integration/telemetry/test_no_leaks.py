@@ -72,6 +72,7 @@ async def talk(hand: WatchedHand, client: TurnClient, sim: Simulator) -> None:
     await hand.run_one()
 
 
+@pytest.mark.promise("P10")
 async def test_spans_metrics_and_logs_hold_no_content(
     hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator, logged: io.StringIO
 ) -> None:
@@ -126,6 +127,7 @@ async def test_the_redactor_sees_everything_before_it_leaves(
     assert MARKER not in told
 
 
+@pytest.mark.promise("P10")
 async def test_a_redactor_that_fails_lets_nothing_out(
     redis_url: str, client: TurnClient, kept: KeptSpans, sim: Simulator, logged: io.StringIO
 ) -> None:

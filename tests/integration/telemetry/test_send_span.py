@@ -101,6 +101,7 @@ async def test_each_of_many_has_its_own(producer: Any, exported: InMemorySpanExp
     assert len({shown(span) for span in found.values()}) == 3
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("bad", "error"),
     [(message(conversation_id=""), InvalidMessage), ({"text": TEXT}, InvalidMessage)],

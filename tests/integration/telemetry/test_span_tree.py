@@ -588,6 +588,7 @@ async def test_conversations_never_mix(
         assert chat.attributes[n.USAGE_INPUT_TOKENS] == result.usage.prompt_tokens
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("scenario", ["eof;at=tokens:2", "rate-limit", "status=529"])
 async def test_tokens_on_spans_are_those_in_the_ledger(
     hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator, scenario: str

@@ -87,6 +87,7 @@ async def assert_all_is_right(
     return result
 
 
+@pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("dies_at", range(SERIAL_BOUNDARIES))
 async def test_serial_calls(
     redis: Redis, redis_url: str, sim: Simulator, client: TurnClient, dies_at: int
@@ -121,6 +122,7 @@ async def rounds_done(redis: Redis) -> int:
     return sum(step[:1] == b"m" for step in steps)
 
 
+@pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("dies_at", range(PARALLEL_BOUNDARIES))
 async def test_parallel_calls(
     redis: Redis, redis_url: str, sim: Simulator, client: TurnClient, dies_at: int

@@ -187,6 +187,7 @@ async def test_a_tool_runs_no_more_often_at_once_than_it_may(
     assert most == [1, 1, 1]
 
 
+@pytest.mark.promise("P12")
 async def test_more_rounds_than_allowed_fail_the_turn(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:
@@ -216,6 +217,7 @@ async def test_more_rounds_than_allowed_fail_the_turn(
     assert await context(client) == []
 
 
+@pytest.mark.promise("P12")
 async def test_the_same_call_again_and_again_is_told_then_failed(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:

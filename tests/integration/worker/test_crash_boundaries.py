@@ -76,11 +76,12 @@ async def finish(hand: Hand) -> None:
             await hand.release(lease, outcome)
 
 
+@pytest.mark.promise("P1", "P3", "P6", "P7")
 @pytest.mark.parametrize("dies_at", range(BOUNDARIES))
 async def test_one_crash_anywhere_still_commits_the_turn_once(
     redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, dies_at: int
 ) -> None:
-    """P1, P3, P6, P7: one reply, one set of tokens, readers see one truth, no call is forgotten."""
+    """One reply, one set of tokens, readers see one truth, no call is forgotten."""
     receipt = await client.submit(UserMessage(conversation_id="c", text="What is a fence?"))
 
     await run_and_die(hand, dies_at)
@@ -117,11 +118,12 @@ async def test_the_number_of_boundaries_is_known(hand: Hand, client: TurnClient)
     assert store.boundary <= BOUNDARIES
 
 
+@pytest.mark.promise("P2")
 @pytest.mark.parametrize("dies_at", range(BOUNDARIES))
 async def test_crash_of_a_turn_with_another_one_waiting(
     hand: Hand, client: TurnClient, dies_at: int
 ) -> None:
-    """P2: what waits behind a crashed turn comes after it, once."""
+    """What waits behind a crashed turn comes after it, once."""
     receipts = [
         await client.submit(UserMessage(conversation_id="c", text=text)) for text in ("one", "two")
     ]
@@ -137,6 +139,7 @@ async def test_crash_of_a_turn_with_another_one_waiting(
     ]
 
 
+@pytest.mark.promise("P1", "P9", "P12")
 async def test_three_crashes_make_a_dead_letter_and_the_conversation_goes_on(
     redis: Redis, hand: Hand, client: TurnClient
 ) -> None:

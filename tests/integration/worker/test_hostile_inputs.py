@@ -34,6 +34,7 @@ async def run_due(hand: Hand) -> None:
             await hand.release(lease, outcome)
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize(
     "data",
     [
@@ -77,6 +78,7 @@ async def test_a_malformed_interrupt_stops_the_turn_it_names(
     assert [role for role, _ in await context(client)] == ["user"]
 
 
+@pytest.mark.promise("P9")
 async def test_bad_bytes_in_the_fields_of_an_entry_end_with_it(
     redis: Redis, hand: Hand, client: TurnClient
 ) -> None:
@@ -95,6 +97,7 @@ async def test_bad_bytes_in_the_fields_of_an_entry_end_with_it(
     assert await redis.xlen(KEYS.inbox) == 0
 
 
+@pytest.mark.promise("P1")
 async def test_a_used_id_takes_nothing_else_with_it(
     redis: Redis, hand: Hand, client: TurnClient
 ) -> None:
@@ -115,6 +118,7 @@ async def test_a_used_id_takes_nothing_else_with_it(
     assert await redis.xlen(KEYS.inbox) == 0
 
 
+@pytest.mark.promise("P9")
 async def test_foreign_members_of_the_queue_do_not_end_a_worker(
     redis_url: str, redis: Redis, sim: Simulator, client: TurnClient
 ) -> None:

@@ -158,11 +158,12 @@ class LateBreakers(Breakers):
         await self.store.looked.wait()
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("scenario", ["status=503", "rst;at=tokens:3"])
 async def test_an_interrupt_while_the_provider_fails_ends_the_turn_as_interrupted(
     redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, scenario: str
 ) -> None:
-    """P7: there is nothing to try again, and each call stands in the ledger exactly once."""
+    """There is nothing to try again, and each call stands in the ledger exactly once."""
     sim.inject(scenario, times=None)
     receipt = await client.submit(user("hi"))
     store = LateStore(hand.store, client)
@@ -221,6 +222,7 @@ async def test_a_cache_does_not_believe_in_messages_that_the_server_lost(
     assert [it["content"] for it in asked] == [it.content for it in history][:-1]
 
 
+@pytest.mark.promise("P4")
 async def test_the_value_of_a_lease_is_never_given_twice(
     redis: Redis, hand: Hand, client: TurnClient
 ) -> None:
@@ -260,10 +262,11 @@ class LossyBatcher(ScriptBatcher):
         return lost
 
 
+@pytest.mark.promise("P6")
 async def test_a_batch_of_events_that_is_tried_again_is_not_overtaken(
     redis: Redis, hand: Hand, client: TurnClient
 ) -> None:
-    """P6: what overtook it would make the server take it for a repetition, and drop it."""
+    """What overtook it would make the server take it for a repetition, and drop it."""
     receipt = await client.submit(user("hi"))
     lease = await hand.must_claim()
     head = (await hand.store.load(lease)).entries[0].entry_id
@@ -308,6 +311,7 @@ async def test_a_call_that_cannot_be_sent_ends_for_all_that_travel_with_it(redis
         await batcher.run(any_call("x"))
 
 
+@pytest.mark.promise("P11")
 async def test_a_call_to_a_server_that_says_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that could not be reached: callers try again, on a new connection."""
     monkeypatch.setattr("worker.batching._SILENCE_S", 0.05)
@@ -379,6 +383,7 @@ class Wire:
                     await each.wait_closed()
 
 
+@pytest.mark.promise("P11")
 async def test_a_worker_notices_connections_that_vanished_without_a_word(
     sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +505,7 @@ async def test_shared_streams_keep_nothing_past_the_retention(
         assert fields.get(b"c") != b"old"
 
 
+@pytest.mark.promise("P1")
 async def test_each_part_of_a_merged_turn_that_failed_has_its_dead_letter(
     redis: Redis, hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:

@@ -463,6 +463,6 @@ TestQueueAndStore = QueueAndStore.TestCase
 TestQueueAndStore.settings = settings(
     max_examples=settings().max_examples // 2, stateful_step_count=40, deadline=None
 )
-TestQueueAndStore = pytest.mark.timeout(900)(
-    pytest.mark.usefixtures("_server")(TestQueueAndStore)
+TestQueueAndStore = pytest.mark.promise("P1", "P2", "P3", "P4", "P7")(
+    pytest.mark.timeout(900)(pytest.mark.usefixtures("_server")(TestQueueAndStore))
 )  # for --hypothesis-profile=long

@@ -80,6 +80,7 @@ def user(conversation_id: str = "c") -> UserMessage:
     return UserMessage(conversation_id=conversation_id, text="Hello")
 
 
+@pytest.mark.promise("P8")
 async def test_a_submission_wakes_one_idle_worker_without_polling(
     redis: Redis, rig: Rig, client: TurnClient
 ) -> None:
@@ -107,6 +108,7 @@ async def _is_empty(redis: Redis) -> bool:
     return await redis.zcard(SHARD.queue) == 0
 
 
+@pytest.mark.promise("P5")
 async def test_a_heartbeat_keeps_a_slow_conversation_with_its_worker(
     redis: Redis, rig: Rig, client: TurnClient
 ) -> None:
@@ -141,6 +143,7 @@ async def test_a_heartbeat_keeps_a_slow_conversation_with_its_worker(
     assert len(runs) == 1
 
 
+@pytest.mark.promise("P4", "P5")
 async def test_a_lapsed_lease_is_taken_over_and_the_loser_is_stopped(
     redis: Redis, rig: Rig, client: TurnClient
 ) -> None:
@@ -192,6 +195,7 @@ async def test_a_short_wait_ends_on_time_on_an_idle_worker(
     await wait_until(lambda: _is_empty(redis), "the queue is empty")
 
 
+@pytest.mark.promise("P1", "P10")
 async def test_a_defect_does_not_strand_the_inbox(
     redis: Redis, rig: Rig, client: TurnClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,6 +215,7 @@ async def test_a_defect_does_not_strand_the_inbox(
     assert "secret" not in caplog.text
 
 
+@pytest.mark.promise("P5")
 async def test_draining_hands_over_at_once(redis: Redis, rig: Rig, client: TurnClient) -> None:
     """After the grace period the conversation is due now, not when the lease ends."""
     ran_by: list[str] = []
@@ -290,6 +295,7 @@ async def test_arqs_health_check_tells_that_a_worker_lives(
     assert b"j_complete=0" in value
 
 
+@pytest.mark.promise("P10")
 async def test_jobs_are_json_in_arqs_layout(
     redis: Redis, redis_url: str, client: TurnClient
 ) -> None:
@@ -309,6 +315,7 @@ async def test_jobs_are_json_in_arqs_layout(
     await queue.aclose(close_connection_pool=True)
 
 
+@pytest.mark.promise("P2", "P3")
 async def test_five_turns_of_one_conversation_with_eight_workers(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:
@@ -325,6 +332,7 @@ async def test_five_turns_of_one_conversation_with_eight_workers(
     assert [message.content for message in history.messages] == expected
 
 
+@pytest.mark.promise("P11")
 async def test_a_lost_connection_does_not_end_the_worker(
     redis: Redis, redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:

@@ -34,6 +34,7 @@ async def run(hand: Hand) -> Parked | None:
     return outcome if isinstance(outcome, Parked) else None
 
 
+@pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -78,6 +79,7 @@ async def test_retry_after_is_honoured(hand: Hand, client: TurnClient, sim: Simu
     assert 7_000 <= parked.defer_ms <= 8_000
 
 
+@pytest.mark.promise("P12")
 @pytest.mark.parametrize("scenario", ["credits", "credits;code=403", "no-credits", "bad-key"])
 async def test_out_of_credits_is_never_retried(
     hand: Hand, client: TurnClient, sim: Simulator, scenario: str
@@ -92,6 +94,7 @@ async def test_out_of_credits_is_never_retried(
     assert requests(sim) == 1
 
 
+@pytest.mark.promise("P12")
 async def test_a_turn_is_not_tried_beyond_its_budget(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:
@@ -107,6 +110,7 @@ async def test_a_turn_is_not_tried_beyond_its_budget(
     assert (await client.usage("c")).calls == 1
 
 
+@pytest.mark.promise("P12")
 async def test_a_deadline_that_has_passed_costs_no_call(
     hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:
@@ -149,6 +153,7 @@ async def _first(texts: Any):
         return
 
 
+@pytest.mark.promise("P12")
 async def test_an_outage_opens_the_breaker_for_all_and_a_probe_closes_it(
     redis: Redis, redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:

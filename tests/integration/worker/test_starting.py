@@ -62,6 +62,7 @@ async def test_a_worker_starts_while_redis_is_full() -> None:
         await check_redis(settings)
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
@@ -157,6 +158,7 @@ async def test_a_worker_ends_well_though_redis_is_gone(sim: Simulator) -> None:
     assert ending.client.is_closed()
 
 
+@pytest.mark.promise("P10")
 def test_secrets_do_not_print() -> None:
     """Neither in repr nor in str."""
     settings = from_env({"XAI_API_KEY": "xai-secret"})
@@ -183,6 +185,7 @@ def start_worker(redis_url: str, sim: Simulator, name: str, **more: str) -> subp
     )
 
 
+@pytest.mark.promise("P1", "P5", "P10")
 async def test_killed_stopped_and_terminated_processes_lose_nothing(
     redis_url: str, sim: Simulator
 ) -> None:
@@ -219,6 +222,7 @@ async def test_killed_stopped_and_terminated_processes_lose_nothing(
     assert "xai-test" not in log
 
 
+@pytest.mark.promise("P8")
 async def test_a_fleet_of_two_shards_serves_both(redis_url: str, sim: Simulator) -> None:
     """Conversations of all shards are run; their keys carry their shard's tag."""
     from redis.asyncio import Redis  # noqa: PLC0415

@@ -59,10 +59,11 @@ async def contents(client: TurnClient) -> list[Any]:
     return [message.content for message in (await client.history("c")).messages]
 
 
+@pytest.mark.promise("P2")
 async def test_five_messages_at_once_make_ten_messages_in_order(
     hand: Hand, client: TurnClient
 ) -> None:
-    """P2: turns of a conversation take effect in the order they were accepted."""
+    """Turns of a conversation take effect in the order they were accepted."""
     receipts = [await client.submit(user(f"message {n}")) for n in range(5)]
 
     await hand.run_one()
@@ -73,6 +74,7 @@ async def test_five_messages_at_once_make_ten_messages_in_order(
     assert [receipt.position for receipt in receipts] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.promise("P13")
 async def test_requests_of_later_turns_begin_with_the_bytes_of_earlier_ones(
     hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:
@@ -111,6 +113,7 @@ async def test_another_worker_goes_on_where_the_first_stopped(
     assert len(await contents(client)) == 8
 
 
+@pytest.mark.promise("P2")
 async def test_settings_take_effect_in_order(
     hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:
@@ -191,10 +194,11 @@ async def test_fragments_are_merged_into_one_turn(
     assert {end.into for end in ends[:2]} == {three.turn_id}
 
 
+@pytest.mark.promise("P2")
 async def test_a_note_behind_an_open_message_takes_effect_behind_its_turn(
     hand: Hand, client: TurnClient
 ) -> None:
-    """P2: what was accepted after the pieces of a turn does not slip in before it."""
+    """What was accepted after the pieces of a turn does not slip in before it."""
     await client.submit(user("I would like", final=False))
     asked = await client.submit(user("to book", final=False))
     noted = await client.submit(user("(on hold)", run=False))
@@ -401,6 +405,7 @@ async def test_when_busy_interrupt_answers_the_newer_message(
     assert [m["role"] for m in bodies(sim)[1]["messages"]] == ["user", "assistant", "user"]
 
 
+@pytest.mark.promise("P7")
 async def test_when_busy_rollback_joins_both_messages(
     hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:
@@ -425,6 +430,7 @@ async def test_when_busy_rollback_joins_both_messages(
     assert totals.usage == reply.usage
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize(
     "data",
     [
@@ -439,7 +445,7 @@ async def test_when_busy_rollback_joins_both_messages(
 async def test_broken_bytes_in_an_inbox_are_a_dead_letter_and_the_next_turn_runs(
     redis: Redis, hand: Hand, client: TurnClient, data: bytes
 ) -> None:
-    """P9: whoever wrote them; the bytes are kept and the conversation goes on."""
+    """Whoever wrote them; the bytes are kept and the conversation goes on."""
     await redis.xadd(KEYS.inbox, {"m": data})
     receipt = await client.submit(user("fine"))
 
@@ -477,6 +483,7 @@ async def test_a_refused_turn_fails_by_name_and_leaves_the_context_alone(
     assert await redis.xlen("turnline:{s0}:dead") == 1
 
 
+@pytest.mark.promise("P6", "P7")
 async def test_a_retryable_failure_waits_without_a_slot_and_is_tried_again(
     hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:
@@ -501,10 +508,11 @@ async def test_a_retryable_failure_waits_without_a_slot_and_is_tried_again(
     assert len(await contents(client)) == 4
 
 
+@pytest.mark.promise("P4")
 async def test_a_zombie_cannot_write(
     redis: Redis, hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:
-    """P4: a worker that lost its lease has every later write refused by the server."""
+    """A worker that lost its lease has every later write refused by the server."""
     sim.inject("stall;at=tokens:3")
     receipt = await client.submit(user("Hello"))
     stale = await hand.must_claim()
@@ -533,6 +541,7 @@ async def test_a_zombie_cannot_write(
     assert {key: await redis.dump(key) for key in await redis.keys("*")} == before
 
 
+@pytest.mark.promise("P4")
 async def test_forget_removes_every_trace_while_a_turn_runs(
     redis: Redis, hand: Hand, client: TurnClient, sim: Simulator
 ) -> None:
@@ -576,6 +585,7 @@ async def test_replies_fan_in_and_nothing_is_kept_for_ever(
     await assert_keys_expire(redis, permanent=["turnline:{s0}:token"])
 
 
+@pytest.mark.promise("P8")
 async def test_a_long_inbox_yields_its_slot_after_the_quota(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:
@@ -595,6 +605,7 @@ async def test_a_long_inbox_yields_its_slot_after_the_quota(
     ]
 
 
+@pytest.mark.promise("P1", "P3")
 async def test_a_full_server_refuses_whole_commits_and_nothing_is_lost(
     sim: Simulator,
 ) -> None:
@@ -636,10 +647,11 @@ async def _refused(redis: Redis) -> bool:
     return int(stats.get("errorstat_OOM", {"count": 0})["count"]) >= 2
 
 
+@pytest.mark.promise("P6")
 async def test_a_repeated_batch_of_events_says_nothing_twice(
     redis: Redis, hand: Hand, client: TurnClient
 ) -> None:
-    """P6: after a lost reply a batch is sent again: in its turn, and when that is over."""
+    """After a lost reply a batch is sent again: in its turn, and when that is over."""
     receipt = await client.submit(user("Hello"))
     await client.submit(user("next"))
     lease = await hand.must_claim()

@@ -74,6 +74,7 @@ def test_no_place_in_an_id_takes_a_forbidden_character(character: str) -> None:
         assert refused(user(conversation_id=value)).field == "conversation_id"
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize(
     "fits",
     ["x" * 256 * KIB, "é" * 128 * KIB, "日" * (256 * KIB // 3), "👀" * 64 * KIB],
@@ -112,6 +113,7 @@ def test_a_struct_built_in_python_is_held_to_the_same_limit() -> None:
         UserMessage(conversation_id="c", text="é" * 128 * KIB + "x")
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("make", [str, str.encode], ids=["str", "bytes"])
 def test_a_message_may_have_one_mib(make: Any) -> None:
     """Bytes of the whole message, also where it is given as a string."""
@@ -150,6 +152,7 @@ def test_metadata_has_at_most_16_pairs() -> None:
         assert error.expected.startswith("keys: ")
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize(
     ("data", "field", "expected"),
     [
@@ -371,6 +374,7 @@ def is_list(value: Any) -> bool:
     return isinstance(value, list)
 
 
+@pytest.mark.promise("P10")
 @given(st.data())
 def test_errors_never_repeat_what_was_sent(data: st.DataObject) -> None:
     """A marker put anywhere into any message is not in the error, its fields or its traceback."""

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass, field
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +70,7 @@ def late(reply: Reply, draws: st.DataObject) -> list[AnyEvent]:
     return events
 
 
+@pytest.mark.promise("P6")
 @given(replies(), st.data())
 def test_the_text_is_always_the_beginning_of_one_attempts_reply(
     reply: Reply, data: st.DataObject
@@ -87,6 +89,7 @@ def test_the_text_is_always_the_beginning_of_one_attempts_reply(
         assert changed == (assembler.text != before)
 
 
+@pytest.mark.promise("P6")
 @given(
     replies(),
     st.sampled_from([TurnCompleted, TurnInterrupted]),

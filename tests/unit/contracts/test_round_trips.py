@@ -87,6 +87,7 @@ def test_a_change_sets_what_it_names_and_nothing_else(
         assert getattr(changed, field) == getattr(source, field)
 
 
+@pytest.mark.promise("P7")
 @given(structs(Usage), structs(Usage))
 def test_usage_is_added_field_by_field(one: Usage, other: Usage) -> None:
     """No field is forgotten in a sum, and none is derived from others."""

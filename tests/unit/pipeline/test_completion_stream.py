@@ -297,6 +297,7 @@ def test_any_cutting_gives_the_same_events(bodies: list[bytes], cuts: list[int])
     assert read(*pieces) == read(body)
 
 
+@pytest.mark.promise("P9")
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_noise_never_raises(pieces: list[bytes]) -> None:
     """Any bytes at all are read without an exception."""

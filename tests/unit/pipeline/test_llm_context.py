@@ -112,6 +112,7 @@ def test_images_need_an_encoding() -> None:
         OpenAILLMContext().add_image_frame_message(format="RGB", size=(1, 1), image=b"\0\0\0")
 
 
+@pytest.mark.promise("P13")
 def test_48_save_and_load_are_byte_stable() -> None:
     """Saving what was loaded gives the same bytes, and so does a request built from it."""
     first = OpenAILLMContext(ALL)
@@ -126,6 +127,7 @@ def test_48_save_and_load_are_byte_stable() -> None:
     assert loaded.messages == ALL
 
 
+@pytest.mark.promise("P13")
 def test_stored_bytes_are_not_rewritten() -> None:
     """Even bytes in another JSON style are kept as they were given, read or not."""
     odd = b'{"role": "user",  "content": "\\u00e9"}'

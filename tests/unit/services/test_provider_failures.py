@@ -169,6 +169,7 @@ def test_a_date_without_a_date_header_uses_the_clock() -> None:
     assert retry_after({"retry-after": LATER}, now_s=1795348800.0) == 30.0
 
 
+@pytest.mark.promise("P10")
 def test_errors_keep_the_providers_words_to_themselves() -> None:
     """A body may quote the request: neither text nor attributes of an error hold any of it."""
     secret = "the-user-said-this"
