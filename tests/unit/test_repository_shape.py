@@ -197,6 +197,18 @@ def test_each_python_file_says_what_it_is_for() -> None:
     assert silent == []
 
 
+def test_no_test_is_named_by_a_number() -> None:
+    """A name is a claim; a number points at a list that nobody has."""
+    numbered = [
+        f"{name}: {found}"
+        for name in tracked()
+        if name.suffix == ".py" and name.parts[0] == "tests"
+        for found in re.findall(r"\bdef (test_\d\w*)", text_of(name))
+    ]
+
+    assert numbered == []
+
+
 def test_data_files_of_the_packages_are_installed_with_them() -> None:
     """The package data of pyproject name every script and schema, so that a wheel has them."""
     pyproject = tomllib.loads(text_of(Path("pyproject.toml")))

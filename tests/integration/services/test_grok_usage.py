@@ -50,7 +50,9 @@ def counted(prompt: int, completion: int) -> bytes:
         pytest.param([usage(0, 0)], [], id="4-zeros"),
     ],
 )
-async def test_1_to_4_rule(payloads: list[bytes], reported: list[tuple[int, int, int]]) -> None:
+async def test_the_first_prompt_and_the_largest_completion_are_reported(
+    payloads: list[bytes], reported: list[tuple[int, int, int]]
+) -> None:
     """First prompt above zero, largest completion, their sum; once, or not at all."""
     async with turn(streaming(*payloads, finish())) as (run, _):
         await run.run()
@@ -58,7 +60,7 @@ async def test_1_to_4_rule(payloads: list[bytes], reported: list[tuple[int, int,
         assert run.reported == reported
 
 
-async def test_5_outside_of_a_completion() -> None:
+async def test_a_report_outside_of_a_completion_counts_nowhere() -> None:
     """A report that belongs to no completion counts nowhere."""
     async with turn(streaming(finish(), usage(10, 3))) as (run, _):
         await run.service.start_llm_usage_metrics(LLMTokenUsage(99, 99, 198))
@@ -67,7 +69,7 @@ async def test_5_outside_of_a_completion() -> None:
         assert run.reported == [(10, 3, 13)]
 
 
-async def test_6_failure() -> None:
+async def test_what_was_counted_before_a_failure_is_reported_once() -> None:
     """What was counted before a failure is reported once, then the failure comes."""
 
     async def script(connection: Connection) -> None:
@@ -81,7 +83,7 @@ async def test_6_failure() -> None:
         assert (run.service.calls[0].outcome, run.service.calls[0].error) == ("failed", "truncated")
 
 
-async def test_7_cancellation() -> None:
+async def test_what_was_counted_before_a_cancellation_is_reported_once() -> None:
     """What was counted before a cancellation is reported once, and the cancellation goes on."""
 
     async def script(connection: Connection) -> None:
@@ -103,7 +105,7 @@ async def test_7_cancellation() -> None:
         await server.left.wait()
 
 
-async def test_8_two_completions() -> None:
+async def test_nothing_is_carried_from_one_completion_to_the_next() -> None:
     """Nothing is carried from one completion to the next; the turn has the sum."""
     first, second = [counted(5, 1), finish()], [counted(6, 2), finish()]
     async with turn(streaming(*first), streaming(*second)) as (run, _):
@@ -115,7 +117,7 @@ async def test_8_two_completions() -> None:
         assert (total.prompt_tokens, total.completion_tokens, total.total_tokens) == (11, 3, 14)
 
 
-async def test_9_metrics_disabled() -> None:
+async def test_without_metrics_nothing_is_reported_and_the_ledger_has_it_all() -> None:
     """Without metrics the text is the same, and nothing is reported; the ledger has it all."""
     async with turn(streaming(counted(5, 1), finish()), metrics=False) as (run, _):
         await run.run()
@@ -125,7 +127,7 @@ async def test_9_metrics_disabled() -> None:
         assert run.service.calls[0].usage == ProviderUsage(5, 1, 0, 0, 6)
 
 
-async def test_10_concurrent_completions() -> None:
+async def test_completions_that_share_a_service_never_mix_their_counts() -> None:
     """Two completions that share a service never mix their counts."""
     together = asyncio.Barrier(2)
 
@@ -147,7 +149,7 @@ async def test_10_concurrent_completions() -> None:
         assert sorted(run.reported) == [(10, 9, 19), (77, 3, 80)]
 
 
-async def test_11_reasoning_and_cache() -> None:
+async def test_the_providers_own_numbers_are_kept_beside_the_seeds_three() -> None:
     """The seed's triple stays available; the provider's own numbers are kept beside it."""
     details = {
         "prompt_tokens_details": {"cached_tokens": 287},

@@ -34,7 +34,7 @@ def counted(prompt: int, completion: int) -> bytes:
     return frame(choices=[{"delta": {"content": "x"}}], usage=counts)
 
 
-async def test_33_a_spoken_turn_from_end_to_end() -> None:
+async def test_a_spoken_turn_is_one_request_and_one_reply() -> None:
     """Speech and the end of the turn in one go: one request, the reply in the context."""
     async with turn(ANSWER) as (run, server):
         await run.pipeline.queue_frames(

@@ -373,7 +373,7 @@ async def test_utf8_split_at_every_byte() -> None:
         assert run.text == "Olá 👋 ü"
 
 
-async def test_28_one_request_and_the_partial_text_flagged() -> None:
+async def test_a_stall_is_one_request_and_keeps_the_partial_text() -> None:
     """A stall after "par": one request, the text kept, the call marked, nothing appended."""
     second = streaming(delta(content="second"), finish())
     stall = script(STREAM_HEAD, chunk(PAR), then="stall")

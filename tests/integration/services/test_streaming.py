@@ -34,7 +34,7 @@ def calling(*calls: dict[str, object], text: str | None = None, reason: str = "t
     return streaming(*said, *(delta(tool_calls=[c]) for c in calls), finish(reason), usage(9, 2))
 
 
-async def test_13_the_default_request() -> None:
+async def test_a_request_without_parameters_has_address_key_and_messages() -> None:
     """Address, key and body of a request without any parameters."""
     async with turn(ANSWER, extra_headers={"x-grok-conv-id": "c-1"}) as (run, server):
         await run.run()
@@ -94,7 +94,7 @@ async def test_the_clients_address_query_and_proxy_are_heeded() -> None:
         )
 
 
-async def test_19_text() -> None:
+async def test_text_comes_between_one_start_and_one_end() -> None:
     """Role-only and empty deltas say nothing; text comes between one start and one end."""
     chunks = [delta(role="assistant"), delta(content="He"), delta(), delta(content="y")]
     async with turn(streaming(*chunks, finish())) as (run, _):
@@ -109,7 +109,7 @@ async def test_19_text() -> None:
         assert run.said == [{"role": "assistant", "content": "Hey"}]
 
 
-async def test_20_an_empty_stream() -> None:
+async def test_an_empty_stream_is_no_message_and_an_error() -> None:
     """Start and end, no message; and since no finish reason came, an error."""
     async with turn(streaming()) as (run, _):
         with pytest.raises(Truncated):
@@ -119,7 +119,7 @@ async def test_20_an_empty_stream() -> None:
         assert run.said == []
 
 
-async def test_21_reasoning() -> None:
+async def test_reasoning_is_no_part_of_the_reply() -> None:
     """What the model thinks is no part of the reply."""
     async with turn(streaming(delta(reasoning_content="hm"), delta(content="ans"), finish())) as (
         run,
@@ -143,7 +143,7 @@ def recording(run: Turn, name: str | None, answer: object = "ok") -> list[object
     return seen
 
 
-async def test_22_arguments_in_fragments() -> None:
+async def test_arguments_in_fragments_reach_the_handler_once_parsed() -> None:
     """The handler gets the parsed object, once."""
     parts = ['{"a"', ":[1,", "2]}"]
     chunks = [delta(tool_calls=[call(0, "c1", "f", parts[0])])]
@@ -160,7 +160,9 @@ async def test_22_arguments_in_fragments() -> None:
 
 @pytest.mark.parametrize("reason", ["tool_calls", "stop", ""])
 @pytest.mark.parametrize("in_one_chunk", [False, True])
-async def test_23_24_two_calls(in_one_chunk: bool, reason: str) -> None:
+async def test_two_calls_both_run_and_the_model_goes_on_once(
+    in_one_chunk: bool, reason: str
+) -> None:
     """Both run, whatever the finish reason says, and the model goes on exactly once."""
     calls = [call(0, "c1", "f", '{"n":1}'), call(1, "c2", "f", '{"n":2}')]
     first = (
@@ -179,7 +181,7 @@ async def test_23_24_two_calls(in_one_chunk: bool, reason: str) -> None:
         assert run.said[3]["content"] == "done"
 
 
-async def test_24_id_in_its_own_delta() -> None:
+async def test_an_id_in_a_delta_of_its_own_is_kept() -> None:
     """The id is kept, wherever it stands."""
     chunks = [
         delta(tool_calls=[{"index": 0, "id": "c7"}]),
@@ -205,7 +207,7 @@ async def test_a_missing_or_repeated_id_is_made_up() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["", None])
-async def test_25_no_arguments(arguments: str | None) -> None:
+async def test_no_arguments_are_an_empty_object(arguments: str | None) -> None:
     """Empty and null arguments are an empty object."""
     tool = {"index": 0, "id": "c", "function": {"name": "f", "arguments": arguments}}
     async with turn(streaming(delta(tool_calls=[tool]), finish()), ANSWER) as (run, _):
@@ -216,7 +218,7 @@ async def test_25_no_arguments(arguments: str | None) -> None:
         assert run.said[0]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
-async def test_25_invalid_arguments() -> None:
+async def test_a_call_with_broken_arguments_gets_an_error_and_the_others_run() -> None:
     """A call with broken arguments gets an error result; the others run; the model goes on."""
     calls = [call(0, "c1", "f", '{"n":'), call(1, "c2", "f", "[1]"), call(2, "c3", "f", "{}")]
     async with turn(calling(*calls), ANSWER) as (run, server):
@@ -232,7 +234,7 @@ async def test_25_invalid_arguments() -> None:
         assert len(server.requests) == 2
 
 
-async def test_26_46_text_beside_calls() -> None:
+async def test_text_beside_a_call_is_kept_and_stands_before_it() -> None:
     """Text in the chunk of a call is kept, and stands before the call."""
     both = delta(content="Let me check.", tool_calls=[call(0, "c1", "f", "{}")])
     async with turn(streaming(both, finish("tool_calls")), ANSWER) as (run, server):
@@ -244,7 +246,7 @@ async def test_26_46_text_beside_calls() -> None:
         assert server.requests[1].body["messages"][1]["content"] == "Let me check."
 
 
-async def test_27_errors_are_raised_and_never_retried_here() -> None:
+async def test_errors_are_raised_and_never_retried_here() -> None:
     """A 429 is one request and an error that says when; after it the service still works."""
 
     async def limited(connection: Connection) -> None:
@@ -267,7 +269,7 @@ async def test_27_errors_are_raised_and_never_retried_here() -> None:
         assert [c.status for c in run.service.calls] == [429, 401, 200]
 
 
-async def test_43_interruption_cancels_what_may_be_cancelled() -> None:
+async def test_an_interruption_cancels_what_may_be_cancelled() -> None:
     """A cancellable handler is cancelled, another one survives, and its result is answered."""
     running, cancelled, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -300,7 +302,7 @@ async def test_43_interruption_cancels_what_may_be_cancelled() -> None:
         assert run.said[-1]["content"] == "done"
 
 
-async def test_43_interruption_with_only_cancellable_calls_starts_no_run() -> None:
+async def test_an_interruption_of_cancellable_calls_alone_starts_no_run() -> None:
     """All cancelled: the turn ends without asking the model again."""
     running = asyncio.Event()
 
@@ -372,7 +374,7 @@ async def gives_no_json(params: FunctionCallParams) -> None:
         (gives_no_json, "not JSON"),
     ],
 )
-async def test_45_every_call_gets_a_result(handler: object, told: str) -> None:
+async def test_every_call_gets_a_result(handler: object, told: str) -> None:
     """A missing or failing handler is told to the model, which goes on; later calls work."""
     bad, good = call(0, "c1", "f", "{}"), call(0, "c2", "g", "{}")
     async with turn(calling(bad), calling(good), ANSWER) as (run, server):
@@ -483,7 +485,7 @@ async def test_forty_rounds_of_tools_do_not_nest() -> None:
         assert len(set(depths[1:])) == 1
 
 
-async def test_50_an_orphaned_call_is_repaired_before_the_request() -> None:
+async def test_an_orphaned_call_is_repaired_before_the_request() -> None:
     """A context that ends in the middle of a call is sent with the call cancelled."""
     waiting = {"role": "tool", "content": "IN_PROGRESS", "tool_call_id": "c"}
     tool_calls = [{"id": "c", "function": {"name": "f", "arguments": "{}"}, "type": "function"}]
@@ -500,7 +502,7 @@ async def test_50_an_orphaned_call_is_repaired_before_the_request() -> None:
         assert server.requests[0].body["messages"][2]["content"] == "CANCELLED"
 
 
-async def test_48_the_next_request_continues_the_bytes_of_the_last_one() -> None:
+async def test_the_next_request_continues_the_bytes_of_the_last_one() -> None:
     """Loaded from what was committed, the next request starts with the same bytes."""
     async with turn(calling(call(0, "c1", "f", '{"stadt":"Köln"}'), text="é"), ANSWER) as (
         run,

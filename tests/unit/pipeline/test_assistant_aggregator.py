@@ -103,7 +103,9 @@ JOINS = [
 
 @pytest.mark.parametrize("words", [True, False])
 @pytest.mark.parametrize(("pieces", "joined", "concatenated"), JOINS)
-async def test_34_table_5_1(pieces: list[str], joined: str, concatenated: str, words: bool) -> None:
+async def test_words_are_joined_by_one_space_and_deltas_concatenated(
+    pieces: list[str], joined: str, concatenated: str, words: bool
+) -> None:
     """Words are joined by one space each, raw deltas are concatenated; both are stripped."""
     bench = Bench(words=words)
 
@@ -113,7 +115,7 @@ async def test_34_table_5_1(pieces: list[str], joined: str, concatenated: str, w
 
 
 WORDS, DELTAS = True, False
-TABLE_5_5 = {
+PIPECATS_TEXTS = {
     "empty": (WORDS, [START, END], [], ""),
     "single_text": (WORDS, [START, "Hello Pipecat!", END], ["Hello Pipecat!"], "C TS"),
     "multiple_text": (
@@ -143,10 +145,10 @@ TABLE_5_5 = {
 }
 
 
-@pytest.mark.parametrize("row", TABLE_5_5)
-async def test_34_table_5_5(row: str) -> None:
+@pytest.mark.parametrize("row", PIPECATS_TEXTS)
+async def test_pipecats_text_scenarios_give_its_messages_and_frames(row: str) -> None:
     """Each text row of pipecat's own scenario table: context and downstream."""
-    words, script, texts, downstream = TABLE_5_5[row]
+    words, script, texts, downstream = PIPECATS_TEXTS[row]
     bench = Bench(words=words)
 
     await bench.push(*script)
@@ -156,11 +158,11 @@ async def test_34_table_5_5(row: str) -> None:
 
 
 FACTS = {
-    "35_outside": (["lost", START, "kept", END, "lost"], ["kept"]),
-    "35_blank": ([START, "  ", END], []),
-    "36_interruption": ([START, "one", "two", CUT, "late", START, "three", END], None),
-    "37_late_end": ([START, "partial", CUT, END, START, "second", END], ["partial", "second"]),
-    "38_nested": ([START, "a", START, "b", END, "c", END, "d"], ["a b", "c"]),
+    "outside": (["lost", START, "kept", END, "lost"], ["kept"]),
+    "blank": ([START, "  ", END], []),
+    "interruption": ([START, "one", "two", CUT, "late", START, "three", END], None),
+    "late_end": ([START, "partial", CUT, END, START, "second", END], ["partial", "second"]),
+    "nested": ([START, "a", START, "b", END, "c", END, "d"], ["a b", "c"]),
     "other_text_counts": ([START, TextFrame("x"), END], ["x"]),
     "bot_stopped_splits": ([START, "a", BotStoppedSpeakingFrame(), "b", END], ["a", "b"]),
     "end_frame_keeps": ([START, "a", EndFrame()], ["a"]),
@@ -171,7 +173,9 @@ FACTS = {
 
 
 @pytest.mark.parametrize("fact", FACTS)
-async def test_35_to_38_facts(fact: str) -> None:
+async def test_text_counts_between_start_and_end_also_where_they_are_late_or_missing(
+    fact: str,
+) -> None:
     """Where text counts, what interruptions and ends leave behind."""
     script, texts = FACTS[fact]
     bench = Bench(words=True)
@@ -181,7 +185,7 @@ async def test_35_to_38_facts(fact: str) -> None:
     assert bench.texts == (["one two", "three"] if texts is None else texts)
 
 
-async def test_35_blank_text_is_still_reported() -> None:
+async def test_blank_text_adds_no_message_and_is_still_reported() -> None:
     """Blank text adds no message, but both frames go out."""
     bench = Bench(words=True)
 
@@ -248,7 +252,7 @@ def tool_contents(bench: Bench) -> list[str]:
     return [m["content"] for m in bench.messages if m["role"] == "tool"]
 
 
-async def test_39_context_shapes() -> None:
+async def test_a_call_is_two_messages_and_its_result_replaces_the_placeholder() -> None:
     """A call is two messages in OpenAI's shape; its result replaces IN_PROGRESS in place."""
     bench = Bench(words=True)
 
@@ -285,7 +289,9 @@ async def test_39_context_shapes() -> None:
         ({"a": [1, 2]}, '{"a": [1, 2]}', 1),
     ],
 )
-async def test_40_results(value: object, content: str, runs: int) -> None:
+async def test_an_empty_result_starts_nothing_and_others_start_a_run(
+    value: object, content: str, runs: int
+) -> None:
     """An empty result is COMPLETED and starts nothing; others are JSON, unescaped, and do."""
     bench = Bench(words=True)
 
@@ -295,7 +301,7 @@ async def test_40_results(value: object, content: str, runs: int) -> None:
     assert bench.up.seen == ["C"] * runs
 
 
-async def test_41_run_llm_false_and_context_updated() -> None:
+async def test_a_result_may_ask_for_no_run_and_be_told_of_the_update() -> None:
     """run_llm=False stores without a run; the callback is awaited once, after the update."""
     bench = Bench(words=True)
     seen: list[list[str]] = []
@@ -311,7 +317,7 @@ async def test_41_run_llm_false_and_context_updated() -> None:
     assert (seen, bench.up.seen) == ([['"x"']], [])
 
 
-async def test_42_results_out_of_order() -> None:
+async def test_results_stand_in_call_order_and_the_last_one_starts_the_run() -> None:
     """Messages stand in call order, in one assistant message; one run after the last result."""
     bench = Bench(words=True)
 
@@ -326,7 +332,7 @@ async def test_42_results_out_of_order() -> None:
     assert bench.up.seen == ["C"]
 
 
-async def test_42_a_handler_that_ends_at_once_starts_no_second_run() -> None:
+async def test_a_handler_that_ends_at_once_starts_no_second_run() -> None:
     """The calls of a response are known together, so the first result never runs alone."""
     bench = Bench(words=True)
 
@@ -347,7 +353,7 @@ async def test_an_empty_last_result_does_not_silence_the_others() -> None:
     assert bench.up.seen == ["C"]
 
 
-async def test_43_cancelled_calls() -> None:
+async def test_a_cancelled_call_starts_no_run_and_another_is_left_alone() -> None:
     """A cancellable call becomes CANCELLED without a run; another one is left alone."""
     bench = Bench(words=True)
 
@@ -361,7 +367,7 @@ async def test_43_cancelled_calls() -> None:
     assert (tool_contents(bench), bench.up.seen) == (["CANCELLED", '"late"'], ["C"])
 
 
-async def test_44_unknown_and_finished_ids() -> None:
+async def test_results_that_nobody_waits_for_change_nothing() -> None:
     """Results nobody waits for change nothing."""
     bench = Bench(words=True)
 
@@ -370,7 +376,7 @@ async def test_44_unknown_and_finished_ids() -> None:
     assert (tool_contents(bench), bench.up.seen) == (['"a"'], ["C"])
 
 
-async def test_46_text_stands_before_its_calls() -> None:
+async def test_text_stands_before_its_calls() -> None:
     """Text and calls of one response are one message, then the results."""
     bench = Bench(words=False)
 
@@ -383,7 +389,7 @@ async def test_46_text_stands_before_its_calls() -> None:
     assert bench.messages[2] == {"role": "assistant", "content": "done"}
 
 
-async def test_47_image_for_a_pending_call() -> None:
+async def test_an_image_completes_the_call_that_asked_for_it() -> None:
     """The call is COMPLETED, the image is a user message, the model runs."""
     bench = Bench(words=True)
     request = UserImageRequestFrame(context="What is this?", tool_call_id="1")

@@ -37,7 +37,7 @@ def stored(*messages: dict[str, object]) -> OpenAILLMContext:
     return OpenAILLMContext.from_stored(encoded(*messages))
 
 
-def test_49_lists() -> None:
+def test_the_callers_list_is_not_aliased() -> None:
     """The caller's list is not aliased; the live list keeps its identity through replacements."""
     given_list = [dict(USER)]
     context = OpenAILLMContext(given_list)
@@ -57,7 +57,7 @@ def test_49_lists() -> None:
     assert copy[0] is live[0]
 
 
-def test_49_from_messages_copies() -> None:
+def test_a_context_from_messages_copies_them() -> None:
     """The caller's dicts stay as they are, and no name is added."""
     original = dict(USER)
 
@@ -67,7 +67,7 @@ def test_49_from_messages_copies() -> None:
     assert original == USER
 
 
-def test_49_logging_hides_media() -> None:
+def test_inline_images_are_left_out_of_what_is_logged() -> None:
     """Inline images are left out of what is shown; the context and https addresses are not."""
     context = OpenAILLMContext([json.loads(json.dumps(IMAGE)), dict(USER)])
 
@@ -81,7 +81,7 @@ def test_49_logging_hides_media() -> None:
     assert json.loads(context.get_messages_json()) == [IMAGE, USER]
 
 
-def test_16_tools() -> None:
+def test_no_tools_are_no_list_and_a_schema_becomes_openais_list() -> None:
     """An empty list is none, a schema becomes OpenAI's list, a choice is kept as it is."""
     schema = ToolsSchema([FunctionSchema("f", "does f", {"a": {"type": "integer"}}, ["a"])])
 
@@ -113,7 +113,7 @@ def test_images_need_an_encoding() -> None:
 
 
 @pytest.mark.promise("P13")
-def test_48_save_and_load_are_byte_stable() -> None:
+def test_saving_what_was_loaded_gives_the_same_bytes() -> None:
     """Saving what was loaded gives the same bytes, and so does a request built from it."""
     first = OpenAILLMContext(ALL)
     bytes_once = first.encoded_messages()
@@ -195,7 +195,7 @@ def test_changes_to_loaded_messages_are_noticed(change: object, intact: int) -> 
     assert json.loads(context.encoded_request_messages()) == context.messages
 
 
-def test_50_repair() -> None:
+def test_a_call_that_never_ended_is_cancelled_before_a_request() -> None:
     """A loaded call that never ended is CANCELLED before a request; nothing else is touched."""
     context = stored(USER, CALL, WAITING)
     assert context.in_progress_ids() == ["c1"]
@@ -207,7 +207,7 @@ def test_50_repair() -> None:
     assert context.repair_in_progress() == 0
 
 
-def test_50_a_sound_context_is_not_decoded() -> None:
+def test_a_sound_context_is_not_decoded() -> None:
     """Looking for calls to repair costs one search through the bytes."""
     context = OpenAILLMContext.from_stored([b"not JSON at all"])
 

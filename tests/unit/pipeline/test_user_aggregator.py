@@ -101,7 +101,7 @@ HELLO, PIPECAT, HOW, YOU = "Hello!", "Hello Pipecat!", "How ", "How are you?"
 EMULATED = ["EmulateStarted", "EmulateStopped"]
 T1, T2 = "Hello Pipecat!", "How are you?"
 
-TABLE_4_4 = {
+PIPECATS_SPEECH = {
     "se": ([S, E], [], "S E", []),
     "ste": ([S, T(HELLO), SHORT, E], [HELLO], "S E C", []),
     "site": ([S, I("Hello"), T(PIPECAT), SHORT, E], [PIPECAT], "S E C", []),
@@ -124,10 +124,10 @@ TABLE_4_4 = {
 }
 
 
-@pytest.mark.parametrize("row", TABLE_4_4)
-async def test_29_table_4_4(row: str) -> None:
+@pytest.mark.parametrize("row", PIPECATS_SPEECH)
+async def test_pipecats_speech_scenarios_give_its_messages_and_frames(row: str) -> None:
     """Each row of pipecat's own scenario table: context, downstream and upstream."""
-    script, texts, downstream, upstream = TABLE_4_4[row]
+    script, texts, downstream, upstream = PIPECATS_SPEECH[row]
     bench = Bench()
 
     for step in script:
@@ -149,14 +149,14 @@ FACTS = {
     "each_in_time": ([S, E, T("1"), 0.05, T("2"), 0.09, T("3"), 0.09, T("4"), LONG], ["1 2 3 4"]),
     "three_messages": ([S, T("1"), E, T("2"), LONG, T("3"), LONG], ["1", "2", "3"]),
     "interruption_keeps_text": ([S, T("x"), StartInterruptionFrame(), E], ["x"]),
-    "33_end_of_turn_at_once": ([S, T("x"), E, EndFrame()], ["x"]),
-    "33_end_while_speaking": ([S, T("x"), EndFrame()], ["x"]),
+    "end_of_turn_at_once": ([S, T("x"), E, EndFrame()], ["x"]),
+    "end_while_speaking": ([S, T("x"), EndFrame()], ["x"]),
     "end_while_a_final_is_due": ([S, T("x"), I("y"), E, EndFrame()], ["x"]),
 }
 
 
 @pytest.mark.parametrize("fact", FACTS)
-async def test_30_31_33_facts(fact: str) -> None:
+async def test_text_at_the_end_of_a_turn_is_never_lost(fact: str) -> None:
     """What was probed beyond the table, with the text at the end of a turn never lost."""
     script, texts = FACTS[fact]
     bench = Bench()
@@ -168,7 +168,7 @@ async def test_30_31_33_facts(fact: str) -> None:
     assert bench.down.seen.count("C") == len(texts)
 
 
-async def test_33_the_answer_is_asked_for_before_the_end() -> None:
+async def test_the_answer_is_asked_for_before_the_end() -> None:
     """Speech and the end of the turn submitted together: one completion, then the end."""
     bench = Bench()
 
@@ -198,7 +198,7 @@ async def test_real_speech_ends_emulation() -> None:
     assert (bench.texts, bench.up.seen) == (["x"], ["EmulateStarted"])
 
 
-async def test_32_context_frames_change_the_context_only() -> None:
+async def test_context_frames_change_the_context_and_start_nothing() -> None:
     """Append, update, tools and tool choice are taken in, not forwarded, and start nothing."""
     bench = Bench()
 

@@ -46,7 +46,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("service_class", [OpenAILLMService, GrokLLMService])
-async def test_14_all_parameters(
+async def test_every_parameter_is_sent_but_top_k_and_extra_wins(
     client: AsyncOpenAI, service_class: type[OpenAILLMService]
 ) -> None:
     """Everything is sent but top_k, and extra wins; also by Grok's service with its own default."""
@@ -65,7 +65,7 @@ async def test_14_all_parameters(
     }
 
 
-async def test_15_none_is_null(client: AsyncOpenAI) -> None:
+async def test_none_is_sent_as_null_and_what_was_not_given_is_left_out(client: AsyncOpenAI) -> None:
     """An explicit None is sent as null; what was not given is left out."""
     params = Params(temperature=None, top_p=openai.NOT_GIVEN)  # type: ignore[arg-type]
     service = GrokLLMService(api_key="k", client=client, params=params)
@@ -97,7 +97,7 @@ async def test_15_none_is_null(client: AsyncOpenAI) -> None:
         {"seed": True},
     ],
 )
-def test_15_out_of_range(wrong: dict[str, object]) -> None:
+def test_a_value_out_of_range_is_refused_by_name(wrong: dict[str, object]) -> None:
     """A value out of its range, or of another type, is refused by name."""
     (name,) = wrong
 
@@ -105,7 +105,9 @@ def test_15_out_of_range(wrong: dict[str, object]) -> None:
         Params(**wrong)  # type: ignore[arg-type]
 
 
-async def test_16_tools(client: AsyncOpenAI) -> None:
+async def test_tools_are_sent_in_openais_shape_and_a_choice_only_with_them(
+    client: AsyncOpenAI,
+) -> None:
     """No tools, no key; a schema becomes OpenAI's list; a choice goes along with tools only."""
     service = GrokLLMService(api_key="k", client=client)
     context = OpenAILLMContext(tools=NOT_GIVEN, tool_choice="auto")
@@ -120,7 +122,9 @@ async def test_16_tools(client: AsyncOpenAI) -> None:
     assert body["tool_choice"] == "auto"
 
 
-async def test_17_settings(client: AsyncOpenAI, caplog: pytest.LogCaptureFixture) -> None:
+async def test_settings_hold_from_the_next_request_on(
+    client: AsyncOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
     """Settings hold from the next request on; an unknown one is only warned about."""
     service = GrokLLMService(api_key="k", client=client)
     frame = LLMUpdateSettingsFrame({"temperature": 0.9, "model": "grok-4", "bogus": 1})
@@ -134,7 +138,9 @@ async def test_17_settings(client: AsyncOpenAI, caplog: pytest.LogCaptureFixture
     assert [record.setting for record in caplog.records] == ["bogus"]
 
 
-async def test_18_create_client(client: AsyncOpenAI) -> None:
+async def test_an_own_create_client_is_called_once_with_key_and_address(
+    client: AsyncOpenAI,
+) -> None:
     """An override is called once, in the constructor, with key and address."""
     made: list[dict[str, object]] = []
 
@@ -285,7 +291,7 @@ async def test_pairs_share_a_context_and_nothing_else(client: AsyncOpenAI) -> No
     assert pair.assistant()._params == LLMAssistantAggregatorParams(expect_stripped_words=True)
 
 
-async def test_seed_interface(client: AsyncOpenAI) -> None:
+async def test_name_model_and_metrics_are_as_the_seed_has_them(client: AsyncOpenAI) -> None:
     """Name, model and metrics as the seed has them."""
     service = GrokLLMService(api_key="k", client=client)
 
