@@ -38,19 +38,25 @@ def read_dialogues(path: Path, limit: int | None = None) -> list[Dialogue]:
 
 def _decode_line(path: Path, number: int, line: bytes) -> Dialogue:
     try:
-        return _decode(line)
+        dialogue = _decode(line)
     except msgspec.DecodeError as error:
         raise Failure(
             f"{path}, line {number}: {error}. A dialogue is a line such as "
             '{"dialogue_id": "d1", "turns": [{"speaker": "user", "text": "Hello"}, '
             '{"speaker": "system", "text": "Hello!"}]}'
         ) from None
+    if "" in dialogue.user_texts:
+        raise Failure(f"{path}, line {number}: a user turn without text, which nobody can send")
+    return dialogue
 
 
 def recorded_context(
     dialogue: Dialogue, results: Mapping[int, str] | None = None
 ) -> Iterator[tuple[str, str | None]]:
     """Yield (role, text) of the context that the dialogue leads to; None: any answer will do.
+
+    An answer stands there as the assistant aggregator commits it: without the space around it, and
+    not at all if nothing remains.
 
     Args:
         dialogue: As recorded.
@@ -62,4 +68,6 @@ def recorded_context(
             yield "assistant", " "  # nothing but the call
             yield "tool", results[number]
         answer = dialogue.answer(number)
-        yield "assistant", None if answer is None else answer.text
+        said = None if answer is None else answer.text.strip()
+        if said != "":
+            yield "assistant", said

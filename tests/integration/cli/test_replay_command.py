@@ -52,6 +52,18 @@ def test_recordings_come_out_as_they_went_in(tmp_path: Path) -> None:
     assert 0 < report["first_delta_p50_ms"] <= report["first_delta_p99_ms"]
 
 
+def test_answers_without_words_are_no_mismatch(tmp_path: Path) -> None:
+    """Empty, blank and padded answers are held against what the aggregator makes of them."""
+    file = tmp_path / "dialogues.jsonl"
+    file.write_text(
+        dialogue("d", "Hello", "", "Again", " \n", "More", "  padded \n", " x ", "e\u0301")
+    )
+
+    code, report = replay(file, "--workers", "1")
+
+    assert (code, report["mismatches"], report["faults"]) == (0, 0, [])
+
+
 @pytest.mark.promise("P3", "P7")
 def test_killed_workers_change_no_answer_and_no_total(tmp_path: Path) -> None:
     """Workers die on the way; what is committed is the recording all the same."""

@@ -11,6 +11,7 @@ from ops.cli.failures import Failure
 from ops.cli.inspecting import turns_in_order
 from ops.cli.queue_state import QueueState, Worker, merged
 from ops.cli.recordings import read_dialogues, recorded_context
+from ops.simulator.dialogues import Dialogue, RecordedTurn
 
 GOOD = (
     b'{"dialogue_id":"d1","turns":[{"speaker":"user","text":"Hello"},'
@@ -79,6 +80,23 @@ def test_a_recording_tells_the_context_it_leads_to(tmp_path: Path) -> None:
     ]
 
 
+def test_an_answer_stands_in_the_context_as_the_aggregator_commits_it() -> None:
+    """Space around it goes; an answer of nothing else leaves no message. Users keep theirs."""
+    said = ["Hello", "", " a ", " \n", "b", "  padded \n"]
+    dialogue = Dialogue(
+        "d", [RecordedTurn("system" if n % 2 else "user", text) for n, text in enumerate(said)]
+    )
+
+    assert list(recorded_context(dialogue, {1: "told"})) == [
+        ("user", "Hello"),
+        ("assistant", " "),
+        ("tool", "told"),
+        ("user", " a "),
+        ("user", "b"),
+        ("assistant", "padded"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -86,6 +104,10 @@ def test_a_recording_tells_the_context_it_leads_to(tmp_path: Path) -> None:
         (GOOD + b"{oops\n", "line 2"),
         (b'{"dialogue_id": 5, "turns": []}\n', r"line 1.*dialogue_id"),
         (GOOD + GOOD, "dialogue_id d1 stands in several lines"),
+        (
+            b'{"dialogue_id": "d2", "turns": [{"speaker": "user", "text": ""}]}\n',
+            "line 1: a user turn without text",
+        ),
     ],
 )
 def test_a_bad_recording_is_refused_by_line(tmp_path: Path, content: bytes, complaint: str) -> None:

@@ -6,9 +6,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.conversation import AssistantEntry, CallEntry, Totals, Usage, UserEntry
+from contracts.conversation import (
+    AssistantEntry,
+    CallEntry,
+    ContextEntry,
+    ToolEntry,
+    Totals,
+    Usage,
+    UserEntry,
+)
 from contracts.replies import TurnCompleted, TurnRecord
-from ops.cli.replay_check import Kept, faults_of, quantile
+from ops.cli.replay_check import ExpectedCalls, Kept, faults_of, quantile
 from ops.cli.sim_ledger import Served
 from ops.simulator.dialogues import Dialogue, RecordedTurn
 from ops.simulator.usage import CompletionDetails, PromptDetails
@@ -81,6 +89,34 @@ def good() -> tuple[Kept, list[Served]]:
 def test_an_undisturbed_replay_has_no_faults() -> None:
     """What is right is not complained of."""
     assert faults_of(DIALOGUE, *good(), with_kills=False) == []
+
+
+def test_an_answer_without_words_leaves_no_message() -> None:
+    """Recorded answers are held against the context by the rule by which it is committed."""
+    blank = Dialogue(
+        "d", [RecordedTurn("user", "Hello"), RecordedTurn("system", " \n"), *DIALOGUE.turns[2:]]
+    )
+    kept, requests = good()
+    context = [entry for n, entry in enumerate(kept.context) if n != 1]
+
+    assert faults_of(blank, kept, requests, with_kills=False) != []
+    kept = msgspec.structs.replace(kept, context=context)
+    assert faults_of(blank, kept, requests, with_kills=False) == []
+
+
+@pytest.mark.parametrize("content", ["", " "])
+def test_a_message_of_nothing_but_a_call_has_no_words(content: str) -> None:
+    """Whether its content is empty or the space that xAI wants makes no difference."""
+    kept, requests = good()
+    called: list[ContextEntry] = [
+        AssistantEntry(content=content),
+        ToolEntry(content="told", tool_call_id="1"),
+    ]
+    context = [kept.context[0], *called, *kept.context[1:]]
+    calls = ExpectedCalls({1: "told"}, 0)
+
+    kept = msgspec.structs.replace(kept, context=context)
+    assert faults_of(DIALOGUE, kept, requests, with_kills=False, calls=calls) == []
 
 
 def test_a_killed_attempt_is_no_fault_where_workers_are_killed() -> None:
