@@ -12,6 +12,14 @@ TEXT_MAX_BYTES = 256 * 1024
 """Longest text of one message, UTF-8 bytes."""
 MESSAGE_MAX_BYTES = 1024 * 1024
 """Largest encoded message, bytes."""
+INVISIBLE = (
+    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+"""What does not show, or changes how its neighbours show, as the inside of a regular expression's
+character class: control characters, marks of direction, joiners, fillers, variation selectors, tags,
+and code points that are no characters."""
 ID_MAX_CHARS = 200
 ID_PATTERN = (
     r"^[^\s{}\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"

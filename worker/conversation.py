@@ -1,5 +1,6 @@
 """Drives one conversation: inbox -> user aggregator -> model -> assistant aggregator -> commit."""
 
+import logging
 import time
 
 from contracts.keys import ShardKeys
@@ -18,6 +19,8 @@ from worker.ports import Breakers, DriverSettings, Parts, ServiceFactory, Store
 from worker.settling import copies_of
 from worker.turn import Used, message_of, record_of, trace_of
 from worker.turn_run import TurnRun
+
+log = logging.getLogger("turnline.turns")
 
 
 class ConversationDriver:
@@ -126,3 +129,13 @@ class ConversationDriver:
             copies=copies,
         )
         await self._parts.store.commit(lease, effects, go_on=True)
+        log.warning(
+            "turn.failed",
+            extra={
+                "conversation_id": lease.conversation_id,
+                "turn_id": turn_id,
+                "trace_id": trace.trace_id,
+                "attempt": loaded.attempt,
+                "code": ending.code,
+            },
+        )

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -32,6 +31,7 @@ from contracts.keys import (
 from contracts.scripts import Call, load_script, run_sync, text
 from worker.batching import ScriptBatcher
 from worker.lease import Lease
+from worker.logs import facts_of
 from worker.outcome import Done, Outcome, Parked
 
 log = logging.getLogger("turnline.queue")
@@ -364,11 +364,7 @@ class LeasedWorker(arq.worker.Worker):
             self.jobs_failed += 1
             log.error(  # noqa: TRY400  the text of a foreign error may hold user content
                 "conversation.defect",
-                extra={
-                    "conversation_id": lease.conversation_id,
-                    "error": type(error).__name__,
-                    "at": traceback.format_tb(error.__traceback__),
-                },
+                extra={"conversation_id": lease.conversation_id, **facts_of(error)},
             )
             outcome = Parked(2_000, "defect")
         finally:

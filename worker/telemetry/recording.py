@@ -38,6 +38,13 @@ from worker.turn import Used, trace_of
 
 log = logging.getLogger("turnline.telemetry")
 turns_log = logging.getLogger("turnline.turns")
+_COMMITTED: Final = frozenset({"committed", "released"})
+_LEVELS: Final = {
+    **dict.fromkeys(("committed", "released", "done", "waiting", "handed_over"), logging.INFO),
+    "duplicate": logging.INFO,
+    "defect": logging.ERROR,
+}
+"""How loud an attempt's outcome is; all others are failures of something."""
 P = ParamSpec("P")
 _ROLLED_BACK: Final = "rolled_back"
 
@@ -261,7 +268,7 @@ class AttemptRecorder:
         )
         ending = next((end for end in endings if end.used is owner), None)
         error = error or (ending.error if ending is not None else "")
-        self._log(word, error, ended_at_s)
+        self._log(word, error, ending, ended_at_s)
         if not self._made.sinks:
             return
         part = self._part(owner, ended_at_s)
@@ -521,15 +528,24 @@ class AttemptRecorder:
         for sink in self._made.sinks:
             sink.take(batch)
 
-    def _log(self, word: str, error: str, ended_at_s: float) -> None:
-        """Say in one line how the attempt went; its ids come with every line."""
-        if not turns_log.isEnabledFor(logging.INFO):
+    def _log(self, word: str, error: str, ending: Ending | None, ended_at_s: float) -> None:
+        """Say in one line how the attempt went; its ids come with every line.
+
+        The outcome is how the turn ended, where this attempt ended it.
+        """
+        level = _LEVELS.get(word, logging.WARNING)
+        if error and level < logging.WARNING:
+            level = logging.WARNING
+        if not turns_log.isEnabledFor(level):
             return
+        if ending is not None and word in _COMMITTED:
+            word = ending.state
         usage = [entry.usage for entry in self._effects.calls] if self._effects is not None else []
-        turns_log.info(
+        turns_log.log(
+            level,
             "turn.attempt_ended",
             extra={
-                "outcome": "committed" if word == "released" else word,
+                "outcome": "committed" if word in _COMMITTED else word,
                 "code": error or (self._retry[0] if self._retry is not None else ""),
                 "duration_ms": round((ended_at_s - self._began_at_s) * 1000, 1),
                 "calls": len(self._calls),
