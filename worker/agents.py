@@ -21,13 +21,14 @@ from contracts.conversation import (
     Text,
     ToolDefinition,
 )
+from worker.files import UnusableFile, read_text
 from worker.tool_calls import Toolbox, ToolLimits
 
 log = logging.getLogger("turnline.agents")
 
 _MOST_TOOLS = 128
 """Functions that Grok takes in one request."""
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=2_592_000)]
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,9 +74,15 @@ def read_agents(path: Path, tools: Sequence[str]) -> dict[str, Agent]:
         BadAgents: It cannot be read, or something in it is wrong.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadAgents(f"{path}: it cannot be read: {error}") from None
+        tables = tomllib.loads(read_text(path))
+    except UnusableFile as error:
+        raise BadAgents(f"{path}: {error}") from None
+    except RecursionError:
+        raise BadAgents(f"{path}: it is nested too deeply") from None
+    except ValueError as error:  # no TOML, or a number of thousands of digits
+        raise BadAgents(f"{path}: it is no TOML: {error}") from None
+    if not tables:
+        raise BadAgents(f"{path}: it has no agent: a table such as [support] for each")
     agents: dict[str, Agent] = {}
     for name, table in tables.items():
         try:

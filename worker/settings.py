@@ -1,20 +1,47 @@
 """What an operator can set: one frozen struct, read from the environment once."""
 
+import difflib
 import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from contracts.addresses import host_and_port, read_address, where
+from contracts.errors import InvalidAddress
+from worker.files import UnusableFile, read_text
+
 PREFIX = "TURNLINE_"
+KEY: Final = "XAI_API_KEY"
 NOT_OURS = frozenset({"TURNLINE_PYTHON", "TURNLINE_SHARED_DATA"})
 """Variables with the prefix that are read by `ops/run` and the tests."""
+FROM_FILES: Final = (KEY, "TURNLINE_REDIS_URL", "TURNLINE_BASE_URL")
+"""Variables that may hold secrets: `<NAME>_FILE` names a file that holds the value instead."""
+_MOST_OF_A_VALUE: Final = 65_536
+_INJECTED: Final = (
+    (re.compile(r".*_SERVICE_HOST"), re.compile(r".*")),
+    (re.compile(r".*_SERVICE_PORT(_[A-Z0-9_]+)?"), re.compile(r"\d*")),
+    (re.compile(r".*_PORT"), re.compile(r"(tcp|udp|sctp)://.*")),
+    (re.compile(r".*_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"), re.compile(r".*")),
+    (re.compile(r".*_NAME"), re.compile(r"(/[^/]+){2,}")),
+    (re.compile(r".*_ENV_.+"), re.compile(r".*")),
+)
+"""(name, value) of what Kubernetes, and Docker's links, put into every container beside a service
+called `turnline` or `turnline-<something>`; a setting may have such a name, but not such a value.
 
-Seconds = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=1)]
+Source: https://kubernetes.io/docs/tutorials/services/connect-applications-service/
+Source: https://docs.docker.com/engine/network/links/
+"""
+
+DAY_S: Final = 86_400
+Seconds = Annotated[float, Meta(gt=0, le=365 * DAY_S)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Name = Annotated[str, Meta(pattern=r"\A[!-~]{1,200}\Z")]
+"""Visible ASCII without spaces."""
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -34,7 +61,8 @@ class SettingsError(Exception):
 
 def host_and_pid() -> str:
     """Return a name that tells this process from others."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    host = re.sub(r"[^!-~]", "_", socket.gethostname())[:100]
+    return f"{host}-{os.getpid()}"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,23 +72,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where Redis or Valkey (7.0 or newer) is: redis://, rediss:// or unix://PATH?db=N."""
     base_url: str = "https://api.x.ai/v1"
     """Where Grok is."""
-    model: str = "grok-4.3"
+    model: Name = "grok-4.3"
     """Model of conversations that do not choose their own."""
-    slots: Count = 100
+    slots: Annotated[int, Meta(ge=1, le=100_000)] = 100
     """Conversations that this worker runs at once."""
-    shards: Count = 1
+    shards: Annotated[int, Meta(ge=1, le=16_384)] = 1
     """Hash tags the fleet's conversations are spread over; the same for all workers and clients."""
     serve_shards: str = "all"
     """Shards this worker serves: `all`, or numbers from 0, separated by commas."""
-    lease_s: Seconds = 1.8
+    lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] = 1.8
     """Seconds after which a dead worker's conversations go to another one."""
-    heartbeat_s: Seconds = 0.45
+    heartbeat_s: Annotated[float, Meta(ge=0.01, le=1_200)] = 0.45
     """Seconds between renewals of all leases; at most a third of lease_s."""
-    stall_s: Seconds = 15.0
+    stall_s: Annotated[float, Meta(gt=0, le=DAY_S)] = 15.0
     """Seconds of a blocked event loop after which its leases are given up."""
-    poll_s: Seconds = 0.5
+    poll_s: Annotated[float, Meta(ge=0.001, le=3_600)] = 0.5
     """Longest sleep of an idle worker, seconds: what a lost wake-up costs at most."""
-    drain_s: Annotated[float, Meta(ge=0)] = 10.0
+    drain_s: Annotated[float, Meta(ge=0, le=7 * DAY_S)] = 10.0
     """Seconds that running turns get on shutdown before they are handed over."""
     turn_quota: Count = 16
     """Turns after which a conversation lets others have its slot."""
@@ -72,7 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds that fragments of one user message may be apart."""
     speech_timeout_s: Seconds = 30.0
     """Seconds without news after which a user who began to speak no longer holds a slot."""
-    coalesce_ms: Annotated[int, Meta(ge=0)] = 20
+    coalesce_ms: Annotated[int, Meta(ge=0, le=60_000)] = 20
     """Milliseconds between two text events of a reply, unless coalesce_bytes come first."""
     coalesce_bytes: Count = 512
     """Bytes of text that are published without waiting for coalesce_ms."""
@@ -80,9 +108,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds until the model must have said something meaningful."""
     idle_timeout_s: Seconds = 60.0
     """Seconds between two meaningful pieces of a reply; keep-alive comments do not count."""
-    context_cache_mb: Annotated[int, Meta(ge=0)] = 64
+    context_cache_mb: Annotated[int, Meta(ge=0, le=1_048_576)] = 64
     """Memory for contexts that need not be fetched again, MiB."""
-    retention_days: Annotated[float, Meta(gt=0)] = 30.0
+    retention_days: Annotated[float, Meta(ge=0.0001, le=36_500)] = 30.0
     """Days that an idle conversation is kept."""
     tools: str = ""
     """Python modules whose tools the model may call, such as `my_shop.tools`, comma-separated."""
@@ -92,7 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """TOML file of agents: a table for each, with prompt, model, parameters, tools, limits."""
     max_tool_rounds: Count = 8
     """Model calls that one turn may take; tools asked for in the last one are not run."""
-    tool_result_bytes: Annotated[int, Meta(ge=256)] = 65_536
+    tool_result_bytes: Annotated[int, Meta(ge=256, le=16_777_216)] = 65_536
     """Bytes of one tool result that the model gets; the rest is cut, with a note."""
     tool_wait_s: Seconds = 3_600.0
     """Seconds for which a turn waits for a tool that runs elsewhere, unless its schema says."""
@@ -101,7 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     """Logs go to standard error, one line per event."""
-    trace_store: Annotated[int, Meta(ge=0)] = 1_000
+    trace_store: Annotated[int, Meta(ge=0, le=10_000_000)] = 1_000
     """Newest attempts per shard whose traces are kept for `turnline trace`; 0 keeps none."""
     send_traceparent: bool = False
     """Send the trace context of each call to the provider."""
@@ -109,9 +137,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Function `module:name` that every span passes: (name, attributes) -> what leaves."""
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """Loopback port on which Prometheus finds /metrics; 0 opens none."""
-    worker_name: str = msgspec.field(default_factory=host_and_pid)
+    worker_name: Name = msgspec.field(default_factory=host_and_pid)
     """Name in events and in `turnline queue`."""
     api_key: Secret = Secret("")
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"Settings({pairs})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return what may be shown: no password of Redis."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        return list({**shown, "redis_url": where(self.redis_url)}.items())
 
     @property
     def served_shards(self) -> tuple[int, ...]:
@@ -135,34 +172,139 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def from_env(environ: Mapping[str, str]) -> Settings:
-    """Read `TURNLINE_<FIELD>` and `XAI_API_KEY`. Unknown `TURNLINE_` names are errors: typos.
+    """Read `TURNLINE_<FIELD>` and `XAI_API_KEY`, or the files that `<NAME>_FILE` names.
+
+    An empty variable is an unset one. Unknown `TURNLINE_` names are errors: they are typos; what
+    Kubernetes injects for services of this name is left alone.
 
     Raises:
         SettingsError: Names the variable and what it takes, never a secret's value.
     """
-    names = {
-        name: name.removeprefix(PREFIX).lower()
-        for name in environ
-        if name.startswith(PREFIX) and name not in NOT_OURS
-    }
+    given = {name: value.strip() for name, value in environ.items() if value.strip()}
+    given = _with_files(given)
     known = [field for field in Settings.__struct_fields__ if field != "api_key"]
-    for name, field in names.items():
-        if field not in known:
-            raise SettingsError(f"{name} is not a setting; `python -m worker --help` lists them")
-    values: dict[str, object] = {field: environ[name] for name, field in names.items()}
+    values: dict[str, object] = {}
+    for name, value in given.items():
+        if not name.startswith(PREFIX) or name in NOT_OURS or _is_injected(name, value):
+            continue
+        field = name.removeprefix(PREFIX).lower()
+        if field not in known or name != PREFIX + field.upper():
+            raise SettingsError(_unknown(name, known))
+        values[field] = value
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        at = re.search(r"`\$\.(\w+)`", str(error))
-        field = at[1] if at else "?"
-        expected = str(error).split(" - at ")[0]
-        raise SettingsError(f"{PREFIX}{field.upper()}: {expected}") from None
+        raise SettingsError(_misfit(error)) from None
+    _check(settings)
+    key = given.get(KEY, "")
+    if not re.fullmatch(r"[!-~]*", key, re.ASCII):
+        raise SettingsError(
+            f"{KEY} holds a space, or a character that is not visible ASCII: it is no key"
+        )
+    return msgspec.structs.replace(settings, api_key=Secret(key))
+
+
+def value_or_file(environ: Mapping[str, str], name: str) -> str:
+    """Return a variable's value, or what the file holds that `<NAME>_FILE` names; "" for neither.
+
+    Raises:
+        SettingsError: Both are set, or the file cannot be used.
+    """
+    value, path = (environ.get(it, "").strip() for it in (name, f"{name}_FILE"))
+    if not path:
+        return value
+    if value:
+        raise SettingsError(f"{name} and {name}_FILE are both set: unset one of them")
+    try:  # the path is not repeated: by mistake it may be the secret itself
+        value = read_text(path, most_bytes=_MOST_OF_A_VALUE).strip()
+    except UnusableFile as error:
+        raise SettingsError(f"{name}_FILE: {error}") from None
+    if not value:
+        raise SettingsError(f"{name}_FILE: it is empty")
+    if len(value.splitlines()) > 1:
+        raise SettingsError(f"{name}_FILE: it has several lines; one value is expected")
+    return value
+
+
+def _with_files(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with the values of those that stand in files."""
+    found = {name: value_or_file(given, name) for name in FROM_FILES}
+    of_files = {f"{name}_FILE" for name in FROM_FILES}
+    rest = {name: value for name, value in given.items() if name not in of_files}
+    return rest | {name: value for name, value in found.items() if value}
+
+
+def _is_injected(name: str, value: str) -> bool:
+    """Tell whether a container's platform set this, for a service whose name begins as ours."""
+    tail = name.removeprefix(PREFIX.rstrip("_"))
+    return any(n.fullmatch(tail) and v.fullmatch(value) for n, v in _INJECTED)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    names = [PREFIX + field.upper() for field in known]
+    names += [*FROM_FILES, *(f"{it}_FILE" for it in FROM_FILES)]
+    near = difflib.get_close_matches(name.upper(), names, 1, 0.6)
+    if name.upper().endswith("_KEY"):
+        near = [KEY]
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"{name[:100]} is not a setting{meant} (`turnline worker --help` lists them)"
+
+
+def _misfit(error: msgspec.ValidationError) -> str:
+    at = re.search(r"`\$\.(\w+)`", str(error))
+    expected = str(error).split(" - at ")[0]
+    if "matching regex" in expected:
+        expected = "Expected 1 to 200 visible ASCII characters without spaces"
+    return f"{PREFIX}{(at[1] if at else '?').upper()}: {expected}"
+
+
+def _check(settings: Settings) -> None:
+    """Check what concerns more than a type.
+
+    Raises:
+        SettingsError: Settings contradict each other, or an address is none.
+    """
     if settings.heartbeat_s > settings.lease_s / 3:
         raise SettingsError(
             f"{PREFIX}HEARTBEAT_S: at most a third of {PREFIX}LEASE_S ({settings.lease_s:g} s)"
         )
-    key = Secret(environ.get("XAI_API_KEY", "").strip())
-    return msgspec.structs.replace(settings, api_key=key)
+    if settings.stall_s <= settings.heartbeat_s:
+        raise SettingsError(
+            f"{PREFIX}STALL_S: more than {PREFIX}HEARTBEAT_S ({settings.heartbeat_s:g} s)"
+        )
+    _ = settings.served_shards
+    try:
+        read_address(settings.redis_url)
+    except InvalidAddress as error:
+        raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
+    try:
+        check_base_url(settings.base_url)
+    except InvalidAddress as error:
+        raise SettingsError(f"{PREFIX}BASE_URL: {error}") from None
+
+
+def check_base_url(url: str) -> None:
+    """Check that an address of a provider can be read in one way only: the key goes there.
+
+    Raises:
+        InvalidAddress: Says what belongs there; repeats nothing of it.
+    """
+    if len(url) > 2_048 or not re.fullmatch(r"[!-~]+", url, re.ASCII) or "\\" in url:
+        raise InvalidAddress(
+            "up to 2048 visible ASCII characters without spaces and backslashes; write a host of "
+            "other letters in its xn-- form"
+        )
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidAddress("brackets stand only around an IPv6 address") from None
+    if not re.match(r"https?://", url, re.IGNORECASE):
+        raise InvalidAddress("it begins with https:// (or http://), as in https://api.x.ai/v1")
+    if "@" in parts.netloc:
+        raise InvalidAddress(f"no user and password before the host: the key stands in {KEY}")
+    if "?" in url or "#" in url:
+        raise InvalidAddress("no ? and no #: paths such as /chat/completions are put behind it")
+    host_and_port(parts.netloc, 443)
 
 
 def described() -> list[tuple[str, str, str]]:
@@ -171,10 +313,11 @@ def described() -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for field in msgspec.structs.fields(Settings):
         if field.name == "api_key":
-            rows.append(("XAI_API_KEY", "", "Key for the provider. Never logged."))
+            rows.append((KEY, "", "Key for the provider. Never logged."))
             continue
         default = "<host>-<pid>" if field.name == "worker_name" else _shown(field.default)
         rows.append((PREFIX + field.name.upper(), default, texts.get(field.name, "")))
+    rows += [(f"{it}_FILE", "", f"File that holds {it} instead.") for it in FROM_FILES]
     return rows
 
 

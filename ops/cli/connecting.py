@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import click
+from click.core import ParameterSource
 from redis.exceptions import AuthenticationError, RedisError
 
 from contracts import InvalidAddress, SyncTurnClient
@@ -14,6 +15,8 @@ from contracts.connection import SyncRedis, open_sync
 from contracts.keys import ShardKeys, shard_keys
 from contracts.requests import Requests
 from ops.cli.failures import Failure
+from ops.embedded.server import given_url
+from worker.settings import SettingsError
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 ANSWER_S: Final = 10.0
@@ -44,11 +47,22 @@ def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--redis",
         "redis_url",
         metavar="URL",
-        envvar=["TURNLINE_REDIS_URL", "REDIS_URL"],
         default=DEFAULT_URL,
         show_default=True,
-        help="Where Redis is.  [env: TURNLINE_REDIS_URL, REDIS_URL]",
+        callback=_named,
+        help="Where Redis is.  [env: TURNLINE_REDIS_URL, REDIS_URL, or those with _FILE]",
     )(command)
+
+
+def _named(context: click.Context, option: click.Parameter, url: str) -> str:
+    """Return the address of the command line, else that of the environment or a file it names."""
+    assert option.name is not None
+    if context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+        return url
+    try:
+        return given_url() or url
+    except SettingsError as error:
+        raise Failure(str(error)) from None
 
 
 @contextmanager

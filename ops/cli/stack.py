@@ -22,12 +22,13 @@ from ops.cli.connecting import check_answers
 from ops.cli.failures import Failed, Failure
 from ops.cli.queue_state import read_workers
 from ops.embedded import EmbeddedRedis
+from worker.settings import KEY, SettingsError, value_or_file
 
 _ROOT: Final = Path(ops.__file__).parents[1]
 """Where `python -m worker` finds the worker, installed or not."""
 _LAST_BYTES: Final = 4_000
 _PAUSE_S: Final = 0.02
-_OWN_SETTINGS: Final = ("REDIS_URL", "WORKER_NAME", "SHARDS", "SERVE_SHARDS")
+_OWN_SETTINGS: Final = ("REDIS_URL", "REDIS_URL_FILE", "WORKER_NAME", "SHARDS", "SERVE_SHARDS")
 
 
 class StackFailed(Failed):
@@ -159,7 +160,7 @@ class Stack:
             Failure: Redis does not answer, the key is missing, or a process did not start.
             EmbeddedRedisError: No private server can be had.
         """
-        if self._live and not self._environ.get("XAI_API_KEY", "").strip():
+        if self._live and not self._has_key():
             raise Failure(
                 "XAI_API_KEY is not set. Get a key from https://console.x.ai, or leave --live out "
                 "to use the simulated Grok."
@@ -312,6 +313,12 @@ class Stack:
         }
         return [it for it in self._workers if it.is_running and it.popen.pid not in alive]
 
+    def _has_key(self) -> bool:
+        try:
+            return value_or_file(self._environ, KEY) != ""
+        except SettingsError as error:
+            raise Failure(str(error)) from None
+
     def _plain_environ(self) -> dict[str, str]:
         """Return what processes inherit; no proxy stands between them and the simulator."""
         kept = {
@@ -321,6 +328,8 @@ class Stack:
         }
         for name in _OWN_SETTINGS:
             kept.pop(f"TURNLINE_{name}", None)
+        if not self._live:
+            kept.pop(f"{KEY}_FILE", None)
         return kept if self._live else {**kept, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
     def _worker_environ(self, index: int) -> dict[str, str]:

@@ -20,17 +20,23 @@ from urllib.parse import quote
 from ops.embedded import keeper
 from ops.embedded.errors import DirectoryInUse, EmbeddedRedisError, ServerNotReady
 from ops.embedded.finding import find_server
+from worker.settings import value_or_file
 
 URL_VARIABLES: Final = ("TURNLINE_REDIS_URL", "REDIS_URL")
-"""Environment variables that name a running server, first one first."""
+"""Environment variables, or with `_FILE` files, that name a running server, first one first."""
 
 _LONGEST_SOCKET_PATH: Final = 100
 """Systems take 104 to 108 bytes."""
 
 
 def given_url(url: str | None = None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Tell which running server the user named: the argument, else the environment, else None."""
-    return url or next((environ[name] for name in URL_VARIABLES if environ.get(name)), None)
+    """Tell which running server the user named: the argument, else the environment, else None.
+
+    Raises:
+        SettingsError: The file that a variable names cannot be used.
+    """
+    named = (value_or_file(environ, name) for name in URL_VARIABLES)
+    return url or next(filter(None, named), None)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from contracts.conversation import ToolDefinition
+from worker.files import UnusableFile, read_json
 from worker.tools.declaring import Tool, ToolOptions
 from worker.tools.describing import BadTool, Described, describe
 
@@ -110,25 +111,38 @@ def _as_tool(function: Any) -> Tool[Any, Any] | None:
     return Tool(function, ToolOptions(name=getattr(function, "__name__", "")))
 
 
-class _Schema(msgspec.Struct):
-    """A file's element: OpenAI's shape; other fields are allowed."""
-
-    function: Any
-    type: str = "function"
-    timeout_s: float | msgspec.UnsetType = msgspec.UNSET
+_FIELDS = ("function", "type", "timeout_s")
 
 
 def _read_schemas(path: Path, problems: list[str]) -> list[ToolDefinition]:
     """Read a file of tools in the shape of OpenAI's API."""
     try:
-        elements = msgspec.json.decode(path.read_bytes(), type=list[_Schema])
-    except (OSError, msgspec.DecodeError) as error:
-        problems.append(f"{path}: it cannot be read: {error}")
+        elements = msgspec.convert(read_json(path), list[Any])
+    except UnusableFile as error:
+        problems.append(f"{path}: {error}")
+        return []
+    except msgspec.ValidationError:
+        problems.append(f"{path}: it is no list of tools")
         return []
     definitions: list[ToolDefinition] = []
     for number, element in enumerate(elements):
         try:
-            definitions.append(msgspec.convert(msgspec.to_builtins(element), ToolDefinition))
+            definitions.append(msgspec.convert(_given(element), ToolDefinition))
         except msgspec.ValidationError as error:
             problems.append(f"{path}, tool {number + 1}: {error}")
     return definitions
+
+
+def _given(element: Any) -> Any:
+    """Return a tool without what stands at null, as some programs write what they leave out.
+
+    Fields that are not OpenAI's are left out too.
+    """
+    if not isinstance(element, dict):
+        return element
+    tool = cast("dict[str, Any]", element)
+    kept = {name: it for name, it in tool.items() if name in _FIELDS and it is not None}
+    if isinstance(function := kept.get("function"), dict):
+        fields = cast("dict[str, Any]", function)
+        kept["function"] = {name: it for name, it in fields.items() if it is not None}
+    return kept

@@ -843,14 +843,24 @@ def create_client(
 
     It has as many connections as it is asked for: the number of turns is limited elsewhere.
 
+    Args:
+        api_key: Used as it is.
+        base_url: Used as it is; OpenAI's address if None.
+        organization: OpenAI's, sent with each request.
+        project: OpenAI's, sent with each request.
+        default_headers: Sent with each request.
+
     Raises:
-        ValueError: `api_key` is missing or empty.
+        ValueError: `api_key` is missing or empty, or `base_url` is empty: a key goes nowhere that
+            was not named for it.
     """
     if not api_key:
         raise ValueError("a client needs an api_key; none is looked up elsewhere")
+    if base_url is not None and not base_url.strip():
+        raise ValueError("base_url is empty")
     client = AsyncOpenAI(
         api_key=api_key,
-        base_url=base_url or "https://api.openai.com/v1",
+        base_url="https://api.openai.com/v1" if base_url is None else base_url,
         max_retries=0,
         http_client=DefaultAioHttpClient(
             limits=Limits(max_connections=0, max_keepalive_connections=None, keepalive_expiry=30.0)
