@@ -5,18 +5,45 @@ WorkerError(code)
 │   ├── StoreUnavailable         Redis did not answer; a write may or may not have happened
 │   └── ProviderUnavailable      5xx, capacity, connection refused or lost, a broken stream
 │       ├── RateLimited          429: too many requests or tokens for now
-│       ├── Truncated            the stream ended without a finish reason
 │       ├── Stalled              nothing meaningful came in time
-│       └── UnusableReply        an answer came, and this one cannot be used
+│       └── UnusableReply        an answer came, and this one cannot be used; not twice in a turn
+│           └── Truncated        the stream ended without a finish reason
 ├── Terminal                     never retry: record, dead-letter, go on with the next turn
 │   ├── ContextTooLong           the model refuses a context of this length
 │   ├── ProviderRejected         bad request, key, credits, safety, unknown model
 │   └── ReplyTooLarge            text, arguments or calls beyond what one response may hold
 └── LeaseLost                    neither: somebody else owns the work; stop silently
 
-Each error carries a stable `code` for machines and data for the decision. None carries what a user
-or a model said, a request or response body, or a key.
+Each error carries a stable `code` for machines and data for the decision. None prints what a user
+or a model said, a request or response body, or a key: what the provider said about a failure is in
+`said`, which shows itself to nobody but the dead letter.
 """
+
+import re
+from typing import Final
+
+_SAID_MAX_CHARS: Final = 1_000
+_UNPRINTABLE: Final = re.compile(
+    r"[\x00-\x20\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ud800-\udfff\ufeff"
+    r"\ufff9-\uffff]+"
+)
+_KEY: Final = re.compile(r"\b(?:xai|sk|gsk|pk)-[\w*.-]{6,}|\bBearer \S+", re.IGNORECASE)
+
+
+class Words:
+    """What a provider said about a failure: it may quote the request, and does not print itself."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        """Keep 1,000 characters at most, without control characters and keys."""
+        printable = _UNPRINTABLE.sub(" ", text[: 4 * _SAID_MAX_CHARS]).strip()
+        self.text = _KEY.sub("[key]", printable)[:_SAID_MAX_CHARS]
+
+    def __repr__(self) -> str:
+        return f"Words({len(self.text)} characters)"
+
+    __str__ = __repr__
 
 
 class WorkerError(Exception):
@@ -24,6 +51,8 @@ class WorkerError(Exception):
 
     code: str = "error"
     """Stable word for events, metrics and dead letters."""
+    said: Words | None = None
+    """The provider's own words, for the dead letter alone."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         """Say what happened, in words that may be logged.
@@ -80,12 +109,6 @@ class RateLimited(ProviderUnavailable):
     code = "rate_limited"
 
 
-class Truncated(ProviderUnavailable):
-    """The stream ended without a finish reason: what was received is not the whole answer."""
-
-    code = "truncated"
-
-
 class Stalled(ProviderUnavailable):
     """Nothing meaningful came in time; `code` says which of the three limits ran out."""
 
@@ -95,11 +118,19 @@ class Stalled(ProviderUnavailable):
 class UnusableReply(ProviderUnavailable):
     """The provider answered, and this answer cannot be used.
 
-    It says nothing of the provider's health. `code` is `malformed_stream` (a frame that cannot be
-    decoded or understood) or `not_a_stream` (a body that is neither a reply nor an error).
+    It says nothing of the provider's health, and the second one of the same code in a turn ends the
+    turn. `code` is `malformed_stream` (a frame that cannot be decoded or understood),
+    `not_a_stream` (a body that is neither a reply nor an error) or `reply_error` (an error of no
+    known kind).
     """
 
     code = "malformed_stream"
+
+
+class Truncated(UnusableReply):
+    """The stream ended without a finish reason: what was received is not the whole answer."""
+
+    code = "truncated"
 
 
 class Terminal(WorkerError):
@@ -131,8 +162,7 @@ class ProviderRejected(Terminal):
 
         Args:
             message: May be logged.
-            code: `bad_request`, `auth`, `permission`, `credits`, `safety`, `model_not_found`,
-                `not_found`, `too_large` or `redirected`.
+            code: Why; docs/failures.md lists them.
             status: HTTP status, where there was one.
             parameter: The request parameter that the model does not take, where it was named.
         """

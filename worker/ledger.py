@@ -50,6 +50,16 @@ class Ledger:
         self._noted += noted
         return noted
 
+    def failures(self, turn_id: str) -> list[CallEntry]:
+        """Return the calls of a turn, of this attempt and earlier ones, that ended in an error."""
+        calls = (*self._noted, *self.abandoned)
+        return [c for c in calls if c.turn_id == turn_id and c.error not in {None, "cancelled"}]
+
+    def wasted_tokens(self, turn_id: str) -> int:
+        """Return what calls of a turn used up that led to nothing, counted or estimated."""
+        calls = (*self._noted, *self.abandoned)
+        return sum(tokens_of(call.usage) for call in calls if call.turn_id == turn_id)
+
     @property
     def entries(self) -> list[CallEntry]:
         """All of it, for the commit."""
@@ -93,6 +103,11 @@ def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
         started_at_ms=_wall_ms(call.started_at),
         duration_ms=int((call.duration_s or 0) * 1000),
     )
+
+
+def tokens_of(usage: Usage) -> int:
+    """Return all tokens, whichever way the provider counts reasoning."""
+    return max(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
 
 
 def _wall_ms(clock_s: float) -> int:

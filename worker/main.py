@@ -344,6 +344,8 @@ def driver_settings(settings: Settings) -> DriverSettings:
         turn_quota=settings.turn_quota,
         max_crashes=settings.max_crashes,
         turn_budget_s=settings.turn_budget_s,
+        turn_attempts=settings.turn_attempts,
+        turn_spend_tokens=settings.turn_spend_tokens,
         aggregation_timeout_s=settings.aggregation_timeout_s,
         speech_timeout_s=settings.speech_timeout_s,
         coalesce_s=settings.coalesce_ms / 1000,

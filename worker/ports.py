@@ -45,9 +45,9 @@ class Store(EventSink, Protocol):
 class Breakers(Protocol):
     """What the driver asks of the circuit breakers; see `worker.store.breakers`."""
 
-    async def wait_s(self, name: str) -> float: ...  # noqa: D102
+    async def wait_s(self, name: str, conversation_id: str) -> float: ...  # noqa: D102
     async def succeeded(self, name: str) -> None: ...  # noqa: D102
-    async def failed(self, name: str) -> None: ...  # noqa: D102
+    async def failed(self, name: str, conversation_id: str) -> None: ...  # noqa: D102
 
 
 class AggregatorPair(Protocol):
@@ -95,6 +95,8 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
     turn_quota: int = 16
     max_crashes: int = 3
     turn_budget_s: float = 600.0
+    turn_attempts: int = 5
+    turn_spend_tokens: int = 2_000_000
     aggregation_timeout_s: float = 0.5
     speech_timeout_s: float = 30.0
     coalesce_s: float = 0.02

@@ -95,7 +95,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_crashes: Count = 3
     """Workers a turn may take down before it becomes a dead letter."""
     turn_budget_s: Seconds = 600.0
-    """Seconds that one attempt at a turn may take."""
+    """Seconds that the attempts at a turn may take, waits between them included."""
+    turn_attempts: Count = 5
+    """Attempts at a turn that the provider may begin to answer in vain; refusals do not count."""
+    turn_spend_tokens: Count = 2_000_000
+    """Tokens that vain attempts at a turn may use up, reported or estimated."""
     aggregation_timeout_s: Seconds = 0.5
     """Seconds that fragments of one user message may be apart."""
     speech_timeout_s: Seconds = 30.0

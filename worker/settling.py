@@ -38,6 +38,7 @@ def settle(
     shard: ShardKeys,
     worker: str,
     now_ms: int,
+    said: str = "",
 ) -> Settled:
     """Return what changes.
 
@@ -52,6 +53,7 @@ def settle(
         shard: Where copies go.
         worker: Noted in the records.
         now_ms: Redis' clock, ms since the Unix epoch.
+        said: What the provider said where the turn failed, for the dead letter.
     """
     failed = isinstance(ending, TurnFailed)
     rewrite = not failed and not context.prefix_intact()
@@ -97,6 +99,7 @@ def settle(
                 conversation_id=conversation_id,
                 shard=shard,
                 now_ms=now_ms,
+                said=said,
             )
         ],
     )
@@ -124,6 +127,7 @@ def copies_of(
     conversation_id: str,
     shard: ShardKeys,
     now_ms: int,
+    said: str = "",
 ) -> list[Copy]:
     """Return what goes into streams of the shard: replies asked for, dead letters.
 
@@ -135,6 +139,7 @@ def copies_of(
         conversation_id: Whose message it is.
         shard: Whose streams.
         now_ms: Redis' clock, ms since the Unix epoch.
+        said: What the provider said where the turn failed.
     """
     copies = list[Copy]()
     if used.message is not None and used.message.reply_to is not None:
@@ -151,6 +156,8 @@ def copies_of(
             "trace": failure.trace_id,
             "at": now_ms,
         }
+        if said and failure is not used.ending:
+            fields["said"] = said
         if not used.entry.data:  # written past submit, without the field for messages
             fields["m"] = _encode([*map(repr, used.entry.fields.items())])
         copies.append(Copy(shard.dead, fields))

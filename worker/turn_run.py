@@ -27,6 +27,9 @@ from worker.errors import (
     Retryable,
     StoreUnavailable,
     Terminal,
+    UnusableReply,
+    Words,
+    WorkerError,
 )
 from worker.event_writer import EventWriter
 from worker.inbox import Inbox
@@ -60,6 +63,8 @@ from worker.turn import Turn, Used, message_of
 _encode = msgspec.json.Encoder().encode
 _decode_message = msgspec.json.Decoder(dict).decode
 _SPEECH_PARK_MS = 60_000
+_SAME_REPLY = 2
+"""Replies that cannot be used for the same reason, after which a turn is not tried again."""
 
 
 class TurnRun:
@@ -113,6 +118,7 @@ class TurnRun:
         self._answering: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._started = False
+        self._said: Words | None = None
 
     def _use_plan(self, plan: Plan) -> None:
         """Work with these settings and tools."""
@@ -122,7 +128,10 @@ class TurnRun:
         context.set_tool_choice(choice if choice is not None else NOT_GIVEN)
         context.system_prompt = plan.settings.system_prompt
         self._service = self._parts.services(self._lease.conversation_id, plan.settings, self)
-        self._saved_calls = 0
+        self._entered = 0
+        """Calls of the service that stand in the ledger."""
+        self._has_saved = False
+        """Whether any of them is safe in a step."""
 
     # -- the phases -----------------------------------------------------------------------------
 
@@ -266,7 +275,7 @@ class TurnRun:
 
         def saved() -> None:
             self._ledger.keep(spent)
-            self._saved_calls = count
+            self._entered, self._has_saved = count, True
 
         return spent, saved
 
@@ -289,19 +298,23 @@ class TurnRun:
         """Call the model if it is to be called now; return what went wrong."""
         provider = f"{self._settings.provider} {self._service.model_name}"
         breakers = self._parts.breakers
-        if wait_s := await breakers.wait_s(provider):
+        if wait_s := await breakers.wait_s(provider, self._lease.conversation_id):
             return self._wait(primary, wait_s, "provider_unavailable", "the provider is failing")
         try:
             await self._run_model(primary, tools)
-        except Retryable as error:
-            if isinstance(error, ProviderUnavailable) and not isinstance(error, RateLimited):
-                await breakers.failed(provider)
+        except WorkerError as error:
+            self._said = error.said
+            if isinstance(error, UnusableReply | Terminal):
+                await breakers.succeeded(provider)  # it does answer
+            elif isinstance(error, ProviderUnavailable) and not isinstance(error, RateLimited):
+                await breakers.failed(provider, self._lease.conversation_id)
+            if isinstance(error, Terminal):
+                return self._failed(primary, error.code, str(error))
+            if not isinstance(error, Retryable):
+                raise
             if self._stop is not None:
                 return None  # asked to stop meanwhile: there is nothing to try again
             return await self._later(primary, error)
-        except Terminal as error:
-            await breakers.succeeded(provider)  # it does answer
-            return self._failed(primary, error.code, str(error))
         await breakers.succeeded(provider)
         return None
 
@@ -401,7 +414,7 @@ class TurnRun:
         try:
             async with asyncio.timeout(1):
                 await self._steps.settle()
-                self._ledger.abandon(self._calls(primary))
+                self._abandon(primary)
                 await self._save_abandoned()
         except (LeaseLost, StoreUnavailable, TimeoutError):
             pass  # the call that was open is noted as unknown by the next attempt
@@ -413,8 +426,8 @@ class TurnRun:
 
     async def _roll_back(self, primary: Used, stop: Entry) -> None:
         """Forget what was said and done; what was spent stays known."""
-        self._ledger.abandon(self._calls(primary))
-        if self._progress.last_entry is not None or self._saved_calls:
+        self._abandon(primary)
+        if self._progress.last_entry is not None or self._has_saved:
             await self._steps.save([b"x" + stop.entry_id.encode()])
             self._ledger.roll_back()
         await self._save_abandoned()
@@ -433,18 +446,39 @@ class TurnRun:
         deadline_at_ms = primary.message.deadline_at_ms
         if deadline_at_ms is not None and self._now_ms() > deadline_at_ms:
             return self._failed(primary, "deadline_exceeded", "the producer's deadline has passed")
-        return None
+        return self._given_up(primary)
 
     async def _later(self, primary: Used, error: Retryable) -> TurnFailed | Parked:
         """Note what was spent and wait without a slot; past the budget, fail."""
         if self._started:
             self._writer.close()
-        wait_s = backoff_s(self._loaded.attempt, error.retry_after_s)
-        outcome = self._wait(primary, wait_s, error.code, str(error))
-        if isinstance(outcome, Parked):
-            self._ledger.abandon(self._calls(primary))
-            await self._save_abandoned()
-        return outcome
+        self._abandon(primary)
+        if (failure := self._given_up(primary, error)) is None:
+            wait_s = backoff_s(self._loaded.attempt, error.retry_after_s)
+            outcome = self._wait(primary, wait_s, error.code, str(error))
+            if isinstance(outcome, Parked):
+                await self._save_abandoned()
+                return outcome
+            failure = outcome
+        return failure
+
+    def _given_up(self, primary: Used, error: Retryable | None = None) -> TurnFailed | None:
+        """Return why this turn is not tried (again), whatever time is left, if so."""
+        failures = self._ledger.failures(primary.turn_id)
+        if isinstance(error, UnusableReply):
+            alike = sum(call.error == error.code for call in failures)
+            if alike >= _SAME_REPLY:
+                return self._failed(primary, error.code, f"{error}, {alike} times in this turn")
+        last = error.code if error is not None else failures[-1].error if failures else ""
+        answered = sum(call.state != "unknown" for call in failures)
+        if answered >= self._settings.turn_attempts:
+            text = f"the provider answered {answered} times in vain; the last error: {last}"
+            return self._failed(primary, "attempts_exhausted", text)
+        tokens = self._ledger.wasted_tokens(primary.turn_id)
+        if tokens > self._settings.turn_spend_tokens:
+            text = f"about {tokens} tokens were used up in vain; the last error: {last or 'none'}"
+            return self._failed(primary, "spend_exhausted", text)
+        return None
 
     def _wait(self, primary: Used, wait_s: float, code: str, text: str) -> TurnFailed | Parked:
         """Wait without a slot; fail where that would outlast the turn's budget or deadline."""
@@ -511,7 +545,7 @@ class TurnRun:
                 await assistant.process_frame(LLMTextFrame(shown), DOWNSTREAM)
 
     def _failed(self, primary: Used, code: str, text: str) -> TurnFailed:
-        self._ledger.abandon(self._calls(primary))
+        self._abandon(primary)
         self._ledger.roll_back()
         return TurnFailed(**self._ids(primary), code=code, message=text)
 
@@ -533,6 +567,7 @@ class TurnRun:
             shard=self._parts.shard,
             worker=self._settings.worker_name,
             now_ms=self._now_ms(),
+            said=self._said.text if self._said is not None else "",
         )
         self._seen.committing()
         committed = await self._store.commit(self._lease, effects, go_on=go_on)
@@ -563,9 +598,14 @@ class TurnRun:
         }
 
     def _calls(self, primary: Used) -> list[CallEntry]:
-        """Return the calls of this attempt that are not safe in a step."""
-        unsaved = self._service.calls[self._saved_calls :]
+        """Return the calls of this attempt that are not in the ledger yet."""
+        unsaved = self._service.calls[self._entered :]
         return [entry_of(call, primary.turn_id, self._loaded.attempt) for call in unsaved]
+
+    def _abandon(self, primary: Used) -> None:
+        """Enter the calls since the last step as ones that led to nothing."""
+        self._ledger.abandon(self._calls(primary))
+        self._entered = len(self._service.calls)
 
     def _text(self) -> str:
         """Return what the assistant said in this turn, as it is committed."""

@@ -19,7 +19,7 @@ from contracts.replies import (
     TurnStarted,
 )
 from contracts.requests import TextAssembler
-from ops.chaos.disturbances import HITS_REDIS, TERMINAL_CODES, Disturbance
+from ops.chaos.disturbances import HITS_REDIS, TERMINAL_CODES, TWICE_CODES, Disturbance
 from ops.chaos.evidence import Evidence, Left, Request
 from ops.chaos.journal import Chat, Sent, Shown
 from ops.chaos.spending import check_spending
@@ -166,7 +166,7 @@ class ChatCheck:
             match end:
                 case TurnInterrupted() if "interrupt" not in later_acts:
                     yield self._violation("broken", turn, "interrupted by nobody")
-                case TurnFailed() if end.code not in TERMINAL_CODES and not self._garbled(end):
+                case TurnFailed() if not self._is_explained(end):
                     yield self._violation("broken", turn, f"failed: {end.code}: {end.message}")
                 case TurnAbsorbed() if sent.kind == "user" and "rollback" not in later_acts:
                     yield self._violation("broken", turn, "absorbed for no reason")
@@ -202,12 +202,19 @@ class ChatCheck:
                     pass
         return expected
 
-    def _garbled(self, end: TurnFailed) -> bool:
-        """Whether a refusal lost the words that tell what it is to a second fault."""
+    def _is_explained(self, end: TurnFailed) -> bool:
+        """Whether what the model was made to do explains this failure."""
+        if end.code in TERMINAL_CODES:
+            return True
         words = self._sent[end.turn_id].text
         own = [it for it in self._requests if it.messages and words in it.messages[-1][1]]
-        return end.code == "bad_request" and any(
-            "context-length" in it.faults and len(it.faults) > 1 for it in own
+        if (
+            end.code == "bad_request"
+        ):  # a refusal lost the words that tell what it is to another fault
+            return any("context-length" in it.faults and len(it.faults) > 1 for it in own)
+        struck = sum(bool(it.faults) for it in own)
+        return (end.code in TWICE_CODES and struck >= 2) or (
+            end.code == "attempts_exhausted" and struck >= 5
         )
 
     def _check_context(self) -> Iterator[Violation]:

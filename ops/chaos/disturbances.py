@@ -58,7 +58,9 @@ FAULTS: Final[Mapping[str, float]] = {
 }
 """Scenarios of the simulator and the chance of each model call to meet it."""
 TERMINAL_CODES: Final = frozenset({"safety", "context_too_long", "crashed"})
-"""Ways for a turn to fail that the faults above explain."""
+"""Ways for a turn to fail that one of the faults above explains."""
+TWICE_CODES: Final = frozenset({"truncated", "malformed_stream", "not_a_stream", "reply_error"})
+"""Ways that two of them explain."""
 
 
 class Planned(NamedTuple):

@@ -29,6 +29,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str
     at_ms: int
     message: bytes
+    provider_said: str = ""
+    """Why the provider refused, in its own words; they may quote the request."""
 
     @property
     def shown_message(self) -> str:
@@ -52,6 +54,7 @@ def letter_of(shard: int, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Dea
         trace_id=word("trace"),
         at_ms=int(word("at") or 0),
         message=fields.get(b"m", b""),
+        provider_said=word("said"),
     )
 
 

@@ -1,10 +1,12 @@
 """Circuit breakers shared by a shard's workers: an outage is noticed once, not by each of them.
 
+A breaker is about the provider: it opens only if calls of several conversations fail in a row.
 While nothing fails, asking costs nothing: the fleet's view is fetched at most once a second, beside
 the turns. Source: https://martinfowler.com/bliki/CircuitBreaker.html
 """
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +33,7 @@ class Breakers:
         shard: ShardKeys,
         *,
         threshold: int = 10,
+        conversations: int = 5,
         pause_s: float = 2.0,
         cap_s: float = 30.0,
     ) -> None:
@@ -41,24 +44,26 @@ class Breakers:
             batcher: For everything else.
             shard: Whose breakers.
             threshold: Failures in a row, over all workers, that open a breaker.
+            conversations: How many conversations have to share them.
             pause_s: How long it stays open before one call may try.
             cap_s: The pause doubles with each failed try, up to this.
         """
         self._redis = redis
         self._batcher = batcher
         self._key = shard.breakers
-        self._numbers = (threshold, int(pause_s * 1000), int(cap_s * 1000), _EXPIRY_MS)
+        self._pause_ms = int(pause_s * 1000)
+        self._numbers = (threshold, conversations, self._pause_ms, int(cap_s * 1000), _EXPIRY_MS)
         self._suspects: set[str] = set()
         self._seen_at = -_VIEW_S
         self._looking: asyncio.Task[None] | None = None
 
-    async def wait_s(self, name: str) -> float:
-        """Return how long a call has to wait; 0 lets it through."""
+    async def wait_s(self, name: str, conversation_id: str) -> float:
+        """Return how long a call for this conversation has to wait; 0 lets it through."""
         if time.monotonic() - self._seen_at > _VIEW_S and self._looking is None:
             self._looking = asyncio.create_task(self._look())
         if name not in self._suspects:
             return 0.0
-        word, wait_ms = await self._run("admit", (name,))
+        word, wait_ms = await self._run("admit", (name, _mark(conversation_id), self._pause_ms))
         if word == "closed":
             self._suspects.discard(name)
         return wait_ms / 1000
@@ -67,12 +72,12 @@ class Breakers:
         """A call went well: what was held against the name is forgotten."""
         if name in self._suspects:
             self._suspects.discard(name)
-            await self._run("report", (name, "ok", *self._numbers))
+            await self._run("report", (name, "ok", "", *self._numbers))
 
-    async def failed(self, name: str) -> None:
-        """A call failed in a way that speaks against the provider, not the request."""
+    async def failed(self, name: str, conversation_id: str) -> None:
+        """A call failed in a way that speaks against the provider, not the request or the reply."""
         self._suspects.add(name)
-        await self._run("report", (name, "failed", *self._numbers))
+        await self._run("report", (name, "failed", _mark(conversation_id), *self._numbers))
 
     async def _run(self, script: str, args: tuple[Any, ...]) -> tuple[str, int]:
         call = Call(load_script(script, _SCRIPTS), (self._key,), args)
@@ -92,3 +97,8 @@ class Breakers:
             pass  # the next turn looks again
         finally:
             self._looking = None
+
+
+def _mark(conversation_id: str) -> str:
+    """Return what tells conversations apart, without naming them."""
+    return hashlib.blake2b(conversation_id.encode(), digest_size=4).hexdigest()

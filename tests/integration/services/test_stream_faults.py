@@ -32,6 +32,7 @@ from worker.errors import (
     RateLimited,
     Stalled,
     Truncated,
+    UnusableReply,
     WorkerError,
 )
 from worker.pipeline.frames import Frame, LLMTextFrame
@@ -106,7 +107,7 @@ FAULTS: dict[str, tuple[Script, type[WorkerError], str, str]] = {
     ),
     "200 with HTML": (
         body(200, b"<html>502</html>", "text/html"),
-        ProviderUnavailable,
+        UnusableReply,
         "not_a_stream",
         "",
     ),
@@ -194,39 +195,39 @@ FAULTS: dict[str, tuple[Script, type[WorkerError], str, str]] = {
     "0.6 keep-alive comments for ever": (keepalives, Stalled, "first_token_timeout", ""),
     "truncated JSON": (
         script(STREAM_HEAD, chunk(PAR + sse(b'{"choices":[')), then="stall"),
-        ProviderUnavailable,
+        UnusableReply,
         "malformed_stream",
         "par",
     ),
     "invalid UTF-8": (
         script(STREAM_HEAD, chunk(PAR + sse(b'{"choices":[{"delta":{"content":"\xff"}}]}'))),
-        ProviderUnavailable,
+        UnusableReply,
         "malformed_stream",
         "par",
     ),
     "flat error frame": (
         streaming(delta(content="par"), frame(code="c", error="text")),
-        ProviderUnavailable,
-        "stream_error",
+        UnusableReply,
+        "reply_error",
         "par",
     ),
     "nested error frame": (
         streaming(delta(content="par"), frame(error={"message": "m", "code": "c"})),
-        ProviderUnavailable,
-        "stream_error",
+        UnusableReply,
+        "reply_error",
         "par",
     ),
     "capacity frame": (streaming(CAPACITY), ProviderUnavailable, "stream_error", ""),
     "typed error frame without an error key": (
         streaming(frame(type="error", message="m")),
-        ProviderUnavailable,
-        "stream_error",
+        UnusableReply,
+        "reply_error",
         "",
     ),
     "error event without an error key": (
         script(STREAM_HEAD, chunk(b"event: error\n" + sse(frame(message="m"))), END_OF_BODY),
-        ProviderUnavailable,
-        "stream_error",
+        UnusableReply,
+        "reply_error",
         "",
     ),
     "safety frame in mid-answer": (
@@ -239,7 +240,7 @@ FAULTS: dict[str, tuple[Script, type[WorkerError], str, str]] = {
     "410": (
         body(410, b'{"error":"Live search is deprecated."}'),
         ProviderRejected,
-        "bad_request",
+        "unsupported_parameter",
         "",
     ),
     "415 with an empty body": (body(415, b"", ""), ProviderRejected, "bad_request", ""),

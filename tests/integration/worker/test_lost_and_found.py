@@ -152,8 +152,8 @@ class LateBreakers(Breakers):
 
     store: LateStore
 
-    async def failed(self, name: str) -> None:
-        await super().failed(name)
+    async def failed(self, name: str, conversation_id: str) -> None:
+        await super().failed(name, conversation_id)
         self.store.failed.set()
         await self.store.looked.wait()
 

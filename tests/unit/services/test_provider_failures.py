@@ -12,6 +12,7 @@ from worker.errors import (
     RateLimited,
     Retryable,
     Terminal,
+    UnusableReply,
     WorkerError,
 )
 from worker.pipeline.stream import StreamFailed
@@ -53,7 +54,7 @@ ROWS: list[tuple[int, bytes, type[WorkerError], str]] = [
     ),
     (404, flat("not-found", NO_ACCESS), ProviderRejected, "model_not_found"),
     (404, b"", ProviderRejected, "not_found"),
-    (400, flat("invalid-argument", PENALTY), ProviderRejected, "bad_request"),
+    (400, flat("invalid-argument", PENALTY), ProviderRejected, "unsupported_parameter"),
     (400, flat("invalid-argument", LONG), ContextTooLong, "context_too_long"),
     (400, nested("context_length_exceeded", "too long"), ContextTooLong, "context_too_long"),
     (
@@ -78,7 +79,7 @@ ROWS: list[tuple[int, bytes, type[WorkerError], str]] = [
     (403, flat("permission-denied", SAFETY), ProviderRejected, "safety"),
     (403, flat("permission-denied", "no"), ProviderRejected, "permission"),
     (405, b"", ProviderRejected, "bad_request"),
-    (410, b'{"error":"Live search is deprecated."}', ProviderRejected, "bad_request"),
+    (410, b'{"error":"Live search is deprecated."}', ProviderRejected, "unsupported_parameter"),
     (413, b"", ProviderRejected, "too_large"),
     (415, b"", ProviderRejected, "bad_request"),
     (422, b"Failed to deserialize the JSON body", ProviderRejected, "bad_request"),
@@ -121,8 +122,12 @@ def test_responses(status: int, body: bytes, error: type[WorkerError], code: str
         ("", CREDITS, ProviderRejected, "credits"),
         ("", LONG, ContextTooLong, "context_too_long"),
         ("invalid-argument", "x", ProviderRejected, "bad_request"),
-        ("", "something new", ProviderUnavailable, "stream_error"),
-        ("", "", ProviderUnavailable, "stream_error"),
+        ("internal_error", "x", ProviderUnavailable, "stream_error"),
+        ("", "The server had an error, try again", ProviderUnavailable, "stream_error"),
+        ("invalid-argument", "Invalid function schema.", ProviderRejected, "invalid_tool_schema"),
+        ("", "Invalid function schema.", ProviderRejected, "invalid_tool_schema"),
+        ("", "something new", UnusableReply, "reply_error"),
+        ("", "", UnusableReply, "reply_error"),
     ],
 )
 def test_error_frames(code: str, text: str, error: type[WorkerError], named: str) -> None:
@@ -131,6 +136,63 @@ def test_error_frames(code: str, text: str, error: type[WorkerError], named: str
 
     assert type(failure) is error
     assert failure.code == named
+
+
+REFUSED = [
+    ("invalid_tool_schema", "Invalid request content: Invalid function schema."),
+    ("invalid_tool_schema", "The root of the schema of tool 'find' must be an object."),
+    ("invalid_tool_schema", "Invalid schema for function 'find': None is not of type 'object'"),
+    ("invalid_tool_schema", "tools[0].function.parameters: not a schema"),
+    ("invalid_response_format", "Invalid schema for response_format 'x': schema must be an object"),
+    ("invalid_response_format", "'json_schema' is not supported here"),
+    ("unsupported_parameter", PENALTY),
+    ("unsupported_parameter", "Model grok-4.3 does not support parameter presencePenalty."),
+    ("unsupported_parameter", "This model does not support `reasoning_effort` value `none`"),
+    ("unsupported_parameter", "Unsupported parameter: 'max_tokens' is not supported"),
+    ("unsupported_parameter", "Unrecognized request argument supplied: foo"),
+    ("invalid_tool_choice", "A tool_choice was set on the request but no tools were specified."),
+    ("too_many_tools", "A maximum of 128 tools is allowed per request."),
+    ("invalid_tool_call", "The arguments to a tool_call with ID 'c' are not a valid JSON string"),
+    ("invalid_messages", "Each message must have at least one content element."),
+    ("invalid_messages", "Messages cannot be empty"),
+    ("invalid_messages", "messages[3].content: invalid type: <...>"),
+    ("invalid_messages", "messages with role 'tool' must be a response to a preceding message"),
+    ("invalid_messages", "tool messages must respond to each tool_call_id"),
+    ("image_too_large", "Image size exceeds the maximum of 20 MiB"),
+    ("image_too_large", "The image is too large: 31457280 bytes"),
+    ("image_unreachable", "Failed to fetch the image from the given URL"),
+    ("image_unreachable", "Error while downloading the image: 404"),
+    ("image_unreachable", "The image could not be retrieved"),
+    ("image_unsupported", "Unsupported image format: image/gif"),
+    ("image_unsupported", "This model does not support image input"),
+    ("context_too_long", LONG),
+    ("context_too_long", "This model's maximum context length is 128000 tokens"),
+    ("context_too_long", "prompt is too long: 210000 tokens > 200000 maximum"),
+]
+
+
+@pytest.mark.parametrize(("code", "text"), REFUSED)
+def test_each_known_kind_of_refusal_has_its_code(code: str, text: str) -> None:
+    """In any of the envelopes, and with the words kept where they may be."""
+    for body in (flat("invalid-argument", text), nested("invalid_request_error", text)):
+        failure = failure_of_response(400, {}, body)
+        assert isinstance(failure, Terminal)
+        assert failure.code == code
+        assert failure.said is not None
+        assert text in failure.said.text
+        assert text not in f"{failure!r} {failure} {vars(failure)} {failure.said}"
+
+
+def test_the_providers_words_are_bounded_and_clean() -> None:
+    """No control character, no key, and no more than a thousand characters are kept."""
+    text = "bad\x1b[31m\x00\u202e\nkey xai-abcdef123456 " + "long " * 10_000
+    failure = failure_of_response(400, {}, flat("invalid-argument", text))
+
+    assert failure.said is not None
+    said = failure.said.text
+    assert said.startswith("invalid-argument: bad [31m key [key] long long")
+    assert said.isprintable()
+    assert len(said) <= 1_000
 
 
 DATE = "Sun, 22 Nov 2026 12:00:00 GMT"

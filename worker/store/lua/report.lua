@@ -1,14 +1,17 @@
 --[[
-report: take note of how a model call went; repeated failures open the breaker, a success closes it.
+report: take note of how a model call went; failures of many open the breaker, a success closes it.
 
-KEYS[1]  breakers  hash  per name: `|failures`, `|until` (ms), `|pause` (ms), `|probe` while one is out
+KEYS[1]  breakers  hash  per name: `|failures`, `|by` (who failed), `|until` (ms), `|pause` (ms), `|probe`
+         while one is out, `|next` (ms)
 
 ARGV[1]  name       str  base URL and model
 ARGV[2]  outcome    str  'ok' or 'failed'
-ARGV[3]  threshold  int  failures without a success in between that open the breaker
-ARGV[4]  pause_ms   int  first pause; doubled by each failed probe
-ARGV[5]  cap_ms     int  longest pause
-ARGV[6]  expiry_ms  int  of the whole hash, from the last failure on
+ARGV[3]  who        str  mark of the conversation, 8 characters
+ARGV[4]  threshold  int  failures without a success in between that open the breaker
+ARGV[5]  others     int  conversations that have to share them
+ARGV[6]  pause_ms   int  first pause; doubled by each failed probe
+ARGV[7]  cap_ms     int  longest pause
+ARGV[8]  expiry_ms  int  of the whole hash, from the last failure on
 
 Returns
   {'closed', n}  n failures since the last success
@@ -17,29 +20,38 @@ Returns
 Invariants
   I1  a success forgets everything about the name
   I2  once open, only a failed probe makes the pause longer: calls that began before are no news
-  I3  every read precedes every write; the clock is the server's
+  I3  however often a few conversations fail, they do not open it
+  I4  every read precedes every write; the clock is the server's
 ]]
-local failures, till = ARGV[1] .. '|failures', ARGV[1] .. '|until'
-local pause, probe = ARGV[1] .. '|pause', ARGV[1] .. '|probe'
+local failures, till, by = ARGV[1] .. '|failures', ARGV[1] .. '|until', ARGV[1] .. '|by'
+local pause, probe, following = ARGV[1] .. '|pause', ARGV[1] .. '|probe', ARGV[1] .. '|next'
 if ARGV[2] == 'ok' then
-  redis.call('HDEL', KEYS[1], failures, till, pause, probe)
+  redis.call('HDEL', KEYS[1], failures, till, by, pause, probe, following)
   return {'closed', 0}
 end
-local before = redis.call('HMGET', KEYS[1], till, pause, probe)
+local before = redis.call('HMGET', KEYS[1], till, pause, probe, by, failures)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local who = before[5] and before[4] or ''  -- without failures it is left from a worker that forgets less
+if not string.find(who, ARGV[3], 1, true) then
+  who = string.sub(who .. ARGV[3] .. ' ', -64 * 9)
+end
 local count = redis.call('HINCRBY', KEYS[1], failures, 1)
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('HSET', KEYS[1], by, who)
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
 if before[1] and not before[3] then
   return {'open', math.max(0, tonumber(before[1]) - now)}
 end
-if not before[1] and count < tonumber(ARGV[3]) then
+if not before[1] and (count < tonumber(ARGV[4]) or #who < ARGV[5] * 9) then
   return {'closed', count}
 end
-local wait = tonumber(ARGV[4])
+local wait = tonumber(ARGV[6])
 if before[2] then
-  wait = math.min(tonumber(ARGV[5]), tonumber(before[2]) * 2)
+  wait = math.min(tonumber(ARGV[7]), tonumber(before[2]) * 2)
 end
 redis.call('HSET', KEYS[1], till, now + wait, pause, wait)
+if not before[1] then
+  redis.call('HSET', KEYS[1], following, now + wait)
+end
 redis.call('HDEL', KEYS[1], probe)
 return {'open', wait}

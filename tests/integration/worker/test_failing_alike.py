@@ -1,0 +1,272 @@
+"""What fails alike again is not paid for again and again, and holds up nobody else."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
+from contracts.keys import shard_keys
+from ops.cli.dead_letters import letter_of
+from ops.simulator import Simulator
+from tests.support.driving import Hand, fleet
+from tests.support.driving import hand as open_hand
+from tests.support.wait import wait_until
+from worker.batching import ScriptBatcher
+from worker.outcome import Parked
+from worker.store.breakers import Breakers
+
+pytestmark = pytest.mark.promise("P12")
+SHARD = shard_keys(0)
+
+
+def user(text: str = "Hello", conversation: str = "c", **more: Any) -> UserMessage:
+    return UserMessage(conversation_id=conversation, text=text, **more)
+
+
+def requests(sim: Simulator) -> int:
+    return sum(entry.path.endswith("completions") for entry in sim.ledger.entries())
+
+
+async def run_to_the_end(hand: Hand, *, most: int = 20) -> int:
+    """Run what is due, attempt after attempt, each as soon as the last one is over."""
+    for attempt in range(1, most + 1):
+        lease = await hand.must_claim()
+        outcome = await hand.driver().run(lease)
+        if not isinstance(outcome, Parked):
+            return attempt
+        await hand.release(lease, outcome)
+        await hand.make_due(lease.conversation_id)
+    raise AssertionError(f"not over after {most} attempts")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code"),
+    [
+        ("truncated-json;at=tokens:1", "malformed_stream"),
+        ("truncated-json;at=tokens:0", "malformed_stream"),
+        ("eof;at=tokens:2", "truncated"),
+        ("ok-html", "not_a_stream"),
+        ("ok-empty", "truncated"),
+        ("error-frame;at=tokens:1,text=something%20new", "reply_error"),
+    ],
+)
+async def test_the_second_reply_that_cannot_be_used_ends_the_turn_by_name(
+    hand: Hand, client: TurnClient, sim: Simulator, scenario: str, code: str
+) -> None:
+    """Two calls, no more; the conversation goes on with its next turn."""
+    sim.inject(scenario, times=None)
+    receipt = await client.submit(user())
+
+    assert await run_to_the_end(hand) == 2
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == code
+    assert requests(sim) == 2
+    sim.rules.clear()
+    receipt = await client.submit(user("again"))
+    await run_to_the_end(hand)
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+
+
+async def test_a_crash_in_between_does_not_make_the_count_forget(
+    hand: Hand, redis_url: str, client: TurnClient, sim: Simulator
+) -> None:
+    """Malformed, a worker that dies, malformed by another worker: the second one counts."""
+    sim.inject("truncated-json;at=tokens:1", nth=1)
+    sim.inject("stall;at=tokens:1,seconds=60", nth=2)
+    sim.inject("truncated-json;at=tokens:1", nth=3, times=None)
+    receipt = await client.submit(user())
+    lease = await hand.must_claim()
+    await hand.release(lease, await hand.driver().run(lease))
+    await hand.make_due("c")
+    lease = await hand.must_claim()
+    attempt = asyncio.create_task(hand.driver().run(lease))
+    await wait_until(lambda: requests(sim) == 2, "the second call is on its way")
+    lease.lost = True  # as if killed: nothing more is written
+    attempt.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await attempt
+    await hand.expire(lease)
+
+    async with open_hand(redis_url, sim) as other:
+        assert await run_to_the_end(other) == 1
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert (failed.code, failed.attempt, requests(sim)) == ("malformed_stream", 3, 3)
+
+
+async def test_replies_that_cannot_be_used_for_different_reasons_are_each_tried_again(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """One broken frame and one truncated reply, and the third attempt answers."""
+    sim.inject("truncated-json;at=tokens:1", nth=1)
+    sim.inject("eof;at=tokens:2", nth=2)
+    receipt = await client.submit(user())
+
+    assert await run_to_the_end(hand) == 3
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+
+
+async def test_attempts_that_the_provider_began_to_answer_are_bounded(
+    hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """The fifth connection lost in the middle of a reply is the last; its code is kept."""
+    sim.inject("rst;at=tokens:2", times=None)
+    receipt = await client.submit(user())
+
+    assert await run_to_the_end(hand) == 5
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "attempts_exhausted"
+    assert failed.message.endswith("connection")
+    assert requests(sim) == 5
+    assert (await client.usage("c")).abandoned.completion_tokens == 5 * 2
+
+
+@pytest.mark.parametrize("scenario", ["status=503", "rate-limit", "ok-json", "accept-close"])
+async def test_refusals_cost_nothing_and_are_bounded_by_time_alone(
+    hand: Hand, client: TurnClient, sim: Simulator, scenario: str
+) -> None:
+    """Eight refusals in a row, more than attempts are allowed, and then the answer."""
+    sim.inject(scenario, times=8)
+    receipt = await client.submit(user())
+
+    assert await run_to_the_end(hand) == 9
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+
+
+async def test_tokens_of_vain_attempts_are_bounded(
+    redis_url: str, client: TurnClient, sim: Simulator
+) -> None:
+    """Past the limit the turn fails by name, though attempts and time are left."""
+    sim.inject("rst;at=tokens:8", times=None)
+    receipt = await client.submit(user())
+    async with open_hand(redis_url, sim, turn_spend_tokens=15, turn_attempts=50) as hand:
+        attempts = await run_to_the_end(hand)
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "spend_exhausted"
+    abandoned = (await client.usage("c")).abandoned
+    assert abandoned.total_tokens > 15
+    assert abandoned.total_tokens * (attempts - 1) / attempts <= 15
+
+
+@pytest.mark.parametrize("scenario", ["truncated-json;at=tokens:1", "eof;at=tokens:1"])
+async def test_replies_that_cannot_be_used_open_no_breaker(
+    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, scenario: str
+) -> None:
+    """Twelve conversations fail alike; nothing is held against the provider."""
+    sim.inject(scenario, times=None, conversation="odd-*")
+    for n in range(12):
+        await client.submit(user(conversation=f"odd-{n}"))
+    for _ in range(12):
+        await run_to_the_end(hand)
+
+    assert requests(sim) == 24
+    assert await redis.exists(SHARD.breakers) == 0
+
+
+@pytest.mark.parametrize("scenario", ["status=500", "rst;at=before-headers", "rst;at=tokens:1"])
+async def test_a_few_conversations_that_always_fail_hold_up_nobody(
+    redis_url: str, client: TurnClient, sim: Simulator, scenario: str
+) -> None:
+    """Three conversations fail again and again for nobody's fault but theirs; one is healthy."""
+    sim.inject(scenario, times=None, conversation="odd-*")
+    async with fleet(redis_url, sim):
+        for n in range(3):
+            for _ in range(5):
+                await client.submit(user(conversation=f"odd-{n}"))
+        await wait_until(lambda: requests(sim) >= 12, "they fail again and again", timeout_s=20)
+
+        receipt = await client.submit(user(conversation="healthy"))
+        result = await client.result(receipt, timeout_s=1.5)
+
+    assert isinstance(result, TurnCompleted)
+
+
+@contextlib.asynccontextmanager
+async def breakers(redis: Redis) -> AsyncIterator[Breakers]:
+    """Breakers as one worker has them."""
+    yield Breakers(redis, ScriptBatcher(redis), SHARD)
+
+
+async def test_a_probe_that_fails_does_not_hold_off_who_has_not_failed(redis: Redis) -> None:
+    """The pause grows for those that fail; a newcomer is let through, and closes it for all."""
+    async with breakers(redis) as ours:
+        for n in range(10):
+            await ours.failed("x", f"odd-{n % 5}")
+        assert 1.9 < await ours.wait_s("x", "odd-0") <= 2.0
+        for _ in range(3):  # three pauses, three probes of the same one, each in vain
+            await redis.hset(SHARD.breakers, "x|until", 0)
+            assert await ours.wait_s("x", "odd-0") == 0
+            await ours.failed("x", "odd-0")
+        assert await ours.wait_s("x", "odd-1") > 15
+
+        assert await ours.wait_s("x", "healthy") <= 2.0
+        await redis.hset(SHARD.breakers, "x|next", 0)
+        assert await ours.wait_s("x", "healthy") == 0
+        assert 0 < await ours.wait_s("x", "another") <= 2.0
+        await ours.succeeded("x")
+
+        assert await ours.wait_s("x", "odd-1") == 0
+        assert await redis.exists(SHARD.breakers) == 0
+
+
+async def test_failures_of_few_conversations_do_not_open_a_breaker(redis: Redis) -> None:
+    """A hundred failures of four conversations are theirs; the fifth makes it the provider's."""
+    async with breakers(redis) as ours:
+        for n in range(100):
+            await ours.failed("x", f"c{n % 4}")
+            assert await ours.wait_s("x", "c0") == 0
+        await ours.failed("x", "c4")
+
+        assert await ours.wait_s("x", "c0") > 0
+
+
+async def test_a_breaker_that_an_older_worker_closed_begins_anew(redis: Redis) -> None:
+    """Who failed before a success is not counted, though an older version leaves the marks."""
+    async with breakers(redis) as ours:
+        for n in range(4):
+            await ours.failed("x", f"c{n}")
+        await redis.hdel(SHARD.breakers, "x|failures", "x|until", "x|pause", "x|probe")
+        for _ in range(12):
+            await ours.failed("x", "c4")
+
+        assert await ours.wait_s("x", "c4") == 0
+
+
+async def test_the_providers_words_are_in_the_dead_letter_alone(
+    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Why a request was refused is shown to an operator, and not to readers, logs or spans."""
+    sim.inject("bad-schema")
+    receipt = await client.submit(user())
+    await run_to_the_end(hand)
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "invalid_tool_schema"
+    [(entry_id, fields)] = await redis.xrange(SHARD.dead)
+    letter = letter_of(0, entry_id, fields)
+    assert letter.provider_said == (
+        "invalid-argument: Invalid request content: Invalid function schema."
+    )
+    assert letter.code == "invalid_tool_schema"
+    words = b"Invalid function schema"
+    for key in await redis.keys("*"):
+        kind = await redis.type(key)
+        if kind == b"string" or key == SHARD.dead.encode():
+            continue
+        dump = await redis.dump(key)
+        assert words not in dump, key
+    assert words.decode() not in caplog.text
