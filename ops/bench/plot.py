@@ -1,11 +1,21 @@
-"""Draws grouped bars on a logarithmic axis as SVG."""
+"""Draws a report as SVG: bars by scenario, and small curves."""
 
+# pyright: reportUnknownMemberType=false
+# Matplotlib has types, but not for every argument.
+
+import io
 import math
-from collections.abc import Sequence
-from html import escape
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
-COLOURS: Final = {
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from ops.bench.results import Curve, Report, Row
+
+_COLOURS: Final = {
     "turnline": "#1f77b4",
     "arq": "#d62728",
     "arq-tuned": "#ff9896",
@@ -13,86 +23,114 @@ COLOURS: Final = {
     "floor": "#7f7f7f",
 }
 _OTHER: Final = "#17becf"
-_WIDTH: Final = 930
-_LEFT: Final = 360
-_RIGHT: Final = 90
-_BAR: Final = 13
-_GAP: Final = 12
-_HEAD: Final = 30
+_COLUMNS: Final = 3
+_BARS: Final[Sequence[tuple[str, Callable[[Row], float]]]] = (
+    ("Turns per second (more is better)", lambda row: row.turns_per_s),
+    ("Added time to first delta, p50, ms (less is better)", lambda row: row.added_first_p50_ms),
+    ("CPU of worker and Redis per turn, ms (less is better)", lambda row: row.own_cpu_ms),
+)
+_STYLE: Final[dict[Any, Any]] = {
+    "axes.titlesize": "small",
+    "axes.titlelocation": "left",
+    "font.size": 8,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "turnline",  # the same report gives the same file
+}
 
 
-class Bar(NamedTuple):
-    """One bar; `value` is above 0."""
-
-    system: str
-    value: float
-
-
-class Group(NamedTuple):
-    """Bars that belong together."""
-
-    label: str
-    bars: Sequence[Bar]
-
-
-class Panel(NamedTuple):
-    """One chart."""
+class _Line(NamedTuple):
+    """One curve; no value is negative."""
 
     title: str
-    groups: Sequence[Group]
+    x: str
+    points: Sequence[tuple[float, float, float, float]]
+    """(x, y, lowest y, highest y), by ascending x."""
+    is_log: bool = False
+    """Whether x is shown in powers of ten; y never is."""
+    beside: Sequence[tuple[float, float]] = ()
+    """Another curve (x, y) to compare with, drawn in grey."""
 
 
-def svg(panels: Sequence[Panel]) -> str:
-    """Return a drawing with one chart below the other."""
-    parts: list[str] = []
-    top = 0
-    for panel in panels:
-        drawn, height = _panel(panel, top)
-        parts += drawn
-        top += height
-    style = "font-family:sans-serif;font-size:11px;fill:#222"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top}" '
-        f'viewBox="0 0 {_WIDTH} {top}"><rect width="100%" height="100%" fill="#fff"/>'
-        f'<g style="{style}">\n' + "\n".join(parts) + "\n</g></svg>\n"
+@mpl.rc_context(_STYLE)
+def bars(report: Report) -> str:
+    """Return a drawing of the scenarios: one chart for each figure."""
+    names = dict.fromkeys(row.scenario for row in report.rows)
+    lines = len(report.rows) + len(names)
+    figure = Figure(figsize=(9.5, (lines * 0.145 + 0.7) * len(_BARS)), layout="constrained")
+    axes = figure.subplots(len(_BARS), squeeze=False)
+    for (title, value), ax in zip(_BARS, axes.flat, strict=True):
+        groups = [[row for row in report.rows if row.scenario == name] for name in names]
+        _groups(groups, value, ax)
+        ax.set_title(f"{title}, logarithmic")
+    return _svg(figure)
+
+
+def _groups(groups: Sequence[Sequence[Row]], value: Callable[[Row], float], ax: Axes) -> None:
+    ticks: dict[float, str] = {}
+    line = 0
+    for group in groups:
+        rows = [row for row in group if value(row) > 0.02]  # nothing to see, on such an axis
+        ticks[line + (len(rows) - 1) / 2] = group[0].title
+        for row in rows:
+            drawn = ax.barh(line, value(row), color=_COLOURS.get(row.system, _OTHER))
+            ax.bar_label(drawn, [f"{row.system} {_number(value(row))}"], padding=3)
+            line += 1
+        line += 1
+    ax.set(xscale="log", ylim=(line - 1, -1))
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.margins(x=0.2)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="x", alpha=0.4)
+
+
+@mpl.rc_context(_STYLE)
+def curves(report: Report) -> str:
+    """Return a drawing of how costs grow, and of the memory under load."""
+    lines = [*map(_growth, report.curves)]
+    if report.soak is not None:
+        seen = [(float(turns), mb, mb, mb) for turns, mb in report.soak.rss_mb]
+        lines.append(_Line("Memory of a worker under load\nMB", "turns so far", seen))
+    rows = math.ceil(len(lines) / _COLUMNS)
+    figure = Figure(figsize=(9.5, 2.3 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for line, ax in zip(lines, axes, strict=False):
+        _curve(line, ax)
+    for ax in axes[len(lines) :]:
+        ax.set_axis_off()
+    return _svg(figure)
+
+
+def _growth(it: Curve) -> _Line:
+    return _Line(
+        f"{it.title[0].upper()}{it.title[1:]}\n{it.y}: {it.judged}",
+        it.x,
+        [(point.x, point.y, *point.y_range) for point in it.points],
+        is_log=it.expected == "flat",  # a line would not look like one
+        beside=[(point.x, point.y) for point in it.floor],
     )
 
 
-def _panel(panel: Panel, top: int) -> tuple[list[str], int]:
-    values = [bar.value for group in panel.groups for bar in group.bars]
-    low = 10 ** math.floor(math.log10(min(values)))
-    high = max(values)
-    scale = (_WIDTH - _LEFT - _RIGHT) / max(0.1, math.log10(high / low))
+def _curve(line: _Line, ax: Axes) -> None:
+    xs, ys, least, most = zip(*line.points, strict=True)
+    if line.is_log:
+        ax.set_xscale("symlog", linthresh=min(x for x in xs if x > 0))  # 0 has a place on it
+        ax.set_xticks(xs)
+        ax.minorticks_off()
+    if line.beside:
+        ax.plot(*zip(*line.beside, strict=True), color=_COLOURS["floor"])
+    spread = [[y - low for y, low in zip(ys, least, strict=True)]]
+    spread.append([high - y for y, high in zip(ys, most, strict=True)])
+    ax.errorbar(xs, ys, spread, color=_COLOURS["turnline"], marker="o" if len(xs) <= 12 else "")
+    ax.set(title=line.title, xlabel=line.x)
+    ax.set_ylim(0, max(most) * 1.1)  # a flat curve has to look flat
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.grid(alpha=0.4)
 
-    def length(value: float) -> float:
-        return max(1.0, math.log10(value / low) * scale)
 
-    parts = [f'<text x="8" y="{top + 18}" font-size="14">{escape(panel.title)}, logarithmic</text>']
-    y = top + _HEAD
-    height = sum(len(group.bars) * _BAR + _GAP for group in panel.groups)
-    tick = low
-    while tick <= high:
-        x = _LEFT + (math.log10(tick / low) * scale)
-        parts.append(
-            f'<path d="M{x:.1f} {y}v{height}" stroke="#ddd"/>'
-            f'<text x="{x:.1f}" y="{y + height + 10}" text-anchor="middle">{tick:g}</text>'
-        )
-        tick *= 10
-    for group in panel.groups:
-        middle = y + len(group.bars) * _BAR / 2 + 4
-        parts.append(f'<text x="8" y="{middle:.0f}">{escape(group.label)}</text>')
-        for bar in group.bars:
-            colour = COLOURS.get(bar.system, _OTHER)
-            end = _LEFT + length(bar.value)
-            parts.append(
-                f'<rect x="{_LEFT}" y="{y}" width="{length(bar.value):.1f}" '
-                f'height="{_BAR - 2}" fill="{colour}"/>'
-                f'<text x="{end + 4:.1f}" y="{y + _BAR - 3}">{escape(bar.system)} '
-                f"{_number(bar.value)}</text>"
-            )
-            y += _BAR
-        y += _GAP
-    return parts, _HEAD + height + 30
+def _svg(figure: Figure) -> str:
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()
 
 
 def _number(value: float) -> str:

@@ -1,6 +1,6 @@
 """Shows a report: tables in the terminal, a page with a plot for the documentation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ops.bench.multiples import Chart, multiples
-from ops.bench.plot import Bar, Group, Panel, svg
-from ops.bench.results import Burst, Curve, Report, Row
+from ops.bench.results import Burst, Report, Row, short
 from ops.bench.scenarios import ABOUT
 from ops.bench.verdict import budget, comparisons
 
@@ -155,8 +153,8 @@ def _tables(report: Report) -> Iterable[_Figures]:
                 [
                     it.title,
                     it.y,
-                    "; ".join(f"{_short(point.x)}: {point.y:.3g}" for point in it.points),
-                    _judged(it),
+                    "; ".join(f"{short(point.x)}: {point.y:.3g}" for point in it.points),
+                    it.judged,
                     f"{it.factor:.2f}",
                 ]
                 for it in report.curves
@@ -205,15 +203,6 @@ def _tables(report: Report) -> Iterable[_Figures]:
         )
 
 
-def _judged(curve: Curve) -> str:
-    until = f" up to {_short(curve.judged_to)}" if curve.judged_to else ""
-    return f"{'' if curve.is_as_expected else 'NOT '}{curve.expected}{until}"
-
-
-def _short(number: float) -> str:
-    return f"{number / 1_000_000:g}M" if number >= 1_000_000 else f"{number:,.0f}"
-
-
 def _ranged(value: float, low: float, high: float) -> str:
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
@@ -251,10 +240,12 @@ def write_page(report: Report, page: Path) -> None:
     (page.parent / _RAW).parent.mkdir(parents=True, exist_ok=True)
     raw = msgspec.json.format(msgspec.json.encode(report), indent=1)
     (page.parent / _RAW).write_bytes(raw + b"\n")
+    from ops.bench import plot  # noqa: PLC0415  matplotlib is there for pages alone
+
     if report.rows:
-        (page.parent / _PLOT).write_text(svg(_panels(report)), encoding="utf-8")
-    if charts := _charts(report):
-        (page.parent / _CURVES).write_text(multiples(charts), encoding="utf-8")
+        (page.parent / _PLOT).write_text(plot.bars(report), encoding="utf-8")
+    if report.curves or report.soak is not None:
+        (page.parent / _CURVES).write_text(plot.curves(report), encoding="utf-8")
     page.write_text(_markdown(report), encoding="utf-8")
 
 
@@ -271,7 +262,7 @@ def _markdown(report: Report) -> str:
     ]
     if report.rows:
         parts.append(f"![turns per second, time to first delta, CPU per turn]({_PLOT})\n")
-    if _charts(report):
+    if report.curves or report.soak is not None:
         parts.append(f"{_GROWTH}\n\n![how costs grow]({_CURVES})\n")
     if sentences := list(comparisons(report)):
         parts += ["## In short\n", "\n".join(f"- {it}" for it in sentences) + "\n"]
@@ -282,38 +273,3 @@ def _markdown(report: Report) -> str:
         lines += [f"| {' | '.join(cells)} |" for cells in rows]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
-
-
-def _charts(report: Report) -> list[Chart]:
-    charts = [
-        Chart(
-            f"{it.title[0].upper()}{it.title[1:]}",
-            it.x,
-            f"{it.y}: {_judged(it)}",
-            [(point.x, point.y, *point.y_range) for point in it.points],
-            is_log=it.expected == "flat",  # a line would not look like one
-            beside=[(point.x, point.y) for point in it.floor],
-        )
-        for it in report.curves
-    ]
-    if report.soak is not None and len(report.soak.rss_mb) > 1:
-        seen = [(float(turns), mb, mb, mb) for turns, mb in report.soak.rss_mb]
-        charts.append(Chart("Memory of a worker under load", "turns so far", "MB", seen))
-    return charts
-
-
-def _panels(report: Report) -> list[Panel]:
-    figures: tuple[tuple[str, Callable[[Row], float]], ...] = (
-        ("Turns per second (more is better)", lambda row: row.turns_per_s),
-        ("Added time to first delta, p50, ms (less is better)", lambda row: row.added_first_p50_ms),
-        ("CPU of worker and Redis per turn, ms (less is better)", lambda row: row.own_cpu_ms),
-    )
-    panels: list[Panel] = []
-    for title, figure in figures:
-        groups: list[Group] = []
-        for name in dict.fromkeys(row.scenario for row in report.rows):
-            rows = [row for row in report.rows if row.scenario == name]
-            bars = [Bar(row.system, figure(row)) for row in rows if figure(row) > 0.02]
-            groups.append(Group(rows[0].title, bars))
-        panels.append(Panel(title, [group for group in groups if group.bars]))
-    return [panel for panel in panels if panel.groups]

@@ -169,6 +169,12 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the curve is flat, or linear, as it is expected to be."""
         return self.factor <= 2
 
+    @property
+    def judged(self) -> str:
+        """What the curve was expected to be, and whether it is."""
+        until = f" up to {short(self.judged_to)}" if self.judged_to else ""
+        return f"{'' if self.is_as_expected else 'NOT '}{self.expected}{until}"
+
 
 class Soak(msgspec.Struct, frozen=True, kw_only=True):
     """A worker under load for a while, with a cache that is soon full."""
@@ -264,3 +270,8 @@ def row_of(scenario: str, title: str, system: str, samples: Sequence[Sample]) ->
         at_once=max(it.at_once for it in samples),
         in_flight_kb=max(it.worker_growth_mb * 1024 / it.at_once for it in samples),
     )
+
+
+def short(number: float) -> str:
+    """Return a size as people read it: 1,000 or 5M."""
+    return f"{number / 1_000_000:g}M" if number >= 1_000_000 else f"{number:,.0f}"
