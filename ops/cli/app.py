@@ -42,7 +42,6 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
         "agents": Place("ops.cli.agents", "agents", "List the agents that a worker would know."),
         "dead": Place("ops.cli.dead", "dead", "List, show, replay or drop dead letters."),
         "trace": Place("ops.cli.trace", "trace", "Draw what became of a turn, as a waterfall."),
-        "traces": Place("ops.cli.traces", "traces", "Look at traces in a viewer."),
     },
     "Judge it": {
         "bench": Place("ops.bench.cli", "bench", "Measure, side by side with others."),
