@@ -1,15 +1,13 @@
 """A server that writes exactly the bytes a test scripts, and a turn that talks to it."""
 
-import asyncio
 import contextlib
 import json
-import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Self
 
 from openai import AsyncOpenAI
 
+from ops.bench import raw_http
 from worker.pipeline.aggregators import LLMAssistantAggregatorParams
 from worker.pipeline.context import OpenAILLMContext
 from worker.pipeline.frames import (
@@ -76,120 +74,38 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-class Request:
-    """What the server received."""
-
-    def __init__(self, line: str, headers: dict[str, str], raw: bytes) -> None:
-        self.line, self.headers, self.raw = line, headers, raw
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return json.loads(self.raw)
-
-
-class Connection:
-    """The server's side of one connection."""
-
-    def __init__(self, server: "WireServer", reader: Any, writer: Any) -> None:
-        self._server, self.reader, self.writer = server, reader, writer
-
-    async def send(self, *pieces: bytes) -> None:
-        """Write each piece by itself."""
-        for piece in pieces:
-            self.writer.write(piece)
-            await self.writer.drain()
-            if len(pieces) > 1:
-                await asyncio.sleep(0)
+class Connection(raw_http.Connection):
+    """The server's side of one connection, which also knows what a stream looks like."""
 
     async def reply(self, *payloads: bytes) -> None:
         """Send a whole stream, `[DONE]` included, and keep the connection."""
         await self.send(STREAM_HEAD + chunk(sse(*payloads, b"[DONE]")) + END_OF_BODY)
 
-    async def answer(
-        self, status: int, body: bytes, content_type: str = "application/json", **headers: str
-    ) -> None:
-        """Send a response that is no stream."""
-        lines = [f"HTTP/1.1 {status} X", f"content-type: {content_type}"]
-        lines += [f"content-length: {len(body)}"]
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        await self.send("\r\n".join([*lines, "", ""]).encode() + body)
 
-    async def client_left(self) -> None:
-        """Wait until the client closes or resets the connection."""
-        with contextlib.suppress(ConnectionError):
-            while await self.reader.read(4096):
-                pass
-        self._server.left_at.append(asyncio.get_running_loop().time())
-        self._server.left.set()
-
-    def fin(self) -> None:
-        """Close cleanly."""
-        self.writer.close()
-
-    def rst(self) -> None:
-        """Close with a reset."""
-        sock: socket.socket = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
-
-
-class WireServer:
+class WireServer(raw_http.RawServer):
     """Answers each request with the next script; the last one again when they run out."""
 
+    makes = Connection
+
     def __init__(self, *scripts: Script) -> None:
+        super().__init__()
         self._scripts = list(scripts)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.requests: list[Request] = []
-        self.connections = 0
-        self.connected = asyncio.Event()
-        self.left = asyncio.Event()
-        self.deserted = asyncio.Event()
-        """The last connection is closed, and everything that came over it is in `requests`."""
-        self.left_at: list[float] = []
+        self.requests: list[raw_http.Request] = []
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1 << 24)
-        port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1"
+        await super().__aenter__()
+        self.url += "/v1"
         self.client = create_client("xai-test", self.url)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.client.close()
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().__aexit__(*error)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self.connections += 1
-        self.connected.set()
-        connection = Connection(self, reader, writer)
-        try:
-            while (request := await _read_request(reader)) is not None:
-                self.requests.append(request)
-                script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
-                await script(connection)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-            if not self._tasks:
-                self.deserted.set()
-
-
-async def _read_request(reader: asyncio.StreamReader) -> Request | None:
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    line, *rest = head.decode("latin-1").split("\r\n")
-    headers = {k.lower(): v.strip() for k, _, v in (h.partition(":") for h in rest if h)}
-    return Request(line, headers, await reader.readexactly(int(headers.get("content-length", 0))))
+    async def serve(self, connection: Any, request: raw_http.Request) -> None:
+        self.requests.append(request)
+        script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+        await script(connection)
 
 
 def streaming(*payloads: bytes) -> Script:

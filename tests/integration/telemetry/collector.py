@@ -1,11 +1,10 @@
-"""A collector on a raw socket: one that takes everything, and ones that behave badly."""
+"""A collector: one that takes everything, and ones that behave badly."""
 
-import contextlib
+import asyncio
 import gzip
-import socket
 import threading
 import zlib
-from types import TracebackType
+from collections.abc import Coroutine
 from typing import Any, Literal, Self
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -17,45 +16,45 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from ops.bench.raw_http import Connection, RawServer, Request
+
 Behaviour = Literal[
     "takes", "hangs", "fails", "refuses", "babbles", "floods", "dribbles", "is busy", "rejects"
 ]
 
+REJECTED = ExportTraceServiceResponse(
+    partial_success=ExportTracePartialSuccess(rejected_spans=2)
+).SerializeToString()
 
-class Collector:
+
+class Collector(RawServer):
     """Listens on a loopback port, from a thread, until the block is left."""
 
     def __init__(self, behaviour: Behaviour = "takes") -> None:
+        super().__init__()
         self._behaviour = behaviour
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        if behaviour != "refuses":
-            self._socket.listen()
-        self._threads: list[threading.Thread] = []
-        self._open: list[socket.socket] = []
         self.requests: list[tuple[str, bytes]] = []
-        self.headers: list[dict[bytes, bytes]] = []
+        self.headers: list[dict[str, str]] = []
         """Of all requests, also those that are not taken."""
-        self.connections = 0
-        self._closing = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
-        if self._behaviour != "refuses":
-            self._start(self._accept)
+        self._thread.start()
+        self._in_thread(self.__aenter__())
+        if self._behaviour == "refuses":
+            self._in_thread(self.__aexit__(None, None, None))
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._closing.set()
-        for connection in [self._socket, *self._open]:
-            with_shutdown(connection)
-        for thread in self._threads:
-            thread.join(10)
+    def __exit__(self, *error: object) -> None:
+        if self._behaviour != "refuses":
+            self._in_thread(self.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _in_thread(self, work: Coroutine[Any, Any, object]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     @property
     def spans(self) -> list[Any]:
@@ -89,79 +88,33 @@ class Collector:
             for metric in scope.metrics
         }
 
-    def _start(self, target: Any, *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    async def serve(self, connection: Connection, request: Request) -> None:
+        self.headers.append(request.headers)
+        match self._behaviour:
+            case "hangs":
+                await connection.client_left()
+            case "babbles":
+                while True:
+                    await connection.send(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 60_000 + b"\r\n")
+            case "floods":
+                await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                while True:
+                    await connection.send(b"ff00\r\n" + b"x" * 0xFF00 + b"\r\n")
+            case "dribbles":
+                await connection.send(b"HTTP/1.1 200 OK\r\nX: ")
+                while True:
+                    await connection.send(b"x")
+                    await asyncio.sleep(0.05)
+            case "is busy" if len(self.headers) == 1:
+                await connection.answer(503)
+            case "fails":
+                await connection.answer(500)
+            case _:
+                self._take(request)
+                await connection.answer(200, REJECTED if self._behaviour == "rejects" else b"")
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._open.append(connection)
-            self._start(self._serve, connection)
-
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            stream = connection.makefile("rb")
-            while head := stream.readline():
-                headers = {}
-                while (line := stream.readline().strip()) != b"":
-                    name, _, value = line.partition(b":")
-                    headers[name.strip().lower()] = value.strip()
-                body = stream.read(int(headers[b"content-length"]))
-                self.headers.append(headers)
-                if self._behaviour == "hangs":
-                    stream.read()
-                    return
-                if self._behaviour == "babbles":
-                    while True:
-                        connection.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 60_000 + b"\r\n")
-                if self._behaviour == "floods":
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-                    while True:
-                        connection.sendall(b"ff00\r\n" + b"x" * 0xFF00 + b"\r\n")
-                if self._behaviour == "dribbles":
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-                    while not self._closing.wait(0.05):
-                        connection.sendall(b"x")
-                    return
-                if self._behaviour == "is busy" and len(self.headers) == 1:
-                    connection.sendall(
-                        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
-                    )
-                    continue
-                if self._behaviour == "fails":
-                    connection.sendall(
-                        b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
-                    )
-                    continue
-                match headers.get(b"content-encoding"):
-                    case b"gzip":
-                        body = gzip.decompress(body)
-                    case b"deflate":
-                        body = zlib.decompress(body)
-                    case _:
-                        pass
-                self.requests.append((head.split()[1].decode(), body))
-                answer = b""
-                if self._behaviour == "rejects":
-                    rejected = ExportTracePartialSuccess(rejected_spans=2)
-                    answer = ExportTraceServiceResponse(
-                        partial_success=rejected
-                    ).SerializeToString()
-                connection.sendall(
-                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer)
-                )
-        except OSError:
-            pass
-
-
-def with_shutdown(connection: socket.socket) -> None:
-    """Close a socket, also one that a thread reads from."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
+    def _take(self, request: Request) -> None:
+        unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(
+            request.headers.get("content-encoding", ""), bytes
+        )
+        self.requests.append((request.line.split()[1], unpack(request.raw)))
