@@ -209,6 +209,17 @@ def test_no_test_is_named_by_a_number() -> None:
     assert numbered == []
 
 
+def test_workflows_may_do_little_and_run_only_pinned_actions() -> None:
+    """No permission but those that a job asks for; actions by hash, with the version beside it."""
+    workflows = [name for name in tracked() if name.parts[:2] == (".github", "workflows")]
+    assert workflows
+    for name in workflows:
+        text = text_of(name)
+        assert re.search(r"^permissions: \{\}$", text, re.MULTILINE), name
+        used = re.findall(r"uses: (.+)", text)
+        assert [it for it in used if not re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", it)] == []
+
+
 def test_data_files_of_the_packages_are_installed_with_them() -> None:
     """The package data of pyproject name every script and schema, so that a wheel has them."""
     pyproject = tomllib.loads(text_of(Path("pyproject.toml")))
