@@ -12,7 +12,7 @@ from contracts.replies import ToolCallFinished, ToolCallStarted, ToolRequest
 from worker.effects import Copy, Entry
 from worker.errors import Terminal
 from worker.event_writer import EventWriter
-from worker.pipeline.aggregators import to_json, told_of
+from worker.pipeline.aggregators import content_of, to_json, wants_run
 from worker.pipeline.context import OpenAILLMContext, is_given
 from worker.pipeline.frames import (
     Frame,
@@ -331,7 +331,7 @@ class ToolCalls(FunctionRegistry):
     async def _finish(self, frame: FunctionCallResultFrame) -> None:
         """Make a result safe before anybody acts on it."""
         call_id = frame.tool_call_id
-        content, wants_run = told_of(frame)
+        content, runs = content_of(frame), wants_run(frame)
         cut = cut_to(content, self._limits.result_bytes)
         if cut is not content:
             frame.properties = FunctionCallResultProperties(
@@ -339,15 +339,15 @@ class ToolCalls(FunctionRegistry):
                 frame.properties.on_context_updated if frame.properties else None,
                 content=cut,
             )
-            wants_run = frame.properties.run_llm is not False
-        finished = Finished(call_id, cut, wants_run, elsewhere=call_id in self._answers)
+            runs = frame.properties.run_llm is not False
+        finished = Finished(call_id, cut, runs, elsewhere=call_id in self._answers)
         await self._steps.save([finished_step(finished)])
         self._open.pop(call_id, None)
         self._inherited.discard(call_id)
         self._running.discard(call_id)
         if finished.elsewhere:
             self.answered.add(call_id)
-        self.wants_run = self.wants_run or wants_run
+        self.wants_run = self.wants_run or runs
         if self.writer is not None:
             self.writer.event(
                 ToolCallFinished(

@@ -167,7 +167,7 @@ class Turn:
             case inbound.Transcription():
                 frame = TranscriptionFrame if message.final else InterimTranscriptionFrame
                 self._use(entry, message, None)
-                await self._send(frame(message.text))
+                await self._send(frame(message.text, "", ""))
             case inbound.UserStartedSpeaking():
                 self._use(entry, message, None)
                 await self._send(UserStartedSpeakingFrame())
@@ -208,11 +208,11 @@ class Turn:
                 await self._keep_pending()
                 await self._send(LLMMessagesAppendFrame([spoken]))
             else:
-                await self._send(TranscriptionFrame(message.text))
+                await self._send(TranscriptionFrame(message.text, "", ""))
             return
         self._fragments = False
         if self._user.has_pending and not message.parts:
-            await self._send(TranscriptionFrame(message.text))
+            await self._send(TranscriptionFrame(message.text, "", ""))
             await self._user.push_aggregation()
         else:
             await self._user.push_aggregation()

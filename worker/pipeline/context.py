@@ -1,12 +1,14 @@
 """Holds the messages of a conversation, as bytes for as long as nobody looks at them."""
 
 import base64
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
 
+from worker.pipeline.hooks import overridden
 from worker.pipeline.tools import NOT_GIVEN, NotGiven, ToolsSchema
 
 Message: TypeAlias = dict[str, Any]
@@ -119,8 +121,13 @@ class OpenAILLMContext:
                 self._live = self._added
         return self._live
 
+    @property
+    def _messages(self) -> list[Message]:
+        """The live list, by the name that subclasses know."""
+        return self.messages
+
     def get_messages(self) -> list[Message]:
-        """Return the live list."""
+        """Return the live list; what a subclass returns instead is what is sent."""
         return self.messages
 
     @property
@@ -131,8 +138,10 @@ class OpenAILLMContext:
         return len(self._stored) + len(self._added)
 
     def get_messages_for_persistent_storage(self) -> list[Message]:
-        """Return a new list of the same message dicts."""
-        return list(self.messages)
+        """Return a new list of the messages, each as `to_standard_messages` gives it."""
+        return [
+            standard for message in self.messages for standard in self.to_standard_messages(message)
+        ]
 
     def get_messages_for_initializing_history(self) -> list[Message]:
         """Return the live list."""
@@ -146,8 +155,8 @@ class OpenAILLMContext:
         return json.dumps([_without_media(m) for m in self.messages], ensure_ascii=False)
 
     def get_messages_json(self) -> str:
-        """Return the messages as indented JSON."""
-        return json.dumps(self.messages, ensure_ascii=False, indent=2)
+        """Return the messages as indented JSON; of a file in memory, its first bytes in hex."""
+        return json.dumps(self.messages, ensure_ascii=False, indent=2, default=_start_of_bytes)
 
     @staticmethod
     def to_standard_messages(message: Message) -> list[Message]:
@@ -353,7 +362,9 @@ class OpenAILLMContext:
         former one plus what was added.
         """
         encode = self._adapter.encode_message
-        if self._live is None:
+        if overridden(self, OpenAILLMContext, ("get_messages", "messages")):
+            head, rest = b"", self.get_messages()
+        elif self._live is None:
             head, rest = self._stored_joined(), self._added
         else:
             intact = self.intact_count()
@@ -373,6 +384,17 @@ class OpenAILLMContext:
         if self._joined is None:
             self._joined = b",".join(self._stored)
         return self._joined
+
+
+def _start_of_bytes(value: object) -> str:
+    """Return the first bytes of a file in memory, for a person to see.
+
+    Raises:
+        TypeError: It is none, and nothing else that JSON has.
+    """
+    if isinstance(value, io.BytesIO):
+        return f"{value.getbuffer()[:8].hex()}..."
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _is_in_progress(message: Message) -> bool:

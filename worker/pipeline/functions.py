@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -39,7 +40,8 @@ class ResultCallback(Protocol):
         ...
 
 
-class FunctionCallParams(msgspec.Struct):
+@dataclass
+class FunctionCallParams:
     """What a handler gets."""
 
     function_name: str

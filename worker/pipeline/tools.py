@@ -31,17 +31,14 @@ class FunctionSchema(msgspec.Struct, frozen=True):
     required: Sequence[str] = ()
 
     def to_default_dict(self) -> dict[str, Any]:
-        """Return the function in the shape of OpenAI's chat API."""
+        """Return name, description and parameters, the latter as JSON Schema."""
         return {
-            "type": "function",
-            "function": {
-                "name": self.name,
-                "description": self.description,
-                "parameters": {
-                    "type": "object",
-                    "properties": dict(self.properties),
-                    "required": list(self.required),
-                },
+            "name": self.name,
+            "description": self.description,
+            "parameters": {
+                "type": "object",
+                "properties": dict(self.properties),
+                "required": list(self.required),
             },
         }
 
@@ -53,4 +50,6 @@ class ToolsSchema(msgspec.Struct, frozen=True):
 
     def to_openai(self) -> list[dict[str, Any]]:
         """Return the functions as the request's `tools`."""
-        return [tool.to_default_dict() for tool in self.standard_tools]
+        return [
+            {"type": "function", "function": tool.to_default_dict()} for tool in self.standard_tools
+        ]

@@ -41,7 +41,7 @@ async def test_a_spoken_turn_is_one_request_and_one_reply() -> None:
             [
                 StartFrame(),
                 UserStartedSpeakingFrame(),
-                TranscriptionFrame("and now?"),
+                TranscriptionFrame("and now?", "cat", ""),
                 UserStoppedSpeakingFrame(),
                 EndFrame(),
             ]
@@ -68,7 +68,7 @@ async def test_messages_frame_is_answered_outside_the_context() -> None:
 async def test_vision_frame() -> None:
     """An image with its question is one user message."""
     async with turn(ANSWER) as (run, server):
-        await run.pipeline.queue_frame(VisionImageRawFrame("what?", b"\xff\xd8", (8, 8), "JPEG"))
+        await run.pipeline.queue_frame(VisionImageRawFrame(b"\xff\xd8", (8, 8), "JPEG", "what?"))
 
         (message,) = server.requests[0].body["messages"]
         assert [part["type"] for part in message["content"]] == ["text", "image_url"]

@@ -392,7 +392,7 @@ async def test_text_stands_before_its_calls() -> None:
 async def test_an_image_completes_the_call_that_asked_for_it() -> None:
     """The call is COMPLETED, the image is a user message, the model runs."""
     bench = Bench(words=True)
-    request = UserImageRequestFrame(context="What is this?", tool_call_id="1")
+    request = UserImageRequestFrame("cat", context="What is this?", tool_call_id="1")
 
     await bench.push(in_progress("1"), UserImageRawFrame(b"\xff\xd8", (8, 8), "JPEG", "", request))
 

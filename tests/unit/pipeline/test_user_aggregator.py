@@ -85,11 +85,11 @@ class Bench:
 
 
 def T(text: str) -> TranscriptionFrame:  # noqa: N802 - the table's name
-    return TranscriptionFrame(text)
+    return TranscriptionFrame(text, "cat", "")
 
 
 def I(text: str) -> InterimTranscriptionFrame:  # noqa: E743, N802 - the table's name
-    return InterimTranscriptionFrame(text)
+    return InterimTranscriptionFrame(text, "cat", "")
 
 
 def real(started: bool) -> Frame:

@@ -12,6 +12,8 @@ from worker.pipeline.aggregators import LLMAssistantAggregatorParams, LLMUserAgg
 from worker.pipeline.context import MessageAdapter, OpenAILLMContext
 from worker.pipeline.frames import LLMTokenUsage
 from worker.services.openai.llm import (
+    ASSISTANT_PARAMS,
+    USER_PARAMS,
     OpenAIAssistantContextAggregator,
     OpenAILLMService,
     OpenAIUserContextAggregator,
@@ -194,15 +196,15 @@ class GrokLLMService(OpenAILLMService):
         self,
         context: OpenAILLMContext,
         *,
-        user_params: LLMUserAggregatorParams | None = None,
-        assistant_params: LLMAssistantAggregatorParams | None = None,
+        user_params: LLMUserAggregatorParams = USER_PARAMS,
+        assistant_params: LLMAssistantAggregatorParams = ASSISTANT_PARAMS,
     ) -> GrokContextAggregatorPair:
         """Make the aggregators that stand before and after this service.
 
         Args:
             context: Shared by both.
-            user_params: `LLMUserAggregatorParams(aggregation_timeout=0.5)` if None.
-            assistant_params: `LLMAssistantAggregatorParams(expect_stripped_words=True)` if None.
+            user_params: The aggregator keeps a copy; nothing is shared with other pairs.
+            assistant_params: Likewise.
         """
         pair = super().create_context_aggregator(
             context, user_params=user_params, assistant_params=assistant_params
@@ -212,7 +214,8 @@ class GrokLLMService(OpenAILLMService):
     def _new_tally(self) -> UsageTally:
         return GrokUsageTally()
 
-    def _message_adapter(self) -> MessageAdapter:
+    def get_llm_adapter(self) -> MessageAdapter:
+        """Return what gives messages the form that xAI takes."""
         return _GROK_MESSAGES
 
     def _remove_refused(self, fields: dict[str, Any]) -> None:

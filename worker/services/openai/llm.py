@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import logging
 import time
 import uuid
@@ -13,7 +14,9 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
 from httpx2 import Limits
+from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
 from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import NotGiven as OpenAINotGiven
 
 from worker.errors import ProviderUnavailable, Truncated, UnusableReply, WorkerError
 from worker.pipeline.aggregators import (
@@ -66,13 +69,16 @@ from worker.pipeline.stream import (
     ToolCallDelta,
     UsageReport,
 )
-from worker.pipeline.tools import NOT_GIVEN, NotGiven
+from worker.pipeline.tools import NotGiven
 from worker.services.openai.failures import failure_in_stream
 from worker.services.openai.wire import ChatStream, TimeLimits
 
 log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
+USER_PARAMS: Final = LLMUserAggregatorParams(aggregation_timeout=0.5)
+ASSISTANT_PARAMS: Final = LLMAssistantAggregatorParams(expect_stripped_words=True)
+"""Defaults as the seed spells them; aggregators copy what they are given."""
 
 
 def _utc_now() -> str:
@@ -80,17 +86,7 @@ def _utc_now() -> str:
 
 
 class OpenAIUserContextAggregator(LLMUserContextAggregator):
-    """The user aggregator, on the process's clock unless another is given."""
-
-    def __init__(
-        self,
-        context: OpenAILLMContext,
-        *,
-        params: LLMUserAggregatorParams | None = None,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Collect into `context`; `now` gives seconds."""
-        super().__init__(context, params=params, now=now)
+    """The user aggregator."""
 
 
 class OpenAIAssistantContextAggregator(LLMAssistantContextAggregator):
@@ -102,9 +98,10 @@ class OpenAIAssistantContextAggregator(LLMAssistantContextAggregator):
         *,
         params: LLMAssistantAggregatorParams | None = None,
         timestamp: Callable[[], str] = _utc_now,
+        **kwargs: Any,
     ) -> None:
         """Collect into `context`; `timestamp` gives the time of day, ISO 8601, UTC."""
-        super().__init__(context, params=params, timestamp=timestamp)
+        super().__init__(context, params=params, timestamp=timestamp, **kwargs)
 
 
 @dataclasses.dataclass
@@ -135,34 +132,72 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 }
 
 
-@dataclasses.dataclass(kw_only=True)
-class OpenAIInputParams:
-    """Sampling parameters. NOT_GIVEN is left out of the request; None is sent as null.
+_Number: TypeAlias = float | NotGiven | OpenAINotGiven | None
+_Whole: TypeAlias = int | NotGiven | OpenAINotGiven | None
 
-    Raises:
-        ValueError: A number is out of its range, or a parameter has the wrong type.
+
+@dataclasses.dataclass(init=False)
+class OpenAIInputParams:
+    """Sampling parameters. What is not given is left out of the request; None is sent as null.
+
+    An unknown one is logged and ignored, unless a subclass declares it.
     """
 
-    frequency_penalty: float | NotGiven | None = NOT_GIVEN
+    frequency_penalty: _Number = OPENAI_NOT_GIVEN
     """-2 to 2."""
-    presence_penalty: float | NotGiven | None = NOT_GIVEN
+    presence_penalty: _Number = OPENAI_NOT_GIVEN
     """-2 to 2."""
-    temperature: float | NotGiven | None = NOT_GIVEN
-    """0 to 2."""
-    top_p: float | NotGiven | None = NOT_GIVEN
-    """0 to 1."""
-    seed: int | NotGiven | None = NOT_GIVEN
+    seed: _Whole = OPENAI_NOT_GIVEN
     """0 or more."""
+    temperature: _Number = OPENAI_NOT_GIVEN
+    """0 to 2."""
     top_k: int | None = None
     """0 or more; accepted and never sent."""
-    max_tokens: int | NotGiven | None = NOT_GIVEN
+    top_p: _Number = OPENAI_NOT_GIVEN
+    """0 to 1."""
+    max_tokens: _Whole = OPENAI_NOT_GIVEN
     """1 or more."""
-    max_completion_tokens: int | NotGiven | None = NOT_GIVEN
+    max_completion_tokens: _Whole = OPENAI_NOT_GIVEN
     """1 or more."""
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    extra: Mapping[str, Any] | None = dataclasses.field(default_factory=dict[str, Any])
     """Merged into the request last; replaces anything."""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        frequency_penalty: _Number = OPENAI_NOT_GIVEN,
+        presence_penalty: _Number = OPENAI_NOT_GIVEN,
+        seed: _Whole = OPENAI_NOT_GIVEN,
+        temperature: _Number = OPENAI_NOT_GIVEN,
+        top_k: int | None = None,
+        top_p: _Number = OPENAI_NOT_GIVEN,
+        max_tokens: _Whole = OPENAI_NOT_GIVEN,
+        max_completion_tokens: _Whole = OPENAI_NOT_GIVEN,
+        extra: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        """Take parameters.
+
+        Raises:
+            ValueError: A number is out of its range, or a parameter has the wrong type.
+        """
+        self.frequency_penalty = frequency_penalty
+        self.presence_penalty = presence_penalty
+        self.seed = seed
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.max_tokens = max_tokens
+        self.max_completion_tokens = max_completion_tokens
+        self.extra = {} if extra is None else extra
+        for name, value in more.items():
+            if any(name in inspect.get_annotations(cls) for cls in type(self).__mro__):
+                setattr(self, name, value)
+            else:
+                log.warning("llm.unknown_parameter", extra={"parameter": name})
+        self._check()
+
+    def _check(self) -> None:
         for name, (lowest, highest) in _BOUNDS.items():
             value = getattr(self, name)
             if value is None or not is_given(value):
@@ -291,7 +326,9 @@ class OpenAILLMService(FrameProcessor):
         self._settings: dict[str, Any] = {
             name: value for name in _SENT_PARAMETERS if is_given(value := getattr(params, name))
         }
-        self._extra: dict[str, Any] = dict(params.extra) if _is_mapping(params.extra) else {}
+        self._extra: dict[str, Any] = (
+            dict(params.extra) if isinstance(params.extra, Mapping) else {}
+        )
         self._model = model
         self._owns_client = client is None
         self._client = client or self.create_client(
@@ -351,23 +388,24 @@ class OpenAILLMService(FrameProcessor):
         self,
         context: OpenAILLMContext,
         *,
-        user_params: LLMUserAggregatorParams | None = None,
-        assistant_params: LLMAssistantAggregatorParams | None = None,
+        user_params: LLMUserAggregatorParams = USER_PARAMS,
+        assistant_params: LLMAssistantAggregatorParams = ASSISTANT_PARAMS,
     ) -> OpenAIContextAggregatorPair:
         """Make the aggregators that stand before and after this service.
 
         Args:
             context: Shared by both.
-            user_params: A fresh default if None; nothing is shared with other pairs.
+            user_params: The aggregator keeps a copy; nothing is shared with other pairs.
             assistant_params: Likewise.
         """
-        context.set_llm_adapter(self._message_adapter())
+        context.set_llm_adapter(self.get_llm_adapter())
         return OpenAIContextAggregatorPair(
             OpenAIUserContextAggregator(context, params=user_params, now=self._now),
             OpenAIAssistantContextAggregator(context, params=assistant_params),
         )
 
-    def _message_adapter(self) -> MessageAdapter:
+    def get_llm_adapter(self) -> MessageAdapter:
+        """Return what gives messages the form that this model takes."""
         return _PLAIN_MESSAGES
 
     # Functions
@@ -465,12 +503,12 @@ class OpenAILLMService(FrameProcessor):
                 await self._answer(frame.context)
             case LLMMessagesFrame():
                 context = OpenAILLMContext(frame.messages)
-                context.set_llm_adapter(self._message_adapter())
+                context.set_llm_adapter(self.get_llm_adapter())
                 await self._answer(context)
             case VisionImageRawFrame():
                 context = OpenAILLMContext()
                 context.add_image_frame_message(
-                    format=frame.format, size=frame.size, image=frame.image, text=frame.text
+                    format=frame.format or "", size=frame.size, image=frame.image, text=frame.text
                 )
                 await self._answer(context)
             case LLMUpdateSettingsFrame():
@@ -741,7 +779,7 @@ class OpenAILLMService(FrameProcessor):
             return
         call.first_chunk_at = now
         if self.metrics_enabled and not self._ttfb_reported:
-            self._ttfb_reported = self._start.report_only_initial_ttfb
+            self._ttfb_reported = self._start_frame.report_only_initial_ttfb
             value = TTFBMetricsData(self._name, self._model, value=now - call.started_at)
             await self.push_frame(MetricsFrame([value]))
 
@@ -893,7 +931,3 @@ def _failure(event: StreamFailed | MalformedFrame | NotAStream) -> WorkerError:
             return UnusableReply(
                 "the provider sent something that is no event stream", code="not_a_stream"
             )
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, Mapping)
