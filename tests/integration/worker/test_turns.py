@@ -463,7 +463,12 @@ async def test_broken_bytes_in_an_inbox_are_a_dead_letter_and_the_next_turn_runs
 
 @pytest.mark.parametrize(
     ("scenario", "code"),
-    [("bad-key", "auth"), ("stop", "unsupported_parameter"), ("safety", "safety"), ("credits", "credits")],
+    [
+        ("bad-key", "auth"),
+        ("stop", "unsupported_parameter"),
+        ("safety", "safety"),
+        ("credits", "credits"),
+    ],
 )
 async def test_a_refused_turn_fails_by_name_and_leaves_the_context_alone(
     redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, scenario: str, code: str
