@@ -73,7 +73,7 @@ class ConversationDriver:
         while loaded.entries:
             turns += 1
             if loaded.crashes > self._parts.settings.max_crashes:
-                await self._give_up(lease, loaded)
+                await self._give_up(lease, loaded, began_at_s)
                 loaded = await self._parts.store.load(lease)
                 continue
             run = TurnRun(self._parts, lease, loaded, began_at_s)
@@ -87,8 +87,11 @@ class ConversationDriver:
             loaded = following if following is not None else await self._parts.store.load(lease)
         return Done()
 
-    async def _give_up(self, lease: Lease, loaded: Loaded) -> None:
+    async def _give_up(self, lease: Lease, loaded: Loaded, began_at_s: float) -> None:
         """End the message at the head unread: whatever looks at it, even to fail it, goes down."""
+        seen = self._parts.observer.attempt(
+            lease, loaded, began_at_s=began_at_s, loaded_at_s=time.monotonic()
+        )
         entry = loaded.entries[0]
         turn_id = entry.turn_id or entry.entry_id
         message = message_of(entry)
@@ -128,7 +131,11 @@ class ConversationDriver:
             records=[(turn_id, record)],
             copies=copies,
         )
-        await self._parts.store.commit(lease, effects, go_on=True)
+        seen.collected([used], used)
+        seen.committing()
+        committed = await self._parts.store.commit(lease, effects, go_on=True)
+        seen.committed(effects, committed.outcome)
+        seen.ended(Done())
         log.warning(
             "turn.failed",
             extra={

@@ -7,6 +7,7 @@ A step is one byte that says what it is, and what follows it:
     w<Elsewhere>     a call that was sent out, JSON
     c<ledger entry>  a model call, JSON: kept unless it says `abandoned`
     u<entry id>      the last entry of the inbox that belongs to this turn
+    l<Lost>          an attempt that ended without a word, JSON; noted by the load that found out
     x<entry id>      rolled back for that entry: of what stands before it only the spend counts,
                      as abandoned
 
@@ -43,10 +44,21 @@ class Elsewhere(msgspec.Struct, frozen=True):
     """Redis' clock."""
 
 
+class Lost(msgspec.Struct, frozen=True):
+    """An attempt whose worker was killed, or lost its lease: what it did stands before this."""
+
+    attempt: int
+    began_at_ms: int
+    """Redis' clock."""
+    found_at_ms: int
+    """When the next one began, Redis' clock."""
+
+
 _encode = msgspec.json.Encoder().encode
-_decode_message = msgspec.json.Decoder(dict).decode
-_decode_finished = msgspec.json.Decoder(Finished).decode
-_decode_elsewhere = msgspec.json.Decoder(Elsewhere).decode
+decode_message = msgspec.json.Decoder(dict).decode
+decode_finished = msgspec.json.Decoder(Finished).decode
+decode_lost = msgspec.json.Decoder(Lost).decode
+decode_elsewhere = msgspec.json.Decoder(Elsewhere).decode
 
 
 class Progress(NamedTuple):
@@ -88,17 +100,17 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
             case b"u":
                 last_entry = data.decode()
             case b"m":
-                message = _decode_message(data)
+                message = decode_message(data)
                 messages += [message, *_placeholders(message)]
                 wants_run = False
             case b"r":
-                finished = _decode_finished(data)
+                finished = decode_finished(data)
                 _fill_in(messages, finished)
                 wants_run = wants_run or finished.wants_run
                 if finished.elsewhere:
                     answered.add(finished.call_id)
             case b"w":
-                sent = _decode_elsewhere(data)
+                sent = decode_elsewhere(data)
                 deadlines[sent.call_id] = sent.deadline_at_ms
             case _:
                 pass

@@ -46,6 +46,8 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 redis.call('DEL', KEYS[4])
 if ARGV[4] ~= 'defect' or waiting == 0 then  -- else the next load counts an attempt that said nothing
   redis.call('HDEL', KEYS[2], 'running')
+else
+  redis.call('HSET', KEYS[2], 'parked', ARGV[4])  -- that attempt has told of itself
 end
 if waiting == 0 then
   redis.call('ZREM', KEYS[5], ARGV[1])

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from contracts.conversation import CallEntry, ConversationSettings, Usage
+from contracts.conversation import ConversationSettings, Usage, UsageState
 from contracts.replies import (
     TERMINAL,
     AnyTerminal,
@@ -13,17 +11,12 @@ from contracts.replies import (
     TurnFailed,
     TurnInterrupted,
 )
-from contracts.trace_context import TurnTrace, attempt_id
 from worker.effects import Effects, Loaded
 from worker.pipeline.calls import LLMCall
 from worker.pipeline.stream import ProviderUsage
 from worker.telemetry import names as n
 from worker.telemetry.spans import Attributes, Span
 from worker.turn import Used
-
-WORKER_LOST = "worker_lost"
-"""Error type of an attempt that ended without a word."""
-_decode_call = msgspec.json.Decoder(CallEntry).decode
 
 
 class CallPlace(NamedTuple):
@@ -130,7 +123,7 @@ def call_attributes(call: LLMCall, settings: ConversationSettings, place: CallPl
         attributes[n.TIME_TO_FIRST_TEXT] = call.first_text_at - call.started_at
     if call.finish_reason:
         attributes[n.RESPONSE_FINISH_REASONS] = [call.finish_reason]
-    attributes.update(usage_attributes(call))
+    attributes.update(usage_attributes(call.usage_state, call.counted_usage))
     return attributes
 
 
@@ -139,13 +132,11 @@ def call_error(call: LLMCall) -> str:
     return (call.error or "failed") if call.outcome == "failed" else ""
 
 
-def usage_attributes(call: LLMCall) -> Attributes:
+def usage_attributes(state: UsageState, usage: ProviderUsage | Usage) -> Attributes:
     """Return a call's tokens and cost, as the ledger counts them."""
-    state = call.usage_state
     attributes: Attributes = {n.USAGE_STATE: state}
     if state == "unknown":
         return attributes
-    usage = call.counted_usage
     attributes[n.USAGE_OUTPUT_TOKENS] = output_tokens(usage)
     attributes[n.USAGE_REASONING_TOKENS] = usage.reasoning_tokens
     if state == "reported":
@@ -169,86 +160,16 @@ def output_tokens(usage: Usage | ProviderUsage) -> int:
     return usage.completion_tokens
 
 
-def lost_attempts(
-    loaded: Loaded, owner: Used, ids: Attributes, now_ns: int, place: CallPlace
-) -> list[Span]:
-    """Return spans for the attempts just before this one that ended without a word.
-
-    Their workers were killed and cannot tell; what they noted before each call is still there. An
-    attempt before one that did end with a word was told by that one. The ids are the ones the lost
-    worker would have used.
-    """
-    if not loaded.crashes:
-        return []
-    noted: dict[int, list[CallEntry]] = {}
-    for step in loaded.steps:
-        if step[:1] == b"c":
-            call = _decode_call(step[1:])
-            noted.setdefault(call.attempt, []).append(call)
-    spans: list[Span] = []
-    accepted_ns = owner.entry.accepted_at_ms * 1_000_000
-    silent = loaded.crashes
-    for attempt in range(loaded.attempt - 1, 0, -1):
-        calls = noted.get(attempt, [])
-        if not silent or any(not _is_open(call) for call in calls):
-            break
-        silent -= 1
-        began_ms = loaded.since_ms if attempt == 1 else calls[0].started_at_ms if calls else 0
-        began_ns = max(began_ms * 1_000_000 or now_ns, accepted_ns)
-        lost = _Lost(attempt, began_ns, now_ns, calls)
-        spans = [*_spans_of(lost, owner.trace, ids, place), *spans]
-        now_ns = spans[0].start_ns
-    return spans
-
-
-def _is_open(call: CallEntry) -> bool:
-    """Whether this is the note made before a request: nothing was added when it ended."""
-    return call.state == "unknown" and call.error is None and not call.duration_ms
-
-
-class _Lost(NamedTuple):
-    """An attempt that ended without a word."""
-
-    attempt: int
-    began_ns: int
-    ended_ns: int
-    """At the latest."""
-    calls: Sequence[CallEntry]
-    """Open when it ended."""
-
-
-def _spans_of(lost: _Lost, trace: TurnTrace, ids: Attributes, place: CallPlace) -> list[Span]:
-    span_id, now_ns = attempt_id(trace, lost.attempt), lost.ended_ns
-    process = Span(
-        name=n.PROCESS,
-        kind="consumer",
+def invocation(agent: str, ids: Attributes, done: Sequence[Span], span_id: str) -> Span:
+    """Return the span of what an agent did, and hang that below it."""
+    span = Span(
+        name=f"{n.INVOKE_AGENT} {agent}",
         span_id=span_id,
-        parent_id=trace.span_id,
-        start_ns=min(lost.began_ns, now_ns),
-        end_ns=now_ns,
-        attributes={**ids, n.ATTEMPT: lost.attempt, n.ATTEMPT_OUTCOME: "crashed"},
-        error=WORKER_LOST,
-        links=(trace.sent,) if trace.sent is not None else (),
+        start_ns=min(span.start_ns for span in done),
+        end_ns=max(span.end_ns for span in done),
+        attributes={**ids, n.OPERATION_NAME: n.INVOKE_AGENT, n.AGENT_NAME: agent},
     )
-    below = [
-        Span(
-            name=f"{n.CHAT} {call.model}",
-            kind="client",
-            span_id=attempt_id(trace._replace(span_id=span_id), number),
-            parent_id=span_id,
-            start_ns=min(max(call.started_at_ms * 1_000_000, process.start_ns), now_ns),
-            end_ns=now_ns,
-            attributes={
-                **ids,
-                n.OPERATION_NAME: n.CHAT,
-                n.PROVIDER_NAME: place.provider,
-                n.REQUEST_MODEL: call.model,
-                n.SERVER_ADDRESS: place.address,
-                n.SERVER_PORT: place.port,
-                n.USAGE_STATE: call.state,
-            },
-            error=WORKER_LOST,
-        )
-        for number, call in enumerate(lost.calls, 1)
-    ]
-    return [process, *below]
+    for below in done:
+        below.parent_id = span.span_id
+        below.attributes[n.AGENT_NAME] = agent
+    return span

@@ -27,11 +27,12 @@ from worker.telemetry.describing import (
     call_attributes,
     call_error,
     endings_of,
-    lost_attempts,
+    invocation,
     output_tokens,
     process_attributes,
     turn_attributes,
 )
+from worker.telemetry.lost import just_lost, lost_spans
 from worker.telemetry.metrics import TurnMeters
 from worker.telemetry.spans import Attributes, Span, SpanEvent, TurnSpans
 from worker.turn import Used, trace_of
@@ -165,6 +166,7 @@ class AttemptRecorder:
         if loaded.entries:  # Redis tells whole ms: an attempt would begin before what it is about
             accepted_ns = loaded.entries[0].accepted_at_ms * 1_000_000
             self._offset_ns += max(0, accepted_ns - self._ns(began_at_s))
+        self._lost = just_lost(loaded)
         self._collected_at_s: float | None = None
         self._messages = 0
         self._used: Sequence[Used] = ()
@@ -250,7 +252,8 @@ class AttemptRecorder:
     def ended(self, outcome: Outcome | BaseException) -> None:
         """See `worker.observing`."""
         ended_at_s = time.monotonic()
-        if isinstance(outcome, Parked) and outcome.why == "input" and not self._calls:
+        waits = isinstance(outcome, Parked) and outcome.why == "input"
+        if waits and not self._calls and not self._lost:
             self._made.meters.parked()
             return  # nothing happened yet: the attempt after this one tells it all
         word, error = self._outcome(outcome)
@@ -269,7 +272,7 @@ class AttemptRecorder:
         ending = next((end for end in endings if end.used is owner), None)
         error = error or (ending.error if ending is not None else "")
         self._log(word, error, ending, ended_at_s)
-        if not self._made.sinks:
+        if not self._made.sinks or word == "lease_lost":  # who holds it now tells of this attempt
             return
         part = self._part(owner, ended_at_s)
         spans = self._attempt_spans(part, word, error, now_ns)
@@ -320,7 +323,8 @@ class AttemptRecorder:
         """Return the attempt's span and those below it, and attempts that could not tell."""
         loaded, owner, trace = self._loaded, part.owner, part.owner.trace
         ids = _ids(self._lease.conversation_id, owner.turn_id)
-        began_ns = max(self._ns(part.began_at_s), owner.entry.accepted_at_ms * 1_000_000)
+        accepted_ns = owner.entry.accepted_at_ms * 1_000_000
+        began_ns = max(self._ns(part.began_at_s), accepted_ns)
         attributes = process_attributes(
             ids, self._lease.conversation_id, owner, loaded, self._made.queue
         )
@@ -356,7 +360,10 @@ class AttemptRecorder:
             span.end_ns = max(span.end_ns, span.start_ns)
         lost: list[Span] = []
         if part.is_first:
-            lost = lost_attempts(loaded, owner, ids, began_ns, self._made.place)
+            lost = lost_spans(self._lost, owner.trace, ids, self._made.place, self._agent(owner))
+            for span in lost:  # Redis tells whole ms
+                span.start_ns = min(max(span.start_ns, accepted_ns), began_ns)
+                span.end_ns = min(max(span.end_ns, accepted_ns), began_ns)
         return [*lost, process, *below]
 
     def _work(
@@ -378,7 +385,7 @@ class AttemptRecorder:
         done = [self._chat(number, called, ids, ended_ns) for number, called in calls]
         done += [self._tool(call_id, tool, ids, ended_ns, word) for call_id, tool in tools]
         if done and (agent := self._agent(part.owner)):
-            below.append(_invocation(agent, ids, done))
+            below.append(invocation(agent, ids, done, _new_id()))
         return below + done
 
     def _agent(self, owner: Used) -> str | None:
@@ -591,21 +598,6 @@ def redacted(redact: Redactor, name: str, attributes: Attributes) -> Attributes:
     except Exception as error:  # noqa: BLE001  foreign code; in doubt nothing leaves
         log.warning("telemetry.redactor_failed", extra={"error": type(error).__name__})
         return {}
-
-
-def _invocation(agent: str, ids: Attributes, done: Sequence[Span]) -> Span:
-    """Return the span of what an agent did, and hang that below it."""
-    span = Span(
-        name=f"{n.INVOKE_AGENT} {agent}",
-        span_id=_new_id(),
-        start_ns=min(span.start_ns for span in done),
-        end_ns=max(span.end_ns for span in done),
-        attributes={**ids, n.OPERATION_NAME: n.INVOKE_AGENT, n.AGENT_NAME: agent},
-    )
-    for below in done:
-        below.parent_id = span.span_id
-        below.attributes[n.AGENT_NAME] = agent
-    return span
 
 
 def _ids(conversation_id: str, turn_id: str) -> Attributes:
