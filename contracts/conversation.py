@@ -18,8 +18,8 @@ INVISIBLE = (
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 """What does not show, or changes how its neighbours show, as the inside of a regular expression's
-character class: control characters, marks of direction, joiners, fillers, variation selectors, tags,
-and code points that are no characters."""
+character class: control characters, marks of direction, joiners, fillers, variation selectors,
+tags, and code points that are no characters."""
 ID_MAX_CHARS = 200
 ID_PATTERN = (
     r"^[^\s{}\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"

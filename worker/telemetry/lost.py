@@ -1,7 +1,7 @@
 """Tells of attempts that ended without a word, from what they left in the turn's steps."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -97,7 +97,7 @@ def _read(steps: Sequence[bytes]) -> list[LostAttempt]:
 
 
 def _asked_for(data: bytes, attempt: int, number: int) -> dict[str, LostTool]:
-    calls = decode_message(data).get("tool_calls") or ()
+    calls = cast("list[dict[str, Any]]", decode_message(data).get("tool_calls") or [])
     return {
         call["id"]: LostTool(call["id"], call["function"]["name"], attempt, number)
         for call in calls
@@ -160,8 +160,8 @@ def _spans_of(
         for place_, tool in enumerate(attempt.tools)
     ]
     for span, tool in zip(tools, attempt.tools, strict=True):
-        chat = chats.get(tool.after_call)
-        span.start_ns = chat.end_ns if chat is not None else process.start_ns
+        asked = chats.get(tool.after_call)
+        span.start_ns = asked.end_ns if asked is not None else process.start_ns
         later = (it.start_ns for number, it in chats.items() if number > tool.after_call)
         if tool.state == "finished":
             span.end_ns = max(span.start_ns, min(later, default=ended_ns))
