@@ -6,10 +6,8 @@ import logging
 import os
 import platform
 import secrets
-import signal
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -28,11 +26,12 @@ from contracts.keys import ShardKeys, shard_keys
 from worker.agents import AgentsFile, BadAgents, Planner
 from worker.batching import ScriptBatcher
 from worker.conversation import ConversationDriver
+from worker.ending import CLOSE_S, Watchdog, run_until_told, within
 from worker.jobs import run_conversation
 from worker.observing import Observer
 from worker.pipeline.calls import CallObserver
 from worker.ports import DriverSettings
-from worker.queue import LeasedWorker, LeaseSettings
+from worker.queue import HAND_OVER_S, LeasedWorker, LeaseSettings
 from worker.reply_format import request_format
 from worker.services.grok.llm import GrokLLMService
 from worker.services.openai.llm import OpenAIInputParams, create_client
@@ -49,6 +48,12 @@ from worker.tools.loading import load_tools
 from worker.tools.running import Toolbox
 
 log = logging.getLogger("turnline.worker")
+_CLOSE_S = 5.0
+"""Seconds that a close may take that nobody asked for."""
+
+
+def _nothing() -> None:
+    """Nobody is told."""
 
 
 class StartFailed(Exception):
@@ -107,9 +112,12 @@ def _header_value(conversation_id: str) -> str:
 class Fleet:
     """One process's workers: one per shard that it serves."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Prepare; nothing is sent before `run`."""
+    def __init__(self, settings: Settings, on_serving: Callable[[], None] = _nothing) -> None:
+        """Prepare; nothing is sent before `run`, which calls `on_serving` once it takes turns."""
         self._settings = settings
+        self._on_serving = on_serving
+        self._told = asyncio.Event()
+        self._end_by_s: float | None = None
         self.worker_id = f"{settings.worker_name}-{secrets.token_hex(4)}"
         self._connections: list[AsyncRedis] = []
         self._services = GrokServices(settings)
@@ -147,13 +155,33 @@ class Fleet:
             )
             await self._open_telemetry()
             await self._open_tools()
-            await asyncio.gather(*(worker.main() for worker in self.workers))
+            self._on_serving()
+            await self._serve()
         finally:
             await self._close()
         log.info("worker.stopped", extra={"worker": self.worker_id})
 
+    async def _serve(self) -> None:
+        """Run the workers until they end; once told to stop, for a bounded time."""
+        serving = asyncio.gather(*(worker.main() for worker in self.workers))
+        told: asyncio.Future[Any] = asyncio.create_task(self._told.wait())
+        try:
+            await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                await asyncio.wait({serving}, timeout=self._settings.drain_s + HAND_OVER_S + 0.2)
+            if serving.done():
+                serving.result()
+            else:
+                log.warning("worker.left_behind", extra={"worker": self.worker_id})
+        finally:
+            told.cancel()
+            serving.cancel()
+
     def stop(self) -> None:
         """Drain: take nothing new, let turns finish for a while; the second time, hand over."""
+        self._told.set()
+        if self._end_by_s is None:
+            self._end_by_s = time.monotonic() + self._settings.drain_s + CLOSE_S - 0.5
         for worker in self.workers:
             if worker.allow_pick_jobs:
                 worker.drain()
@@ -235,15 +263,22 @@ class Fleet:
             ) from error
 
     async def _close(self) -> None:
-        """Close everything, whatever becomes of the rest; what was opened last goes first."""
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._services.client.close)
-            for connection in self._connections:
-                stack.push_async_callback(connection.aclose)
-            stack.push_async_callback(self.telemetry.close)
-            stack.push_async_callback(self._toolbox.stop)
-            for worker in self.workers:
-                stack.push_async_callback(_close_worker, worker)
+        """Close everything, whatever becomes of the rest; what was opened last goes first.
+
+        Each part gets a share of the time that is left, so that one that hangs leaves the others
+        theirs.
+        """
+        by_s = self._end_by_s or time.monotonic() + _CLOSE_S
+        parts: list[tuple[str, float, Sequence[Awaitable[Any]]]] = [
+            ("queue", 0.3, [_close_worker(worker) for worker in self.workers]),
+            ("resources", 0.5, [self._toolbox.stop()]),
+            ("telemetry", 0.8, [self.telemetry.close()]),
+            ("redis", 0.5, [connection.aclose() for connection in self._connections]),
+            ("provider", 1.0, [self._services.client.close()]),
+        ]
+        for what, share, closing in parts:
+            left_s = max(0.1, (by_s - time.monotonic()) * share)
+            await asyncio.gather(*(within(left_s, what, part) for part in closing))
 
 
 async def _close_worker(worker: LeasedWorker) -> None:
@@ -448,18 +483,29 @@ def run(settings: Settings) -> None:
     Raises:
         StartFailed: See `Fleet.run`.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(settings))
+    fleets: list[Fleet] = []
+    watchdog = Watchdog(settings.stall_s)
+
+    def stop() -> None:
+        for fleet in fleets:
+            fleet.stop()
+
+    run_until_told(
+        uvloop.new_event_loop(),
+        _run(settings, fleets, watchdog),
+        watchdog,
+        stop=stop,
+        drain_s=settings.drain_s,
+    )
 
 
-async def _run(settings: Settings) -> None:
-    fleet = Fleet(settings)
+async def _run(settings: Settings, fleets: list[Fleet], watchdog: Watchdog) -> None:
+    loop = asyncio.get_running_loop()
+    fleet = Fleet(settings, on_serving=lambda: watchdog.watch(loop))
+    fleets.append(fleet)
     # What was made at the start lives as long as the process: no collection need look at it again,
     # and the garbage of turns is young. Full collections took tens of ms.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 50, 100)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, fleet.stop)
     await fleet.run()

@@ -38,6 +38,9 @@ log = logging.getLogger("turnline.queue")
 _SCRIPTS = "worker.lua"
 _SILENCE_S = 5.0
 """A server that says nothing for so long, though it was asked, is gone."""
+_LOOK_S = 0.01
+HAND_OVER_S = 1.0
+"""Seconds that turns get to leave their notes when they are handed over."""
 
 
 class LeaseSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +149,7 @@ class LeasedWorker(arq.worker.Worker):
         self._held: dict[str, tuple[str, Lease | None, asyncio.Task[None]]] = {}
         self._plain: dict[str, int] = {}
         self._slot_freed = asyncio.Event()
+        self._handing_over = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
         self._waking: set[asyncio.Task[None]] = set()
 
@@ -190,16 +194,26 @@ class LeasedWorker(arq.worker.Worker):
     def hand_over(self) -> None:
         """Stop what still runs; other workers go on with it at once."""
         self.drain()
+        self._handing_over.set()
         for _, _, task in list(self._held.values()):
             task.cancel()
 
     async def _finish_running(self) -> None:
-        running = [task for task in self.tasks.values() if not task.done()]
-        if running:
-            log.info("worker.draining", extra={"running": len(running)})
-            await asyncio.wait(running, timeout=self._times.drain_s)
-            self.hand_over()
-            await asyncio.gather(*running, return_exceptions=True)
+        running = {task for task in self.tasks.values() if not task.done()}
+        if not running:
+            return
+        log.info("worker.draining", extra={"running": len(running)})
+        told = self.loop.create_task(self._handing_over.wait())
+        ended = self.loop.create_task(asyncio.wait(running))
+        await asyncio.wait(
+            {told, ended}, timeout=self._times.drain_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        told.cancel()
+        ended.cancel()
+        self.hand_over()
+        _, left = await asyncio.wait(running, timeout=HAND_OVER_S)
+        if left:  # their leases end by themselves, and the attempts count as ones that crashed
+            log.warning("worker.left_behind", extra={"turns": len(left)})
 
     # -- claiming -----------------------------------------------------------------------------
 
@@ -358,15 +372,17 @@ class LeasedWorker(arq.worker.Worker):
                 {**self.ctx, "lease": lease, "job_id": claim.job_id}, *args
             )
             self.jobs_complete += 1
-        except asyncio.CancelledError:
-            self.jobs_retried += 1  # handed over, or lost: this task ends here either way
-        except Exception as error:  # noqa: BLE001  a defect must not strand the inbox
-            self.jobs_failed += 1
-            log.error(  # noqa: TRY400  the text of a foreign error may hold user content
-                "conversation.defect",
-                extra={"conversation_id": lease.conversation_id, **facts_of(error)},
-            )
-            outcome = Parked(2_000, "defect")
+        except BaseException as error:  # noqa: BLE001  a defect must not strand the inbox
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                self.jobs_retried += 1  # handed over, or lost: this task ends here either way
+            else:  # also what would end the process, and cancellations that nobody asked for
+                self.jobs_failed += 1
+                log.error(  # noqa: TRY400  the text of a foreign error may hold user content
+                    "conversation.defect",
+                    extra={"conversation_id": lease.conversation_id, **facts_of(error)},
+                )
+                outcome = Parked(2_000, "defect")
         finally:
             await asyncio.shield(self._release(claim.job_id, lease, outcome))
 
@@ -519,7 +535,10 @@ class _Heartbeat:
         self._stop.set()
         if self._ticking is not None:
             self._ticking.cancel()
-        await asyncio.to_thread(self._thread.join)
+        until_s = time.monotonic() + self._times.lease_s
+        # The threads of the loop's pool may all be taken: nothing but looking is left.
+        while self._thread.is_alive() and time.monotonic() < until_s:  # noqa: ASYNC110  a thread
+            await asyncio.sleep(_LOOK_S)
 
     def _tick(self) -> None:
         self._loop_seen_at = time.monotonic()

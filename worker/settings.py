@@ -85,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     heartbeat_s: Annotated[float, Meta(ge=0.01, le=1_200)] = 0.45
     """Seconds between renewals of all leases; at most a third of lease_s."""
     stall_s: Annotated[float, Meta(gt=0, le=DAY_S)] = 15.0
-    """Seconds of a blocked event loop after which its leases are given up."""
+    """Seconds of a blocked event loop after which its leases are given up and the process ends."""
     poll_s: Annotated[float, Meta(ge=0.001, le=3_600)] = 0.5
     """Longest sleep of an idle worker, seconds: what a lost wake-up costs at most."""
     drain_s: Annotated[float, Meta(ge=0, le=7 * DAY_S)] = 10.0

@@ -21,6 +21,9 @@ from worker.pipeline.frames import (
 )
 from worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
 
+GRACE_S = 0.5
+"""Seconds for which a cancelled handler is waited for."""
+
 
 class FunctionCallFailed(Exception):
     """Raised by a handler; the text is meant for the model and becomes the call's result."""
@@ -118,6 +121,10 @@ class _Call(msgspec.Struct):
     failure: str | None
     """Why it cannot be run at all."""
     task: "asyncio.Task[None] | None" = None
+    ended: bool = False
+    """Whether nobody waits for the handler any more: it is over, or was left behind."""
+    timer: asyncio.TimerHandle | None = None
+    timed_out: bool = False
     finished: bool = False
     cancelled: bool = False
     elsewhere: bool = False
@@ -190,8 +197,7 @@ class FunctionCallBatch:
             if call.finished or call.cancelled or not cancellable:
                 continue
             call.cancelled = True
-            if call.task is not None:
-                call.task.cancel()
+            self._cancel(call)
             await self._llm.push_frame(
                 FunctionCallCancelFrame(call.made.function_name, call.made.tool_call_id)
             )
@@ -200,7 +206,7 @@ class FunctionCallBatch:
         running = 0
         for call in calls:
             if not call.cancelled:
-                call.task = asyncio.create_task(self._run_handler(call))
+                self._start(call)
                 running += 1
         while running:
             outcome = await self._outcomes.get()
@@ -234,8 +240,16 @@ class FunctionCallBatch:
             )
         )
 
-    async def _run_handler(self, call: _Call) -> None:
+    def _start(self, call: _Call) -> None:
         """Run one handler; whatever it does, exactly one end is reported."""
+        call.task = asyncio.create_task(self._run_handler(call))
+        call.task.add_done_callback(lambda _: self._end(call))
+        if call.function is not None and call.function.timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            call.timer = loop.call_later(call.function.timeout_s, self._expire, call)
+
+    async def _run_handler(self, call: _Call) -> None:
+        """Run foreign code: what would end the process is its failure, like anything it raises."""
         try:
             if call.failure is None and call.function is not None:
                 await self._call_handler(call, call.function)
@@ -244,9 +258,38 @@ class FunctionCallBatch:
             await self._hand_over(call, {"error": str(failed)}, None, "failed")
         except FunctionCallElsewhere:
             call.elsewhere = True
-        except Exception:  # noqa: BLE001 - foreign code; its failure is the model's to know
+        except BaseException:  # noqa: BLE001 - foreign code; its failure is the model's to know
             call.failure = "raised"
-        finally:
+
+    def _expire(self, call: _Call) -> None:
+        if call.task is not None and not call.task.done():
+            call.timed_out = True
+            self._cancel(call)
+
+    def _cancel(self, call: _Call) -> None:
+        """Ask a handler to end; one that does not heed it for a while is left behind."""
+        if call.task is not None and not call.ended:
+            call.task.cancel()
+            asyncio.get_running_loop().call_later(GRACE_S, self._leave_behind, call)
+
+    def _leave_behind(self, call: _Call) -> None:
+        task = call.task
+        if task is None or call.ended:
+            return
+        _left_behind.add(task)
+        task.add_done_callback(_forget)
+        task.get_loop().call_exception_handler(
+            {"message": "a function outlives its cancellation", "task": task}
+        )
+        self._end(call)
+
+    def _end(self, call: _Call) -> None:
+        if not call.ended:
+            call.ended = True
+            if call.timer is not None:
+                call.timer.cancel()
+            if call.timed_out:
+                call.failure = "timed_out"
             self._outcomes.put_nowait(_Outcome(call))
 
     async def _call_handler(self, call: _Call, function: RegisteredFunction) -> None:
@@ -263,32 +306,27 @@ class FunctionCallBatch:
             else:
                 await self._hand_over(call, plain, properties, None)
 
-        limit = asyncio.timeout(function.timeout_s)
-        try:
-            async with limit:
-                if function.start_callback is not None:
-                    await function.start_callback(made.function_name, self._llm, self._context)
-                if function.takes_params:
-                    params = FunctionCallParams(
-                        made.function_name,
-                        made.tool_call_id,
-                        made.arguments,
-                        self._llm,
-                        self._context,
-                        result_callback,
-                    )
-                    await function.handler(params)
-                else:
-                    await function.handler(
-                        made.function_name,
-                        made.tool_call_id,
-                        made.arguments,
-                        self._llm,
-                        self._context,
-                        result_callback,
-                    )
-        except TimeoutError:
-            call.failure = "timed_out" if limit.expired() else "raised"
+        if function.start_callback is not None:
+            await function.start_callback(made.function_name, self._llm, self._context)
+        if function.takes_params:
+            params = FunctionCallParams(
+                made.function_name,
+                made.tool_call_id,
+                made.arguments,
+                self._llm,
+                self._context,
+                result_callback,
+            )
+            await function.handler(params)
+        else:
+            await function.handler(
+                made.function_name,
+                made.tool_call_id,
+                made.arguments,
+                self._llm,
+                self._context,
+                result_callback,
+            )
 
     async def _hand_over(
         self,
@@ -297,17 +335,19 @@ class FunctionCallBatch:
         properties: FunctionCallResultProperties | None,
         failure: str | None,
     ) -> None:
+        if call.ended:
+            return  # left behind: nobody waits for it
         delivered = asyncio.get_running_loop().create_future()
         self._outcomes.put_nowait(_Outcome(call, result, properties, failure, delivered))
         await delivered
 
     async def _stop(self) -> None:
         """End handlers that still run: the turn is over for them."""
-        running = [c.task for c in self._calls if c.task is not None and not c.task.done()]
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running)
+        running = [call for call in self._calls if call.task is not None and not call.ended]
+        for call in running:
+            self._cancel(call)
+        while not all(call.ended for call in running):
+            await self._outcomes.get()
 
     async def _push_in_progress(self, call: _Call) -> None:
         cancellable = call.function is None or call.function.cancel_on_interruption
@@ -323,6 +363,16 @@ class FunctionCallBatch:
     async def _push_both(self, frame: Frame) -> None:
         for direction in _BOTH:
             await self._llm.push_frame(frame, direction)
+
+
+_left_behind: set["asyncio.Task[None]"] = set()
+"""Handlers that heed no cancellation. The event loop alone would not keep them."""
+
+
+def _forget(task: "asyncio.Task[None]") -> None:
+    _left_behind.discard(task)
+    if not task.cancelled():
+        task.exception()  # it was foreseen: nobody need be told that nobody asked
 
 
 _BOTH: tuple[FrameDirection, FrameDirection] = (DOWNSTREAM, UPSTREAM)

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from worker.logs import facts_of, type_name
 from worker.pipeline.aggregators import to_json
 from worker.pipeline.context import COMPLETED
 from worker.tool_calls import CallIds
@@ -34,7 +35,8 @@ class Toolbox:
         self._tools = {tool.name: tool for tool in loaded.tools}
         self._opening = loaded.resources
         self._resources: dict[str, Any] = {}
-        self._open = AsyncExitStack()
+        self._closing = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
         self._places = {
             name: asyncio.Semaphore(most)
             for name, tool in self._tools.items()
@@ -55,14 +57,35 @@ class Toolbox:
         Raises:
             Exception: As a module raises it; what was opened is closed again.
         """
-        async with AsyncExitStack() as opened:
-            for module, opening in self._opening:
-                self._resources[module] = await opened.enter_async_context(opening())
-            self._open = opened.pop_all()
+        opened = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep(opened))
+        try:
+            await opened
+        except asyncio.CancelledError:
+            self._keeper.cancel()
+            raise
+
+    async def _keep(self, opened: "asyncio.Future[None]") -> None:
+        """Open the resources and close them: in one task, as some of them need it."""
+        try:
+            async with AsyncExitStack() as stack:
+                for module, opening in self._opening:
+                    self._resources[module] = await stack.enter_async_context(opening())
+                opened.set_result(None)
+                await self._closing.wait()
+        except BaseException as error:  # noqa: BLE001  foreign code; it must not end the process
+            if opened.done():
+                log.warning("tool.resources_unclosed", extra=facts_of(error))
+            elif isinstance(error, Exception):
+                opened.set_exception(error)
+            else:
+                opened.set_exception(RuntimeError(type_name(error)))
 
     async def stop(self) -> None:
-        """Close the resources, the last opened first."""
-        await self._open.aclose()
+        """Close the resources, the last opened first; what that raises is logged."""
+        self._closing.set()
+        if self._keeper is not None:
+            await asyncio.wait({self._keeper})
 
     def options(self, name: str) -> ToolOptions | None:
         """Return how a tool is run; None if this worker does not have it."""
@@ -100,10 +123,12 @@ class Toolbox:
             return _told(await self._run(tool, named))
         except ToolFailed:
             raise
-        except Exception as error:
-            log.warning(
-                "tool.failed", extra={"tool": name, "error": type(error).__name__}
-            )  # its text may hold what the user said
+        except asyncio.CancelledError as error:
+            if not _is_asked_for():
+                log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
+            raise
+        except BaseException as error:
+            log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
             raise
 
     async def _run(self, tool: LoadedTool, named: dict[str, Any]) -> Any:
@@ -120,6 +145,12 @@ class Toolbox:
         if places is not None:  # a thread keeps its place until it really ends
             running.add_done_callback(lambda _: places.release())
         return await asyncio.shield(running)
+
+
+def _is_asked_for() -> bool:
+    """Whether somebody cancelled this task: a tool may raise the same by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _in_thread(function: Callable[..., Any], named: dict[str, Any]) -> "asyncio.Future[Any]":
@@ -149,7 +180,7 @@ def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | N
         future.set_exception(error)
         future.exception()  # whoever awaited it may be gone
     else:
-        future.set_exception(RuntimeError(type(error).__name__))
+        future.set_exception(RuntimeError(type_name(error)))
         future.exception()
 
 

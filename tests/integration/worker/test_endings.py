@@ -1,0 +1,209 @@
+"""Whatever tools do, a worker goes on, says no words, and is gone when it is told to be."""
+
+import asyncio
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts import SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
+from contracts.requests import Receipt
+from ops.simulator import Simulator
+from tests.integration.tools.bench import calling
+from tests.support.misbehaving import CANARY, CLOSING, MARK
+from tests.support.processes import WorkerProcess, worker_process
+from tests.support.wait import wait_until_sync
+
+MODULE = "tests.support.misbehaving"
+DRAIN_S = 1.0
+GONE_S = DRAIN_S + 2
+
+
+@pytest.fixture
+def start(redis_url: str, sim: Simulator) -> Iterator[Callable[..., WorkerProcess]]:
+    """Start a worker with the misbehaving tools; it is gone at the end of the test."""
+    running: list[object] = []
+
+    def started(**settings: str) -> WorkerProcess:
+        given = {"tools": MODULE, "drain_s": str(DRAIN_S), "stall_s": "60", **settings}
+        block = worker_process(redis_url, sim.base_url, **given)
+        worker = block.__enter__()
+        running.append(block)
+        wait_until_sync(lambda: "worker.started" in worker.says(), "the worker runs", 30)
+        return worker
+
+    yield started
+    for block in running:
+        block.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+def ask(client: SyncTurnClient, conversation: str = "c") -> Receipt:
+    return client.submit(UserMessage(conversation_id=conversation, text="do it"))
+
+
+def assert_lines(worker: WorkerProcess) -> list[dict[str, object]]:
+    """All that it said is one JSON object a line, without a word of what was raised."""
+    said = worker.says()
+    assert CANARY not in said
+    return [json.loads(line) for line in said.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "swallows",
+        "sleeps_in_a_thread",
+        "exits",
+        "exits_in_a_thread",
+        "interrupts",
+        "cancels_itself",
+        "ends_a_generator",
+        "raises_oddly",
+        "raises",
+        "leaves_words_everywhere",
+        "leaves_threads",
+        "hangs_at_exit",
+    ],
+)
+async def test_a_tool_that_misbehaves_is_contained(
+    name: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
+) -> None:
+    """The turn is answered, the worker answers the next one, says no words, and ends in time."""
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            sim.inject(calling(name))
+            worker = start()
+            result = client.result(ask(client), timeout_s=20)
+            assert isinstance(result, TurnCompleted)
+            assert result.attempt == 1
+            assert isinstance(client.result(ask(client, "d"), timeout_s=20), TurnCompleted)
+            worker.signal(signal.SIGTERM)
+            worker.gone_within(GONE_S + 1)
+            lines = assert_lines(worker)
+            left = name in {"leaves_threads", "hangs_at_exit"}
+            assert worker.process.returncode == (75 if left else 0)
+            assert any(line["event"] == "worker.stopped" for line in lines)
+            assert any(line["event"] == "worker.forced" for line in lines) == left
+
+    await asyncio.to_thread(drill)
+
+
+@pytest.mark.parametrize("closing", ["hangs", "swallows", "exits"])
+async def test_resources_that_do_not_close_hold_nobody_up(
+    closing: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
+) -> None:
+    """They are left behind; everything else is closed."""
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            worker = start(**{CLOSING: closing})
+            assert isinstance(client.result(ask(client), timeout_s=20), TurnCompleted)
+            worker.signal(signal.SIGTERM)
+            worker.gone_within(GONE_S + 1)
+            assert worker.process.returncode == 0
+            assert any(line["event"] == "worker.stopped" for line in assert_lines(worker))
+
+    await asyncio.to_thread(drill)
+
+
+@pytest.mark.parametrize(
+    "name", ["swallows_without_limit", "sleeps_in_the_loop", "spins_in_the_loop"]
+)
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
+async def test_a_worker_is_gone_in_time_though_a_tool_runs_on(
+    name: str,
+    signals: list[int],
+    redis_url: str,
+    sim: Simulator,
+    start: Callable[..., WorkerProcess],
+    tmp_path: Path,
+) -> None:
+    """Also where the tool holds the loop; the turn goes on elsewhere."""
+    mark = tmp_path / "begun"
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            sim.inject(calling(name))
+            worker = start(**{MARK: str(mark)})
+            receipt = ask(client)
+            wait_until_sync(mark.exists, "the tool runs", 20)
+            for number in signals:
+                worker.signal(number)
+            worker.gone_within(GONE_S + 1)
+            assert worker.process.returncode in {0, 75}
+            assert_lines(worker)
+            sim.rules.clear()
+            start(tools="")
+            assert isinstance(client.result(receipt, timeout_s=20), TurnCompleted)
+
+    await asyncio.to_thread(drill)
+
+
+@pytest.mark.parametrize("name", ["sleeps_in_the_loop", "spins_in_the_loop"])
+async def test_a_worker_whose_loop_stands_still_says_where_and_ends(
+    name: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
+) -> None:
+    """After `stall_s`, with an exit code of its own; other workers go on."""
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            sim.inject(calling(name))
+            worker = start(stall_s="1")
+            receipt = ask(client)
+            worker.gone_within(10)
+            assert worker.process.returncode == 70
+            (line,) = (it for it in assert_lines(worker) if it["event"] == "worker.stalled")
+            assert name in str(line["stack"])
+            sim.rules.clear()
+            start(tools="")
+            assert isinstance(client.result(receipt, timeout_s=20), TurnCompleted)
+
+    await asyncio.to_thread(drill)
+
+
+async def test_a_worker_that_was_stopped_is_not_taken_for_one_that_hangs(
+    redis_url: str, start: Callable[..., WorkerProcess]
+) -> None:
+    """SIGSTOP for several times `stall_s`: it wakes up and answers."""
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            worker = start(stall_s="0.5")
+            worker.signal(signal.SIGSTOP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                worker.gone_within(3)
+            worker.signal(signal.SIGCONT)
+            for n in range(5):
+                result = client.result(ask(client, f"c{n}"), timeout_s=20)
+                assert isinstance(result, TurnCompleted)
+            assert worker.process.poll() is None
+
+    await asyncio.to_thread(drill)
+
+
+@pytest.mark.parametrize("name", ["ends_the_process", "sleeps_in_the_loop"])
+async def test_a_turn_that_ends_its_workers_becomes_a_dead_letter(
+    name: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
+) -> None:
+    """After `max_crashes` processes; the conversation goes on."""
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            sim.inject(calling(name), times=None)
+            receipt = ask(client)
+            for _ in range(2):
+                worker = start(stall_s="1", max_crashes="2")
+                worker.gone_within(20)
+                assert worker.process.returncode in {5, 70}
+            start(max_crashes="2")
+            result = client.result(receipt, timeout_s=20)
+            assert isinstance(result, TurnFailed)
+            assert result.code == "crashed"
+            sim.rules.clear()
+            assert isinstance(client.result(ask(client), timeout_s=20), TurnCompleted)
+
+    await asyncio.to_thread(drill)

@@ -1,0 +1,212 @@
+"""Sees that a process ends when it is told to, whatever its tools do, and when its loop hangs.
+
+Exit codes: 0 it was told to end and has, 1 a defect, 2 it cannot start, `STALLED` its event loop
+stood still, `FORCED` it was told to end and something did not let it.
+"""
+
+import asyncio
+import faulthandler
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Final
+
+from worker.logs import facts_of, on_loop_error
+
+STALLED: Final = 70
+FORCED: Final = 75
+CLOSE_S: Final = 2.0
+"""Seconds behind the grace period after which a process that was told to end is gone."""
+_LOOK_S: Final = 0.1
+_MARGIN_S: Final = 0.3
+_CANCEL_S: Final = 0.2
+_SAY_S: Final = 1.0
+"""A log that nobody reads must not hold up an end."""
+_HELD_S: Final = 60.0
+_FRAMES: Final = 32
+
+log = logging.getLogger("turnline.process")
+
+
+async def within(seconds: float, what: str, closing: Awaitable[Any]) -> None:
+    """Await a step of a closing; what it raises, or that it takes too long, is logged."""
+    task = asyncio.ensure_future(closing)
+    await asyncio.wait({task}, timeout=max(0.0, seconds))
+    if not task.done():
+        task.cancel()
+        log.warning("close.left_behind", extra={"part": what})
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("close.failed", extra={"part": what, **facts_of(error)})
+
+
+class Watchdog:
+    """A thread that ends the process: when its event loop stands still, or at a given moment.
+
+    Time in which the process did not run (it was stopped, its machine slept) does not count as
+    standing still. Where native code keeps the interpreter's lock no thread can look: a timer of
+    the interpreter then writes the stacks of all threads and exits with code 1, `_HELD_S` later.
+    That one goes by the clock: a process that was stopped for longer ends when it wakes.
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        """Give a loop so many seconds, once `watch` was called."""
+        self._stall_s = stall_s
+        self._every_s = min(1.0, stall_s / 10)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._beats = 0
+        self._watched = threading.get_ident()
+        self._end_at_s: float | None = None
+        self._armed_at_s = 0.0
+
+    def start(self) -> None:
+        """Start the thread; from the one that runs the loop."""
+        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+
+    def watch(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Watch this running loop from here on; none, if that is None."""
+        self._loop = loop
+        if loop is not None:
+            self._beat(loop)
+
+    def end_within(self, seconds: float) -> None:
+        """End the process in so many seconds, or when that was said before.
+
+        Takes no lock: it is called from signal handlers, whatever the thread was doing.
+        """
+        at_s = time.monotonic() + seconds
+        self._end_at_s = at_s if self._end_at_s is None else min(at_s, self._end_at_s)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._beats += 1
+        if self._loop is loop:
+            loop.call_later(self._every_s, self._beat, loop)
+
+    def _look(self) -> None:
+        pause = threading.Event()
+        seen, stood_s, looked_at_s = 0, 0.0, time.monotonic()
+        while True:
+            pause.wait(_LOOK_S)
+            now_s = time.monotonic()
+            passed_s = min(now_s - looked_at_s, 2 * _LOOK_S)
+            looked_at_s = now_s
+            is_still = self._loop is not None and self._beats == seen
+            stood_s = stood_s + passed_s if is_still else 0.0
+            seen = self._beats
+            if stood_s >= self._stall_s + self._every_s:
+                _leave("worker.stalled", STALLED, stood_s=round(stood_s, 1), stack=self._stack())
+            if self._end_at_s is not None and now_s >= self._end_at_s:
+                threads = [it.name for it in threading.enumerate() if not it.daemon]
+                _leave("worker.forced", FORCED, threads=threads, stack=self._stack())
+            self._arm(now_s)
+
+    def _arm(self, now_s: float) -> None:
+        """Have the interpreter's own timer look after this thread."""
+        after_s = self._stall_s + _HELD_S
+        if self._end_at_s is not None:
+            after_s = min(after_s, self._end_at_s - now_s + _MARGIN_S)
+        elif self._loop is None or now_s - self._armed_at_s < 1:
+            return
+        self._armed_at_s = now_s
+        with suppress(OSError, ValueError, RuntimeError, AttributeError, io.UnsupportedOperation):
+            faulthandler.dump_traceback_later(after_s, exit=True)  # no standard error: no timer
+
+    def _stack(self) -> list[str]:
+        """Return where the loop's thread is, the innermost place last."""
+        frame = sys._current_frames().get(self._watched)  # noqa: SLF001  there is no other way
+        found: list[str] = []
+        while frame is not None and len(found) < _FRAMES:
+            code = frame.f_code
+            found.append(f"{code.co_filename}:{frame.f_lineno} {code.co_qualname}")
+            frame = frame.f_back
+        return found[::-1]
+
+
+def _leave(event: str, code: int, **facts: object) -> None:
+    """Say so, and be gone. A thread of its own says it: what hangs may hold the log's lock."""
+    facts = {"exit_code": code, **facts}
+    saying = threading.Thread(target=log.critical, args=(event,), kwargs={"extra": facts})
+    saying.daemon = True
+    saying.start()
+    saying.join(_SAY_S if code == STALLED else _MARGIN_S / 3)
+    os._exit(code)
+
+
+def run_until_told(
+    loop: asyncio.AbstractEventLoop,
+    main: Coroutine[Any, Any, None],
+    watchdog: Watchdog,
+    *,
+    stop: Callable[[], None],
+    drain_s: float,
+) -> None:
+    """Run a process's main task, and see that the process is gone soon after it was told to end.
+
+    SIGTERM and SIGINT call `stop` in the loop. Tasks of others that raise `SystemExit` or the like
+    do not take the loop with them. Afterwards the interpreter may exit: threads that do not let it
+    are not waited for.
+
+    Args:
+        loop: Not running; it is closed.
+        main: What to run.
+        watchdog: Not started.
+        stop: Asks it to end; called at each signal.
+        drain_s: Grace period: the process is gone `CLOSE_S` behind it.
+
+    Raises:
+        Exception: As `main` raises it.
+    """
+
+    def told(_number: int, _frame: FrameType | None) -> None:
+        # Runs between two instructions of whatever the main thread does, also where the loop hangs.
+        watchdog.end_within(drain_s + CLOSE_S - _MARGIN_S)
+        with suppress(RuntimeError):  # the loop is closed: all is over
+            loop.call_soon_threadsafe(stop)
+
+    loop.set_exception_handler(on_loop_error)
+    watchdog.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, told)
+    try:
+        _drive(loop, loop.create_task(main))
+    finally:
+        watchdog.end_within(CLOSE_S - _MARGIN_S)
+        watchdog.watch(None)
+        _close(loop)
+
+
+def _drive(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+    """Run the loop until a task is over, whatever others raise through the loop."""
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except BaseException as error:
+            if task.done():
+                raise
+            log.error("loop.escaped", extra=facts_of(error))  # noqa: TRY400  not its text
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what is left; a task that does not heed it stays where it is."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    _drive(loop, loop.create_task(_ended(left)))
+    left = {task for task in left if not task.done()}
+    if left:
+        log.warning("worker.left_behind", extra={"tasks": len(left)})
+        loop.set_exception_handler(lambda *_: None)  # it would say once more that they are left
+    else:
+        loop.close()
+
+
+async def _ended(tasks: "set[asyncio.Task[Any]]") -> None:
+    closing = asyncio.ensure_future(asyncio.get_running_loop().shutdown_asyncgens())
+    await asyncio.wait({*tasks, closing}, timeout=_CANCEL_S)
+    closing.cancel()
