@@ -22,7 +22,7 @@ def settings_help() -> str:
 @click.command(
     help="Run a worker: take conversations off the queue, have Grok answer them, until SIGTERM.\n\n"
     "SIGTERM or Ctrl-C lets running turns finish for TURNLINE_DRAIN_S seconds and hands over the "
-    "rest; a second one hands over at once. Two seconds later it is gone, whatever its tools do.\n\n"
+    "rest; a second one hands over at once. Two seconds later it is gone, whatever tools do.\n\n"
     "Exit codes: 0 told to end, 1 a defect, 2 cannot start, 70 the event loop stood still for "
     "TURNLINE_STALL_S, 75 told to end and something did not let it.\n\n" + settings_help()
 )

@@ -119,7 +119,8 @@ class Watchdog:
 
     def _stack(self) -> list[str]:
         """Return where the loop's thread is, the innermost place last."""
-        frame = sys._current_frames().get(self._watched)  # noqa: SLF001  there is no other way
+        frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        frame = frames.get(self._watched)
         found: list[str] = []
         while frame is not None and len(found) < _FRAMES:
             code = frame.f_code
@@ -201,9 +202,13 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     left = {task for task in left if not task.done()}
     if left:
         log.warning("worker.left_behind", extra={"tasks": len(left)})
-        loop.set_exception_handler(lambda *_: None)  # it would say once more that they are left
+        loop.set_exception_handler(_be_silent)  # it would say once more that they are left
     else:
         loop.close()
+
+
+def _be_silent(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
+    """Say nothing of what was said already."""
 
 
 async def _ended(tasks: "set[asyncio.Task[Any]]") -> None:
