@@ -9,6 +9,7 @@ from worker.pipeline.frames import LLMTokenUsage
 from worker.pipeline.stream import ProviderUsage
 
 UsageState = Literal["reported", "estimated", "unknown"]
+Outcome = Literal["running", "completed", "failed", "cancelled", "interrupted"]
 
 
 class LLMCall(msgspec.Struct, kw_only=True):
@@ -48,7 +49,7 @@ class LLMCall(msgspec.Struct, kw_only=True):
     """The provider's last report."""
     metric: LLMTokenUsage | None = None
     """What the call reported as its tokens, by the service's rule."""
-    outcome: Literal["running", "completed", "failed", "cancelled", "interrupted"] = "running"
+    outcome: Outcome = "running"
     error: str | None = None
     """Code of the error that ended the call."""
 

@@ -64,6 +64,7 @@ class FrameProcessor:
     _event_handlers: dict[str, list[Callable[..., Any]]] | None = None
     _tasks: "set[asyncio.Task[Any]] | None" = None
     _id: int | None = None
+    _model: Any = None
     _ttfb_since: float | None = None
     _processing_since: float | None = None
 
@@ -255,7 +256,9 @@ class FrameProcessor:
         since, self._ttfb_since = self._ttfb_since, None
         if since is not None and self.metrics_enabled and self.can_generate_metrics():
             value = asyncio.get_running_loop().time() - since
-            await self.push_frame(MetricsFrame([TTFBMetricsData(self._name, value=value)]))
+            await self.push_frame(
+                MetricsFrame([TTFBMetricsData(self._name, self._model, value=value)])
+            )
 
     async def start_processing_metrics(self) -> None:
         """Begin to measure the time of something."""
@@ -266,7 +269,9 @@ class FrameProcessor:
         since, self._processing_since = self._processing_since, None
         if since is not None and self.metrics_enabled and self.can_generate_metrics():
             value = asyncio.get_running_loop().time() - since
-            await self.push_frame(MetricsFrame([ProcessingMetricsData(self._name, value=value)]))
+            await self.push_frame(
+                MetricsFrame([ProcessingMetricsData(self._name, self._model, value=value)])
+            )
 
     async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None:
         """Report the tokens of one completion downstream, if asked for."""

@@ -126,7 +126,8 @@ class Turn:
             [{"role": "user", "content": "hi"}]
         )
         kwargs = {"limits": PATIENT, **kwargs}
-        self.service = GrokLLMService(api_key="xai-test", client=client, **kwargs)
+        service_class: type[GrokLLMService] = kwargs.pop("service_class", GrokLLMService)
+        self.service = service_class(api_key="xai-test", client=client, **kwargs)
         pair = self.service.create_context_aggregator(
             self.context,
             assistant_params=LLMAssistantAggregatorParams(expect_stripped_words=False),

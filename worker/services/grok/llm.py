@@ -188,9 +188,8 @@ class GrokLLMService(OpenAILLMService):
         xAI may repeat running counts on every chunk. Of one completion the first prompt above zero
         and the largest completion are kept; their sum is the total, reported once at the end.
         """
-        tally = self._current_tally()
-        if tally is not None:
-            tally.add(tokens)
+        if self._current_run() is not None:
+            await super().start_llm_usage_metrics(tokens)
 
     def create_context_aggregator(  # type: ignore[override]
         self,

@@ -7,10 +7,10 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias, cast
 
 import msgspec
 from httpx2 import Limits
@@ -18,16 +18,25 @@ from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from openai import NotGiven as OpenAINotGiven
 
-from worker.errors import ProviderUnavailable, Truncated, UnusableReply, WorkerError
+from worker.errors import ProviderUnavailable, Stalled, Truncated, UnusableReply, WorkerError
 from worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
     LLMUserAggregatorParams,
     LLMUserContextAggregator,
+    to_json,
 )
-from worker.pipeline.calls import CallObserver, LLMCall
-from worker.pipeline.context import MessageAdapter, OpenAILLMContext, PlainMessages, is_given
+from worker.pipeline.calls import CallObserver, LLMCall, Outcome
+from worker.pipeline.context import (
+    Message,
+    MessageAdapter,
+    OpenAILLMContext,
+    PlainMessages,
+    is_given,
+)
 from worker.pipeline.frames import (
+    CancelFrame,
+    EndFrame,
     Frame,
     FunctionCallFromLLM,
     LLMFullResponseEndFrame,
@@ -40,9 +49,11 @@ from worker.pipeline.frames import (
     MetricsFrame,
     OpenAILLMContextFrame,
     ProcessingMetricsData,
+    StartFrame,
     StartInterruptionFrame,
     StopInterruptionFrame,
     TTFBMetricsData,
+    UserImageRequestFrame,
     VisionImageRawFrame,
 )
 from worker.pipeline.functions import (
@@ -52,7 +63,8 @@ from worker.pipeline.functions import (
     StartCallback,
     function_call,
 )
-from worker.pipeline.processor import FrameDirection, FrameProcessor
+from worker.pipeline.hooks import overridden
+from worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
 from worker.pipeline.stream import (
     FinishReason,
     MalformedFrame,
@@ -71,11 +83,18 @@ from worker.pipeline.stream import (
 )
 from worker.pipeline.tools import NotGiven
 from worker.services.openai.failures import failure_in_stream
+from worker.services.openai.sdk import (
+    SDK_OPTIONS,
+    SdkStream,
+    sdk_failures,
+    stalled,
+)
 from worker.services.openai.wire import ChatStream, TimeLimits
 
 log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
+_decode_messages = msgspec.json.Decoder(list[Message]).decode
 USER_PARAMS: Final = LLMUserAggregatorParams(aggregation_timeout=0.5)
 ASSISTANT_PARAMS: Final = LLMAssistantAggregatorParams(expect_stripped_words=True)
 """Defaults as the seed spells them; aggregators copy what they are given."""
@@ -209,6 +228,14 @@ class OpenAIInputParams:
                 raise ValueError(f"{name}: {lowest:g} to {highest:g}")
 
 
+_HOOKS: Final[Mapping[str, Sequence[str]]] = {
+    "_process_context": ("context",),
+    "_stream_chat_completions": ("context",),
+    "get_chat_completions": ("context", "messages"),
+    "build_chat_completion_params": ("params_from_context",),
+}
+"""How a request is made: methods that a subclass may override, and what they are given."""
+
 _SENT_PARAMETERS: Final = (
     "frequency_penalty",
     "presence_penalty",
@@ -244,8 +271,18 @@ class _Run:
         self.again = False
         self.interrupted = False
         self.stream: ChatStream | None = None
+        self.completion: _Completion | None = None
+        """The call that is being made; None before the first of a response."""
+        self.is_sent = False
+        """Whether its request was sent: the next one is another call."""
+        self.made: list[FunctionCallFromLLM] = []
+        """Calls of the response, to be run when it is over."""
+        self.parsed: list[FunctionCallFromLLM] = []
+        """Those of them whose arguments were read here, and may be no JSON at all."""
         self.batch: FunctionCallBatch | None = None
         self.task = asyncio.current_task()
+        self.inner: asyncio.Task[None] | None = None
+        """Runs the code of a subclass, so that an interruption can end it."""
         self.unwound = asyncio.Event()
 
 
@@ -259,8 +296,8 @@ class _Completion:
         self.done = False
 
 
-_tally_of: ContextVar[tuple[object, UsageTally] | None] = ContextVar("tally_of", default=None)
-"""The service that streams in this task, and what it counts: concurrent calls never mix."""
+_run_of: ContextVar[tuple[object, _Run] | None] = ContextVar("run_of", default=None)
+"""The service that answers in this task, and what: concurrent calls never mix."""
 
 
 class OpenAILLMService(FrameProcessor):
@@ -270,7 +307,34 @@ class OpenAILLMService(FrameProcessor):
     worker builds one per turn around a shared client. Each completion is one POST: retrying is the
     caller's business. What goes wrong is raised out of `process_frame`, after the end of the
     response was pushed, so that the text received so far has reached the assistant aggregator.
+
+    A subclass may override, as in pipecat: `create_client`, `build_chat_completion_params`,
+    `get_chat_completions`, `_stream_chat_completions`, `_process_context`, `run_function_calls`,
+    `start_llm_usage_metrics`, `_update_settings`, `start`, `stop`, `cancel`, `process_frame`. Where
+    it overrides how a request is made, or brings a client of another class, the SDK makes the
+    request and reads the stream; else both go straight to the transport.
+
+    Events: `on_function_calls_started(service, function_calls)`, `on_completion_timeout(service)`.
     """
+
+    NEVER_CALLED: ClassVar[Mapping[str, Sequence[str]]] = {
+        "The functions of a response run as one batch: override run_function_calls, or register a "
+        "handler.": (
+            "_run_function_call",
+            "_cancel_function_call",
+            "_create_sequential_runner_task",
+            "_cancel_sequential_runner_task",
+            "_sequential_runner_handler",
+            "_function_call_task_finished",
+            "call_start_function",
+        ),
+        "Override process_frame.": ("_handle_interruptions", "process_generator"),
+        "Override get_llm_adapter.": ("adapter_class",),
+        "Contexts are OpenAILLMContexts: override _stream_chat_completions.": (
+            "_stream_chat_completions_specific_context",
+            "_stream_chat_completions_universal_context",
+        ),
+    }
 
     InputParams: TypeAlias = OpenAIInputParams
     """Sampling parameters, as pipecat has them: an attribute of the service."""
@@ -280,8 +344,8 @@ class OpenAILLMService(FrameProcessor):
     def __init__(
         self,
         *,
-        api_key: str | None,
-        model: str,
+        model: str = "gpt-4.1",
+        api_key: str | None = None,
         base_url: str | None = None,
         organization: str | None = None,
         project: str | None = None,
@@ -295,12 +359,13 @@ class OpenAILLMService(FrameProcessor):
         functions: FunctionRegistry | None = None,
         now: Callable[[], float] = time.monotonic,
         name: str | None = None,
+        **client_options: Any,
     ) -> None:
         """Prepare a service; nothing is sent.
 
         Args:
-            api_key: Never taken from the environment.
             model: As the provider names it.
+            api_key: Never taken from the environment.
             base_url: The provider's address; OpenAI's if None.
             organization: OpenAI's organization. Never taken from the environment.
             project: OpenAI's project. Never taken from the environment.
@@ -315,21 +380,23 @@ class OpenAILLMService(FrameProcessor):
             functions: Handlers shared with other services; else this service has its own.
             now: A clock, seconds.
             name: Name in metrics; the class's name if None.
+            **client_options: For a subclass's `create_client`; the one here takes no others.
 
         Raises:
             ValueError: `api_key` is missing or empty.
+            TypeError: There is no such option.
         """
         super().__init__(name=name)
         if not api_key:
             raise ValueError(f"{type(self).__name__} needs an api_key; none is looked up elsewhere")
         params = params or OpenAIInputParams()
         self._settings: dict[str, Any] = {
-            name: value for name in _SENT_PARAMETERS if is_given(value := getattr(params, name))
+            name: value if is_given(value := getattr(params, name)) else OPENAI_NOT_GIVEN
+            for name in _SENT_PARAMETERS
         }
-        self._extra: dict[str, Any] = (
-            dict(params.extra) if isinstance(params.extra, Mapping) else {}
-        )
-        self._model = model
+        self._settings["extra"] = dict(params.extra) if isinstance(params.extra, Mapping) else {}
+        self._model: str = model
+        self.set_model_name(model)
         self._owns_client = client is None
         self._client = client or self.create_client(
             api_key=api_key,
@@ -337,6 +404,7 @@ class OpenAILLMService(FrameProcessor):
             organization=organization,
             project=project,
             default_headers=default_headers,
+            **client_options,
         )
         self._extra_headers: Mapping[str, str] = extra_headers or {}
         self._observer = observer
@@ -348,6 +416,25 @@ class OpenAILLMService(FrameProcessor):
         self._ttfb_reported = False
         self.calls: list[LLMCall] = []
         """Every call, in the order of their requests, also failed and cancelled ones."""
+        self._register_event_handler("on_function_calls_started")
+        self._register_event_handler("on_completion_timeout")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a subclass whose override would be ignored, or called in another way.
+
+        Raises:
+            TypeError: It overrides what is never called, or takes other arguments.
+        """
+        super().__init_subclass__(**kwargs)
+        for name, given in _HOOKS.items():
+            parameters = inspect.signature(getattr(cls, name)).parameters
+            try:
+                inspect.signature(getattr(cls, name)).bind(None, *given)
+            except TypeError:
+                raise TypeError(
+                    f"{cls.__name__}.{name}({', '.join(parameters)}) cannot be called: it is given "
+                    f"(self, {', '.join(given)})"
+                ) from None
 
     # Set-up
 
@@ -359,7 +446,8 @@ class OpenAILLMService(FrameProcessor):
         Args:
             api_key: Used as it is.
             base_url: Used as it is; OpenAI's address if None.
-            **kwargs: `organization`, `project`, `default_headers`.
+            **kwargs: `organization`, `project`, `default_headers`, and what else the constructor
+                was given that it does not know.
 
         Raises:
             ValueError: `api_key` is missing or empty.
@@ -472,17 +560,25 @@ class OpenAILLMService(FrameProcessor):
 
         Outside of a completion it is reported at once.
         """
-        tally = self._current_tally()
-        if tally is None:
+        run = self._current_run()
+        if run is None:
             await super().start_llm_usage_metrics(tokens)
         else:
-            tally.add(tokens)
+            completion = run.completion or await self._open(run)
+            completion.tally.add(tokens)
+
+    async def start_ttfb_metrics(self) -> None:
+        """Begin to measure the time to the first byte: a request is about to be sent."""
+        run = self._current_run()
+        if run is not None:
+            await self._open(run)
+        await super().start_ttfb_metrics()
 
     def _new_tally(self) -> UsageTally:
         return UsageTally()
 
-    def _current_tally(self) -> UsageTally | None:
-        current = _tally_of.get()
+    def _current_run(self) -> _Run | None:
+        current = _run_of.get()
         return current[1] if current is not None and current[0] is self else None
 
     def _usage_data(self, tokens: LLMTokenUsage) -> LLMUsageMetricsData:
@@ -499,6 +595,15 @@ class OpenAILLMService(FrameProcessor):
         """
         await super().process_frame(frame, direction)
         match frame:
+            case StartFrame():
+                await self.start(frame)
+                await self.push_frame(frame, direction)
+            case EndFrame():
+                await self.stop(frame)
+                await self.push_frame(frame, direction)
+            case CancelFrame():
+                await self.cancel(frame)
+                await self.push_frame(frame, direction)
             case OpenAILLMContextFrame():
                 await self._answer(frame.context)
             case LLMMessagesFrame():
@@ -512,7 +617,7 @@ class OpenAILLMService(FrameProcessor):
                 )
                 await self._answer(context)
             case LLMUpdateSettingsFrame():
-                self._update_settings(frame.settings)
+                await self._update_settings(frame.settings)
             case StartInterruptionFrame():
                 await self._interrupt()
                 await self.push_frame(frame, direction)
@@ -522,17 +627,38 @@ class OpenAILLMService(FrameProcessor):
             case _:
                 await self.push_frame(frame, direction)
 
-    def _update_settings(self, settings: Mapping[str, Any]) -> None:
+    async def start(self, frame: StartFrame) -> None:
+        """Do nothing: for subclasses, before the StartFrame goes on."""
+
+    async def stop(self, frame: EndFrame) -> None:
+        """Do nothing: for subclasses, before the EndFrame goes on."""
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        """Do nothing: for subclasses, before the CancelFrame goes on."""
+
+    async def request_image_frame(
+        self,
+        user_id: str,
+        *,
+        function_name: str | None = None,
+        tool_call_id: str | None = None,
+        text_content: str | None = None,
+        video_source: str | None = None,
+    ) -> None:
+        """Ask upstream for an image of the user, for a function call if one is named."""
+        await self.push_frame(
+            UserImageRequestFrame(user_id, text_content, function_name, tool_call_id, video_source),
+            UPSTREAM,
+        )
+
+    async def _update_settings(self, settings: Mapping[str, Any]) -> None:
         for name, value in settings.items():
             if name == "model":
                 self.set_model_name(value)
             elif name == "extra":
-                self._extra = dict(value)
-            elif name in _SENT_PARAMETERS:
-                if is_given(value):
-                    self._settings[name] = value
-                else:
-                    self._settings.pop(name, None)
+                self._settings["extra"] = dict(value)
+            elif name in self._settings:
+                self._settings[name] = value if is_given(value) else OPENAI_NOT_GIVEN
             else:
                 log.warning("llm.unknown_setting", extra={"setting": name})
 
@@ -542,10 +668,15 @@ class OpenAILLMService(FrameProcessor):
             run.interrupted = True
             if run.batch is not None:
                 await run.batch.interrupt()
+                continue
+            if run.inner is not None:
+                run.inner.cancel()
             elif run.stream is not None:
                 run.stream.abort()
-                if run.task is not asyncio.current_task():
-                    await run.unwound.wait()
+            else:
+                continue
+            if asyncio.current_task() not in {run.task, run.inner}:
+                await run.unwound.wait()
 
     async def _answer(self, context: OpenAILLMContext) -> None:
         """Run completions until the context wants no further one; never recursive.
@@ -559,7 +690,7 @@ class OpenAILLMService(FrameProcessor):
             return
         run = self._runs[id(context)] = _Run(context)
         try:
-            await self._complete(context, run)
+            await self._complete(run)
         finally:
             del self._runs[id(context)]
 
@@ -585,54 +716,149 @@ class OpenAILLMService(FrameProcessor):
                 await self._run_calls(run, batch)
                 if batch.waits or not (run.again or answer):
                     return
-            await self._complete(context, run)
+            await self._complete(run)
         finally:
             del self._runs[id(context)]
 
-    async def _complete(self, context: OpenAILLMContext, run: _Run) -> None:
+    async def _complete(self, run: _Run) -> None:
         while True:
             run.again = run.interrupted = False
-            await self._process_context(context, run)
+            await self._respond(run)
             if not run.again:
                 return
 
     # One completion
 
-    async def _process_context(self, context: OpenAILLMContext, run: _Run | None = None) -> None:
-        """Stream one completion of the context and run the functions it calls."""
-        run = run or _Run(context)
-        context.repair_in_progress()
-        completion = self._begin(context)
-        call = completion.call
-        token = _tally_of.set((self, completion.tally))
+    async def _respond(self, run: _Run, *, framed: bool = True) -> None:
+        """Have one response made, and run the functions that it calls.
+
+        Args:
+            run: What is answered.
+            framed: Whether to push the frames that stand around a response.
+        """
+        run.context.repair_in_progress()
+        run.completion, run.is_sent = None, False
+        run.made, run.parsed = [], []
+        outcome: Outcome = "failed"
+        code: str | None = None
+        token = _run_of.set((self, run))
         run.unwound.clear()
-        await self.push_frame(LLMFullResponseStartFrame())
+        if framed:
+            await self.push_frame(LLMFullResponseStartFrame())
         try:
-            async with self._noted(call) as noted:
-                await self._stream(context, completion, run, noted)
-            call.outcome = "interrupted" if run.interrupted else "completed"
+            await self._run_hooks(run)
+            outcome = "interrupted" if run.interrupted else "completed"
         except WorkerError as error:
-            call.outcome, call.error = "failed", error.code
+            code = error.code
+            self._note_status(run, error)
+            if isinstance(error, Stalled):
+                await self._call_event_handler("on_completion_timeout")
             raise
         except asyncio.CancelledError:
-            call.outcome, call.error = "cancelled", "cancelled"
+            outcome, code = "cancelled", "cancelled"
             raise
         except BaseException as error:
-            call.outcome, call.error = "failed", type(error).__name__
+            code = type(error).__name__
             raise
         finally:
-            _tally_of.reset(token)
+            _run_of.reset(token)
             run.stream = None
             try:
-                await self._finish(completion)
-                if call.outcome == "completed" and completion.tool_calls:
-                    run.batch = await self._announce_calls(context, completion)
+                await self._close_call(run, outcome, code)
+                if outcome == "completed" and run.made:
+                    run.batch = await self._announce_calls(run)
             finally:
                 run.unwound.set()
-            if call.outcome in {"completed", "failed"}:
+            if framed and outcome in {"completed", "failed"}:
                 await self.push_frame(LLMFullResponseEndFrame())
         if run.batch is not None:
             await self._run_calls(run, run.batch)
+
+    async def _run_hooks(self, run: _Run) -> None:
+        """Make the response, by the code of a subclass if there is any.
+
+        Raises:
+            Retryable: See `process_frame`.
+            Terminal: See `process_frame`.
+        """
+        if not self._uses_sdk():
+            await self._process_context(run.context)
+            return
+        run.inner = asyncio.create_task(self._process_context(run.context))
+        try:
+            await asyncio.wait([run.inner])
+        finally:
+            inner, run.inner = run.inner, None
+            if not inner.done():
+                inner.cancel()
+                await asyncio.wait([inner])
+        if inner.cancelled() and run.interrupted:
+            return
+        with sdk_failures():
+            inner.result()
+
+    def _uses_sdk(self) -> bool:
+        """Tell whether the SDK makes requests, since somebody changed how they are made."""
+        return (
+            overridden(self, OpenAILLMService, _HOOKS)
+            or type(self._client) is not AsyncOpenAI
+            or not SDK_OPTIONS.isdisjoint(self._settings["extra"])
+        )
+
+    async def _process_context(self, context: OpenAILLMContext) -> None:
+        """Stream one completion of the context and ask for the functions it calls.
+
+        Raises:
+            Retryable: See `process_frame`.
+            Terminal: See `process_frame`.
+        """
+        run = self._current_run()
+        if run is None:
+            await self._respond(_Run(context), framed=False)
+            return
+        uses_sdk = self._uses_sdk()
+        completion = await self._open(run, noted=uses_sdk)
+        try:
+            if uses_sdk:
+                await self._stream_by_sdk(context, completion, run)
+            else:
+                run.is_sent = True
+                async with self._noted(completion.call) as noted:
+                    await self._stream(context, completion, run, noted)
+        except WorkerError as error:
+            self._note_status(run, error)
+            await self._close_call(run, "failed", error.code)
+            raise
+        if completion.tool_calls and not run.interrupted:
+            run.parsed = self._calls_of(completion, context)
+            await self.run_function_calls(run.parsed)
+
+    async def _open(self, run: _Run, *, noted: bool = True) -> _Completion:
+        """Return the call that is about to be made: a new one, unless one waits for its request.
+
+        Args:
+            run: What is answered.
+            noted: Whether to have the observer take note of it.
+        """
+        if run.completion is not None and not run.is_sent:
+            return run.completion
+        await self._close_call(run, "completed", None)
+        run.completion, run.is_sent = self._begin(run.context), False
+        if noted and self._observer is not None:
+            await self._observer.on_call_started(run.completion.call)
+        return run.completion
+
+    def _note_status(self, run: _Run, error: WorkerError) -> None:
+        """Take the status from an error, where the SDK kept the response to itself."""
+        status: int | None = getattr(error, "status", None)
+        if run.completion is not None and run.completion.call.status is None:
+            run.completion.call.status = status
+
+    async def _close_call(self, run: _Run, outcome: Outcome, code: str | None) -> None:
+        completion = run.completion
+        if completion is not None and completion.call.finished_at is None:
+            completion.call.outcome, completion.call.error = outcome, code
+            await self._finish(completion)
 
     async def _run_calls(self, run: _Run, batch: FunctionCallBatch) -> None:
         try:
@@ -704,7 +930,9 @@ class OpenAILLMService(FrameProcessor):
         if call.finish_reason is None and not run.interrupted:
             raise Truncated("the stream ended without a finish reason")
 
-    async def _read(self, stream: ChatStream, completion: _Completion, run: _Run) -> None:
+    async def _read(
+        self, stream: ChatStream | SdkStream, completion: _Completion, run: _Run
+    ) -> None:
         call = completion.call
         while (events := await stream.next_events()) is not None:
             for event in events:
@@ -722,7 +950,9 @@ class OpenAILLMService(FrameProcessor):
                 else:
                     await self._note(event, completion, stream)
 
-    async def _note(self, event: StreamEvent, completion: _Completion, stream: ChatStream) -> None:
+    async def _note(
+        self, event: StreamEvent, completion: _Completion, stream: ChatStream | SdkStream
+    ) -> None:
         """Take note of an event that is not text.
 
         Raises:
@@ -764,7 +994,7 @@ class OpenAILLMService(FrameProcessor):
             case _:
                 pass
 
-    def _note_response(self, stream: ChatStream, call: LLMCall) -> None:
+    def _note_response(self, stream: ChatStream | SdkStream, call: LLMCall) -> None:
         if stream.response is not None:
             call.status = stream.response.status_code
             call.request_id = stream.response.headers.get("x-request-id")
@@ -810,20 +1040,44 @@ class OpenAILLMService(FrameProcessor):
         if self._observer is not None:
             await self._observer.on_call_finished(call)
 
-    async def _announce_calls(
-        self, context: OpenAILLMContext, completion: _Completion
-    ) -> FunctionCallBatch:
+    def _calls_of(
+        self, completion: _Completion, context: OpenAILLMContext
+    ) -> list[FunctionCallFromLLM]:
+        return [
+            function_call(parts.name or "unnamed_function", parts.call_id, parts.arguments, context)
+            for parts in completion.tool_calls.calls()
+        ]
+
+    async def run_function_calls(self, function_calls: Sequence[FunctionCallFromLLM]) -> None:
+        """Run functions: those of a response when it is over, others now.
+
+        Args:
+            function_calls: Made for the same context.
+        """
+        run = self._current_run()
+        parsed = set(map(id, run.parsed)) if run is not None else set[int]()
+        for call in function_calls:
+            if call.raw_arguments is None and id(call) not in parsed:
+                call.raw_arguments = to_json(call.arguments)
+        if run is not None:
+            run.made.extend(function_calls)
+        elif function_calls:
+            run = _Run(function_calls[0].context or OpenAILLMContext())
+            run.made.extend(function_calls)
+            batch = await self._announce_calls(run)
+            await batch.run()
+
+    async def _announce_calls(self, run: _Run) -> FunctionCallBatch:
         """Put the calls into the context, after the text that came with them."""
         taken: set[str] = set()
-        calls: list[FunctionCallFromLLM] = []
-        for parts in completion.tool_calls.calls():
-            call_id = parts.call_id
-            if not call_id or call_id in taken or context.names_call(call_id):
-                call_id = f"call_{uuid.uuid4().hex[:16]}"
-            taken.add(call_id)
-            name = parts.name or "unnamed_function"
-            calls.append(function_call(name, call_id, parts.arguments, context))
-        batch = self._batch(context, calls)
+        for call in run.made:
+            if not call.tool_call_id or (
+                call.tool_call_id in taken or run.context.names_call(call.tool_call_id)
+            ):
+                call.tool_call_id = f"call_{uuid.uuid4().hex[:16]}"
+            taken.add(call.tool_call_id)
+        await self._call_event_handler("on_function_calls_started", run.made)
+        batch = self._batch(run.context, run.made)
         await batch.announce()
         return batch
 
@@ -834,12 +1088,135 @@ class OpenAILLMService(FrameProcessor):
             self, self._functions, calls, context, run_in_parallel=self._run_in_parallel
         )
 
+    # The request, by the SDK
+
+    def build_chat_completion_params(
+        self, params_from_context: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what the SDK's `chat.completions.create` is called with.
+
+        Args:
+            params_from_context: `messages`, `tools` and `tool_choice`.
+        """
+        fields: dict[str, Any] = {
+            "model": self._model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **{name: self._settings[name] for name in _SENT_PARAMETERS},
+            **params_from_context,
+            **self._settings["extra"],
+        }
+        fields = {name: value for name, value in fields.items() if is_given(value)}
+        self._remove_refused(fields)
+        return fields
+
+    async def get_chat_completions(
+        self, context: OpenAILLMContext, messages: list[Message]
+    ) -> AsyncIterable[Any]:
+        """Have the SDK send a request.
+
+        Args:
+            context: Its tools and tool choice are used.
+            messages: In the form that the model takes.
+
+        Returns:
+            The chunks of the response.
+
+        Raises:
+            OpenAIError: See the SDK.
+        """
+        params = self.build_chat_completion_params(
+            {"messages": messages, "tools": context.tools, "tool_choice": context.tool_choice}
+        )
+        params["extra_headers"] = {**self._extra_headers, **params.get("extra_headers", {})}
+        return cast("AsyncIterable[Any]", await self._client.chat.completions.create(**params))
+
+    async def _stream_chat_completions(self, context: OpenAILLMContext) -> AsyncIterable[Any]:
+        """Send a request for this context.
+
+        Returns:
+            The chunks of the response, taken note of as they are read.
+
+        Raises:
+            OpenAIError: See the SDK.
+        """
+        run = self._current_run()
+        completion = None
+        if run is not None:
+            completion = await self._open(run)
+            run.is_sent = True
+        # Subclasses hand these to the SDK, which knows its own constant only.
+        if not is_given(context.tools):
+            context.set_tools(OPENAI_NOT_GIVEN)
+        if not is_given(context.tool_choice):
+            context.set_tool_choice(OPENAI_NOT_GIVEN)
+        encoded = context.encoded_request_messages()
+        if completion is not None:
+            completion.call.request_bytes = len(encoded)
+        limit = asyncio.timeout(self._limits.first_token_s)
+        try:
+            async with limit:
+                chunks = await self.get_chat_completions(context, _decode_messages(encoded))
+        except TimeoutError:
+            if limit.expired():
+                raise stalled("first_token") from None
+            raise
+        if completion is None:
+            return chunks
+        call = completion.call
+        stream = SdkStream(
+            chunks, limits=self._limits, on_event=lambda event: self._note_seen(event, call)
+        )
+        self._note_response(stream, call)
+        return stream
+
+    async def _stream_by_sdk(
+        self, context: OpenAILLMContext, completion: _Completion, run: _Run
+    ) -> None:
+        """Push the text of a response that the SDK reads, as it comes.
+
+        Raises:
+            ProviderUnavailable: The response failed before its finish reason.
+            ProviderRejected: The provider refuses the request or its content.
+        """
+        with sdk_failures():
+            chunks = await self._stream_chat_completions(context)
+            run.is_sent = True
+            if not isinstance(chunks, SdkStream):
+                chunks = SdkStream(chunks, limits=self._limits)
+            async with chunks as stream:
+                self._note_response(stream, completion.call)
+                await self._read(stream, completion, run)
+        if completion.call.finish_reason is None:
+            raise Truncated("the stream ended without a finish reason")
+
+    def _note_seen(self, event: StreamEvent, call: LLMCall) -> None:
+        """Take note of what a subclass reads by itself."""
+        match event:
+            case TextDelta() | Refusal():
+                call.text_chunks += 1
+                call.text_chars += len(event.text)
+                if call.first_text_at is None:
+                    call.first_text_at = self._now()
+            case ReasoningDelta():
+                call.reasoning_chunks += 1
+            case UsageReport():
+                call.usage = event.usage
+            case FinishReason():
+                call.finish_reason = event.reason
+            case ResponseNamed():
+                call.response_id, call.response_model = event.response_id, event.model
+            case _:
+                pass
+        if call.first_chunk_at is None and not isinstance(event, ResponseNamed | UsageReport):
+            call.first_chunk_at = self._now()
+
     # The request
 
     def _build_request(self, context: OpenAILLMContext) -> bytes:
         """Return the request's body: the messages as they were stored, then all else."""
         fields = self._request_fields(context)
-        fields.update((k, v) for k, v in self._extra.items() if is_given(v))
+        fields.update((k, v) for k, v in self._settings["extra"].items() if is_given(v))
         self._remove_refused(fields)
         if "messages" in fields:
             return _encode(fields)
@@ -856,7 +1233,9 @@ class OpenAILLMService(FrameProcessor):
             fields["tools"] = tools
             if is_given(tool_choice) and tool_choice is not None:
                 fields["tool_choice"] = tool_choice
-        fields.update(self._settings)
+        fields.update(
+            (name, value) for name in _SENT_PARAMETERS if is_given(value := self._settings[name])
+        )
         return fields
 
     def _remove_refused(self, fields: dict[str, Any]) -> None:

@@ -1,0 +1,208 @@
+"""Reads responses by OpenAI's SDK: the slow path, where somebody else makes the requests."""
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator
+from typing import Any, Final, Self, cast
+
+import aiohttp
+import httpx2
+import msgspec
+import openai
+
+from worker.errors import ProviderUnavailable, Stalled, UnusableReply
+from worker.pipeline.stream import CompletionStream, FinishReason, StreamEvent, StreamFailed
+from worker.services.openai.failures import failure_in_stream, failure_of_response
+from worker.services.openai.wire import TimeLimits
+
+SDK_OPTIONS: Final = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
+"""What `extra` may hold that is the SDK's business and no part of the request's body."""
+
+
+class SdkStream:
+    """The chunks of one response, within time limits; closes the response.
+
+    Read either as events (`next_events`) or, by a subclass's own code, as chunks (`async for`).
+    Chunks may be the SDK's objects, dicts, or anything with attributes; they mean what the same
+    bytes would. Where they do not come from the SDK their end is the end of the reply.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncIterable[Any],
+        *,
+        limits: TimeLimits,
+        on_event: Callable[[StreamEvent], None] | None = None,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            chunks: As they come.
+            limits: How long to wait; counted from now.
+            on_event: Hears of each event in chunks that are read as such.
+        """
+        self._source = chunks
+        self._chunks: AsyncIterator[Any] | None = None
+        self._limits = limits
+        self._on_event = on_event
+        self._events = CompletionStream()
+        self._has_reason = False
+        self._at_end = False
+        self._limit = "first_token"
+        now = asyncio.get_running_loop().time()
+        self._last = now + limits.total_s
+        self._deadline = min(now + limits.first_token_s, self._last)
+        self.response: Any = getattr(chunks, "response", None)
+
+    async def __aenter__(self) -> Self:
+        """Return this."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the response."""
+        await self.close()
+
+    def __aiter__(self) -> Self:
+        """Return this."""
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next chunk.
+
+        Raises:
+            OpenAIError: See the SDK.
+            Stalled: A time limit ran out.
+        """
+        chunk = await self._next_chunk()
+        if chunk is None:
+            raise StopAsyncIteration
+        events = self._events_of(chunk)
+        if self._on_event is not None:
+            for event in events:
+                self._on_event(event)
+        return chunk
+
+    async def next_events(self) -> list[StreamEvent] | None:
+        """Return the events of the next chunk; None at the end.
+
+        Raises:
+            OpenAIError: See the SDK.
+            Stalled: A time limit ran out.
+        """
+        if self._at_end:
+            return None
+        chunk = await self._next_chunk()
+        if chunk is not None:
+            return self._events_of(chunk)
+        events = self._events.close()
+        if not self._has_reason and not isinstance(self._source, openai.AsyncStream):
+            events.append(FinishReason("stop"))
+        return events
+
+    def enough(self, *, within_s: float) -> None:
+        """Read on for at most `within_s`: what matters has come."""
+        self._wait_for("enough", within_s)
+
+    async def close(self) -> None:
+        """Close the response; that it cannot be closed is of no interest any more."""
+        source = self._source
+        close = getattr(source, "close", None) or getattr(source, "aclose", None)
+        with contextlib.suppress(httpx2.HTTPError, aiohttp.ClientError, OSError, RuntimeError):
+            closed = close() if close is not None else None
+            if inspect.isawaitable(closed):
+                await closed
+
+    async def _next_chunk(self) -> Any:
+        """Return the next chunk; None at the end."""
+        if self._chunks is None:
+            self._chunks = aiter(self._source)
+        limit = asyncio.timeout_at(self._deadline)
+        try:
+            async with limit:
+                chunk = await anext(self._chunks, None)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            chunk = None
+            if self._limit != "enough":
+                raise stalled("total" if self._deadline >= self._last else self._limit) from None
+        self._at_end = chunk is None
+        return chunk
+
+    def _events_of(self, chunk: Any) -> list[StreamEvent]:
+        events = self._events.feed(b"data: %b\n\n" % encode_chunk(chunk))
+        self._has_reason |= any(isinstance(event, FinishReason) for event in events)
+        if events and self._limit != "enough":
+            self._wait_for("idle", self._limits.idle_s)
+        return events
+
+    def _wait_for(self, limit: str, wait_s: float) -> None:
+        self._limit = limit
+        self._deadline = min(asyncio.get_running_loop().time() + wait_s, self._last)
+
+
+def encode_chunk(chunk: Any) -> bytes:
+    """Return a chunk as JSON in one line.
+
+    Raises:
+        UnusableReply: It has no JSON form.
+    """
+    try:
+        if isinstance(chunk, openai.BaseModel):
+            return chunk.model_dump_json(exclude_unset=True, warnings=False).encode()
+        return msgspec.json.encode(chunk, enc_hook=_fields)
+    except (TypeError, ValueError, RecursionError):
+        raise UnusableReply("a chunk of the stream has no JSON form") from None
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object that was made by hand.
+
+    Raises:
+        TypeError: It has none.
+    """
+    if isinstance(value, openai.BaseModel):
+        return value.model_dump(exclude_unset=True, warnings=False)
+    return cast("dict[str, Any]", vars(value))
+
+
+def stalled(limit: str) -> Stalled:
+    """Return the error for a time limit that ran out."""
+    return Stalled(f"the provider sent nothing in time ({limit})", code=f"{limit}_timeout")
+
+
+@contextlib.contextmanager
+def sdk_failures() -> Generator[None]:
+    """Turn what the SDK raises into the worker's errors; everything else passes.
+
+    Raises:
+        ProviderUnavailable: No connection, no answer in time, or one that says try later.
+        ProviderRejected: The provider refuses the request.
+        ContextTooLong: The model does not take a context of this length.
+        Stalled: A time limit ran out.
+    """
+    try:
+        yield
+    except openai.APIStatusError as error:
+        response = error.response
+        raise failure_of_response(
+            error.status_code, response.headers, _content_of(response)
+        ) from None
+    except (openai.APITimeoutError, httpx2.TimeoutException):
+        raise stalled("idle") from None
+    except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError) as error:
+        kind = type(error).__name__
+        raise ProviderUnavailable(
+            f"the connection to the provider failed ({kind})", code="connection"
+        ) from None
+    except openai.APIError as error:
+        failure = StreamFailed(str(error.code or error.type or ""), error.message)
+        raise failure_in_stream(failure) from None
+
+
+def _content_of(response: Any) -> bytes:
+    try:
+        return bytes(response.content)
+    except RuntimeError:  # it was never read
+        return b""
