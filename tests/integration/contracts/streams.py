@@ -92,11 +92,6 @@ async def waits(redis: Redis, command: str) -> bool:
     )
 
 
-async def dump(redis: Redis) -> dict[str, bytes]:
-    """Return all that is in the database."""
-    return {key.decode(): await redis.dump(key) for key in await redis.keys()}
-
-
 def whole_turn(turn_id: str = "t", text: str = "Hello world") -> list[AnyEvent]:
     """Return the events of a turn that succeeds at once."""
     ids = {"conversation_id": "c", "turn_id": turn_id}

@@ -8,7 +8,8 @@ from contracts import TurnClient, TurnCompleted, UserMessage
 from contracts.keys import conversation_keys
 from contracts.requests import Requests
 from contracts.scripts import run
-from tests.integration.contracts.streams import KEYS, SHARD, dump, hold, publish, reply, whole_turn
+from tests.integration.contracts.streams import KEYS, SHARD, hold, publish, reply, whole_turn
+from tests.support.keys import kept
 
 
 def user(conversation_id: str, **more: Any) -> UserMessage:
@@ -40,7 +41,7 @@ async def test_nothing_of_the_conversation_is_left(client: Any, redis: Redis) ->
     assert {key.decode() for key in await redis.keys()} >= set(KEYS[:11])
     await client.submit(user("other"))
     await reply(redis, "inbox", done("other"))
-    others = {k: v for k, v in (await dump(redis)).items() if ":c:other:" in k}
+    others = {k: v for k, v in (await kept(redis)).items() if ":c:other:" in k}
 
     assert await client.forget("c")
 
@@ -48,11 +49,11 @@ async def test_nothing_of_the_conversation_is_left(client: Any, redis: Redis) ->
     assert not left & set(KEYS)
     assert not [key for key in left if ":c:c:" in key or key.endswith("{s0}:c")]
     assert await redis.zrange(SHARD.queue, 0, -1) == [b"{s0}:other"]
-    (kept,) = await redis.xrange(SHARD.reply_prefix + "inbox")
-    assert b'"other"' in kept[1][b"e"]
+    (entry,) = await redis.xrange(SHARD.reply_prefix + "inbox")
+    assert b'"other"' in entry[1][b"e"]
     assert await redis.xlen(SHARD.reply_prefix + "other") == 0
     assert [fields[b"c"] for _, fields in await redis.xrange(SHARD.dead)] == [b"other"]
-    now = await dump(redis)
+    now = await kept(redis)
     assert others == {key: now[key] for key in others}
 
 
@@ -87,12 +88,12 @@ async def test_a_copy_made_meanwhile_is_not_overlooked(
     await fill(client_async, redis)
     copies = await redis.lrange(KEYS.copies, 0, -1)
     await reply(redis, "late", done("c"))
-    before = await dump(redis)
+    before = await kept(redis)
 
     answer = await run(redis, Requests().forget("c", copies))
 
     assert answer == [b"again", len(copies) + 1]
-    assert await dump(redis) == before
+    assert await kept(redis) == before
     assert await client_async.forget("c")
     assert await redis.xlen(SHARD.reply_prefix + "late") == 0
 
@@ -105,12 +106,12 @@ async def test_a_copy_made_meanwhile_is_not_overlooked_in_a_full_list(
     copies = await redis.lrange(KEYS.copies, 0, -1)
     await reply(redis, "late", done("c"))
     await redis.lpop(KEYS.copies)
-    before = await dump(redis)
+    before = await kept(redis)
 
     answer = await run(redis, Requests().forget("c", copies))
 
     assert answer == [b"again", len(copies)]
-    assert await dump(redis) == before
+    assert await kept(redis) == before
     assert await client_async.forget("c")
     assert await redis.xlen(SHARD.reply_prefix + "late") == 0
 

@@ -30,8 +30,8 @@ from contracts.conversation import SettingsChange
 from contracts.jobs import deserialize_job
 from contracts.messages import Inbound, decode
 from contracts.requests import Limits
-from tests.integration.contracts.streams import KEYS, SHARD, dump, hold
-from tests.support.keys import assert_keys_expire
+from tests.integration.contracts.streams import KEYS, SHARD, hold
+from tests.support.keys import assert_keys_expire, kept
 
 LEASED_MS = 32_503_680_000_000
 TOOL_RESULT = ToolResult(conversation_id="c", call_id="call_1", result=1)
@@ -109,7 +109,7 @@ async def test_a_repeated_message_is_a_duplicate(client: Any, redis: Redis) -> N
     """Also with another time, trace and deadline, and metadata in another order."""
     await redis.xadd(KEYS.events, {"e": "{}"}, id="5-1")
     first = await client.submit(user(turn_id="t", metadata={"a": "1", "b": "2"}))
-    before = await dump(redis)
+    before = await kept(redis)
 
     again = await client.submit(
         user(turn_id="t", metadata={"b": "2", "a": "1"}, sent_at_ms=1, deadline_at_ms=2)
@@ -117,7 +117,7 @@ async def test_a_repeated_message_is_a_duplicate(client: Any, redis: Redis) -> N
 
     assert (again.status, again.accepted, again.position) == ("duplicate", False, None)
     assert again.after == first.after == "5-1"
-    assert await dump(redis) == before
+    assert await kept(redis) == before
 
 
 async def test_a_duplicate_is_told_the_trace_of_the_first(client: Any) -> None:
@@ -136,27 +136,27 @@ async def test_a_duplicate_is_told_the_trace_of_the_first(client: Any) -> None:
 async def test_an_id_used_for_another_content_is_refused(client: Any, redis: Redis) -> None:
     """The producer is told instead of getting another turn's answer."""
     await client.submit(user("one", turn_id="t"))
-    before = await dump(redis)
+    before = await kept(redis)
 
     for other in (user("two", turn_id="t"), user("one", turn_id="t", run=False)):
         with pytest.raises(TurnIdReused, match="turn_id t was accepted before"):
             await client.submit(other)
 
-    assert await dump(redis) == before
+    assert await kept(redis) == before
 
 
 async def test_a_full_inbox_refuses(client: Any, redis: Redis) -> None:
     """Nothing is written, and the error says when to come again."""
     for _ in range(5):
         await client.submit(user())
-    before = await dump(redis)
+    before = await kept(redis)
 
     with pytest.raises(InboxFull, match="5 messages already wait in c") as caught:
         await client.submit(user())
 
     assert caught.value.retry_after_s > 0
     assert isinstance(caught.value, Refused)
-    assert await dump(redis) == before
+    assert await kept(redis) == before
 
 
 @pytest.mark.parametrize("emptying", [Interrupt(conversation_id="c"), TOOL_RESULT])
@@ -197,12 +197,12 @@ async def test_a_full_queue_refuses_only_what_is_not_on_it(client: Any, redis: R
     """Conversations that wait already take more messages."""
     for name in "abc":
         await client.submit(user(conversation_id=name))
-    before = await dump(redis)
+    before = await kept(redis)
 
     with pytest.raises(QueueFull, match="3 conversations already wait"):
         await client.submit(user(conversation_id="d"))
 
-    assert await dump(redis) == before
+    assert await kept(redis) == before
     assert (await client.submit(user(conversation_id="a"))).position == 1
 
 
@@ -216,14 +216,14 @@ async def due_since(redis: Redis, conversation_id: str, seconds: float) -> None:
 async def test_a_late_queue_refuses_only_what_is_not_on_it(client: Any, redis: Redis) -> None:
     """Nothing is written, the error says when to come again, and what waits already is let in."""
     await due_since(redis, "c", 301)
-    before = await dump(redis)
+    before = await kept(redis)
 
     with pytest.raises(QueueLate, match=r"wait for 30\d s in this shard; try again") as caught:
         await client.submit(user(conversation_id="d"))
 
     assert caught.value.retry_after_s > 0
     assert isinstance(caught.value, Refused)
-    assert await dump(redis) == before
+    assert await kept(redis) == before
     for message in (user(), Interrupt(conversation_id="c"), TOOL_RESULT):
         assert (await client.submit(message)).accepted
     (outcome,) = await client.submit_many([user(conversation_id="d")])
@@ -260,12 +260,12 @@ async def test_reject_refuses_while_the_conversation_is_busy(
     if why == "running":
         await redis.delete(KEYS.inbox)
         await hold(redis)
-    before = await dump(redis)
+    before = await kept(redis)
 
     with pytest.raises(ConversationBusy, match="c has a turn running or waiting"):
         await client.submit(user(when_busy="reject"))
 
-    assert await dump(redis) == before
+    assert await kept(redis) == before
     assert (await client.submit(user(when_busy="reject", turn_id="idle"))).status == "duplicate"
 
 
