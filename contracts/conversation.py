@@ -215,6 +215,10 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Tokens and cost of one call or a sum of calls, as the provider reported them.
 
+    A call that was cut off before its report is estimated: its prompt from the request's size or
+    from what an earlier call of the turn reported, its output from what was streamed; its cost is
+    unknown.
+
     xAI counts reasoning outside `completion_tokens`; `total_tokens` is the provider's own total and
     is never derived (docs/adr/0006-usage-as-reported.md).
     """
@@ -228,11 +232,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The part of `prompt_tokens` that was served from the prompt cache."""
     total_tokens: int = 0
     cost_usd_ticks: int = 0
-    """1 USD = 10,000,000,000 ticks."""
+    """1 USD = 10,000,000,000 ticks; without that of `unpriced_calls`."""
+    unpriced_calls: int = 0
+    """Calls that may have cost something of which nobody told the price."""
 
     @property
-    def cost_usd(self) -> float:
-        """The cost in US dollars."""
+    def cost_usd(self) -> float | None:
+        """The cost in US dollars, as far as it is known; None where nothing of it is."""
+        if self.unpriced_calls and not self.cost_usd_ticks:
+            return None
         return self.cost_usd_ticks / 1e10
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -244,11 +252,12 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             cached_tokens=self.cached_tokens + other.cached_tokens,
             total_tokens=self.total_tokens + other.total_tokens,
             cost_usd_ticks=self.cost_usd_ticks + other.cost_usd_ticks,
+            unpriced_calls=self.unpriced_calls + other.unpriced_calls,
         )
 
 
 UsageState = Literal["reported", "estimated", "unknown"]
-"""Who counted: the provider; we, from what was streamed before the call was cut; nobody."""
+"""Who counted: the provider; we, from what was sent and streamed until it was cut off; nobody."""
 
 
 class CallEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

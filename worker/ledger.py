@@ -27,6 +27,8 @@ class Ledger:
         for step in loaded.steps:
             if step[:1] == b"c":
                 entry = _decode_call(step[1:])
+                if entry.state == "unknown" and entry.error is None:  # a note of a lost worker's
+                    entry = msgspec.structs.replace(entry, usage=Usage(unpriced_calls=1))
                 (self._noted if entry.abandoned else self.kept).append(entry)
             elif step[:1] == b"x":
                 self.roll_back()
@@ -82,26 +84,32 @@ class Ledger:
 
 def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
     """Return a call's entry in the ledger."""
-    counted = call.counted_usage
     return CallEntry(
         call_id=f"{turn_id}/{attempt}/{call.number}",
         turn_id=turn_id,
         attempt=attempt,
         model=call.response_model or call.model,
         state=call.usage_state,
-        usage=Usage(
-            prompt_tokens=counted.prompt_tokens,
-            completion_tokens=counted.completion_tokens,
-            reasoning_tokens=counted.reasoning_tokens,
-            cached_tokens=counted.cached_tokens,
-            total_tokens=counted.total_tokens,
-            cost_usd_ticks=counted.cost_usd_ticks or 0,
-        ),
+        usage=usage_of(call),
         finish_reason=call.finish_reason,
         error=call.error,
         response_id=call.response_id,
         started_at_ms=_wall_ms(call.started_at),
         duration_ms=int((call.duration_s or 0) * 1000),
+    )
+
+
+def usage_of(call: LLMCall) -> Usage:
+    """Return what a call used, reported or estimated, and whether its cost is known."""
+    counted = call.counted_usage
+    return Usage(
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
+        reasoning_tokens=counted.reasoning_tokens,
+        cached_tokens=counted.cached_tokens,
+        total_tokens=counted.total_tokens,
+        cost_usd_ticks=counted.cost_usd_ticks or 0,
+        unpriced_calls=int(call.is_unpriced),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from contracts.conversation import CallEntry
+from contracts.conversation import CallEntry, Usage
 from contracts.messages import ContextAppend, Interrupt, UserMessage
 from contracts.replies import (
     AnyTerminal,
@@ -658,7 +658,7 @@ class TurnRun:
             del ids["metadata"]
             started = TurnStarted(**ids, worker=self._settings.worker_name)
         entry = entry_of(call, primary.turn_id, self._loaded.attempt)
-        entry = msgspec.structs.replace(entry, state="unknown", abandoned=True)
+        entry = msgspec.structs.replace(entry, state="unknown", abandoned=True, usage=Usage())
         return self._writer.begin_call(started, entry)
 
     async def on_call_finished(self, call: LLMCall) -> None:

@@ -117,6 +117,8 @@ def totals_table(totals: Totals) -> Table:
         f"turns: {totals.turns}, calls: {totals.calls} ({totals.reported_calls} reported by the "
         f"provider, {totals.estimated_calls} estimated, {totals.unknown_calls} unknown)"
     )
+    if unpriced := totals.usage.unpriced_calls + totals.abandoned.unpriced_calls:
+        shown.caption += f"; cost unknown for {unpriced}"
     shown.caption_justify = "left"
     return shown
 

@@ -57,6 +57,7 @@ class TracedTurn(msgspec.Struct, kw_only=True):
             reasoning_tokens=reasoning,
             cached_tokens=total(n.USAGE_CACHED_TOKENS),
             cost_usd_ticks=round(total(n.USAGE_COST_AMOUNT) * 1e10),
+            unpriced_calls=sum(n.USAGE_COST_STATE in chat for chat in chats),
         )
 
     @property
@@ -247,7 +248,8 @@ def _from_call(call: CallEntry, turn: Span, ids: Attributes) -> Span:
             n.USAGE_CACHED_TOKENS: usage.cached_tokens,
             n.USAGE_OUTPUT_TOKENS: usage.completion_tokens + usage.reasoning_tokens,
             n.USAGE_REASONING_TOKENS: usage.reasoning_tokens,
-            n.USAGE_COST_AMOUNT: usage.cost_usd,
+            **({n.USAGE_COST_AMOUNT: usage.cost_usd} if usage.cost_usd is not None else {}),
+            **({n.USAGE_COST_STATE: "unknown"} if usage.unpriced_calls else {}),
             **({n.RESPONSE_FINISH_REASONS: [call.finish_reason]} if call.finish_reason else {}),
         },
         error=call.error or "",

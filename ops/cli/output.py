@@ -73,8 +73,12 @@ def plain(content: Content | None) -> str:
 
 
 def dollars(usage: Usage) -> str:
-    """Return the cost, with as many digits as it takes to see it."""
-    return f"${usage.cost_usd:.6f}" if usage.cost_usd < 0.01 else f"${usage.cost_usd:.4f}"
+    """Return the cost, with as many digits as it takes to see it; "unknown" if nothing is known."""
+    cost = usage.cost_usd
+    if cost is None:
+        return "unknown"
+    least = "at least " if usage.unpriced_calls else ""
+    return f"{least}${cost:.6f}" if cost < 0.01 else f"{least}${cost:.4f}"
 
 
 def tokens(usage: Usage) -> str:

@@ -149,6 +149,8 @@ def _spent(turn: TracedTurn) -> Iterator[str]:
         yield output.tokens(usage)
     if usage.cost_usd_ticks:
         yield output.dollars(usage)
+    elif usage.unpriced_calls:
+        yield "cost unknown"
     states = [span.attributes.get(n.USAGE_STATE) for span in turn.spans if span.kind == "client"]
     for state in ("estimated", "unknown"):
         if count := states.count(state):

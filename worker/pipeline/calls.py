@@ -1,7 +1,8 @@
 """Records each model call, so that none is missing in a ledger or a trace."""
 
+import re
 from collections.abc import Awaitable
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -10,6 +11,11 @@ from worker.pipeline.stream import ProviderUsage
 
 UsageState = Literal["reported", "estimated", "unknown"]
 Outcome = Literal["running", "completed", "failed", "cancelled", "interrupted"]
+_CHARS_A_TOKEN: Final = 4
+_LONG_CHUNK_CHARS: Final = 16
+_IMAGE_TOKENS: Final = 1_024
+"""Of an image in a prompt, about: 256 to 1,792, says xAI."""
+_IMAGE: Final = re.compile(rb'"image_url":\{"url":"(?:data:[^"]*)?')
 
 
 class LLMCall(msgspec.Struct, kw_only=True):
@@ -49,29 +55,58 @@ class LLMCall(msgspec.Struct, kw_only=True):
     """The provider's last report."""
     metric: LLMTokenUsage | None = None
     """What the call reported as its tokens, by the service's rule."""
+    prompt_estimate: int = 0
+    """Tokens of the prompt, where a call that the provider took ended without a report."""
+    argument_chars: int = 0
+    """Of the function calls that came, where the call ended without a report."""
+    refused: bool = False
+    """Whether an error came in place of a reply, under HTTP 200."""
     outcome: Outcome = "running"
     error: str | None = None
     """Code of the error that ended the call."""
 
     @property
     def usage_state(self) -> UsageState:
-        """Who counted the tokens: the provider, we from what was streamed, or nobody."""
+        """Who counted the tokens: the provider, we from what was sent and streamed, or nobody."""
         if self.usage is not None:
             return "reported"
-        return "estimated" if self.text_chunks or self.reasoning_chunks else "unknown"
+        return "estimated" if self.is_accepted else "unknown"
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the provider took the request: what it was asked may have to be paid."""
+        if self.first_chunk_at is not None or (self.error or "").endswith("_timeout"):
+            return True
+        return self.status is not None and self.status < 300 and not self.refused
+
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether the call may have cost something that nobody told."""
+        if (
+            self.usage is not None and self.usage.cost_usd_ticks
+        ):  # 0 is what hosts say without prices
+            return False
+        return self.is_accepted or (self.status is None and not self.refused)
 
     @property
     def counted_usage(self) -> ProviderUsage:
-        """The provider's report; else what was streamed, one token a chunk; else zero.
+        """The provider's report; else an estimate of prompt and output; else zero.
 
-        The prompt of a call that was cut off is not counted: nobody knows its tokens.
+        Grok streams one token a chunk. Where chunks are much longer, their characters count.
         """
         if self.usage is not None:
             return self.usage
+        if not self.is_accepted:
+            return ProviderUsage()
+        text = self.text_chunks
+        if self.text_chars > _LONG_CHUNK_CHARS * text:
+            text = self.text_chars // _CHARS_A_TOKEN
+        output = text + self.argument_chars // _CHARS_A_TOKEN
         return ProviderUsage(
-            completion_tokens=self.text_chunks,
+            prompt_tokens=self.prompt_estimate,
+            completion_tokens=output,
             reasoning_tokens=self.reasoning_chunks,
-            total_tokens=self.text_chunks + self.reasoning_chunks,
+            total_tokens=self.prompt_estimate + output + self.reasoning_chunks,
         )
 
     @property
@@ -83,6 +118,15 @@ class LLMCall(msgspec.Struct, kw_only=True):
     def duration_s(self) -> float | None:
         """Seconds from the request to the end of the call."""
         return None if self.finished_at is None else self.finished_at - self.started_at
+
+
+def estimated_tokens(request: bytes) -> int:
+    """Return about how many tokens a request's body is: four bytes each, and so many an image."""
+    data_bytes = images = 0
+    for image in _IMAGE.finditer(request):
+        images += 1
+        data_bytes += len(image[0])
+    return (len(request) - data_bytes) // _CHARS_A_TOKEN + images * _IMAGE_TOKENS
 
 
 class CallObserver(Protocol):

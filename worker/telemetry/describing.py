@@ -12,8 +12,8 @@ from contracts.replies import (
     TurnInterrupted,
 )
 from worker.effects import Effects, Loaded
+from worker.ledger import usage_of
 from worker.pipeline.calls import LLMCall
-from worker.pipeline.stream import ProviderUsage
 from worker.telemetry import names as n
 from worker.telemetry.spans import Attributes, Span
 from worker.turn import Used
@@ -69,7 +69,10 @@ def turn_attributes(
         usage = ending.event.usage
         attributes[n.TURN_INPUT_TOKENS] = usage.prompt_tokens
         attributes[n.TURN_OUTPUT_TOKENS] = output_tokens(usage)
-        attributes[n.TURN_COST] = usage.cost_usd
+        if usage.cost_usd is not None:
+            attributes[n.TURN_COST] = usage.cost_usd
+        if usage.unpriced_calls:
+            attributes[n.TURN_UNPRICED_CALLS] = usage.unpriced_calls
         attributes[n.USAGE_STATE] = ending.event.usage_state
     abandoned = sum(call.usage.cost_usd_ticks for call in effects.calls if call.abandoned)
     if abandoned:
@@ -123,7 +126,7 @@ def call_attributes(call: LLMCall, settings: ConversationSettings, place: CallPl
         attributes[n.TIME_TO_FIRST_TEXT] = call.first_text_at - call.started_at
     if call.finish_reason:
         attributes[n.RESPONSE_FINISH_REASONS] = [call.finish_reason]
-    attributes.update(usage_attributes(call.usage_state, call.counted_usage))
+    attributes.update(usage_attributes(call.usage_state, usage_of(call)))
     return attributes
 
 
@@ -132,15 +135,17 @@ def call_error(call: LLMCall) -> str:
     return (call.error or "failed") if call.outcome == "failed" else ""
 
 
-def usage_attributes(state: UsageState, usage: ProviderUsage | Usage) -> Attributes:
+def usage_attributes(state: UsageState, usage: Usage) -> Attributes:
     """Return a call's tokens and cost, as the ledger counts them."""
     attributes: Attributes = {n.USAGE_STATE: state}
+    if usage.unpriced_calls:
+        attributes[n.USAGE_COST_STATE] = "unknown"
     if state == "unknown":
         return attributes
     attributes[n.USAGE_OUTPUT_TOKENS] = output_tokens(usage)
     attributes[n.USAGE_REASONING_TOKENS] = usage.reasoning_tokens
+    attributes[n.USAGE_INPUT_TOKENS] = usage.prompt_tokens
     if state == "reported":
-        attributes[n.USAGE_INPUT_TOKENS] = usage.prompt_tokens
         attributes[n.USAGE_CACHED_TOKENS] = usage.cached_tokens
     if usage.cost_usd_ticks:
         attributes[n.USAGE_COST_AMOUNT] = usage.cost_usd_ticks / 1e10
@@ -149,7 +154,7 @@ def usage_attributes(state: UsageState, usage: ProviderUsage | Usage) -> Attribu
     return attributes
 
 
-def output_tokens(usage: Usage | ProviderUsage) -> int:
+def output_tokens(usage: Usage) -> int:
     """Return output tokens as the conventions count them: reasoning included.
 
     xAI counts reasoning outside `completion_tokens`, others inside; the provider's total tells.

@@ -171,7 +171,7 @@ async def test_the_providers_own_numbers_are_kept_beside_the_seeds_three() -> No
 
 @pytest.mark.promise("P7")
 async def test_a_cut_call_is_estimated_from_its_chunks() -> None:
-    """Without a report, what was streamed is counted, one token a chunk; nothing is unknown."""
+    """Without a report, what was sent and streamed is counted; the cost is unknown."""
 
     async def script(connection: Connection) -> None:
         pieces = sse(delta(reasoning_content="h"), delta(content="a"), delta(content="b"))
@@ -183,4 +183,6 @@ async def test_a_cut_call_is_estimated_from_its_chunks() -> None:
 
         (call,) = run.service.calls
         assert call.usage_state == "estimated"
-        assert call.counted_usage == ProviderUsage(0, 2, 1, 0, 3)
+        prompt = call.request_bytes // 4
+        assert call.counted_usage == ProviderUsage(prompt, 2, 1, 0, prompt + 3)
+        assert call.is_unpriced

@@ -485,7 +485,8 @@ async def test_cancelling_early_closes_the_connection(head: bytes) -> None:
         await server.left.wait()
 
         assert run.service.calls[0].outcome == "cancelled"
-        assert run.service.calls[0].usage_state == "unknown"
+        assert run.service.calls[0].usage_state != "reported"
+        assert run.service.calls[0].is_unpriced
 
 
 async def test_interrupting_stops_the_stream_and_keeps_the_partial() -> None:

@@ -58,7 +58,7 @@ def committed(totals: Totals) -> tuple[int, int, int, int, float]:
     usage = totals.usage + totals.abandoned
     output = usage.completion_tokens + usage.reasoning_tokens
     counts = (usage.prompt_tokens, output, usage.reasoning_tokens, usage.cached_tokens)
-    return (*counts, round(usage.cost_usd, 9))
+    return (*counts, round(usage.cost_usd or 0.0, 9))
 
 
 class Mortal:

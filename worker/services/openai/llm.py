@@ -26,7 +26,7 @@ from worker.pipeline.aggregators import (
     LLMUserContextAggregator,
     to_json,
 )
-from worker.pipeline.calls import CallObserver, LLMCall, Outcome
+from worker.pipeline.calls import CallObserver, LLMCall, Outcome, estimated_tokens
 from worker.pipeline.context import (
     Message,
     MessageAdapter,
@@ -294,6 +294,7 @@ class _Completion:
         self.tally = tally
         self.tool_calls = ToolCallCollector()
         self.done = False
+        self.body = b""
 
 
 _run_of: ContextVar[tuple[object, _Run] | None] = ContextVar("run_of", default=None)
@@ -910,7 +911,7 @@ class OpenAILLMService(FrameProcessor):
         """
         call = completion.call
         body = self._build_request(context)
-        call.request_bytes = len(body)
+        call.request_bytes, completion.body = len(body), body
         run.stream = stream = ChatStream(
             self._client, body, headers=self._extra_headers, limits=self._limits, after=noted
         )
@@ -971,6 +972,7 @@ class OpenAILLMService(FrameProcessor):
                 stream.enough(within_s=self._limits.drain_s)
             case StreamFailed() | MalformedFrame() | NotAStream():
                 if call.finish_reason is None:
+                    call.refused = isinstance(event, StreamFailed) and call.first_chunk_at is None
                     raise _failure(event)
             case _:
                 await self._note_choice(event, completion)
@@ -1031,6 +1033,8 @@ class OpenAILLMService(FrameProcessor):
         call.finished_at = self._now()
         call.tool_calls = len(completion.tool_calls.calls())
         call.metric = completion.tally.total()
+        if call.usage is None and call.is_accepted:
+            self._estimate(completion)
         if call.metric is not None:
             await super().start_llm_usage_metrics(call.metric)
         if self.metrics_enabled:
@@ -1039,6 +1043,18 @@ class OpenAILLMService(FrameProcessor):
             await self.push_frame(MetricsFrame([value]))
         if self._observer is not None:
             await self._observer.on_call_finished(call)
+
+    def _estimate(self, completion: _Completion) -> None:
+        """Count what nobody reported, as well as may be: from an earlier call, or from bytes."""
+        call = completion.call
+        parts = completion.tool_calls.calls()
+        call.argument_chars = sum(len(part.name) + len(part.arguments) for part in parts)
+        call.prompt_estimate = estimated_tokens(completion.body)
+        for earlier in reversed(self.calls):
+            if earlier.usage is not None and earlier.usage.prompt_tokens:
+                grown = (call.request_bytes - earlier.request_bytes) // 4
+                call.prompt_estimate = max(1, earlier.usage.prompt_tokens + grown)
+                break
 
     def _calls_of(
         self, completion: _Completion, context: OpenAILLMContext
@@ -1152,7 +1168,7 @@ class OpenAILLMService(FrameProcessor):
             context.set_tool_choice(OPENAI_NOT_GIVEN)
         encoded = context.encoded_request_messages()
         if completion is not None:
-            completion.call.request_bytes = len(encoded)
+            completion.call.request_bytes, completion.body = len(encoded), encoded
         limit = asyncio.timeout(self._limits.first_token_s)
         try:
             async with limit:
