@@ -1,6 +1,8 @@
 """What a conversation consists of: context messages, tools, settings, usage and totals."""
 
 import math
+import re
+import unicodedata
 from typing import Annotated, Any, Literal, NewType
 
 import msgspec
@@ -13,8 +15,8 @@ TEXT_MAX_BYTES = 256 * 1024
 MESSAGE_MAX_BYTES = 1024 * 1024
 """Largest encoded message, bytes."""
 INVISIBLE = (
-    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+    r"\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 """What does not show, or changes how its neighbours show, as the inside of a regular expression's
@@ -25,7 +27,10 @@ ID_PATTERN = (
     r"^[^\s{}\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"
     r"\ufff9-\uffff]+$(?!\n)"
 )
-ID_EXPECTED = f"1 to {ID_MAX_CHARS} printable characters without spaces or braces"
+"""What is read: ids of messages that were accepted earlier."""
+SUBMITTED_ID_PATTERN = rf"^[^\s{{}}\xa0{INVISIBLE}]+$(?!\n)"
+"""What is accepted from producers; beyond it, an id has to be in Unicode's normal form C."""
+ID_EXPECTED = f"1 to {ID_MAX_CHARS} printable characters (Unicode NFC) without spaces or braces"
 METADATA_MAX_PAIRS = 16
 URL_PATTERN = r"^(https?://|data:image/)"
 FUNCTION_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$(?!\n)"
@@ -36,6 +41,32 @@ ConversationId = NewType("ConversationId", str)
 TurnId = NewType("TurnId", str)
 """Idempotency key of one accepted message; same shape as a conversation id."""
 Text = Annotated[str, Meta(max_length=TEXT_MAX_BYTES)]
+
+
+_submitted_id = re.compile(SUBMITTED_ID_PATTERN)
+_unseen = re.compile(f"[{INVISIBLE}]")
+
+
+def check_id(value: str | None, field: str) -> None:
+    """Refuse an id that looks like another one, or like none.
+
+    Raises:
+        InvalidMessage: It has characters that do not show, or is not in normal form C.
+    """
+    if value is None or value.isascii():  # the type's pattern is as strict there
+        return
+    if not _submitted_id.match(value) or not unicodedata.is_normalized("NFC", value):
+        raise InvalidMessage(field, ID_EXPECTED)
+
+
+def check_visible(value: str, field: str) -> None:
+    """Refuse a name of others' making that has characters which do not show.
+
+    Raises:
+        InvalidMessage: It has.
+    """
+    if _unseen.search(value):
+        raise InvalidMessage(field, "characters that can be seen")
 
 
 def check_text_bytes(text: str, field: str) -> None:

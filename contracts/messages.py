@@ -28,7 +28,9 @@ from contracts.conversation import (
     ResponseFormat,
     SettingsChange,
     Text,
+    check_id,
     check_text_bytes,
+    check_visible,
 )
 from contracts.errors import InvalidMessage
 
@@ -209,6 +211,21 @@ def decode(data: bytes | str) -> Inbound:
     for path, content in _long_texts(message):
         check_text_bytes(content, path)
     return message
+
+
+def check_ids(message: Inbound) -> None:
+    """Refuse ids that could be taken for others; only who submits is held to it.
+
+    Raises:
+        InvalidMessage: One has characters that do not show, or is not in normal form C.
+    """
+    check_id(message.conversation_id, "conversation_id")
+    check_id(message.turn_id, "turn_id")
+    check_id(message.reply_to, "reply_to")
+    if isinstance(message, ToolResult):
+        check_visible(message.call_id, "call_id")
+    elif isinstance(message, Configure) and isinstance(message.settings.model, str):
+        check_id(message.settings.model, "settings.model")
 
 
 def check_message_bytes(data: bytes) -> None:

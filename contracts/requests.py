@@ -40,6 +40,7 @@ from contracts.messages import (
     Interrupt,
     ToolResult,
     UserMessage,
+    check_ids,
     check_message_bytes,
     decode,
     encode,
@@ -197,6 +198,7 @@ class Requests:
         Source: contracts/scripts/submit.lua
         """
         message = decode(message if isinstance(message, bytes) else validated(message))
+        check_ids(message)
         plain = msgspec.structs.replace(
             message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None
         )

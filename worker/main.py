@@ -164,7 +164,11 @@ class Fleet:
     async def _serve(self) -> None:
         """Run the workers until they end; once told to stop, for a bounded time."""
         serving = asyncio.gather(*(worker.main() for worker in self.workers))
+        serving.add_done_callback(_heard)
         told: asyncio.Future[Any] = asyncio.create_task(self._told.wait())
+        if self._told.is_set():  # before there were workers to tell
+            for worker in self.workers:
+                worker.drain()
         try:
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
@@ -279,6 +283,12 @@ class Fleet:
         for what, share, closing in parts:
             left_s = max(0.1, (by_s - time.monotonic()) * share)
             await asyncio.gather(*(within(left_s, what, part) for part in closing))
+
+
+def _heard(serving: "asyncio.Future[Any]") -> None:
+    """Take note of how workers ended that were left behind: nobody else will."""
+    if not serving.cancelled():
+        serving.exception()
 
 
 async def _close_worker(worker: LeasedWorker) -> None:

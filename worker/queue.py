@@ -258,9 +258,11 @@ class LeasedWorker(arq.worker.Worker):
         early = None if hinted is None else _Early(hint, self._load_early(hinted))
         self._early = early  # its load travels behind the claim
         try:
-            _, next_ms, *items = await claiming
+            said, next_ms, *items = await claiming
         finally:
             self._early = None
+        if text(said) == "repaired":
+            log.warning("queue.repaired", extra={"queue": self._shard.queue})
         claims: list[_Claim] = []
         for name, lease, payload in zip(items[::3], items[1::3], items[2::3], strict=True):
             try:
@@ -290,7 +292,7 @@ class LeasedWorker(arq.worker.Worker):
         async with asyncio.timeout(wait_s + _SILENCE_S):  # the server may be gone without a word
             woken = await redis.execute_command("BLPOP", self._shard.wake, wait_s)
         if woken is not None:
-            self._hint = text(woken[1])
+            self._hint = woken[1].decode(errors="replace")  # a hint: others may write there too
 
     async def _pause(self, wait_s: float) -> None:
         """Wait for a freed slot, but not longer than `wait_s`."""
@@ -443,7 +445,7 @@ class LeasedWorker(arq.worker.Worker):
                     elif message["type"] == "subscribe":
                         self._tell_everybody()  # what was said before we listened
                     elif message["type"] == "message":
-                        self._tell(f"{self._shard.tag}:{text(message['data'])}")
+                        self._tell(f"{self._shard.tag}:{message['data'].decode(errors='replace')}")
                     is_asked = message is None
             except (RedisError, OSError):
                 await asyncio.sleep(0.1)

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple, cast, get_args
 
 import msgspec
 
-from contracts.conversation import MESSAGE_MAX_BYTES, TEXT_MAX_BYTES
+from contracts.conversation import (
+    ID_PATTERN,
+    MESSAGE_MAX_BYTES,
+    SUBMITTED_ID_PATTERN,
+    TEXT_MAX_BYTES,
+)
 from contracts.jobs import conversation_job
 from contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
 from contracts.messages import Inbound
@@ -28,8 +33,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _LIMITS = (
     f"A text holds at most {TEXT_MAX_BYTES} bytes of UTF-8 (`maxLength` counts characters) and an "
-    f"encoded message at most {MESSAGE_MAX_BYTES} bytes. Unknown fields are ignored; fields "
-    "with a default may be left out."
+    f"encoded message at most {MESSAGE_MAX_BYTES} bytes. Ids are in Unicode's normal form C. "
+    "Unknown fields are ignored; fields with a default may be left out."
 )
 _TAG, _CONVERSATION, _STREAM = "{tag}", "{conversation_id}", "{reply_to}"
 
@@ -191,15 +196,20 @@ def _plain(schema: Any) -> Any:
     if isinstance(schema, dict):
         items = cast("dict[str, Any]", schema).items()
         return {
-            key: inspect.cleandoc(value)
-            if key == "description" and isinstance(value, str)
-            else _plain(value)
+            key: _word(key, value) if isinstance(value, str) else _plain(value)
             for key, value in items
             if not (key == "discriminator" and isinstance(value, dict))
         }
     if isinstance(schema, list):
         return [_plain(value) for value in cast("list[object]", schema)]
     return schema
+
+
+def _word(key: str, value: str) -> str:
+    """Return a text of a schema; of ids, the pattern that producers are held to."""
+    if key == "description":
+        return inspect.cleandoc(value)
+    return SUBMITTED_ID_PATTERN if key == "pattern" and value == ID_PATTERN else value
 
 
 def _document(union: Any, title: str, description: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def list_(
         shown.add_row(
             letter.id,
             output.at(letter.at_ms),
-            *map(output.printable, (letter.conversation_id, letter.turn_id)),
+            *map(output.word, (letter.conversation_id, letter.turn_id)),
             str(letter.attempts),
             *map(output.printable, (letter.code, letter.error, letter.trace_id)),
         )
@@ -138,7 +138,7 @@ def _replay(connection: Connection, letter: DeadLetter) -> bool:
         return False
     drop_letter(connection.redis, connection.shards, letter)
     how = "submitted" if receipt.accepted else "had been submitted before"
-    click.echo(f"{letter.id}: {how} as turn {next_turn_id(letter.turn_id)}")
+    click.echo(f"{letter.id}: {how} as turn {output.word(next_turn_id(letter.turn_id))}")
     return True
 
 

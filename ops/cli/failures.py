@@ -1,5 +1,6 @@
 """How the command line tells what went wrong: one line on stderr that says what to do."""
 
+import re
 import sys
 from typing import IO, Any, Final, cast
 
@@ -7,6 +8,8 @@ import click
 
 USAGE: Final = 2
 FAILED: Final = 1
+_CONTROLS: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What moves the cursor: a message may repeat an argument or a foreign name."""
 
 
 class Failure(click.ClickException):
@@ -16,7 +19,8 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print one line on stderr."""
-        click.echo(f"turnline: {self.format_message()}", file=file or sys.stderr)
+        message = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", self.format_message())
+        click.echo(f"turnline: {message}", file=file or sys.stderr)
 
 
 class Failed(Failure):

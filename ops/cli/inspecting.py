@@ -8,7 +8,6 @@ from rich.table import Table
 
 from contracts.conversation import Totals, Usage
 from contracts.replies import History, TurnRecord, decode_record
-from contracts.scripts import text
 from ops.cli import output
 from ops.cli.connecting import Connection, connected, redis_options
 from ops.cli.failures import Failed, Failure
@@ -37,7 +36,12 @@ def turns_in_order(log: Sequence[bytes], records: Mapping[bytes, bytes]) -> list
     """
     order = {turn_id: place for place, turn_id in enumerate(log)}
     known = sorted(records, key=lambda turn_id: order.get(turn_id, len(order)))
-    return [_turn(text(turn_id), decode_record(records[turn_id])) for turn_id in known]
+    return [_turn(_shown(turn_id), decode_record(records[turn_id])) for turn_id in known]
+
+
+def _shown(turn_id: bytes) -> str:
+    """Return an id as text; one that was written past `submit` may be anything."""
+    return turn_id.decode(errors="backslashreplace")
 
 
 def _turn(turn_id: str, record: TurnRecord) -> Turn:
@@ -85,9 +89,9 @@ def turns_table(turns: Sequence[Turn]) -> Table:
     shown = output.table(*columns, numbers=("attempts", "took"))
     for turn in turns:
         shown.add_row(
-            output.printable(turn.turn_id),
-            turn.state,
-            turn.worker,
+            output.word(turn.turn_id),
+            output.word(turn.state),
+            output.word(turn.worker),
             str(turn.attempts or ""),
             output.at(turn.accepted_at_ms),
             "" if turn.took_ms is None else output.duration(turn.took_ms),
@@ -187,4 +191,4 @@ def forget(*, conversation_id: str, yes: bool, redis_url: str, shards: int) -> N
             click.confirm(f"Remove conversation {conversation_id} for good?", abort=True, err=True)
         if not connection.client.forget(conversation_id):
             raise _unknown(conversation_id)
-    click.echo(f"forgotten: {conversation_id}")
+    click.echo(f"forgotten: {output.word(conversation_id)}")

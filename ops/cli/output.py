@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from contracts.conversation import Content, TextPart, Usage
+from contracts.conversation import INVISIBLE, Content, TextPart, Usage
 from contracts.replies import (
     AnyEvent,
     AnyTerminal,
@@ -29,8 +29,11 @@ _WIDTH_OF_FILES: Final = 160
 """Columns where there is no terminal to ask."""
 _PIECES: Final = re.compile(r"\s+|\S+")
 _CONTROLS: Final = {
-    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 10
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if code != 10
 } | {9: " ", 13: ""}
+_UNSEEN: Final = re.compile(f"[{INVISIBLE}]")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -46,8 +49,13 @@ def say(to: Console, text: str | Text, style: str = "") -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text that cannot move the cursor or colour the terminal."""
+    """Return a text that cannot move the cursor, colour the terminal or turn the writing round."""
     return text.translate(_CONTROLS)
+
+
+def word(name: str) -> str:
+    """Return an id or a name on one line, with a mark for what would not show."""
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", name)
 
 
 def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:

@@ -79,11 +79,11 @@ def _view(state: QueueState) -> RenderableType:
     now_ms = time.time() * 1000
     for worker in state.workers:
         workers.add_row(
-            worker.name or worker.id,
+            output.word(worker.name or worker.id),
             str(worker.running),
             str(worker.slots),
-            worker.model,
-            worker.host,
+            output.word(worker.model),
+            output.word(worker.host),
             str(worker.pid),
             output.duration(max(0, now_ms - worker.started_at_ms)),
         )

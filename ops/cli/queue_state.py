@@ -1,12 +1,12 @@
 """Reads what waits, what runs and which workers there are, from the keys of the queue."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from contracts.connection import SyncRedis
 from contracts.keys import ARQ_IN_PROGRESS, ShardKeys
-from contracts.scripts import text
 
 _PAGE = 2_000
 
@@ -57,18 +57,16 @@ def read_queue(redis: SyncRedis, shards: Sequence[ShardKeys]) -> QueueState:
 
 def read_workers(redis: SyncRedis, shard: ShardKeys) -> list[Worker]:
     """Read the workers that are alive by the server's clock."""
-    ids = [
-        text(member)
-        for member in redis.execute_command("ZRANGEBYSCORE", shard.workers, _now_ms(redis), "+inf")
-    ]
+    ids: list[bytes] = redis.execute_command("ZRANGEBYSCORE", shard.workers, _now_ms(redis), "+inf")
     if not ids:
         return []
-    records = redis.execute_command("MGET", *(shard.worker_prefix + id_ for id_ in ids))
-    return [
-        msgspec.structs.replace(_decode_worker(record), id=id_)
-        for id_, record in zip(ids, records, strict=True)
-        if record is not None
-    ]
+    records = redis.execute_command("MGET", *(shard.worker_prefix.encode() + it for it in ids))
+    workers: list[Worker] = []
+    for id_, record in zip(ids, records, strict=True):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):  # others wrote that
+            if record is not None:
+                workers.append(msgspec.structs.replace(_decode_worker(record), id=id_.decode()))
+    return workers
 
 
 def merged(states: Iterable[QueueState]) -> QueueState:
@@ -125,7 +123,7 @@ def _leased(redis: SyncRedis, shard: ShardKeys, now_ms: int) -> tuple[int, int]:
         )
         seen += len(page)
         if page:
-            keys = (ARQ_IN_PROGRESS + text(job_id) for job_id in page)
+            keys = (ARQ_IN_PROGRESS.encode() + job_id for job_id in page)
             leased += redis.execute_command("EXISTS", *keys)
         if len(page) < _PAGE:
             return leased, seen

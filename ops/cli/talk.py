@@ -99,7 +99,7 @@ def _text(given: str | None) -> str:
 
 def _receipt_line(receipt: Receipt) -> str:
     ahead = f", {receipt.position} ahead of it" if receipt.position else ""
-    return f"{receipt.status}: turn {receipt.turn_id}{ahead}"
+    return f"{receipt.status}: turn {output.word(receipt.turn_id)}{ahead}"
 
 
 def _reply_of(ending: AnyTerminal) -> str:
@@ -150,5 +150,5 @@ class _Follower:
 
     def _note(self, event: AnyEvent, words: str) -> None:
         moment = output.at(int(event.event_id.partition("-")[0] or 0))
-        line = output.printable(f"{moment}  turn {event.turn_id}  {words}")
+        line = output.printable(f"{moment}  turn {output.word(event.turn_id)}  {words}")
         output.say(self._to, line, "dim")

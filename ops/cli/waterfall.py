@@ -167,7 +167,7 @@ def bar(row: Row, whole_ms: float, width: int) -> tuple[int, int]:
 def draw(turn: TracedTurn, to: Console) -> Group:
     """Return a turn as it is printed."""
     title = Text("turn ", style="bold")
-    title.append(output.printable(turn.turn_id))
+    title.append(output.word(turn.turn_id))
     facts = Text()
     for name, words in headline(turn):
         facts.append(f"{name} ", style="dim")

@@ -15,19 +15,41 @@ Returns
   {'claimed', next_ms, job_id, lease, payload, ...}  three items per job; `lease` is
       `<token> <worker id>`, payload '' where ARQ's job key is gone; next_ms is the time until the next
       job is due, 0 if one is due now, -1 if the queue is empty
+  {'repaired', next_ms, job_id, lease, payload, ...}  the same; a key that held what nobody of ours
+      writes was made anew
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  a job is leased to one worker at a time; stock workers' in-progress keys are respected
   I3  tokens only grow; the clock is the server's
+  I4  what others write into these keys stops nobody: a value of another type is dropped, a token that is
+      no number, or that numbers here could not count on from, is given up for the clock's, and a job key
+      in progress that never expires is nobody's lease
 ]]
+local repaired = false
+for right, key in pairs({zset = KEYS[1], string = KEYS[2], list = KEYS[3]}) do
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'none' and kind ~= right then
+    redis.call('DEL', key)
+    repaired = true
+  end
+end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local reply = {'claimed', -1}
 local token = clock[1] * 1000000 + clock[2]  -- also where the server lost the last token, and this is a new one
+local last = redis.call('GET', KEYS[2])
+if last and not (string.match(last, '^[1-9]%d*$') and tonumber(last) < 9e15) then
+  redis.call('DEL', KEYS[2])
+  repaired = true
+end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local progress = ARGV[4] .. id
   local left = redis.call('PTTL', progress)
+  if left == -1 then
+    redis.call('DEL', progress)
+    left, repaired = -2, true
+  end
   if left == -2 then
     token = math.max(redis.call('INCR', KEYS[2]), token + 1)
     local lease = string.format('%.0f %s', token, ARGV[3])
@@ -35,9 +57,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0
     redis.call('ZADD', KEYS[1], 'XX', now + ARGV[2], id)
     reply[#reply + 1] = id
     reply[#reply + 1] = lease
-    reply[#reply + 1] = redis.call('GET', ARGV[5] .. id) or ''
+    local job = redis.pcall('GET', ARGV[5] .. id)
+    reply[#reply + 1] = type(job) == 'string' and job or ''
   else
-    redis.call('ZADD', KEYS[1], 'XX', now + (left >= 0 and left + 1 or ARGV[2]), id)
+    redis.call('ZADD', KEYS[1], 'XX', now + left + 1, id)
   end
 end
 if #reply > 2 then
@@ -45,7 +68,7 @@ if #reply > 2 then
 end
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[2] then
-  reply[2] = math.max(0, math.ceil(first[2] - now))
+  reply[2] = math.ceil(math.max(0, math.min(first[2] - now, 86400000)))  -- a score may be infinite
 end
 if reply[2] == 0 then
   -- More is due than this worker takes: pass the word on, also where nobody was woken for it.
@@ -54,5 +77,8 @@ if reply[2] == 0 then
   end
 else
   redis.call('DEL', KEYS[3])
+end
+if repaired then
+  return {'repaired', unpack(reply, 2)}
 end
 return reply

@@ -18,19 +18,24 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  only a lease that is still this worker's is extended
+  I3  what others write into these keys stops nobody
 ]]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local reply = {'renewed', 0}
 for i = 4, #KEYS do
   local at = 5 + 2 * (i - 4)
-  if redis.call('GET', KEYS[i]) == ARGV[at + 1] then
+  if redis.pcall('GET', KEYS[i]) == ARGV[at + 1] then  -- of another type: not this worker's
     redis.call('PEXPIRE', KEYS[i], ARGV[1])
     redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[at])
     reply[2] = reply[2] + 1
   else
     reply[#reply + 1] = ARGV[at]
   end
+end
+local kind = redis.call('TYPE', KEYS[2]).ok
+if kind ~= 'none' and kind ~= 'zset' then  -- nobody of ours writes that
+  redis.call('DEL', KEYS[2])
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[2])

@@ -1,6 +1,7 @@
 """What people see: replies that grow, start over and are broken between words."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from contracts import TextDelta, TurnCompleted, TurnFailed, TurnStarted
 from contracts.conversation import Usage
 from contracts.replies import AnyEvent
 from ops.cli import output
+from ops.cli.failures import Failed
 
 IDS = {"conversation_id": "c", "turn_id": "t"}
 
@@ -100,3 +102,23 @@ def test_costs_show_enough_digits() -> None:
 def test_durations_have_the_unit_that_fits(milliseconds: float, words: str) -> None:
     """From milliseconds to hours."""
     assert output.duration(milliseconds) == words
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb", "a\u200bb", "a\x9bb", "a\rb"])
+def test_a_foreign_name_stays_on_its_line_and_shows(name: str) -> None:
+    """A line feed in it splits no line, and nothing in it moves the cursor or hides."""
+    assert re.fullmatch("a\N{REPLACEMENT CHARACTER}(\\[2J)?b", output.word(name))
+
+
+def test_a_failure_moves_no_cursor() -> None:
+    """It may repeat what was typed, or what others wrote."""
+    told = io.StringIO()
+    Failed("nothing is known of \x1b[2J\u202e\rc").show(told)
+
+    assert "\x1b" not in told.getvalue()
+    assert told.getvalue().endswith("c\n")
+
+
+def test_a_text_does_not_turn_the_writing_round() -> None:
+    """Marks of direction within a language stay; what overrides it does not."""
+    assert output.printable("a\u202eb\u2066c\u200fd") == "a\ufffdb\ufffdc\u200fd"

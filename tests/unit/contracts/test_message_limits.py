@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import traceback
 from typing import Any
 
@@ -12,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import InvalidMessage, ToolResult, TurnlineError, UserMessage
-from contracts.conversation import SettingsChange
+from contracts.conversation import SUBMITTED_ID_PATTERN, SettingsChange
 from contracts.messages import Inbound, decode, encode, validated
 from contracts.requests import Requests, configure_message
 from tests.unit.contracts.examples import INBOUND
 
 KIB = 1024
-ID_RULE = "1 to 200 printable characters without spaces or braces"
+ID_RULE = "1 to 200 printable characters (Unicode NFC) without spaces or braces"
 TEXT_RULE = "text of at most 262144 bytes"
 
 
@@ -65,6 +66,68 @@ def test_an_id_with_anything_else_is_refused(field: str, value: str) -> None:
     error = refused(user(**{field: value}))
 
     assert (error.field, error.expected) == (field, ID_RULE)
+
+
+LOOKS_ALIKE = [
+    *(
+        "a\u034f",
+        "a\u115f",
+        "\u3164",
+        "a\uffa0",
+        "a\u2800",
+        "a\ufe0f",
+        "a\ufff0",
+        "a\ufdd0",
+        "a\u180b",
+    ),
+    *(
+        "a\U000e0041",
+        "a\U000e0101",
+        "a\U0001d173",
+        "a\u17b5",
+        "e\u0301",
+        "\u212b",
+        "\u1112\u1161\u11ab",
+    ),
+]
+
+
+@pytest.mark.parametrize("value", LOOKS_ALIKE)
+@pytest.mark.parametrize("field", ["conversation_id", "turn_id", "reply_to"])
+def test_an_id_that_looks_like_another_is_not_accepted(field: str, value: str) -> None:
+    """Fillers, joiners, variation selectors, tags, letters that are written in two ways."""
+    sent = user(**{field: value}).encode()
+    with pytest.raises(InvalidMessage) as error:
+        Requests().submission(sent)
+
+    assert (error.value.field, error.value.expected) == (field, ID_RULE)
+    assert getattr(decode(sent), field) == value  # what was accepted once is read
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\u202e", "a\ufeff", "\x1b[0m", "a\u200b"])
+def test_an_id_of_a_call_is_seen(value: str) -> None:
+    """The model made it, so it may hold spaces; nothing that does not show."""
+    Requests().submission(of_type("tool_result", call_id="call {1} é").encode())
+    with pytest.raises(InvalidMessage) as error:
+        Requests().submission(of_type("tool_result", call_id=value).encode())
+
+    assert error.value.field == "call_id"
+
+
+@pytest.mark.parametrize(
+    "value", ["x", "ö" * 200, "日本語", "한국어", "नमस्ते", "🦜", "שלום", "Ωμέγα"]
+)
+def test_ordinary_ids_of_any_script_are_accepted(value: str) -> None:
+    """And the schema for other languages agrees with the client."""
+    Requests().submission(user(conversation_id=value).encode())
+
+    assert re.match(SUBMITTED_ID_PATTERN, value)
+
+
+@pytest.mark.parametrize("value", LOOKS_ALIKE[:-3])
+def test_the_schema_refuses_what_the_client_refuses(value: str) -> None:
+    """All but the normal form, which no pattern can tell."""
+    assert not re.match(SUBMITTED_ID_PATTERN, value)
 
 
 @given(st.characters(categories=["Cc", "Zs", "Zl", "Zp"]) | st.sampled_from("{}"))
@@ -319,7 +382,7 @@ def test_structs_are_checked_before_they_are_sent() -> None:
     """Constructors do not validate; `validated` does, by the same rules and words."""
     message = UserMessage(conversation_id="a b", text="hi")
 
-    with pytest.raises(InvalidMessage, match=f"conversation_id: {ID_RULE}"):
+    with pytest.raises(InvalidMessage, match=re.escape(f"conversation_id: {ID_RULE}")):
         validated(message)
 
 
