@@ -58,6 +58,7 @@ from contracts.replies import (
     decode_tool_request,
     read_event,
 )
+from contracts.schemas import Schemas
 from contracts.scripts import Call, load_script, text
 from contracts.trace_context import current, trace_id_of
 
@@ -183,6 +184,7 @@ class Requests:
         # What waits keeps its record, by which it is known when it is sent again.
         self._headroom = min(HEADROOM, self._limits.records - self._limits.inbox - 1)
         self._shards = tuple(shard_keys(n) for n in range(shards))
+        self._schemas = Schemas()
 
     def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:
         """Return the names of a conversation's shard and of the conversation."""
@@ -193,12 +195,13 @@ class Requests:
         """Validate a message and build the call that puts it in.
 
         Raises:
-            InvalidMessage: The message breaks the contract.
+            InvalidMessage: The message breaks the contract, or a schema in it cannot be used.
 
         Source: contracts/scripts/submit.lua
         """
         message = decode(message if isinstance(message, bytes) else validated(message))
         check_ids(message)
+        self._schemas.check(message)
         plain = msgspec.structs.replace(
             message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None
         )

@@ -21,6 +21,8 @@ from contracts.conversation import (
     Text,
     ToolDefinition,
 )
+from contracts.schemas import BadSchema, Schema, Schemas
+from worker.checking import Checker
 from worker.files import UnusableFile, read_text
 from worker.tool_calls import Toolbox, ToolLimits
 
@@ -63,12 +65,15 @@ class BadAgents(Exception):
     """The agents file cannot be used; the text says what is wrong."""
 
 
-def read_agents(path: Path, tools: Sequence[str]) -> dict[str, Agent]:
+def read_agents(
+    path: Path, tools: Sequence[str], schemas: Schemas | None = None
+) -> dict[str, Agent]:
     """Read an agents file: TOML, one table for each agent.
 
     Args:
         path: The file.
         tools: Names of the tools there are.
+        schemas: Compiles what the agents' replies have to fit.
 
     Raises:
         BadAgents: It cannot be read, or something in it is wrong.
@@ -83,6 +88,7 @@ def read_agents(path: Path, tools: Sequence[str]) -> dict[str, Agent]:
         raise BadAgents(f"{path}: it is no TOML: {error}") from None
     if not tables:
         raise BadAgents(f"{path}: it has no agent: a table such as [support] for each")
+    schemas = schemas or Schemas()
     agents: dict[str, Agent] = {}
     for name, table in tables.items():
         try:
@@ -93,13 +99,18 @@ def read_agents(path: Path, tools: Sequence[str]) -> dict[str, Agent]:
         if unknown := sorted(set(agents[name].tools or ()) - set(tools)):
             known = ", ".join(sorted(tools)) or "none"
             raise BadAgents(f"{path}, [{name}]: no tool {unknown[0]!r}; there are: {known}")
+        if (asked := agents[name].response_format) is not None:
+            try:
+                schemas.of_reply(asked)
+            except BadSchema as error:
+                raise BadAgents(f"{path}, [{name}]: response_format: {error}") from None
     return agents
 
 
 class AgentsFile:
     """The agents, read again when the file changes."""
 
-    def __init__(self, path: Path, tools: Sequence[str]) -> None:
+    def __init__(self, path: Path, tools: Sequence[str], schemas: Schemas | None = None) -> None:
         """Read the file.
 
         Raises:
@@ -107,8 +118,9 @@ class AgentsFile:
         """
         self._path = path
         self._tools = tools
+        self._schemas = schemas or Schemas()
         self._stamp = self._look()
-        self.agents: Mapping[str, Agent] = read_agents(path, tools)
+        self.agents: Mapping[str, Agent] = read_agents(path, tools, self._schemas)
 
     def get(self, name: str) -> Agent | None:
         """Return an agent as the file has it now; what it had before where it is broken now."""
@@ -116,7 +128,7 @@ class AgentsFile:
         if stamp != self._stamp:
             self._stamp = stamp
             try:
-                self.agents = read_agents(self._path, self._tools)
+                self.agents = read_agents(self._path, self._tools, self._schemas)
                 log.info("agents.loaded", extra={"agents": ",".join(self.agents)})
             except BadAgents as error:
                 log.error("agents.unusable", extra={"error": str(error)})  # noqa: TRY400  told
@@ -140,6 +152,10 @@ class Plan(NamedTuple):
     offered: Mapping[str, float | None]
     """Tools by name: seconds to wait for a result where this worker does not have the tool."""
     limits: ToolLimits
+    arguments: Mapping[str, Schema] = {}
+    """What the arguments of tools have to fit that this worker does not have."""
+    reply: Schema | None = None
+    """What the reply has to fit, if a form is asked for."""
     problem: tuple[str, str] | None = None
     """Code and text of why the turn cannot be run."""
 
@@ -152,14 +168,25 @@ class Planner:
         toolbox: Toolbox | None = None,
         agents: AgentsFile | None = None,
         limits: ToolLimits | None = None,
+        checker: Checker | None = None,
     ) -> None:
-        """Use the worker's tools, agents and limits."""
+        """Use the worker's tools, agents and limits.
+
+        Raises:
+            BadSchema: A tool's schema cannot be used.
+        """
         self.toolbox = toolbox
+        self.checker = checker or Checker()
         self._agents = agents
         self._limits = limits or ToolLimits()
         definitions = toolbox.definitions if toolbox is not None else ()
         self._tools = [tool for _, tool, _ in definitions]
         self._offered = {name: wait_s for name, _, wait_s in definitions}
+        self._arguments = {
+            name: self.checker.schemas.of_arguments(tool["function"]["parameters"])
+            for name, tool, _ in definitions
+            if toolbox is not None and toolbox.options(name) is None
+        }
 
     def plan(
         self,
@@ -177,7 +204,8 @@ class Planner:
         """
         if settings.agent is None and agent is None and response_format is None:
             if settings.tools is None:
-                return Plan(settings, self._tools, self._offered, self._limits)
+                plan = Plan(settings, self._tools, self._offered, self._limits, self._arguments)
+                return plan if settings.response_format is None else self._with_reply(plan)
             return self._with_tools(settings, None, self._limits)
         name = agent or settings.agent
         profile = None
@@ -185,7 +213,7 @@ class Planner:
             profile = self._agents.get(name) if self._agents is not None else None
             if profile is None:
                 problem = ("unknown_agent", f"no agent is called {name}")
-                return Plan(settings, (), {}, self._limits, problem)
+                return Plan(settings, (), {}, self._limits, problem=problem)
             settings = _merged(settings, profile, profile_wins=agent is not None)
         if response_format is not None:
             settings = msgspec.structs.replace(settings, response_format=response_format)
@@ -196,6 +224,8 @@ class Planner:
     ) -> Plan:
         chosen = None if profile is None else profile.tools
         tools, offered = list[dict[str, Any]](), dict[str, float | None]()
+        arguments = dict(self._arguments)
+        problem = None
         for tool, (name, wait_s) in zip(self._tools, self._offered.items(), strict=True):
             if chosen is None or name in chosen:
                 tools.append(tool)
@@ -205,11 +235,25 @@ class Planner:
             if name not in offered:
                 tools.append(_offered(definition))
                 offered[name] = definition.timeout_s or None
-        problem = None
+                try:
+                    parameters = definition.function.parameters
+                    arguments[name] = self.checker.schemas.of_arguments(parameters)
+                except BadSchema as error:
+                    problem = ("invalid_schema", f"parameters of the tool {name}: {error}")
         if len(tools) > _MOST_TOOLS:
             text = f"{len(tools)} tools are offered; a model takes {_MOST_TOOLS}"
             problem = ("too_many_tools", text)
-        return Plan(settings, tools, offered, limits, problem)
+        plan = Plan(settings, tools, offered, limits, arguments, problem=problem)
+        return plan if settings.response_format is None else self._with_reply(plan)
+
+    def _with_reply(self, plan: Plan) -> Plan:
+        """Add what the reply has to fit."""
+        asked = plan.settings.response_format
+        assert asked is not None
+        try:
+            return plan._replace(reply=self.checker.schemas.of_reply(asked))
+        except BadSchema as error:
+            return plan._replace(problem=("invalid_schema", f"response_format: {error}"))
 
 
 def _offered(definition: ToolDefinition) -> dict[str, Any]:

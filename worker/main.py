@@ -25,6 +25,7 @@ from contracts.jobs import deserialize_job, serialize_job
 from contracts.keys import ShardKeys, shard_keys
 from worker.agents import AgentsFile, BadAgents, Planner
 from worker.batching import ScriptBatcher
+from worker.checking import Checker
 from worker.conversation import ConversationDriver
 from worker.ending import CLOSE_S, Watchdog, run_until_told, within
 from worker.jobs import run_conversation
@@ -124,7 +125,8 @@ class Fleet:
         self._cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
         self.telemetry = telemetry_of(settings, self.worker_id)
         self._toolbox = toolbox_of(settings)
-        self._planner = planner_of(settings, self._toolbox)
+        self._checker = Checker()
+        self._planner = planner_of(settings, self._toolbox, self._checker)
         self.workers: list[LeasedWorker] = []
 
     @property
@@ -276,6 +278,7 @@ class Fleet:
         parts: list[tuple[str, float, Sequence[Awaitable[Any]]]] = [
             ("queue", 0.3, [_close_worker(worker) for worker in self.workers]),
             ("resources", 0.5, [self._toolbox.stop()]),
+            ("checks", 0.5, [self._checker.close()]),
             ("telemetry", 0.8, [self.telemetry.close()]),
             ("redis", 0.5, [connection.aclose() for connection in self._connections]),
             ("provider", 1.0, [self._services.client.close()]),
@@ -332,7 +335,7 @@ def toolbox_of(settings: Settings) -> Toolbox:
     return Toolbox(loaded)
 
 
-def planner_of(settings: Settings, toolbox: Toolbox) -> Planner:
+def planner_of(settings: Settings, toolbox: Toolbox, checker: Checker | None = None) -> Planner:
     """Read the agents and limits that the settings name.
 
     Raises:
@@ -344,13 +347,14 @@ def planner_of(settings: Settings, toolbox: Toolbox) -> Planner:
         wait_s=settings.tool_wait_s,
     )
     agents = None
+    checker = checker or Checker()
     if settings.agents:
         try:
             names = [name for name, _, _ in toolbox.definitions]
-            agents = AgentsFile(Path(settings.agents), names)
+            agents = AgentsFile(Path(settings.agents), names, checker.schemas)
         except BadAgents as error:
             raise StartFailed(f"The agents cannot be used: {error}") from None
-    return Planner(toolbox, agents, limits)
+    return Planner(toolbox, agents, limits, checker)
 
 
 def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:

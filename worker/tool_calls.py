@@ -9,6 +9,8 @@ from contracts.conversation import CallEntry
 from contracts.errors import InvalidMessage
 from contracts.messages import ToolResult, decode
 from contracts.replies import ToolCallFinished, ToolCallStarted, ToolRequest
+from contracts.schemas import Schema
+from worker.checking import Checker
 from worker.effects import Copy, Entry
 from worker.errors import Terminal
 from worker.event_writer import EventWriter
@@ -132,6 +134,8 @@ class ToolCalls(FunctionRegistry):
         context: OpenAILLMContext,
         toolbox: Toolbox | None,
         offered: Mapping[str, float | None],
+        arguments: Mapping[str, Schema],
+        checker: Checker,
         limits: ToolLimits,
         now_ms: Callable[[], int],
         take_spend: Callable[[], tuple[list[CallEntry], Callable[[], None]]],
@@ -145,6 +149,8 @@ class ToolCalls(FunctionRegistry):
             context: That the model answers.
             toolbox: The tools of this worker.
             offered: Tools of this turn: name to seconds to wait where nobody here has it.
+            arguments: What the arguments of such tools have to fit.
+            checker: Checks them.
             limits: See `ToolLimits`.
             now_ms: Redis' clock.
             take_spend: Returns finished model calls that are not safe yet, and what is to be
@@ -156,6 +162,8 @@ class ToolCalls(FunctionRegistry):
         self._context = context
         self._toolbox = toolbox
         self._offered = offered
+        self._arguments = arguments
+        self._checker = checker
         self._limits = limits
         self._now_ms = now_ms
         self._take_spend = take_spend
@@ -420,12 +428,22 @@ class ToolCalls(FunctionRegistry):
             await _deliver(params, answer)
         elif call_id not in self._deadlines:
             self._refuse_repeated(call_id)
+            await self._check_arguments(params)
             await self._send_out(params)
             raise FunctionCallElsewhere
         elif self._now_ms() >= self._deadlines[call_id]:
             raise FunctionCallFailed(f"The function {name} did not answer in time.")
         else:
             raise FunctionCallElsewhere
+
+    async def _check_arguments(self, params: FunctionCallParams) -> None:
+        schema = self._arguments.get(params.function_name)
+        if schema is None:
+            return
+        raw = self._open[params.tool_call_id].raw_arguments or "{}"
+        fault = await self._checker.fault(schema, params.arguments, raw.encode())
+        if fault is not None:
+            raise FunctionCallFailed(f"The arguments do not fit: {fault}")
 
     def _refuse_repeated(self, call_id: str) -> None:
         if call_id in self._refused:

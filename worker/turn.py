@@ -19,6 +19,7 @@ from contracts.replies import (
     TurnRecord,
     encode_event,
 )
+from contracts.schemas import Schemas
 from contracts.trace_context import TraceContext, TurnTrace, turn_trace
 from worker.effects import Entry
 from worker.pipeline.aggregators import LLMUserContextAggregator
@@ -75,6 +76,7 @@ class Turn:
         user: LLMUserContextAggregator,
         *,
         since_ms: int,
+        schemas: Schemas,
     ) -> None:
         """Collect through `user`, the aggregator of this turn's context.
 
@@ -83,6 +85,7 @@ class Turn:
             settings: As they are before this turn.
             user: Takes what is said.
             since_ms: When the first attempt at this turn began, Redis' clock.
+            schemas: Compiles the schemas in messages: what cannot be used ends by name.
         """
         self.conversation_id = conversation_id
         self.settings = settings
@@ -93,6 +96,7 @@ class Turn:
         user.link(self.gate)
         self._user = user
         self._since_ms = since_ms
+        self._schemas = schemas
         self._fragments = False
 
     @property
@@ -119,7 +123,7 @@ class Turn:
     def would_answer(self, entry: Entry) -> bool:
         """Whether this entry belongs to a turn of the model (and does not only change things)."""
         try:
-            message = inbound.decode(entry.data)
+            message = self._decode(entry)
         except InvalidMessage:
             return False
         match message:
@@ -135,10 +139,20 @@ class Turn:
     def would_join(self, entry: Entry) -> bool:
         """Whether this entry can be part of a message that is still open."""
         try:
-            message = inbound.decode(entry.data)
+            message = self._decode(entry)
         except InvalidMessage:
             return False
         return isinstance(message, inbound.UserStoppedSpeaking) or self.would_answer(entry)
+
+    def _decode(self, entry: Entry) -> inbound.Inbound:
+        """Return an entry's message.
+
+        Raises:
+            InvalidMessage: It breaks the contract, or a schema in it cannot be used.
+        """
+        message = inbound.decode(entry.data)
+        self._schemas.check(message)
+        return message
 
     async def take(self, entry: Entry, *, joins_next: bool = False) -> None:
         """Take the next entry of the inbox.
@@ -148,7 +162,7 @@ class Turn:
             joins_next: Treat a complete user message as a fragment of one still to come.
         """
         try:
-            message = inbound.decode(entry.data)
+            message = self._decode(entry)
         except InvalidMessage as error:
             self._use(entry, None, self._failed(entry, "invalid_message", str(error)))
             return

@@ -109,6 +109,7 @@ class TurnRun:
             loaded.settings,
             self._pair.user(),
             since_ms=loaded.since_ms,
+            schemas=self._parts.planner.checker.schemas,
         )
         self._tap = Tap()
         self._service.link(self._tap)
@@ -221,7 +222,7 @@ class TurnRun:
         if self._stop is None:
             if tools.unfinished:
                 return await self._wait_elsewhere(primary, tools)
-            return self._completed(primary)
+            return await self._completed(primary)
         if self._stop.acts_on(self._inbox.head) == "rollback":
             await self._roll_back(primary, self._stop)
             return None
@@ -261,6 +262,8 @@ class TurnRun:
             context=self._context,
             toolbox=self._parts.planner.toolbox,
             offered=plan.offered,
+            arguments=plan.arguments,
+            checker=self._parts.planner.checker,
             limits=plan.limits,
             now_ms=self._now_ms,
             take_spend=self._take_spend,
@@ -494,11 +497,12 @@ class TurnRun:
         # An interrupt that nobody has looked at yet ends the wait.
         return Parked(max(1, int(wait_s * 1000)), "backoff", seen=self._inbox.last)
 
-    def _completed(self, primary: Used) -> TurnCompleted | TurnFailed:
+    async def _completed(self, primary: Used) -> TurnCompleted | TurnFailed:
         parsed: Any = None
-        if self._plan.settings.response_format is not None:
+        if self._plan.reply is not None:
             try:
-                parsed = parsed_reply(self._last_text(), self._plan.settings.response_format)
+                checker = self._parts.planner.checker
+                parsed = await parsed_reply(self._last_text(), self._plan.reply, checker)
             except InvalidReply as error:
                 return self._failed(primary, "invalid_reply", str(error))
         self._ledger.keep(self._calls(primary))

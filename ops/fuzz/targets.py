@@ -14,6 +14,7 @@ from contracts import conversation, messages, replies, requests, trace_context
 from contracts.conversation import ConversationSettings, decode_context_entry
 from contracts.errors import InvalidMessage
 from contracts.replies import TERMINAL, AnyEvent, TurnRecord
+from contracts.schemas import Schemas
 from ops.fuzz import seeds
 from ops.fuzz.mutation import (
     ENTRY,
@@ -83,7 +84,7 @@ def check_message(data: bytes) -> Verdict:
     must(messages.decode(messages.encode(message)) == message, "another message after a round trip")
     try:
         submission = requests.Requests().submission(message)
-    except InvalidMessage as error:  # ids are read more leniently than they are accepted
+    except InvalidMessage as error:  # its ids are not as clean as they have to be, or a schema
         must(MARK not in f"{error} {error!r}", "an error repeats what was sent")
         return Verdict("InvalidMessage", [_plain(str(error))])
     sent = submission.call.args[2]
@@ -250,7 +251,7 @@ def check_entries(data: bytes) -> Verdict:
     ]
     context = OpenAILLMContext()
     user = LLMUserContextAggregator(context, now=lambda: 0.0)
-    taken = Turn("c", ConversationSettings(), user, since_ms=1)
+    taken = Turn("c", ConversationSettings(), user, since_ms=1, schemas=Schemas())
     for entry in entries:
         taken.would_answer(entry)
         entry.acts_on("1-0")

@@ -5,6 +5,7 @@ from typing import Final, cast
 
 Json = object
 _DEEPEST: Final = 12
+_MOST_STEPS: Final = 5_000
 _FORMATS: Final[Mapping[str, str]] = {
     "date": "2026-01-02",
     "date-time": "2026-01-02T03:04:05Z",
@@ -19,31 +20,52 @@ def instance(schema: Mapping[str, Json], root: Mapping[str, Json] | None = None)
     """Make a value; references are looked up in the root schema.
 
     Understands types, enum, const, default, required and optional properties, items, the first
-    branch of anyOf and oneOf, all of allOf, lengths, ranges, and the common string formats.
+    branch of anyOf and oneOf, all of allOf, lengths, ranges, and the common string formats. None
+    where that takes too many steps.
     """
-    return _instance(schema, schema if root is None else root, 0)
+    try:
+        return _instance(schema, _Work(schema if root is None else root), 0)
+    except (_TooMuch, RecursionError):
+        return None
 
 
-def _instance(schema: Mapping[str, Json], root: Mapping[str, Json], depth: int) -> Json:
+class _TooMuch(Exception):
+    """The schema grows without end."""
+
+
+class _Work:
+    """The root schema, and how much may still be done for it."""
+
+    def __init__(self, root: Mapping[str, Json]) -> None:
+        self.root = root
+        self._left = _MOST_STEPS
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise _TooMuch
+
+
+def _instance(schema: Mapping[str, Json], work: _Work, depth: int) -> Json:
     if depth > _DEEPEST:
         return None
-    schema = _resolved(schema, root)
+    schema = _resolved(schema, work)
     given = _given(schema)
     if given:
         return given[0]
     branches = _schemas(schema.get("anyOf")) or _schemas(schema.get("oneOf"))
     if branches:
-        return _instance(branches[0], root, depth + 1)
+        return _instance(branches[0], work, depth + 1)
     match _type(schema):
         case "object":
             properties = _mapping(schema.get("properties"))
             return {
-                name: _instance(_mapping(part), root, depth + 1)
+                name: _instance(_mapping(part), work, depth + 1)
                 for name, part in properties.items()
             }
         case "array":
             item = _mapping(schema.get("items"))
-            return [_instance(item, root, depth + 1) for _ in range(_items(schema))]
+            return [_instance(item, work, depth + 1) for _ in range(_items(schema))]
         case kind:
             return _scalar(kind, schema)
 
@@ -74,15 +96,16 @@ def _scalar(kind: str, schema: Mapping[str, Json]) -> Json:
             return _string(schema)
 
 
-def _resolved(schema: Mapping[str, Json], root: Mapping[str, Json]) -> Mapping[str, Json]:
+def _resolved(schema: Mapping[str, Json], work: _Work) -> Mapping[str, Json]:
+    work.step()
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
-        target: Mapping[str, Json] = root
+        target: Mapping[str, Json] = work.root
         for name in reference.removeprefix("#").strip("/").split("/"):
             target = _mapping(target.get(name)) if name else target
         schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
     for part in _schemas(schema.get("allOf")):
-        merged = _resolved(part, root)
+        merged = _resolved(part, work)
         properties = {**_mapping(schema.get("properties")), **_mapping(merged.get("properties"))}
         schema = {**merged, **schema}
         if properties:

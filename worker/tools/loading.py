@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from contracts.conversation import ToolDefinition
+from contracts.schemas import BadSchema, Schemas
 from worker.files import UnusableFile, read_json
 from worker.tools.declaring import Tool, ToolOptions
 from worker.tools.describing import BadTool, Described, describe
@@ -125,11 +126,17 @@ def _read_schemas(path: Path, problems: list[str]) -> list[ToolDefinition]:
         problems.append(f"{path}: it is no list of tools")
         return []
     definitions: list[ToolDefinition] = []
+    schemas = Schemas()
     for number, element in enumerate(elements):
         try:
-            definitions.append(msgspec.convert(_given(element), ToolDefinition))
+            definition = msgspec.convert(_given(element), ToolDefinition)
+            schemas.of_arguments(definition.function.parameters)
         except msgspec.ValidationError as error:
             problems.append(f"{path}, tool {number + 1}: {error}")
+        except BadSchema as error:
+            problems.append(f"{path}, tool {number + 1}: parameters: {error}")
+        else:
+            definitions.append(definition)
     return definitions
 
 

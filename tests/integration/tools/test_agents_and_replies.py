@@ -1,5 +1,6 @@
 """Agents pick prompt, model, tools and limits; structured replies are asked for and checked."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -10,10 +11,10 @@ import msgspec
 import pytest
 
 from contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
-from contracts.conversation import SettingsChange
+from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
 from ops.simulator import Simulator
 from tests.integration.tools.bench import calling, requests, tool_hand, user
-from worker.agents import AgentsFile
+from worker.agents import AgentsFile, BadAgents
 from worker.tools import tool
 
 AGENTS = """
@@ -153,8 +154,6 @@ async def test_a_reply_of_a_type(redis_url: str, sim: Simulator, client: TurnCli
 
 async def test_ask_takes_a_struct(redis_url: str, sim: Simulator) -> None:
     """Both clients; with a whole worker and the simulator's own idea of a fitting value."""
-    import asyncio  # noqa: PLC0415
-
     from tests.support.driving import fleet  # noqa: PLC0415
 
     async with fleet(redis_url, sim), TurnClient.connect(redis_url) as client:
@@ -208,3 +207,61 @@ async def test_tools_come_before_a_structured_reply(
     assert isinstance(result, TurnCompleted)
     assert result.parsed == {}
     assert json.loads(result.text.partition("\n\n")[2]) == {}
+
+
+BAD: dict[str, Any] = {"type": "object", "required": 5}
+
+
+@pytest.mark.parametrize("of", ["message", "settings", "tools"])
+async def test_a_schema_that_cannot_be_used_costs_no_call(
+    redis_url: str, sim: Simulator, client: TurnClient, of: str
+) -> None:
+    """From a producer that has not looked: the message fails by name, settings stay as they are."""
+    client._make._schemas.check = lambda message: None  # type: ignore[method-assign]
+    tool = ToolDefinition(function=FunctionDefinition(name="f", parameters=BAD))
+    message = {
+        "message": user("go", response_format=BAD),
+        "settings": Configure(conversation_id="c", settings=SettingsChange(response_format=BAD)),
+        "tools": Configure(conversation_id="c", settings=SettingsChange(tools=(tool,))),
+    }[of]
+    async with tool_hand(redis_url, sim) as hand:
+        receipt = await client.submit(message)
+        await hand.run_due()
+        failed = await client.result(receipt, timeout_s=5)
+        assert isinstance(failed, TurnFailed)
+        assert failed.code == "invalid_message"
+        assert "#/required: expected array" in failed.message
+        assert requests(sim) == []
+        after = await client.submit(user("and now?"))
+        await hand.run_due()
+    assert isinstance(await client.result(after, timeout_s=5), TurnCompleted)
+
+
+def test_an_agents_schema_is_read_at_the_start(tmp_path: Path) -> None:
+    """What is wrong is said with the agent and the place."""
+    path = tmp_path / "agents.toml"
+    path.write_text("[a]\nresponse_format = {required = 5}\n")
+    with pytest.raises(BadAgents, match=r"\[a\]: response_format: #/required: expected array"):
+        AgentsFile(path, TOOLS)
+
+
+async def test_arguments_for_a_tool_elsewhere_have_to_fit(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """The model is told where they do not, and nobody else hears of the call."""
+    parameters = {"type": "object", "properties": {"from": {"type": "integer"}}}
+    tool = ToolDefinition(function=FunctionDefinition(name="f", parameters=parameters))
+    sim.inject(calling("f", {"from": "Oslo" * 100}), times=1)
+    sim.inject(calling("f", {"from": 1.0}, loop="1"), nth=2, times=1)
+    async with tool_hand(redis_url, sim, schemas=[tool]) as hand:
+        await client.submit(user("go"))
+        await hand.run_due()
+        async with asyncio.timeout(10):
+            async for call in client.tool_calls("g", "1"):
+                assert msgspec.json.decode(call.arguments) == {"from": 1.0}
+                break
+    told = requests(sim)[1]["messages"][-1]
+    assert told["role"] == "tool"
+    assert "#/from" in told["content"]
+    assert "integer" in told["content"]
+    assert "Oslo" not in told["content"]

@@ -1,0 +1,186 @@
+"""Whether JSON fits a schema, without ever holding the event loop: what may cost much runs apart.
+
+A check whose cost is known to be small runs where it is asked for. Any other runs in a process of
+its own, which is forked for it and ended by the system when it has used up its processor time or
+its memory (docs/adr/0018-json-schema-by-a-library.md). Run as a module, this is the process that
+forks them.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import resource
+import signal
+import struct
+import sys
+from typing import Any, BinaryIO, Final, NoReturn
+
+import msgspec
+
+from contracts.schemas import Schema, Schemas
+
+CHEAP_STEPS: Final = 1_000_000
+"""Rules times bytes up to which a check runs in the event loop: some 10 ms at the very worst."""
+CHECK_S: Final = 0.03
+"""Processor seconds for each begun 100 KB of what is checked."""
+_CHECK_BYTES: Final = 100_000
+_CHECK_MAX_S: Final = 1.0
+_MEMORY_BYTES: Final = 1024 * 1024 * 1024
+"""Of addresses, those of the interpreter included."""
+_WAIT_S: Final = 30.0
+"""For a busy machine to give a check its processor time."""
+_AT_ONCE: Final = 4
+_HEAD: Final = struct.Struct(">III")
+"""Number of the check, bytes of the schema, bytes of the value."""
+_LONG_NUMBER: Final = re.compile(rb"\d{40}")
+
+TOO_COSTLY: Final = "it cannot be checked in bounded time and memory: the schema is too costly"
+
+
+class Checker:
+    """Checks values for one worker process."""
+
+    def __init__(self) -> None:
+        """Begin; a process is started when it is first needed."""
+        self.schemas = Schemas()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._waiting: dict[int, asyncio.Future[str | None]] = {}
+        self._number = 0
+
+    async def fault(self, schema: Schema, value: Any, data: bytes) -> str | None:
+        """Return where a value does not fit and why, in one line; None if it fits.
+
+        Args:
+            schema: A compiled one.
+            value: JSON, decoded.
+            data: The same as JSON text.
+        """
+        if schema.weight is not None and schema.weight * len(data) <= CHEAP_STEPS:  # noqa: SIM102
+            if _LONG_NUMBER.search(data) is None:  # arithmetic with these is slow
+                return schema.fault(value)
+        async with self._places:
+            return await self._ask(schema.source, data)
+
+    async def close(self) -> None:
+        """End the process, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            process.stdin.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if self._reading is not None:
+            await self._reading
+
+    async def _ask(self, schema: bytes, data: bytes) -> str | None:
+        process = await self._started()
+        self._number = number = (self._number + 1) % 2**32
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            assert process.stdin is not None
+            process.stdin.write(_HEAD.pack(number, len(schema), len(data)) + schema + data)
+            async with asyncio.timeout(_WAIT_S):
+                await process.stdin.drain()
+                return await answer
+        except (TimeoutError, OSError):
+            return TOO_COSTLY
+        finally:
+            self._waiting.pop(number, None)
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        async with self._starting:
+            process = self._process
+            if process is None or process.returncode is not None:
+                process = self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-P", "-m", "worker.checking"),  # -P: never from the working directory
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )
+                self._reading = asyncio.create_task(self._read(process))
+            return process
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Hand out answers until the process ends; then whoever still waits hears so."""
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            number, text = msgspec.json.decode(line, type=tuple[int, str | None])
+            answer = self._waiting.get(number)
+            if answer is not None and not answer.done():
+                answer.set_result(text)
+        await process.wait()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_result(TOO_COSTLY)
+
+
+def budget_s(size: int) -> float:
+    """Return the processor seconds that a check of so many bytes may take."""
+    return min(_CHECK_MAX_S, CHECK_S * (1 + size // _CHECK_BYTES))
+
+
+# -- the process --------------------------------------------------------------------------------
+
+
+class _Forking:
+    """Forks one process for each check, and tells what became of it."""
+
+    def __init__(self) -> None:
+        self._schemas = Schemas()
+        self._running: dict[int, int] = {}
+
+    def serve(self, questions: BinaryIO) -> None:
+        """Answer until nobody asks any more."""
+        signal.signal(signal.SIGCHLD, self._reap)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        while len(head := questions.read(_HEAD.size)) == _HEAD.size:
+            number, schema_bytes, data_bytes = _HEAD.unpack(head)
+            schema = questions.read(schema_bytes)
+            data = questions.read(data_bytes)
+            compiled = self._schemas.read(schema)  # here, so that it is kept for the next
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            pid = os.fork()
+            if not pid:
+                _check(number, compiled, data)
+            self._running[pid] = number
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def _reap(self, *_: object) -> None:
+        while self._running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            number = self._running.pop(pid)
+            if status:
+                _answer(number, TOO_COSTLY)
+
+
+def _check(number: int, schema: Schema, data: bytes) -> NoReturn:
+    """Check, answer and end; the system ends it if that takes too much."""
+    with contextlib.suppress(ValueError, OSError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, budget_s(len(data)))
+    try:
+        _answer(number, schema.fault(msgspec.json.decode(data)))
+    except BaseException:  # noqa: BLE001  whatever it is, the process that waits reports it
+        os._exit(1)
+    os._exit(0)
+
+
+def _answer(number: int, text: str | None) -> None:
+    os.write(1, msgspec.json.encode((number, text)) + b"\n")
+
+
+if __name__ == "__main__":
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # it ends when its worker does
+        signal.signal(ignored, signal.SIG_IGN)
+    _Forking().serve(sys.stdin.buffer)
