@@ -16,6 +16,7 @@ from ops.bench.results import Drill, Report
 from ops.bench.scenarios import Scenario, is_growth, scenarios
 from ops.bench.session import Part, Plan, Tell, run
 from ops.chaos import drills
+from ops.chaos.figures import Name
 from ops.cli.ending import ends_in_order
 from ops.cli.failures import Failed, Failure
 from ops.cli.output import console
@@ -27,7 +28,7 @@ _ROUNDS: Final = 3
 _SOAK_MINUTES: Final = 2.0
 _PARTS: Final[frozenset[Part]] = frozenset({"fleet", "reading", "producers", "burst"})
 _FULL_PARTS: Final[frozenset[Part]] = frozenset({*_PARTS, "growth", "soak"})
-_DRILLS: Final[Mapping[drills.Name, int]] = {"kill": 12, "term": 2, "cancel": 50}
+_DRILLS: Final[Mapping[Name, int]] = {"kill": 12, "term": 2, "cancel": 50}
 """How often each."""
 
 

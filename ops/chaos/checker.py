@@ -210,7 +210,7 @@ class ChatCheck:
         own = [it for it in self._requests if it.messages and words in it.messages[-1][1]]
         if (
             end.code == "bad_request"
-        ):  # a refusal lost the words that tell what it is to another fault
+        ):  # its words, which tell what it is, were lost to another fault
             return any("context-length" in it.faults and len(it.faults) > 1 for it in own)
         struck = sum(bool(it.faults) for it in own)
         return (end.code in TWICE_CODES and struck >= 2) or (

@@ -11,12 +11,19 @@ import click
 import msgspec
 
 from ops.chaos import drills, session
+from ops.chaos.figures import Name
 from ops.chaos.report import show, show_drill
 from ops.chaos.sabotage import SABOTAGES
 from ops.cli.ending import ends_in_order
 from ops.cli.output import console, say
 
-_ROUNDS: Final[Mapping[drills.Name, int]] = {"kill": 50, "stall": 10, "term": 4, "cancel": 100}
+_ROUNDS: Final[Mapping[Name, int]] = {
+    "kill": 50,
+    "stall": 10,
+    "term": 4,
+    "cancel": 100,
+    "malformed": 12,
+}
 
 
 @click.command()
@@ -45,7 +52,8 @@ _ROUNDS: Final[Mapping[drills.Name, int]] = {"kill": 50, "stall": 10, "term": 4,
     "--drill",
     "drill",
     type=click.Choice([*_ROUNDS, "all"]),
-    help="Instead: measure what a kill, a stall, a hand-over or a cancellation costs.",
+    help="Instead: measure what a kill, a stall, a hand-over, a cancellation or malformed replies"
+    " cost.",
 )
 @click.option("--sabotage", type=click.Choice(sorted(SABOTAGES)), hidden=True)
 def chaos(

@@ -57,6 +57,13 @@ FAULTS: Final[Mapping[str, float]] = {
     "context-length": 0.001,
 }
 """Scenarios of the simulator and the chance of each model call to meet it."""
+MALFORMED: Final[Mapping[str, float]] = {
+    "odd-reply;shape=garbage": 0.1,
+    "truncated-json;at=tokens:2": 0.1,
+    "error-frame;at=tokens:1,text=something%20went%20wrong": 0.1,
+    "bad-utf8;at=tokens:2": 0.05,
+}
+"""The same for the few conversations whose replies are malformed."""
 TERMINAL_CODES: Final = frozenset({"safety", "context_too_long", "crashed"})
 """Ways for a turn to fail that one of the faults above explains."""
 TWICE_CODES: Final = frozenset({"truncated", "malformed_stream", "not_a_stream", "reply_error"})

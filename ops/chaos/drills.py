@@ -6,47 +6,20 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Final, Literal
-
-import msgspec
+from typing import Any, Final
 
 from contracts import Receipt, TextDelta, TurnClient, TurnStarted, UserMessage
 from contracts.replies import TERMINAL, AnyEvent, TurnInterrupted
-from ops.chaos import sabotage, stalling
+from ops.chaos import malformed, sabotage, stalling
+from ops.chaos.figures import Drilled, Name, Row, Tell, fleet
 from ops.chaos.recovery import percentile
 from ops.chaos.simulated import SimAdmin
 from ops.cli.failures import Failed
-from ops.cli.stack import Stack
 
-Name = Literal["kill", "stall", "term", "cancel"]
-Tell = Callable[[str], None]
 _DRAIN_S: Final = 10.0
 """The workers' default grace period."""
 _STALL_S: Final = 2.0
 _PATIENCE_S: Final = 60.0
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One figure of a drill."""
-
-    what: str
-    value: float
-    unit: str
-    most: float | None = None
-    """The bound that it must keep; None if it only informs."""
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the bound is kept."""
-        return self.most is None or self.value <= self.most
-
-
-class Drilled(msgspec.Struct, frozen=True):
-    """The figures of one drill."""
-
-    name: Name
-    title: str
-    rows: list[Row]
 
 
 def run(name: Name, *, rounds: int, tell: Tell) -> Drilled:
@@ -61,7 +34,13 @@ def run(name: Name, *, rounds: int, tell: Tell) -> Drilled:
         Failed: A turn did not come as far as the drill needs it to.
     """
     drills: Mapping[Name, Callable[[int, Tell], Coroutine[Any, Any, Drilled]]]
-    drills = {"kill": _kill, "stall": _stall, "term": _term, "cancel": _cancel}
+    drills = {
+        "kill": _kill,
+        "stall": _stall,
+        "term": _term,
+        "cancel": _cancel,
+        "malformed": malformed.drill,
+    }
     return asyncio.run(drills[name](rounds, tell))
 
 
@@ -166,20 +145,11 @@ def _ended(event: AnyEvent) -> bool:
     return isinstance(event, TERMINAL)
 
 
-def _fleet(workers: int, **env: str) -> Stack:
-    """Return workers at default settings before a model that says a word every 20 ms."""
-    return Stack(
-        workers,
-        sim_options=("--ttft-ms", "50", "--itl-ms", "20", "--ledger-entries", "0"),
-        worker_env={"TURNLINE_LOG_LEVEL": "error", **env},
-    )
-
-
 async def _kill(rounds: int, tell: Tell) -> Drilled:
     """SIGKILL a worker mid-stream and wait for another one's first delta."""
     waits: list[float] = []
     rng = random.Random(rounds)
-    with _fleet(4) as stack:
+    with fleet(4) as stack:
         SimAdmin(stack.base_url).add_rule("chunks=300", times=None)
         async with TurnClient.connect(stack.redis_url) as client:
             for n in range(rounds):
@@ -220,7 +190,7 @@ async def _stall(rounds: int, tell: Tell) -> Drilled:
     """Hold up a worker's event loop under load; its heartbeat goes on."""
     kept = moved = misled = 0
     environ = {**sabotage.environment(""), stalling.VARIABLE: str(_STALL_S)}
-    with _fleet(2, **environ) as stack:
+    with fleet(2, **environ) as stack:
         SimAdmin(stack.base_url).add_rule("chunks=200", times=None)
         async with TurnClient.connect(stack.redis_url) as client:
             for n in range(rounds):
@@ -253,7 +223,7 @@ async def _term(rounds: int, tell: Tell) -> Drilled:
     """SIGTERM a worker whose turns outlast the grace period, and some that do not."""
     waits: list[float] = []
     again = short = 0
-    with _fleet(3) as stack:
+    with fleet(3) as stack:
         sim = SimAdmin(stack.base_url)
         sim.add_rule("chunks=700", times=None, conversation="long-*")
         sim.add_rule("chunks=200", times=None, conversation="short-*")
@@ -314,7 +284,7 @@ async def _cancel(rounds: int, tell: Tell) -> Drilled:
     closed: list[float] = []
     ended: list[float] = []
     lost = uncounted = 0
-    with _fleet(2) as stack:
+    with fleet(2) as stack:
         sim = SimAdmin(stack.base_url)
         sim.add_rule("chunks=300", times=None)
         async with TurnClient.connect(stack.redis_url) as client:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from contracts.connection import SyncRedis, open_sync
 from contracts.keys import shard_keys
-from ops.chaos.disturbances import FAULTS, Disturbance, Kind, Planned
+from ops.chaos.disturbances import FAULTS, MALFORMED, Disturbance, Kind, Planned
 from ops.chaos.journal import Journal, decode_journal
 from ops.chaos.simulated import SimAdmin
 from ops.chaos.traffic import TrafficPlan
@@ -129,6 +129,8 @@ class Driver:
         began_s = time.monotonic()
         self._make_durable()
         self._sim.add_faults(FAULTS, seed)
+        # One digit: the first ten that are talked in at a time.
+        self._sim.add_faults(MALFORMED, seed + 1, conversation=f"{self._traffic.prefix}-?-*")
         process = subprocess.Popen(
             [
                 sys.executable,

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from ops.chaos.checker import COLUMNS, Violation
 from ops.chaos.disturbances import Disturbance
-from ops.chaos.drills import Drilled
 from ops.chaos.driver import Outcome
 from ops.chaos.evidence import Evidence
+from ops.chaos.figures import Drilled
 from ops.chaos.recovery import percentile, recoveries_s
 from ops.cli.output import say, table
 

@@ -52,10 +52,18 @@ class SimAdmin:
         assert address.hostname is not None
         self._where = (address.hostname, address.port)
 
-    def add_faults(self, faults: Mapping[str, float], seed: int) -> None:
-        """Let each model call meet each scenario with its probability."""
+    def add_faults(
+        self, faults: Mapping[str, float], seed: int, *, conversation: str = "*"
+    ) -> None:
+        """Let each model call of these conversations meet each scenario with its probability."""
         rules = [
-            Rule(scenario=scenario, times=None, probability=chance, seed=seed * 1000 + n)
+            Rule(
+                scenario=scenario,
+                times=None,
+                probability=chance,
+                seed=seed * 1000 + n,
+                conversation=conversation,
+            )
             for n, (scenario, chance) in enumerate(faults.items())
         ]
         self._ask("POST", "/sim/faults", msgspec.json.encode(rules))

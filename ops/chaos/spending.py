@@ -7,6 +7,7 @@ from typing import Final
 
 from contracts.conversation import CallEntry, Usage
 from contracts.replies import TurnCompleted, TurnFailed, TurnInterrupted
+from ops.chaos.disturbances import TWICE_CODES
 from ops.chaos.evidence import Left, Request
 
 _MARK: Final = re.compile(r"#(\d+)")
@@ -18,6 +19,7 @@ def check_spending(left: Left, requests: Sequence[Request]) -> Iterator[tuple[st
     yield from _check_totals(left)
     yield from _check_turns(left)
     yield from _check_against_model(left, requests)
+    yield from _check_repetitions(left)
 
 
 def reported(left: Left) -> int:
@@ -71,6 +73,14 @@ def _check_turns(left: Left) -> Iterator[tuple[str, str]]:
             yield turn, f"the event says {end.usage}, its calls make {_sum(kept)}"
         if any(call.attempt != end.attempt for call in kept):
             yield turn, "a call of an abandoned attempt is counted as the answer's"
+
+
+def _check_repetitions(left: Left) -> Iterator[tuple[str, str]]:
+    """A reply that cannot be used was not paid for a third time for the same reason."""
+    paid = Counter((call.turn_id, call.error) for call in left.calls if call.error in TWICE_CODES)
+    for (turn, code), times in paid.items():
+        if times > 2:
+            yield turn, f"{times} calls ended as {code}"
 
 
 def _check_against_model(left: Left, requests: Sequence[Request]) -> Iterator[tuple[str, str]]:

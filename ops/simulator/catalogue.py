@@ -9,8 +9,8 @@ from ops.simulator.config import Pacing
 from ops.simulator.content import CONTENT
 from ops.simulator.effects import Effect
 from ops.simulator.http_faults import HTTP
+from ops.simulator.reply_faults import STREAM
 from ops.simulator.scenario import BadScenario, Scenario, parse
-from ops.simulator.sse_faults import SSE
 from ops.simulator.transport_faults import TRANSPORT
 from ops.simulator.usage_faults import USAGE
 
@@ -54,7 +54,7 @@ GROUPS: Final[Mapping[str, Mapping[str, Effect[Callable[..., object]]]]] = {
     "content": CONTENT,
     "usage": USAGE,
     "http": HTTP,
-    "stream": SSE,
+    "stream": STREAM,
     "transport": TRANSPORT,
     "control": CONTROL,
 }

@@ -25,9 +25,9 @@ from ops.simulator.models import Catalogue
 from ops.simulator.pacing import Tempo
 from ops.simulator.plan import BadPosition, Frame, FrameKind, Framing, Headers, Plan
 from ops.simulator.prompt import PromptCache
+from ops.simulator.reply_faults import STREAM
 from ops.simulator.rules import RuleBook
 from ops.simulator.scenario import HEADER, BadScenario, Scenario
-from ops.simulator.sse_faults import SSE
 from ops.simulator.transport_faults import TRANSPORT
 from ops.simulator.usage import Usage, usage
 from ops.simulator.usage_faults import USAGE, cached_over_prompt
@@ -114,7 +114,7 @@ class Grok:
             plan = self._replaced(turn) or self._answered(turn)
             if plan.is_stream and plan.is_answer and entry.usage is not None:
                 for scenario in turn.wishes.stream:
-                    SSE[scenario.name].run(plan, scenario, entry.usage)
+                    STREAM[scenario.name].run(plan, scenario, entry.usage)
             for scenario in turn.wishes.transport:
                 TRANSPORT[scenario.name].run(plan, scenario)
             for scenario in turn.wishes.control:

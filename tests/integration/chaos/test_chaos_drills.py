@@ -3,6 +3,7 @@
 import pytest
 
 from ops.chaos import drills
+from ops.chaos.figures import Name
 
 
 @pytest.mark.promise("P5")
@@ -11,10 +12,23 @@ from ops.chaos import drills
 )
 @pytest.mark.timeout(180)
 def test_nothing_is_shown_or_run_twice_and_no_partial_reply_is_lost(
-    name: drills.Name, rounds: int
+    name: Name, rounds: int
 ) -> None:
     """Times are for quiet machines to measure; counts are the same on all."""
     drilled = drills.run(name, rounds=rounds, tell=lambda _: None)
 
     assert [row for row in drilled.rows if row.most == 0 and row.value] == []
     assert drilled.rows[0].value == rounds
+
+
+@pytest.mark.promise("P12")
+@pytest.mark.timeout(120)
+def test_malformed_replies_are_paid_twice_at_most_and_fail_nobody_else() -> None:
+    """A slice of five seconds without them and one with them; the ratio of times informs here."""
+    drilled = drills.run("malformed", rounds=1, tell=lambda _: None)
+
+    figures = {row.what: row for row in drilled.rows}
+    assert figures["turns with malformed replies"].value > 20
+    assert figures["most paid for one turn"].value == 2
+    assert figures["turns of the others that failed"].value == 0
+    assert figures["p99 with, by that without"].value < 10

@@ -20,6 +20,7 @@ from ops.chaos.checker import Violation, check
 from ops.chaos.disturbances import Disturbance
 from ops.chaos.evidence import Evidence, Left, Request
 from ops.chaos.journal import Chat, Sent, Shown
+from ops.chaos.spending import check_spending
 
 USAGE = Usage(prompt_tokens=10, completion_tokens=4, total_tokens=14)
 CUT = Usage(completion_tokens=1, total_tokens=1)
@@ -416,6 +417,22 @@ def test_a_call_of_an_abandoned_attempt_counted_as_the_answers_is_named(world: W
     )
 
     assert world.columns() == {"tokens"}
+
+
+def test_a_third_call_that_ends_in_the_same_unusable_reply_is_named(world: World) -> None:
+    """Two are allowed, and any number of refusals."""
+    first = world.left.calls
+    vain = [
+        call(n, state="estimated", usage=Usage(), abandoned=True, error="malformed_stream")
+        for n in (0, 0, 0)
+    ]
+    found = {
+        times: [what for _, what in check_spending(Left(calls=(*vain[:times], *first)), ())]
+        for times in (2, 3)
+    }
+
+    assert not any("ended as malformed_stream" in what for what in found[2])
+    assert any("3 calls ended as malformed_stream" in what for what in found[3])
 
 
 def test_a_turn_begun_again_without_a_reason_is_named(world: World) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from contracts.replies import TextDelta, TurnStarted
-from ops.chaos.disturbances import ALWAYS, FAULTS, PER_MINUTE, Disturbance, planned
+from ops.chaos.disturbances import ALWAYS, FAULTS, MALFORMED, PER_MINUTE, Disturbance, planned
 from ops.chaos.recovery import percentile, recoveries_s
 from ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
 from ops.simulator import catalogue
@@ -45,7 +45,7 @@ def test_the_shortest_run_restarts_redis_both_ways(seed: int) -> None:
 
 def test_every_fault_is_one_that_the_simulator_knows() -> None:
     """A scenario misspelt here would end a run before it began."""
-    for scenario in FAULTS:
+    for scenario in {**FAULTS, **MALFORMED}:
         assert catalogue.read(scenario)
     assert sum(FAULTS.values()) < 0.25
     assert set(ALWAYS) <= PER_MINUTE.keys()

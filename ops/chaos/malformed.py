@@ -1,0 +1,131 @@
+"""The drill of malformed replies: half of the conversations get them, the others feel nothing."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from contracts import TextDelta, TurnClient, UserMessage
+from contracts.replies import TERMINAL
+from ops.chaos.figures import Drilled, Row, Tell, fleet
+from ops.chaos.recovery import percentile
+from ops.chaos.simulated import Entry, SimAdmin
+
+_SLICE_S: Final = 5.0
+"""How long the odd conversations get the one kind of reply before they get the other."""
+_HALF: Final = 12
+"""Conversations of either half."""
+_SIZED: Final = 4_500_000
+"""Bytes of replies without measure."""
+_PATIENCE_S: Final = 60.0
+_SHAPES: Final = ("parts", "no-finish", "surrogates", "whole-json", "garbage", "endless")
+_MALFORMED: Final = (
+    "truncated-json;at=tokens:1",
+    "bad-utf8;at=tokens:2",
+    "eof;at=tokens:2",
+    "ok-html",
+    "ok-empty",
+    "error-frame;at=tokens:1,text=something%20went%20wrong",
+    *(f"odd-reply;shape={shape},size={_SIZED}" for shape in _SHAPES),
+)
+
+
+class _Half:
+    """Conversations that talk without a pause, and what their turns were like."""
+
+    def __init__(self, client: TurnClient, name: str) -> None:
+        self.names = [f"{name}-{n}" for n in range(_HALF)]
+        self.turns: Counter[bool] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.waits_s: dict[bool, list[float]] = {False: [], True: []}
+        """From the submission to the first delta, without and with malformed replies."""
+        self._client = client
+        self._sent = 0
+
+    async def talk(self, until_s: float, *, odd: bool) -> None:
+        """Ask again and again until then, in every conversation; each turn is read to its end."""
+        await asyncio.gather(*(self._talk(name, until_s, odd=odd) for name in self.names))
+
+    async def _talk(self, name: str, until_s: float, *, odd: bool) -> None:
+        while time.monotonic() < until_s:
+            self._sent += 1
+            message = UserMessage(conversation_id=name, text=f"#{self._sent} tell me", run=True)
+            began_s = time.monotonic()
+            receipt = await self._client.submit(message)
+            first_s = None
+            async with asyncio.timeout(_PATIENCE_S):
+                async for event in self._client.events(receipt):
+                    if first_s is None and isinstance(event, TextDelta):
+                        first_s = time.monotonic() - began_s
+                    if isinstance(event, TERMINAL):
+                        self.ended[getattr(event, "code", "") or "answered"] += 1
+            self.turns[odd] += 1
+            self.waits_s[odd].append(_PATIENCE_S if first_s is None else first_s)
+
+
+async def drill(rounds: int, tell: Tell) -> Drilled:
+    """Let half of the conversations get malformed replies, and plain ones, turn and turn about.
+
+    The slices of both kinds lie side by side in one run, so that the machine is the same for both.
+    """
+    with fleet(2) as stack:
+        sim = SimAdmin(stack.base_url)
+        async with TurnClient.connect(stack.redis_url) as client:
+            healthy, odd = _Half(client, "healthy"), _Half(client, "odd")
+            for half in (healthy, odd):  # the first turns warm everything up
+                await half.talk(time.monotonic(), odd=False)
+            for n in range(2 * rounds):
+                tell(f"slice {n + 1} of {2 * rounds}")
+                sim.add_rule("chunks=12", times=None, conversation="healthy-*")
+                is_odd = n % 2 == 1
+                if is_odd:
+                    for place, name in enumerate(odd.names):
+                        scenario = _MALFORMED[(place + n // 2 * _HALF) % len(_MALFORMED)]
+                        sim.add_rule(scenario, times=None, conversation=name)
+                until_s = time.monotonic() + _SLICE_S
+                await asyncio.gather(*(half.talk(until_s, odd=is_odd) for half in (healthy, odd)))
+                sim.remove_faults()
+        paid = await asyncio.to_thread(_paid, sim, odd.names)
+    return _figures(rounds, healthy, odd, paid)
+
+
+def _paid(sim: SimAdmin, names: Sequence[str]) -> Counter[str]:
+    """Return how often each turn of these conversations was paid for a malformed reply."""
+    paid: Counter[str] = Counter()
+    for name in names:
+        for entry in sim.entries(conversation=name):
+            if entry.scenarios:
+                paid[f"{name} {_asked(entry)}"] += 1
+    return paid
+
+
+def _asked(entry: Entry) -> str:
+    body: dict[str, Any] = msgspec.json.decode(entry.body)
+    return str([it["content"] for it in body["messages"] if it["role"] == "user"][-1])
+
+
+def _figures(rounds: int, healthy: _Half, odd: _Half, paid: Counter[str]) -> Drilled:
+    plain, beside = (sorted(healthy.waits_s[kind]) for kind in (False, True))
+    before_s, with_s = percentile(plain, 0.99), percentile(beside, 0.99)
+    answered = healthy.ended["answered"]
+    return Drilled(
+        "malformed",
+        "malformed replies in half of the conversations; first delta of the others",
+        [
+            Row("slices of either kind", rounds, ""),
+            Row("turns of the others, without", healthy.turns[False], ""),
+            Row("turns of the others, with", healthy.turns[True], ""),
+            Row("turns with malformed replies", odd.turns[True], ""),
+            Row("of these, failed by name", sum(odd.ended.values()) - odd.ended["answered"], ""),
+            Row("first delta without, p50", percentile(plain, 0.5) * 1000, "ms"),
+            Row("first delta with, p50", percentile(beside, 0.5) * 1000, "ms"),
+            Row("first delta without, p99", before_s * 1000, "ms"),
+            Row("first delta with, p99", with_s * 1000, "ms"),
+            Row("p99 with, by that without", with_s / before_s if before_s else 0.0, "", 1.5),
+            Row("most paid for one turn", max(paid.values(), default=0), "", 2),
+            Row("turns of the others that failed", sum(healthy.ended.values()) - answered, "", 0),
+        ],
+    )
