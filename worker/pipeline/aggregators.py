@@ -4,8 +4,8 @@ import asyncio
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -61,18 +61,23 @@ class LLMAssistantAggregatorParams:
     """True: pieces are words without spaces, to be joined by one. False: raw model deltas."""
 
 
+_USER_PARAMS: Final = LLMUserAggregatorParams()
+_ASSISTANT_PARAMS: Final = LLMAssistantAggregatorParams()
+
+
 class LLMFullResponseAggregator(FrameProcessor):
     """Tells each whole response, or what there is of it at an interruption; passes all frames on.
 
     Event: `on_completion(aggregator, completion, completed)`.
     """
 
+    EVENTS: ClassVar[frozenset[str]] = frozenset({"on_completion"})
+
     def __init__(self, *, name: str | None = None) -> None:
         """Begin between two responses."""
         super().__init__(name=name)
         self._aggregation = ""
         self._started = False
-        self._register_event_handler("on_completion")
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Collect the text of a response."""
@@ -216,7 +221,8 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
             aggregation_timeout: In place of that of `params`; deprecated.
         """
         super().__init__(context=context, role="user", name=name)
-        self._params = replace(params) if params else LLMUserAggregatorParams()
+        params = params or _USER_PARAMS
+        self._params = LLMUserAggregatorParams(params.aggregation_timeout)
         if aggregation_timeout is not None:
             _warn_of("aggregation_timeout")
             self._params.aggregation_timeout = aggregation_timeout
@@ -378,7 +384,8 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
             expect_stripped_words: In place of that of `params`; deprecated.
         """
         super().__init__(context=context, role="assistant", name=name)
-        self._params = replace(params) if params else LLMAssistantAggregatorParams()
+        params = params or _ASSISTANT_PARAMS
+        self._params = LLMAssistantAggregatorParams(params.expect_stripped_words)
         if expect_stripped_words is not None:
             _warn_of("expect_stripped_words")
             self._params.expect_stripped_words = expect_stripped_words

@@ -362,7 +362,9 @@ class OpenAILLMContext:
         former one plus what was added.
         """
         encode = self._adapter.encode_message
-        if overridden(self, OpenAILLMContext, ("get_messages", "messages")):
+        if type(self) is not OpenAILLMContext and overridden(
+            self, OpenAILLMContext, ("get_messages", "messages")
+        ):
             head, rest = b"", self.get_messages()
         elif self._live is None:
             head, rest = self._stored_joined(), self._added

@@ -60,6 +60,9 @@ class FrameProcessor:
     }
     """What to do instead, and the names that pipecat's class has and this one never calls."""
 
+    EVENTS: ClassVar[frozenset[str]] = frozenset()
+    """Names of the events that every processor of this class has."""
+
     _start_frame: StartFrame = StartFrame()
     _event_handlers: dict[str, list[Callable[..., Any]]] | None = None
     _tasks: "set[asyncio.Task[Any]] | None" = None
@@ -171,8 +174,10 @@ class FrameProcessor:
         Raises:
             ValueError: There is no such event.
         """
+        if event_name in self.EVENTS:
+            self._register_event_handler(event_name)
         if self._event_handlers is None or event_name not in self._event_handlers:
-            known = ", ".join(self._event_handlers or ()) or "none"
+            known = ", ".join(sorted({*self.EVENTS, *(self._event_handlers or ())})) or "none"
             raise ValueError(f"{self} has no event {event_name!r}; it has: {known}")
         self._event_handlers[event_name].append(handler)
 

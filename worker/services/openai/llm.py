@@ -63,7 +63,6 @@ from worker.pipeline.functions import (
     StartCallback,
     function_call,
 )
-from worker.pipeline.hooks import overridden
 from worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
 from worker.pipeline.stream import (
     FinishReason,
@@ -271,6 +270,7 @@ class _Run:
         self.again = False
         self.interrupted = False
         self.stream: ChatStream | None = None
+        self.uses_sdk = False
         self.completion: _Completion | None = None
         """The call that is being made; None before the first of a response."""
         self.is_sent = False
@@ -337,6 +337,11 @@ class OpenAILLMService(FrameProcessor):
         ),
     }
 
+    EVENTS: ClassVar[frozenset[str]] = frozenset(
+        {"on_function_calls_started", "on_completion_timeout"}
+    )
+    _has_hooks: ClassVar[bool] = False
+    """Whether a subclass changes how requests are made."""
     InputParams: TypeAlias = OpenAIInputParams
     """Sampling parameters, as pipecat has them: an attribute of the service."""
     provider_name: ClassVar[str] = "openai"
@@ -417,8 +422,6 @@ class OpenAILLMService(FrameProcessor):
         self._ttfb_reported = False
         self.calls: list[LLMCall] = []
         """Every call, in the order of their requests, also failed and cancelled ones."""
-        self._register_event_handler("on_function_calls_started")
-        self._register_event_handler("on_completion_timeout")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a subclass whose override would be ignored, or called in another way.
@@ -427,6 +430,7 @@ class OpenAILLMService(FrameProcessor):
             TypeError: It overrides what is never called, or takes other arguments.
         """
         super().__init_subclass__(**kwargs)
+        cls._has_hooks = any(getattr(cls, it) is not getattr(OpenAILLMService, it) for it in _HOOKS)
         for name, given in _HOOKS.items():
             parameters = inspect.signature(getattr(cls, name)).parameters
             try:
@@ -782,7 +786,8 @@ class OpenAILLMService(FrameProcessor):
             Retryable: See `process_frame`.
             Terminal: See `process_frame`.
         """
-        if not self._uses_sdk():
+        run.uses_sdk = self._uses_sdk()
+        if not run.uses_sdk:
             await self._process_context(run.context)
             return
         run.inner = asyncio.create_task(self._process_context(run.context))
@@ -801,9 +806,10 @@ class OpenAILLMService(FrameProcessor):
     def _uses_sdk(self) -> bool:
         """Tell whether the SDK makes requests, since somebody changed how they are made."""
         return (
-            overridden(self, OpenAILLMService, _HOOKS)
+            self._has_hooks
             or type(self._client) is not AsyncOpenAI
-            or not SDK_OPTIONS.isdisjoint(self._settings["extra"])
+            or not self.__dict__.keys().isdisjoint(_HOOKS)
+            or bool(self._settings["extra"] and SDK_OPTIONS.intersection(self._settings["extra"]))
         )
 
     async def _process_context(self, context: OpenAILLMContext) -> None:
@@ -817,10 +823,9 @@ class OpenAILLMService(FrameProcessor):
         if run is None:
             await self._respond(_Run(context), framed=False)
             return
-        uses_sdk = self._uses_sdk()
-        completion = await self._open(run, noted=uses_sdk)
+        completion = await self._open(run, noted=run.uses_sdk)
         try:
-            if uses_sdk:
+            if run.uses_sdk:
                 await self._stream_by_sdk(context, completion, run)
             else:
                 run.is_sent = True
@@ -1250,7 +1255,9 @@ class OpenAILLMService(FrameProcessor):
             if is_given(tool_choice) and tool_choice is not None:
                 fields["tool_choice"] = tool_choice
         fields.update(
-            (name, value) for name in _SENT_PARAMETERS if is_given(value := self._settings[name])
+            (name, value)
+            for name in _SENT_PARAMETERS
+            if (value := self._settings[name]) is not OPENAI_NOT_GIVEN and is_given(value)
         )
         return fields
 
