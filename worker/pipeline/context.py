@@ -229,7 +229,9 @@ class OpenAILLMContext:
         content.append({"type": "image_url", "image_url": {"url": url}})
         self.add_message({"role": "user", "content": content})
 
-    def add_audio_frames_message(self, *, audio_frames: Sequence[Any], text: str = "") -> None:
+    def add_audio_frames_message(
+        self, *, audio_frames: Sequence[Any], text: str | None = None
+    ) -> None:
         """Do nothing: chat completions take no audio here."""
 
     def set_tool_result(self, tool_call_id: str, content: str) -> bool:

@@ -532,7 +532,8 @@ FAILURES: dict[str, tuple[Any, type[WorkerError], str]] = {
 async def test_failures_have_their_names(name: str, service_class: type[GrokLLMService]) -> None:
     """One request, the error by its name, the text so far kept; no words of the provider."""
     script, error, code = FAILURES[name]
-    async with turn(script, limits=QUICK, service_class=service_class) as (run, server):
+    limits = QUICK if error is Stalled else PATIENT
+    async with turn(script, limits=limits, service_class=service_class) as (run, server):
         timeouts: list[object] = []
         run.service.add_event_handler("on_completion_timeout", timeouts.append)
         with pytest.raises(error) as caught:
