@@ -1,5 +1,21 @@
 """The `turnline` command."""
 
-from ops.cli.app import main
+import sys
+
+from ops.cli.extras import missing
+
+
+def main() -> None:
+    """Run the command line, where what it needs is installed; else say what to install."""
+    try:
+        from ops.cli.app import main as run  # noqa: PLC0415  needs more than producers have
+    except ModuleNotFoundError as error:
+        told = missing(error)
+        if told is None:
+            raise
+        print(f"turnline: {told}", file=sys.stderr)
+        sys.exit(2)
+    run()
+
 
 __all__ = ["main"]

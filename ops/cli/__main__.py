@@ -1,5 +1,5 @@
 """`python -m ops.cli`: the `turnline` command where it is not installed."""
 
-from ops.cli.app import main
+from ops.cli import main
 
 main()

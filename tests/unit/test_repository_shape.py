@@ -259,8 +259,10 @@ def test_the_lock_pins_everything_by_hash() -> None:
 
 def test_the_lock_has_each_dependency() -> None:
     """Whoever adds a dependency to pyproject runs `ops/run lock`."""
-    project = tomllib.loads(text_of(Path("pyproject.toml")))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    pyproject = tomllib.loads(text_of(Path("pyproject.toml")))
+    extras = pyproject["project"]["optional-dependencies"]
+    wanted = pyproject["project"]["dependencies"] + pyproject["dependency-groups"]["repository"]
+    wanted += [name for extra in extras.values() for name in extra if name != "turnline[worker]"]
     locked = set(
         re.findall(r"^([a-z0-9-]+)==", text_of(Path("ops/requirements.lock")), re.MULTILINE)
     )
@@ -274,3 +276,10 @@ def test_unit_tests_open_no_connections() -> None:
 
     with socket.socket() as connection, pytest.raises(AssertionError, match="no connections"):
         connection.connect(("127.0.0.1", 9))
+
+
+def test_a_producer_needs_two_packages() -> None:
+    """What lives in other people's services brings nothing that they would have to give way to."""
+    project = tomllib.loads(text_of(Path("pyproject.toml")))["project"]
+
+    assert project["dependencies"] == ["msgspec>=0.20", "redis>=5.0.1,<9"]

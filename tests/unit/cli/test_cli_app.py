@@ -83,6 +83,7 @@ def test_an_unknown_command_is_answered_with_those_there_are() -> None:
         (TurnUnknown("no such turn"), FAILED),
         (LostConnection("refused"), USAGE),
         (ServerMissing("no server"), USAGE),
+        (ModuleNotFoundError("No module named 'arq.worker'", name="arq.worker"), USAGE),
         (ExceptionGroup("two", [ValueError("x"), Failed("it broke")]), FAILED),
     ],
 )
@@ -97,6 +98,7 @@ def test_expected_errors_are_told_without_a_traceback(error: Exception, exit_cod
 def test_defects_are_not_hidden() -> None:
     """What nobody expects keeps its traceback."""
     assert told(ValueError("x")) is None
+    assert told(ModuleNotFoundError("No module named 'worker.gone'", name="worker.gone")) is None
     assert told(ExceptionGroup("bugs", [ValueError("x")])) is None
 
 
