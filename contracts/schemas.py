@@ -253,7 +253,7 @@ def library() -> ModuleType | None:
     """Return jsonschema-rs, loaded at its first use; None where it is not installed."""
     try:
         import jsonschema_rs  # noqa: PLC0415  producers need not have it
-    except ModuleNotFoundError:
+    except ImportError:  # or made for another Python
         return None
     return jsonschema_rs
 
