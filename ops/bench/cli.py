@@ -49,12 +49,7 @@ _DRILLS: Final[Mapping[Name, int]] = {"kill": 12, "term": 2, "cancel": 50}
 @click.option("--only", metavar="PART", help="Only scenarios whose name contains this.")
 @click.option("--rounds", type=click.IntRange(min=1), default=_ROUNDS, show_default=True)
 @click.option("--list", "listing", is_flag=True, help="List the scenarios and exit.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
-    help="Write all numbers to a file; - prints them instead of the tables.",
-)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: all numbers.")
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -68,7 +63,7 @@ def bench(
     only: str | None,
     rounds: int,
     listing: bool,
-    json_file: Path | None,
+    as_json: bool,
     page: Path | None,
 ) -> None:
     r"""Measure Turnline beside simpler ways to do the same.
@@ -89,8 +84,7 @@ def bench(
         raise Failure("--full, --growth and --soak exclude one another")
     chosen, parts = _chosen(only, full=full, growth=growth, soak=soak_minutes is not None)
     if listing:
-        for scenario in chosen:
-            click.echo(f"{scenario.name:24} {scenario.title}: {', '.join(scenario.systems)}")
+        _list(chosen, as_json=as_json)
         return
     if not chosen and not parts:
         raise Failure(f"no scenario's name contains {only!r}; `turnline bench --list` lists them")
@@ -109,7 +103,7 @@ def bench(
         parts=parts,
         soak_s=(soak_minutes or _SOAK_MINUTES) * 60,
     )
-    _tell_all(_measured(plan, command, drilled=full and not only), json_file, page)
+    _tell_all(_measured(plan, command, drilled=full and not only), page, as_json=as_json)
 
 
 def _chosen(
@@ -126,16 +120,21 @@ def _chosen(
     return rows, _FULL_PARTS if full else _PARTS
 
 
-def _tell_all(made: Report, json_file: Path | None, page: Path | None) -> None:
-    if json_file is not None:
-        data = msgspec.json.format(msgspec.json.encode(made), indent=1)
-        if json_file.name == "-":
-            click.echo(data)
-        else:
-            json_file.write_bytes(data + b"\n")
+def _list(chosen: Sequence[Scenario], *, as_json: bool) -> None:
+    if as_json:
+        rows = [{"name": it.name, "title": it.title, "systems": it.systems} for it in chosen]
+        click.echo(msgspec.json.encode(rows))
+        return
+    for it in chosen:
+        click.echo(f"{it.name:24} {it.title}: {', '.join(it.systems)}")
+
+
+def _tell_all(made: Report, page: Path | None, *, as_json: bool) -> None:
     if page is not None:
         reporting.write_page(made, page)
-    if json_file is None or json_file.name != "-":
+    if as_json:
+        click.echo(msgspec.json.encode(made))
+    else:
         reporting.show(made, console())
 
 

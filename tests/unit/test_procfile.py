@@ -1,0 +1,44 @@
+"""`ops/run start` takes counts as README writes them, and everything that honcho takes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ops.procfile import arguments
+from tests.support.recordings import REPOSITORY
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("start worker=4", "start -c worker=4"),
+        ("start -c worker=4", "start -c worker=4"),
+        ("start --concurrency worker=4", "start --concurrency worker=4"),
+        ("start worker=2 other=1", "start -c worker=2,other=1"),
+        ("start worker", "start worker"),
+        ("start", "start"),
+        ("start -f Procfile worker=2", "start -f Procfile -c worker=2"),
+    ],
+)
+def test_counts_need_no_option(words: str, expected: str) -> None:
+    """They are given to honcho with its option."""
+    assert arguments(words.split()) == expected.split()
+
+
+@pytest.mark.parametrize("words", [["worker=2"], ["-c", "worker=2"]])
+def test_the_processes_start(words: list[str], tmp_path) -> None:
+    """As many as asked for, out of a Procfile of ours."""
+    procfile = tmp_path / "Procfile"
+    procfile.write_text("worker: echo here-$((1 + 1))\n")
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "ops.procfile", "start", "-f", str(procfile), *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert (ran.stdout + ran.stderr).count("here-2") == 2
