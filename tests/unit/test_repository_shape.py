@@ -209,6 +209,20 @@ def test_no_test_is_named_by_a_number() -> None:
     assert numbered == []
 
 
+def test_the_fixtures_are_listed() -> None:
+    """Each fixture of a conftest has its line in tests/README.md."""
+    conftests = [text_of(name) for name in tracked() if name.name == "conftest.py"]
+    found = {
+        fixture
+        for text in conftests
+        for fixture in re.findall(
+            r"^@pytest\.fixture.*\n(?:async )?def ([a-z]\w*)", text, re.MULTILINE
+        )
+    }
+
+    assert {name for name in found if f"`{name}`" not in text_of(Path("tests/README.md"))} == set()
+
+
 def test_workflows_may_do_little_and_run_only_pinned_actions() -> None:
     """No permission but those that a job asks for; actions by hash, with the version beside it."""
     workflows = [name for name in tracked() if name.parts[:2] == (".github", "workflows")]
