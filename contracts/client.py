@@ -6,10 +6,8 @@ Both are thin: what is sent and how replies are read stands once, in `contracts.
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Collection,
     Generator,
-    Iterator,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
@@ -163,7 +161,7 @@ class TurnClient:
 
     async def events(
         self, receipt: Receipt, *, after: str | None = None
-    ) -> AsyncIterator[AnyEvent]:
+    ) -> AsyncGenerator[AnyEvent, None]:
         """Yield the events of one turn until its terminal one.
 
         Args:
@@ -191,7 +189,7 @@ class TurnClient:
                 done = (await self.record(receipt)).terminal()
                 wait_s = BLOCK_S if done is None else 0.0
 
-    async def text(self, receipt: Receipt) -> AsyncIterator[str]:
+    async def text(self, receipt: Receipt) -> AsyncGenerator[str, None]:
         """Yield the whole reply so far, each time it changed; the last is the committed text.
 
         For callers who only want to show text: when an attempt has to be made again, the next
@@ -205,7 +203,9 @@ class TurnClient:
             if reply.take(event):
                 yield reply.text
 
-    async def follow(self, conversation_id: str, *, after: str = "$") -> AsyncIterator[AnyEvent]:
+    async def follow(
+        self, conversation_id: str, *, after: str = "$"
+    ) -> AsyncGenerator[AnyEvent, None]:
         """Yield all events of a conversation, from now on or behind an `event_id`; never ends."""
         following = self._make.following(conversation_id, after)
         if after == "$":
@@ -303,7 +303,7 @@ class TurnClient:
         *,
         batch: int = 32,
         take_over_s: float | None = TAKE_OVER_S,
-    ) -> AsyncIterator[AnyTerminal]:
+    ) -> AsyncGenerator[AnyTerminal, None]:
         """Consume the terminal events that name `stream` as their `reply_to`, at least once each.
 
         An event is acknowledged when the next one is asked for; what a consumer of this name took
@@ -337,7 +337,7 @@ class TurnClient:
         names: Collection[str] | None = None,
         batch: int = 32,
         take_over_s: float | None = TAKE_OVER_S,
-    ) -> AsyncIterator[ToolRequest]:
+    ) -> AsyncGenerator[ToolRequest, None]:
         """Consume the tool calls that no worker can run, at least once each; see `answer`.
 
         A call is acknowledged when the next one is asked for; what a consumer of this name took
@@ -485,7 +485,9 @@ class SyncTurnClient:
         message = rq.question(conversation_id, text, response_type, agent)
         return self.result(self.submit(message), timeout_s=timeout_s)
 
-    def events(self, receipt: Receipt, *, after: str | None = None) -> Iterator[AnyEvent]:
+    def events(
+        self, receipt: Receipt, *, after: str | None = None
+    ) -> Generator[AnyEvent, None, None]:
         """See `TurnClient.events`."""
         reading = self._make.reading(receipt, after)
         done: AnyTerminal | None = None
@@ -504,14 +506,14 @@ class SyncTurnClient:
                 done = self.record(receipt).terminal()
                 wait_s = BLOCK_S if done is None else 0.0
 
-    def text(self, receipt: Receipt) -> Iterator[str]:
+    def text(self, receipt: Receipt) -> Generator[str, None, None]:
         """See `TurnClient.text`."""
         reply = rq.TextAssembler()
         for event in self.events(receipt):
             if reply.take(event):
                 yield reply.text
 
-    def follow(self, conversation_id: str, *, after: str = "$") -> Iterator[AnyEvent]:
+    def follow(self, conversation_id: str, *, after: str = "$") -> Generator[AnyEvent, None, None]:
         """See `TurnClient.follow`."""
         if after == "$":
             (newest,) = self._pipeline([self._make.newest(conversation_id)])
@@ -582,7 +584,7 @@ class SyncTurnClient:
         *,
         batch: int = 32,
         take_over_s: float | None = TAKE_OVER_S,
-    ) -> Iterator[AnyTerminal]:
+    ) -> Generator[AnyTerminal, None, None]:
         """See `TurnClient.replies`."""
         reading = self._make.replies(stream, group, consumer, batch)
         streams = [shard.reply_prefix + stream for shard in self._shards]
@@ -603,7 +605,7 @@ class SyncTurnClient:
         names: Collection[str] | None = None,
         batch: int = 32,
         take_over_s: float | None = TAKE_OVER_S,
-    ) -> Iterator[ToolRequest]:
+    ) -> Generator[ToolRequest, None, None]:
         """See `TurnClient.tool_calls`."""
         reading = self._make.tool_calls(group, consumer, batch)
         streams = [shard.tool_calls for shard in self._shards]

@@ -1,7 +1,7 @@
 """Writes what a worker would write, by hand, and takes the blocking client for an async one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 import msgspec
@@ -32,7 +32,7 @@ class Blocking:
         return lambda *args, **more: asyncio.to_thread(method, *args, **more)
 
 
-async def _stepwise(items: Iterator[Any]) -> AsyncIterator[Any]:
+async def _stepwise(items: Generator[Any]) -> AsyncIterator[Any]:
     try:
         while (item := await asyncio.to_thread(next, items, END)) is not END:
             yield item

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import redis as redis_sync
@@ -66,7 +67,8 @@ async def test_a_blocking_connection_asks_for_signs_of_life(silent: str) -> None
     client = open_sync(silent, retries=0)
     assert isinstance(client, redis_sync.Redis)
 
-    connected = await asyncio.to_thread(client.connection_pool.make_connection()._connect)
+    connection: Any = client.connection_pool.make_connection()
+    connected = await asyncio.to_thread(connection._connect)
 
     with connected:
         assert is_watched(connected)

@@ -1,5 +1,7 @@
 """What other frames make the service do, and what it measures, over real bytes."""
 
+from typing import Any
+
 from tests.integration.services.wire import (
     Turn,
     WireServer,
@@ -80,7 +82,7 @@ async def test_times_are_measured_on_the_given_clock() -> None:
     async with turn(ANSWER, now=lambda: float(next(ticks))) as (run, _):
         await run.run()
 
-        data = [d for f in run.frames if isinstance(f, MetricsFrame) for d in f.data]
+        data: list[Any] = [d for f in run.frames if isinstance(f, MetricsFrame) for d in f.data]
         assert [type(d) for d in data] == [TTFBMetricsData, ProcessingMetricsData]
         assert all(d.value > 0 for d in data)
         assert {(d.processor, d.model) for d in data} == {("GrokLLMService", "grok-3-beta")}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import httpx2
 import msgspec
@@ -15,7 +16,7 @@ from tests.support.wait import wait_until
 WORDS = "chunks=10"
 
 
-async def admin(sim: Simulator, method: str, path: str, **given: object) -> object:
+async def admin(sim: Simulator, method: str, path: str, **given: Any) -> Any:
     async with httpx2.AsyncClient() as http:
         reply = await http.request(method, f"{sim.admin_url}{path}", **given)
     return reply.json() if "json" in reply.headers["content-type"] else reply.text

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx2
 import pytest
@@ -49,7 +50,7 @@ class Seen:
         return next((c.usage for c in reversed(self.chunks) if c is not None and c.usage), None)
 
 
-async def read(client: AsyncOpenAI, scenario: str, **extra: object) -> Seen:
+async def read(client: AsyncOpenAI, scenario: str, **extra: Any) -> Seen:
     """Ask for a stream under a scenario and keep whatever comes."""
     seen = Seen()
     try:

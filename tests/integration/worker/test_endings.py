@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts import SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
-from contracts.requests import Receipt
+from contracts import Receipt, SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
 from ops.simulator import Simulator
 from tests.integration.tools.bench import calling
 from tests.support.misbehaving import CANARY, CLOSING, MARK

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from contracts.replies import TextDelta, TurnStarted
+from contracts.replies import AnyEvent, TextDelta, TurnStarted
 from ops.chaos.disturbances import ALWAYS, FAULTS, MALFORMED, PER_MINUTE, Disturbance, planned
 from ops.chaos.recovery import percentile, recoveries_s
 from ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
@@ -71,7 +71,12 @@ def test_recovery_is_from_the_kill_to_the_next_attempts_first_text(
     worker: str, at_ms: float, expected: list[float]
 ) -> None:
     """Only of turns that the killed worker was running."""
-    stream = [started(1, "w1", 1_000), delta(1, 1_100), started(2, "w2", 3_900), delta(2, 4_000)]
+    stream: list[AnyEvent] = [
+        started(1, "w1", 1_000),
+        delta(1, 1_100),
+        started(2, "w2", 3_900),
+        delta(2, 4_000),
+    ]
     kill = Disturbance(kind="kill", worker=worker, from_ms=at_ms, to_ms=at_ms)
 
     assert recoveries_s([stream], [kill]) == expected

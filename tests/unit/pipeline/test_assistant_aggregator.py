@@ -429,7 +429,6 @@ async def test_no_text_of_a_response_is_lost(responses: list[tuple[list[str], Fr
         await bench.push(START, *pieces, ending)
         if text := "".join(pieces).strip():
             expected.append(text)
-        bench.aggregator._open_responses = 0
 
     assert bench.texts == expected
 

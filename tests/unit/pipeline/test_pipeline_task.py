@@ -1,7 +1,7 @@
 """A pipeline that runs by itself: order, interruptions, the user's silence, the end."""
 
 import asyncio
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -282,7 +282,7 @@ async def test_the_start_says_what_to_report() -> None:
     )
 
 
-RESPONSES = {
+RESPONSES: dict[str, tuple[list[Any], list[tuple[str, bool]]]] = {
     "empty": ([START, END], [("", True)]),
     "simple": (
         [START, LLMTextFrame("Hello "), LLMTextFrame("there!"), END],

@@ -1,5 +1,7 @@
 """The user aggregator on a virtual clock: what it collects, when it asks for an answer."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +103,7 @@ HELLO, PIPECAT, HOW, YOU = "Hello!", "Hello Pipecat!", "How ", "How are you?"
 EMULATED = ["EmulateStarted", "EmulateStopped"]
 T1, T2 = "Hello Pipecat!", "How are you?"
 
-PIPECATS_SPEECH = {
+PIPECATS_SPEECH: dict[str, tuple[list[Any], list[str], str, list[str]]] = {
     "se": ([S, E], [], "S E", []),
     "ste": ([S, T(HELLO), SHORT, E], [HELLO], "S E C", []),
     "site": ([S, I("Hello"), T(PIPECAT), SHORT, E], [PIPECAT], "S E C", []),
@@ -138,7 +140,7 @@ async def test_pipecats_speech_scenarios_give_its_messages_and_frames(row: str) 
     assert bench.up.seen == upstream
 
 
-FACTS = {
+FACTS: dict[str, tuple[list[Any], list[str]]] = {
     "blank": ([S, T("   "), E], []),
     "outer_spaces_kept": ([S, T(" Hello"), T("there "), E], [" Hello there "]),
     "speaking_holds_back": ([S, T("x"), 10.0], []),
