@@ -680,8 +680,11 @@ def to_json(value: Any) -> str:
 
     Raises:
         TypeError: The value has no JSON form.
+        ValueError: A number in it has none.
+        RecursionError: It contains itself, or nests too deep.
     """
-    return json.dumps(msgspec.to_builtins(value, str_keys=True), ensure_ascii=False)
+    plain = msgspec.to_builtins(value, str_keys=True)
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False)
 
 
 def _loop_time() -> float:

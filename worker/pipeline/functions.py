@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -299,8 +300,8 @@ class FunctionCallBatch:
             result: Any, properties: FunctionCallResultProperties | None = None
         ) -> None:
             try:
-                plain = msgspec.to_builtins(result, str_keys=True)
-            except TypeError:
+                plain = result if isinstance(result, str) else _plain(result)
+            except (TypeError, ValueError, RecursionError):
                 call.failure = "result_has_no_json_form"
                 await self._hand_over(call, _error(call, call.failure), None, call.failure)
             else:
@@ -373,6 +374,19 @@ def _forget(task: "asyncio.Task[None]") -> None:
     _left_behind.discard(task)
     if not task.cancelled():
         task.exception()  # it was foreseen: nobody need be told that nobody asked
+
+
+def _plain(result: Any) -> Any:
+    """Return a result in JSON's types.
+
+    Raises:
+        TypeError: It has no JSON form.
+        ValueError: A number in it has none.
+        RecursionError: It contains itself.
+    """
+    plain = msgspec.to_builtins(result, str_keys=True)
+    json.dumps(plain, allow_nan=False)
+    return plain
 
 
 _BOTH: tuple[FrameDirection, FrameDirection] = (DOWNSTREAM, UPSTREAM)

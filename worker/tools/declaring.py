@@ -1,7 +1,7 @@
 """What a module of tools is written with: the decorator, the context, the error for the model."""
 
-from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
@@ -46,6 +46,8 @@ class ToolOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a call may be run again after a crash, its outcome being unknown."""
     cancel_on_interruption: bool = True
     """Whether an interruption cancels a running call."""
+    names: Mapping[str, str] = {}
+    """Parameters that the model knows by another name than the function."""
 
 
 class Tool(Generic[P, R]):
@@ -65,6 +67,12 @@ class Tool(Generic[P, R]):
         return f"Tool({self.options.name})"
 
 
+def name_of(function: Any) -> str:
+    """Return what a function is called; an object that can be called, by its class."""
+    function = getattr(function, "func", function)  # of a partial
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
 @overload
 def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
 @overload
@@ -76,6 +84,7 @@ def tool(
     max_concurrency: int | None = None,
     retry_safe: bool = False,
     cancel_on_interruption: bool = True,
+    names: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 def tool(
     function: Callable[P, R] | None = None,
@@ -87,6 +96,7 @@ def tool(
     max_concurrency: int | None = None,
     retry_safe: bool = False,
     cancel_on_interruption: bool = True,
+    names: Mapping[str, str] | None = None,
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
     """Make a tool of a typed function, async or not; one that is not runs in a thread.
 
@@ -106,18 +116,21 @@ def tool(
             same idempotency key. If not, the model is told that its outcome is unknown.
         cancel_on_interruption: Whether an interruption cancels a running call. If not, the
             interrupted turn ends when the call has its result.
+        names: Parameters to names of properties, where these are no names in Python, such as
+            `{"unit": "unit-of-measure"}`. `from_` and the like are `from` to the model without it.
     """
 
     def declare(declared: Callable[P, R]) -> Tool[P, R]:
         return Tool(
             declared,
             ToolOptions(
-                name=name or str(getattr(declared, "__name__", "")),
+                name=name or name_of(declared),
                 description=description,
                 timeout_s=timeout_s,
                 max_concurrency=max_concurrency,
                 retry_safe=retry_safe,
                 cancel_on_interruption=cancel_on_interruption,
+                names=names or {},
             ),
         )
 

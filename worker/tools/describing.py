@@ -3,25 +3,25 @@
 import copy
 import functools
 import inspect
+import json
+import keyword
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from contracts.conversation import FUNCTION_NAME_PATTERN, FunctionDefinition
-from worker.tools.declaring import Tool, ToolContext
+from contracts.schemas import BadSchema, Schemas
+from worker.tools.declaring import Tool, ToolContext, ToolOptions
+from worker.tools.types import BadTool, adapted, is_union, readable, schema_of
 
 _SECTION = re.compile(
     r"^(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?|Source):", re.MULTILINE
 )
 _ARGUMENT = re.compile(r"^(\w+)(?: \([^)]*\))?: *(.*)$")
 _NAME_MAX_CHARS = 64
-
-
-class BadTool(Exception):
-    """A function cannot be a tool; the text says why."""
 
 
 class Described(NamedTuple):
@@ -45,26 +45,82 @@ def describe(tool: Tool[Any, Any]) -> Described:
     if len(options.name) > _NAME_MAX_CHARS or not re.search(FUNCTION_NAME_PATTERN, options.name):
         raise BadTool("its name has to be 1 to 64 letters, digits, `_`, `.` or `-`")
     _check_numbers(tool)
-    text, sections = _docstring(function)
+    inner = innermost(function)
+    _check_kind(function, inner)
+    text, sections = _docstring(inner, function)
     description = options.description or text
     if not description:
         raise BadTool("it has no docstring: the model would not know what it is for")
-    fields, context_parameter = _fields(function)
-    arguments = msgspec.defstruct(
-        "Arguments", fields, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-    )
-    parameters = _schema(arguments)
+    fields, context_parameter = _fields(function, inner)
+    names = _names(fields, options)
+    arguments = _struct(fields, names)
+    parameters = schema_of(arguments, [(names[name], kind) for name, kind, _ in fields])
     for name, words in _argument_texts(sections).items():
-        about = cast("dict[str, Any]", parameters["properties"]).get(name)
+        about = parameters["properties"].get(names.get(name, name))
         if about is not None:
             about.setdefault("description", words)
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  the bound method, to look at
-    )
+    try:
+        Schemas().of_arguments(parameters)
+    except BadSchema as error:
+        raise BadTool(f"its parameters: {error}") from None
     definition = FunctionDefinition(
         name=options.name, description=description, parameters=parameters
     )
-    return Described(definition, arguments, context_parameter, is_async)
+    return Described(definition, arguments, context_parameter, _is_async(function, inner))
+
+
+def innermost(function: Any) -> Any:
+    """Return what annotations and docstring are read from: under partials, objects, decorators."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func  # pyright: ignore[reportUnknownMemberType]
+        elif isinstance(function, staticmethod):
+            function = cast("staticmethod[..., Any]", function).__func__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        elif not inspect.isroutine(function) and not isinstance(function, type):
+            function = type(function).__call__
+        else:
+            return function
+
+
+def _struct(fields: Sequence[tuple[str, Any, Any]], names: dict[str, str]) -> type[msgspec.Struct]:
+    """Return what arguments are decoded into."""
+    try:
+        arguments = msgspec.defstruct(
+            "Arguments",
+            fields,
+            kw_only=True,
+            forbid_unknown_fields=True,
+            omit_defaults=True,
+            rename=names,
+        )
+    except (TypeError, ValueError) as error:
+        raise BadTool(f"its annotations cannot be decoded: {error}") from None
+    try:
+        msgspec.convert({}, arguments, dec_hook=adapted)
+    except msgspec.ValidationError:
+        pass  # arguments are missing; what matters is that the types can be decoded
+    except (TypeError, ValueError) as error:
+        raise BadTool(f"its annotations cannot be decoded: {error}") from None
+    return arguments
+
+
+def _is_async(function: Any, inner: Any) -> bool:
+    """Whether it is called in the event loop; what a thread gives back is awaited if it can be."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inner)
+
+
+def _check_kind(function: Any, inner: Any) -> None:
+    for it in (function, inner):
+        if inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it):
+            raise BadTool("it is a generator; a tool returns one value")
+    if isinstance(function, type):
+        raise BadTool("it is a class; a tool is a function, or an object that can be called")
+    if isinstance(function, classmethod):
+        raise BadTool("it is a class method, which cannot be called without its class")
+    if not callable(function):
+        raise BadTool("it cannot be called")
 
 
 def _check_numbers(tool: Tool[Any, Any]) -> None:
@@ -75,61 +131,90 @@ def _check_numbers(tool: Tool[Any, Any]) -> None:
         raise BadTool("max_concurrency has to be at least 1")
 
 
-def _fields(function: Callable[..., Any]) -> tuple[list[tuple[str, Any, Any]], str | None]:
+def _fields(function: Any, inner: Any) -> tuple[list[tuple[str, Any, Any]], str | None]:
     """Return (name, type, default) of each argument, and the parameter for the context."""
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
+        hints = typing.get_type_hints(inner, include_extras=True)
+        parameters = inspect.signature(function).parameters
+    except (NameError, TypeError, ValueError, AttributeError, SyntaxError) as error:
         raise BadTool(f"its annotations cannot be read: {error}") from None
+    given = _given_names(function)
     fields: list[tuple[str, Any, Any]] = []
     context_parameter: str | None = None
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters.values():
+        if parameter.name in given:
+            continue
         if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
-            raise BadTool(f"parameter *{parameter.name}: a model names each argument")
+            why = "a model names each argument (is a decorator without functools.wraps around it?)"
+            raise BadTool(f"parameter *{parameter.name}: {why}")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise BadTool(f"parameter {parameter.name}: it has to be possible to name it")
         if parameter.name not in hints:
             raise BadTool(f"parameter {parameter.name} has no annotation")
         kind = hints[parameter.name]
-        if kind is ToolContext or typing.get_origin(kind) is ToolContext:
+        if _is_context(kind):
+            if context_parameter is not None:
+                raise BadTool(f"parameter {parameter.name}: a second ToolContext")
             context_parameter = parameter.name
-        elif parameter.default is parameter.empty:
+            continue
+        kind = readable(parameter.name, kind)
+        if parameter.default is parameter.empty:
             fields.append((parameter.name, kind, msgspec.NODEFAULT))
         else:
-            fields.append((parameter.name, kind, _default(parameter.default)))
+            fields.append((parameter.name, kind, _default(parameter.name, parameter.default)))
     return fields, context_parameter
 
 
-def _default(value: Any) -> Any:
-    """Return a default that no two calls share."""
+def _given_names(function: Any) -> set[str]:
+    """Return the parameters that partials have filled in by name."""
+    given: set[str] = set()
+    while isinstance(function, functools.partial):
+        given |= function.keywords.keys()
+        function = function.func  # pyright: ignore[reportUnknownMemberType]
+    return given
+
+
+def _is_context(kind: Any) -> bool:
+    """Whether a parameter takes the `ToolContext`, with its type of resources or as one of two."""
+    if kind is ToolContext or typing.get_origin(kind) is ToolContext:
+        return True
+    return is_union(kind) and any(map(_is_context, typing.get_args(kind)))
+
+
+def _names(fields: Sequence[tuple[str, Any, Any]], options: ToolOptions) -> dict[str, str]:
+    """Return the name of each parameter as the model sees it."""
+    own = [name for name, _, _ in fields]
+    if unknown := sorted(set(options.names) - {*own}):
+        raise BadTool(f"names: it has no parameter {unknown[0]}")
+    names: dict[str, str] = {}
+    for name in own:
+        word = name.removesuffix("_")
+        plain = word if keyword.iskeyword(word) else name
+        names[name] = options.names.get(name, plain)
+    if len({*names.values()}) < len(names):
+        raise BadTool("names: two parameters have the same name")
+    return names
+
+
+def _default(name: str, value: Any) -> Any:
+    """Return a default that no two calls share; one without a JSON form is not shown."""
+    if type(value).__module__.partition(".")[0] == "pydantic" and not hasattr(value, "model_dump"):
+        raise BadTool(f"parameter {name}: write `Annotated[..., Field(...)]`, with a plain default")
+    try:
+        json.dumps(msgspec.to_builtins(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return msgspec.field(default_factory=lambda: value)
     if type(value) not in {list, dict, set, bytearray} or not value:
         return value
     return msgspec.field(default_factory=functools.partial(copy.deepcopy, value))
 
 
-def _schema(arguments: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the JSON Schema of the arguments, an object at its root."""
-    try:
-        (root,), components = msgspec.json.schema_components(
-            [arguments], ref_template="#/$defs/{name}"
-        )
-    except (TypeError, ValueError) as error:
-        raise BadTool(f"its annotations have no JSON Schema: {error}") from None
-    parts = dict(components)
-    name = cast("str", root["$ref"]).rpartition("/")[2]
-    found = parts.pop(name)
-    schema = {
-        "type": "object",
-        "properties": found["properties"],
-        "required": found["required"],
-        "additionalProperties": False,
-    }
-    return {**schema, "$defs": parts} if parts else schema
-
-
-def _docstring(function: Callable[..., Any]) -> tuple[str, str]:
+def _docstring(inner: Any, function: Any) -> tuple[str, str]:
     """Return a docstring's description and its sections."""
-    text = inspect.getdoc(function) or ""
+    text = inspect.getdoc(inner) or ""
+    kind = cast("Any", type(function))
+    if inner is getattr(kind, "__call__", None):  # noqa: B004  to compare it
+        text = inner.__doc__ or inspect.getdoc(kind) or ""
     section = _SECTION.search(text)
     if section is None:
         return text.strip(), ""

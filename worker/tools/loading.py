@@ -13,8 +13,9 @@ import msgspec
 from contracts.conversation import ToolDefinition
 from contracts.schemas import BadSchema, Schemas
 from worker.files import UnusableFile, read_json
-from worker.tools.declaring import Tool, ToolOptions
-from worker.tools.describing import BadTool, Described, describe
+from worker.tools.declaring import Tool, ToolOptions, name_of
+from worker.tools.describing import Described, describe
+from worker.tools.types import BadTool
 
 MOST_TOOLS = 128
 """Functions that Grok takes in one request."""
@@ -109,7 +110,7 @@ def _as_tool(function: Any) -> Tool[Any, Any] | None:
         return cast("Tool[Any, Any]", function)  # type: ignore[redundant-cast]  # pyright needs it
     if not callable(function):
         return None
-    return Tool(function, ToolOptions(name=getattr(function, "__name__", "")))
+    return Tool(function, ToolOptions(name=name_of(function)))
 
 
 _FIELDS = ("function", "type", "timeout_s")

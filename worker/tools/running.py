@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -12,11 +13,10 @@ from typing import Any
 import msgspec
 
 from worker.logs import facts_of, type_name
-from worker.pipeline.aggregators import to_json
-from worker.pipeline.context import COMPLETED
 from worker.tool_calls import CallIds
-from worker.tools.declaring import ToolContext, ToolFailed, ToolOptions
+from worker.tools.declaring import ToolContext, ToolFailed, ToolOptions, name_of
 from worker.tools.loading import LoadedTool, LoadedTools
+from worker.tools.values import NotJson, decoded, told
 
 log = logging.getLogger("turnline.tools")
 
@@ -105,11 +105,7 @@ class Toolbox:
         """
         tool = self._tools[name]
         described = tool.described
-        try:
-            decoded = msgspec.convert(arguments, described.arguments)
-        except msgspec.ValidationError as error:
-            raise ToolFailed(f"The arguments do not fit: {error}") from None
-        named = {field: getattr(decoded, field) for field in decoded.__struct_fields__}
+        named = decoded(arguments, described)
         if described.context_parameter is not None:
             named[described.context_parameter] = ToolContext(
                 conversation_id=call.conversation_id,
@@ -120,7 +116,10 @@ class Toolbox:
                 resources=self._resources.get(tool.module),
             )
         try:
-            return _told(await self._run(tool, named))
+            return told(await self._run(tool, named))
+        except NotJson as error:
+            log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
+            raise
         except ToolFailed:
             raise
         except asyncio.CancelledError as error:
@@ -137,14 +136,19 @@ class Toolbox:
             await places.acquire()
         if tool.described.is_async:
             try:
-                return await tool.tool.function(**named)
+                made = tool.tool.function(**named)
+                return await made if inspect.isawaitable(made) else made
             finally:
                 if places is not None:
                     places.release()
         running = _in_thread(tool.tool.function, named)
         if places is not None:  # a thread keeps its place until it really ends
             running.add_done_callback(lambda _: places.release())
-        return await asyncio.shield(running)
+        made = await asyncio.shield(running)
+        if not inspect.isawaitable(made):
+            return made
+        async with places or contextlib.nullcontext():  # a coroutine behind a plain decorator
+            return await made
 
 
 def _is_asked_for() -> bool:
@@ -167,7 +171,7 @@ def _in_thread(function: Callable[..., Any], named: dict[str, Any]) -> "asyncio.
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_settle, future, result, error)
 
-    threading.Thread(target=run, name=f"tool-{function.__name__}", daemon=True).start()
+    threading.Thread(target=run, name=f"tool-{name_of(function)}", daemon=True).start()
     return future
 
 
@@ -182,18 +186,6 @@ def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | N
     else:
         future.set_exception(RuntimeError(type_name(error)))
         future.exception()
-
-
-def _told(result: Any) -> str:
-    """Return a result as the model is told: text as it is, nothing as a word, all else as JSON."""
-    if isinstance(result, str):
-        return result
-    if result is None:
-        return COMPLETED
-    try:
-        return to_json(result)
-    except TypeError:
-        raise ToolFailed("The tool returned something that is not JSON.") from None
 
 
 def _offered(definition: Any) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from worker.tools import Tool, ToolContext, tool
-from worker.tools.describing import BadTool, describe
+from worker.tools.describing import describe
 from worker.tools.loading import load_tools
+from worker.tools.types import BadTool
 
 
 class Address(msgspec.Struct):

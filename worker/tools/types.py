@@ -1,0 +1,238 @@
+"""Types of tools' parameters: what msgspec reads, what pydantic reads, and their JSON Schema."""
+
+import datetime as dt
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final, cast
+
+import msgspec
+
+_FORMATS: Final[dict[Any, str]] = {dt.datetime: "date-time", dt.time: "time"}
+"""Of types that msgspec describes as any text."""
+_BY_PYDANTIC: Final = frozenset({"pydantic", "pydantic_core", "annotated_types"})
+"""Packages whose classes say something about a type that only pydantic understands."""
+
+
+class BadTool(Exception):
+    """A function cannot be a tool; the text says why."""
+
+
+class _Adapted:
+    """Base of the types that stand for what pydantic reads; one for each parameter."""
+
+    adapter: Any
+    schema: dict[str, Any]
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def readable(name: str, kind: Any) -> Any:
+    """Return a parameter's type as msgspec takes it.
+
+    Raises:
+        BadTool: It says something that nobody here understands.
+    """
+    for part in _parts(kind, {}):
+        if _is_pydantics(part):
+            return _by_pydantic(name, kind)
+    for it in _metadata(kind):
+        if not isinstance(it, str | msgspec.Meta) and _text_of(it) is None:
+            raise BadTool(f"parameter {name}: {type(it).__name__} in Annotated is not understood")
+    return kind
+
+
+def adapted(kind: type, value: Any) -> Any:
+    """Decode what pydantic reads; for msgspec's `dec_hook`. `plain` takes it out again.
+
+    Raises:
+        ValueError: The value does not fit; it is not repeated.
+    """
+    if not issubclass(kind, _Adapted):
+        raise NotImplementedError
+    import pydantic  # noqa: PLC0415  the tool's author has it, or there is no such type
+
+    try:
+        return kind(kind.adapter.validate_json(msgspec.json.encode(value)))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        at = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{at}: {first['msg']}" if at else first["msg"]) from None
+
+
+def plain(value: Any) -> Any:
+    """Return a decoded argument as its function takes it."""
+    return value.value if isinstance(value, _Adapted) else value
+
+
+def schema_of(arguments: type[msgspec.Struct], fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON Schema of the arguments, an object at its root.
+
+    Args:
+        arguments: What they are decoded into.
+        fields: (name as the model has it, type) of each.
+
+    Raises:
+        BadTool: A type has none.
+    """
+    classes = {
+        id(part): part
+        for _, kind in fields
+        for part in _parts(kind, {})
+        if not _is_pydantics(part) and _fields_of(part)
+    }
+    try:
+        (root, *others), components = msgspec.json.schema_components(
+            [arguments, *classes.values()],
+            schema_hook=_adapted_schema,
+            ref_template="#/$defs/{name}",
+        )
+    except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
+        raise BadTool(f"its annotations have no JSON Schema: {error}") from None
+    parts = dict(components)
+    for reference, kind in zip(others, classes.values(), strict=True):
+        found = parts.get(_component(reference), {}).get("properties", {})
+        for name, hint in _fields_of(kind):
+            if name in found:
+                _explain(found[name], hint)
+    whole = parts.pop(_component(root))
+    for name, kind in fields:
+        _explain(whole["properties"][name], kind)
+        if isinstance(kind, type) and issubclass(kind, _Adapted):
+            for inner, schema in kind.schema.get("$defs", {}).items():
+                parts[f"{kind.__name__}.{inner}"] = schema
+    schema = {
+        "type": "object",
+        "properties": whole["properties"],
+        "required": whole["required"],
+        "additionalProperties": False,
+    }
+    return {**schema, "$defs": parts} if parts else schema
+
+
+def is_union(kind: Any) -> bool:
+    """Whether a type is one of several."""
+    return typing.get_origin(kind) in {typing.Union, types.UnionType}
+
+
+def _component(reference: dict[str, Any]) -> str:
+    return str(reference.get("$ref", "")).rpartition("/")[2]
+
+
+# -- looking into types -------------------------------------------------------------------------
+
+
+def _parts(kind: Any, seen: dict[int, Any]) -> Iterator[Any]:
+    """Yield a type, what its metadata is made of, and the types it consists of, to the bottom."""
+    if id(kind) in seen:
+        return
+    seen[id(kind)] = kind  # kept, so that no other gets its id
+    yield kind
+    yield from _metadata(kind)
+    for part in (*_arguments(kind), *(hint for _, hint in _fields_of(kind))):
+        yield from _parts(part, seen)
+
+
+def _arguments(kind: Any) -> tuple[Any, ...]:
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return ()
+    if origin is Annotated:
+        return (kind.__origin__,)
+    for name in ("__supertype__", "__value__"):  # NewType and `type X = ...`
+        if hasattr(kind, name) and origin is None:
+            return (getattr(kind, name),)
+    return typing.get_args(kind)
+
+
+def _metadata(kind: Any) -> tuple[Any, ...]:
+    return tuple(kind.__metadata__) if typing.get_origin(kind) is Annotated else ()
+
+
+def _fields_of(kind: Any) -> list[tuple[str, Any]]:
+    """Return (name in JSON, type) of each field of a class that has fields."""
+    origin: Any = typing.get_origin(kind) or kind
+    if not isinstance(origin, type):
+        return []
+    of: type[Any] = origin
+    try:
+        if issubclass(of, msgspec.Struct):
+            hints = typing.get_type_hints(of, include_extras=True)
+            known = zip(of.__struct_fields__, of.__struct_encode_fields__, strict=True)
+            return [(encoded, hints[name]) for name, encoded in known]
+        named_tuple = hasattr(of, "_fields") and tuple in of.__mro__
+        if named_tuple or hasattr(of, "__dataclass_fields__") or typing.is_typeddict(of):
+            return [*typing.get_type_hints(of, include_extras=True).items()]
+    except (NameError, TypeError) as error:
+        raise BadTool(f"the annotations of {of.__name__} cannot be read: {error}") from None
+    return []
+
+
+def _text_of(metadata: Any) -> str | None:
+    """Return what a piece of metadata says in words: a text, or a `Doc`."""
+    text = metadata if isinstance(metadata, str) else getattr(metadata, "documentation", None)
+    return text if isinstance(text, str) else None
+
+
+def _explain(  # noqa: C901, PLR0912  one branch for each kind of type
+    schema: Any, kind: Any
+) -> None:
+    """Add to a schema what msgspec leaves out: descriptions that are plain texts, two formats."""
+    if not isinstance(schema, dict):
+        return
+    rules = cast("dict[str, Any]", schema)
+    for it in _metadata(kind):
+        if (text := _text_of(it)) is not None:
+            rules.setdefault("description", text)
+    arguments = _arguments(kind)
+    origin = typing.get_origin(kind)
+    if kind in _FORMATS and rules.get("type") == "string":
+        rules.setdefault("format", _FORMATS[kind])
+    elif is_union(kind):
+        several = rules.get("anyOf", [rules])
+        for part in arguments:
+            for choice in several if str not in arguments else ():
+                _explain(choice, part)
+    elif origin is Annotated or origin is None:
+        for part in arguments:
+            _explain(rules, part)
+    elif "prefixItems" in rules:
+        for part, item in zip(arguments, rules["prefixItems"], strict=False):
+            _explain(item, part)
+    elif "items" in rules and arguments:
+        _explain(rules["items"], arguments[0])
+    elif "additionalProperties" in rules and len(arguments) == 2:
+        _explain(rules["additionalProperties"], arguments[1])
+
+
+# -- pydantic -----------------------------------------------------------------------------------
+
+
+def _is_pydantics(part: Any) -> bool:
+    """Whether this is a model of pydantic's, or metadata that it alone understands."""
+    if "__pydantic_core_schema__" in getattr(part, "__dict__", ()):
+        return True
+    return type(part).__module__.partition(".")[0] in _BY_PYDANTIC
+
+
+def _by_pydantic(name: str, kind: Any) -> type[_Adapted]:
+    try:
+        import pydantic  # noqa: PLC0415  only where a tool's author uses it
+    except ModuleNotFoundError:
+        raise BadTool(f"parameter {name}: its type needs pydantic, which is not here") from None
+    try:
+        adapter: Any = pydantic.TypeAdapter(kind)
+        schema: dict[str, Any] = adapter.json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+    except Exception as error:  # noqa: BLE001  whatever it is, the author has to hear of it
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise BadTool(f"parameter {name}: pydantic cannot read its type: {why}") from None
+    return type(name, (_Adapted,), {"adapter": adapter, "schema": schema})
+
+
+def _adapted_schema(kind: type) -> dict[str, Any]:
+    if not issubclass(kind, _Adapted):
+        module = sys.modules.get(kind.__module__)
+        raise NotImplementedError(f"the type {module and kind.__name__} is not known")
+    return {word: rule for word, rule in kind.schema.items() if word != "$defs"}
