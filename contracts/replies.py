@@ -109,7 +109,8 @@ class TurnCompleted(Terminal, frozen=True, kw_only=True, tag="turn_completed"):
 
     text: str = ""
     finish_reason: str | None = None
-    """None where no model was run (a message that only changes the conversation)."""
+    """None where no model was run (a message that only changes the conversation), or the provider
+    gave no reason."""
     usage: Usage = Usage()
     """Sum over this turn's model calls, spend on abandoned attempts not included."""
     usage_state: UsageState = "reported"

@@ -81,6 +81,10 @@ def _delta(delta: bytes, rest: bytes = b"") -> bytes:
     )
 
 
+def _choice(fields: bytes) -> bytes:
+    return b'{"choices":[{"index":0,%b}]}' % fields
+
+
 _CALL: Final = b'{"index":0,"id":"call_1","type":"function","function":{"name":"f","arguments":%b}}'
 _REPORT: Final = (
     b'{"choices":[],"usage":{"prompt_tokens":288,"completion_tokens":27,"total_tokens":628,'
@@ -106,6 +110,19 @@ STREAMS: Final = (
     _HELLO + b'event: error\ndata: {"message":"overloaded"}\n\n',
     _stream(b'{"code":"c","error":"text"}'),
     _stream(b'{"error":{"message":"m","type":"t","code":429}}', b'{"type":"error","message":"m"}'),
+    _stream(
+        _delta(b'{"content":[{"type":"text","text":"Hello"},"there"]}'),
+        _delta(b'{"content":{"text":"you"}}', b',"finish_reason":"stop"'),
+        _choice(b'"message":{"content":"Hello there you"},"usage":{"input_tokens":3}'),
+    ),
+    _stream(
+        _choice(b'"text":"a"'),
+        _choice(b'"message":{"content":"b","function_call":{"name":"f","arguments":"{}"}}'),
+        _delta(b'{"content":"\\ud83c","tool_calls":[%b]}' % (_CALL % b'""')),
+        _delta(b'{"content":"\\udf75","tool_calls":[%b]}' % (_CALL % b'{"a":1}')),
+    ),
+    b'{"choices":[{"message":{"content":"a","tool_calls":[%b]},"finish_reason":"stop"}],"usage":'
+    b'{"prompt_tokens":1}}' % (_CALL % b'"{}"'),
     b'{"code":"invalid-argument","error":"Incorrect API key"}',
     b'"a text"',
     b"<html><body>502 Bad Gateway</body></html>",
@@ -183,5 +200,7 @@ STREAM_WORDS: Final = (
     *("tool_calls", "index", "function", "name", "arguments", "finish_reason", "stop", "usage"),
     *("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"),
     *("completion_tokens_details", "cached_tokens", "reasoning_tokens", "cost_in_usd_ticks"),
-    *("error", "code", "message", "type", "role", "assistant", "", "{}"),
+    *("error", "code", "message", "type", "role", "assistant", "", "{}", "text", "output_text"),
+    *("parts", "thinking", "reasoning", "reasoning_details", "function_call", "input", "x_groq"),
+    *("input_tokens", "output_tokens", "null"),
 )

@@ -1,12 +1,13 @@
 """What is fuzzed, and what has to hold for every input there is."""
 
 import itertools
+import json
 import re
 import zlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from random import Random
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
@@ -27,7 +28,8 @@ from ops.fuzz.mutation import (
 )
 from worker import effects, turn
 from worker.effects import Entry
-from worker.pipeline import aggregators, stream
+from worker.errors import ReplyTooLarge
+from worker.pipeline import aggregators, call_parts, functions, shapes, stream
 from worker.pipeline.aggregators import LLMUserContextAggregator
 from worker.pipeline.context import OpenAILLMContext
 from worker.turn import Turn, record_of
@@ -162,6 +164,8 @@ def check_stream(data: bytes) -> Verdict:
         pieces = [data[n : n + 1] for n in range(len(data))]
         must(_same(_read_stream(pieces), events), "other events if read byte by byte")
     _check_events(events, len(data))
+    if not any(type(event).__name__ in _REFUSALS for event in events):
+        _check_nothing_is_missing(data, events)
     stream.failure_of_body(data).message.encode()
     names = [type(event).__name__ for event in events]
     refused = next((name for name in names if name in _REFUSALS), "")
@@ -176,7 +180,7 @@ def _same(some: Sequence[stream.StreamEvent], others: Sequence[stream.StreamEven
 
 
 _TOO_DEEP: Final = stream.MalformedFrame("too_deep")
-_REFUSALS: Final = frozenset({"MalformedFrame", "NotAStream", "StreamFailed"})
+_REFUSALS: Final = frozenset({"MalformedFrame", "NotAStream", "OverLimit", "StreamFailed"})
 
 
 def _read_stream(pieces: Sequence[bytes]) -> list[stream.StreamEvent]:
@@ -198,14 +202,16 @@ def _kept_bytes(reader: stream.CompletionStream) -> int:
 
 def _may_keep_bytes(body: bytes) -> int:
     body = body.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if body.lstrip()[:1] in b'{["<':
+    if body.lstrip()[:1] == b"{":
+        return stream.EVENT_MAX_BYTES
+    if body.lstrip()[:1] in b'["<':
         return stream.BODY_MAX_BYTES
     return max(map(len, body.split(b"\n\n"))) + 4
 
 
 def _check_events(events: Sequence[stream.StreamEvent], size: int) -> None:
     text = 0
-    calls = stream.ToolCallCollector()
+    deltas: list[call_parts.ToolCallDelta] = []
     for n, event in enumerate(events):
         match event:
             case stream.TextDelta() | stream.ReasoningDelta() | stream.Refusal():
@@ -213,22 +219,120 @@ def _check_events(events: Sequence[stream.StreamEvent], size: int) -> None:
             case stream.UsageReport(usage=usage):
                 numbers = [value or 0 for value in msgspec.structs.astuple(usage)]
                 must(0 <= min(numbers) <= max(numbers) <= _NUMBER_MAX, "usage beyond all bounds")
-            case stream.StreamDone():
+            case stream.StreamDone() | stream.OverLimit():
                 must(n == len(events) - 1, "events after the end")
-            case stream.ToolCallDelta():
-                calls.add(event)
+            case call_parts.ToolCallDelta():
+                deltas.append(event)
+            case stream.FinishReason(reason=word) | stream.ResponseNamed(model=word):
+                must(len(word or "") <= call_parts.NAME_MAX_CHARS, "a word without a bound")
             case _:
                 pass
-    must(text <= size, "more text than was sent")
-    must(sum(len(call.arguments) for call in calls.calls()) <= 4 * size, "more arguments than sent")
-    _encode(events)
+    must(text <= 2 * size, "more text than was sent")
+    _check_calls(deltas, size)
+    _encode([event for event in events if not isinstance(event, call_parts.ToolCallDelta)])
+
+
+def _check_calls(deltas: Sequence[call_parts.ToolCallDelta], size: int) -> None:
+    collector = call_parts.ToolCallCollector()
+    try:
+        for delta in deltas:
+            collector.add(delta)
+    except ReplyTooLarge:
+        return
+    calls = collector.calls()
+    _encode(calls)
+    must(len(calls) <= call_parts.CALLS_MAX, "more calls than a response may have")
+    must(sum(len(call.arguments) for call in calls) <= 4 * size, "more arguments than sent")
+    context = OpenAILLMContext()
+    for call in calls:
+        made = functions.function_call(call.name, call.call_id, call.arguments, context)
+        _encode(made.arguments)
+    expected = _plainly_merged(deltas)
+    must(expected is None or calls == expected, "other calls than were made")
+
+
+def _plainly_merged(
+    deltas: Sequence[call_parts.ToolCallDelta],
+) -> Sequence[call_parts.ToolCallParts] | None:
+    """Put calls together as OpenAI's own have to be; None for any that are sent otherwise."""
+    calls: dict[int, call_parts.ToolCallParts] = {}
+    ids = [delta.call_id for delta in deltas if delta.call_id]
+    for delta in deltas:
+        index, begins = delta.index, bool(delta.call_id and delta.name)
+        if index is None or index < 0 or begins == (index in calls) or len(ids) != len(set(ids)):
+            return None
+        if begins:
+            calls[index] = call_parts.ToolCallParts(delta.call_id or "", delta.name or "")
+        elif delta.call_id or delta.name:
+            return None
+        calls[index].arguments += delta.arguments or ""
+    merged = [calls[index] for index in sorted(calls)]
+    return merged if all(_is_object(call.arguments) for call in merged) else None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+
+
+def _check_nothing_is_missing(body: bytes, events: Sequence[stream.StreamEvent]) -> None:
+    """See that what stands where text does came out, by a reading of its own of the plain frames.
+
+    A reply may also be refused: then it is not taken for whole.
+    """
+    said = "".join(
+        event.text
+        for event in events
+        if isinstance(event, stream.TextDelta | stream.ReasoningDelta | stream.Refusal)
+    )
+    for choice in _plain_choices(body):
+        contents = [choice.get("text"), choice.get("delta"), choice.get("message")]
+        for content in contents:
+            fields = _fields(content)
+            inner = (fields.get("content") or fields.get("text")) if fields else content
+            for text in _texts(inner):
+                must(text.strip() in said, "text is missing")
+
+
+def _plain_choices(body: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the only choice of each frame that is one line of JSON, up to what may be the end."""
+    body = body.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if body.lstrip()[:1] in b'{["<':
+        return
+    for event in body.partition(b"[DONE]")[0].split(b"\n\n"):
+        lines = [line for line in event.split(b"\n") if line]
+        if len(lines) != 1 or not lines[0].startswith(b"data: "):
+            continue
+        try:
+            choices = _fields(json.loads(lines[0][6:].decode())).get("choices")
+        except (ValueError, RecursionError):
+            continue
+        items = cast("list[object]", choices) if isinstance(choices, list) else []
+        choice = _fields(items[0]) if len(items) == 1 else {}
+        if choice.get("index", 0) in (0, None):
+            yield choice
+
+
+def _fields(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _texts(content: object) -> Iterator[str]:
+    """Yield the texts in content: itself, or those of its parts."""
+    for part in cast("list[object]", content) if isinstance(content, list) else [content]:
+        fields = _fields(part)
+        text = fields.get("content") or fields.get("text") if fields else part
+        if isinstance(text, str) and text.isprintable():
+            yield text
 
 
 def _detail(event: stream.StreamEvent) -> str:
     match event:
         case stream.MalformedFrame(reason=reason):
             return f"malformed {reason}"
-        case stream.ToolCallDelta():
+        case call_parts.ToolCallDelta():
             return "call " + " ".join(
                 str(part is not None) for part in msgspec.structs.astuple(event)
             )
@@ -313,7 +417,7 @@ def targets() -> dict[str, Target]:
         ),
         Target(
             "stream",
-            _files(stream),
+            _files(stream, shapes, call_parts),
             [*seeds.STREAMS, *recorded],
             StreamMutator(seeds.STREAM_WORDS),
             check_stream,

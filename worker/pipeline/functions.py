@@ -4,9 +4,9 @@ import asyncio
 import inspect
 import json
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -423,16 +423,38 @@ def function_call(
     Args:
         name: The function.
         call_id: Unique within the context.
-        arguments: JSON text; empty means `{}`. Anything but an object gives the call no
-            `raw_arguments`, and its result will be an error.
+        arguments: JSON text; empty means `{}`. Anything but an object, or one nested in more than
+            100 levels, gives the call no `raw_arguments`, and its result will be an error.
         context: The context that the model was answering.
     """
     raw = arguments if arguments.strip() else "{}"
     try:
         decoded = _decode_object(raw)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return FunctionCallFromLLM(name, call_id, {}, context)
+    if _is_deep(decoded, raw):
         return FunctionCallFromLLM(name, call_id, {}, context)
     return FunctionCallFromLLM(name, call_id, decoded, context, raw)
+
+
+def _is_deep(value: dict[str, Any], raw: str) -> bool:
+    """Tell whether arguments are nested more deeply than a provider takes them back."""
+    if raw.count("{") + raw.count("[") <= _DEEPEST:
+        return False
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        level = [it for outer in level for it in _items(outer) if isinstance(it, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
+
+
+_DEEPEST = 100
+"""Levels. The parsers of some providers end at 128, with what stands around the arguments."""
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode

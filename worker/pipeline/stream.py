@@ -2,26 +2,46 @@
 
 Server-sent events as https://html.spec.whatwg.org/multipage/server-sent-events.html has them (line
 ends, comments, several data lines, byte order mark), with two differences: a last event without a
-blank line counts, and a frame that is not JSON is an error, since text may be missing. Within the
-frames everything unknown is ignored and every field may be null or absent.
+blank line counts, and a frame that is not JSON is an error, since text may be missing. A whole
+completion in place of a stream is read like a stream of one frame.
 
-The common frame, one `data: ` line, costs one search and one decoding; all others take the slow
-path, which follows the specification line by line.
+The common frame, one `data: ` line with one text, costs one search and one decoding; all others are
+read with more care (`worker.pipeline.shapes`). What one response may hold is limited.
 """
 
+import io
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
-EVENT_MAX_BYTES: Final = 64 * 1024 * 1024
-"""Longest single event, bytes; more is taken for a broken peer."""
+from worker.pipeline.call_parts import ToolCallDelta, whole_characters
+from worker.pipeline.shapes import (
+    Counts,
+    Fields,
+    Unreadable,
+    Words,
+    counts_in,
+    counts_of,
+    finish_of,
+    short,
+    words_of,
+)
+
+EVENT_MAX_BYTES: Final = 8 * 1024 * 1024
+"""Longest single event, and longest whole completion in place of a stream, bytes."""
+REPLY_MAX_BYTES: Final = 4 * 1024 * 1024
+"""Longest text of one response, and longest reasoning, UTF-8 bytes."""
+SILENCE_MAX_BYTES: Final = 64 * 1024 * 1024
+"""What may come in one response that says nothing (comments, empty deltas), bytes."""
+RESPONSE_MAX_BYTES: Final = 512 * 1024 * 1024
+"""All that is read of one response, bytes: 4 MiB of text at a few bytes a frame stay below."""
 BODY_MAX_BYTES: Final = 64 * 1024
-"""What is kept of a body that is not an event stream, bytes."""
-TOKENS_MAX: Final = 10**12
-"""Largest count of tokens that is believed; with more, sums would not fit a number some day."""
-COST_MAX_TICKS: Final = 10**16
-"""The same for the cost: a million US dollars for one call."""
+"""What is kept of a body that is neither an event stream nor a completion, bytes."""
+_VALUES_MAX: Final = 1_000_000
+"""Commas in a frame that is read with care: each may cost a value of 64 bytes."""
 
 
 # Events
@@ -71,15 +91,6 @@ class EmptyDelta(msgspec.Struct, frozen=True, gc=False):
     """A choice without content: the model is at work."""
 
 
-class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
-    """A part of a tool call, or the whole of it."""
-
-    index: int | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-
-
 class Refusal(msgspec.Struct, frozen=True, gc=False):
     """The model declines; the text is shown like an answer."""
 
@@ -87,15 +98,19 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
 
 
 class FinishReason(msgspec.Struct, frozen=True, gc=False):
-    """Why the model stopped. An empty reason counts as one."""
+    """Why the model stopped. An empty reason counts as one where nothing else is said."""
 
     reason: str
+    alone: bool = True
+    """Whether nothing else is said in the frame: some providers give a reason with every text."""
 
 
 class UsageReport(msgspec.Struct, frozen=True, gc=False):
     """Tokens so far; a later report replaces it."""
 
     usage: ProviderUsage
+    alone: bool = True
+    """Whether nothing else stands in the frame: some providers report with every text."""
 
 
 class ResponseNamed(msgspec.Struct, frozen=True, gc=False):
@@ -123,10 +138,17 @@ class NotAStream(msgspec.Struct, frozen=True, gc=False):
 
 
 class MalformedFrame(msgspec.Struct, frozen=True, gc=False):
-    """A frame cannot be decoded: text may be missing."""
+    """A frame cannot be decoded or understood: text may be missing."""
 
     reason: str
-    """`json`, `utf8`, `too_long`, `too_deep`."""
+    """`json`, `utf8`, `too_deep`, `too_complex`; `shape`: text in no shape that is known."""
+
+
+class OverLimit(msgspec.Struct, frozen=True, gc=False):
+    """The response holds more than one may; the rest is not read."""
+
+    what: str
+    """`event`, `text`, `reasoning`, `silence`, `response`."""
 
 
 class StreamDone(msgspec.Struct, frozen=True, gc=False):
@@ -145,6 +167,7 @@ StreamEvent: TypeAlias = (
     | StreamFailed
     | NotAStream
     | MalformedFrame
+    | OverLimit
     | StreamDone
 )
 
@@ -171,33 +194,21 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
     tool_calls: list[_ToolCall] | None = None
     refusal: str | None = None
+    function_call: msgspec.Raw | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
+    index: int | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
-
-
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-    cost_in_usd_ticks: int | None = None
+    message: msgspec.Raw | None = None
+    text: msgspec.Raw | None = None
+    usage: msgspec.Raw | None = None
 
 
 class _Frame(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw | None = None
     error: msgspec.Raw | None = None
 
 
@@ -209,7 +220,9 @@ class _FirstFrame(_Frame, gc=False):
 _decode_frame = msgspec.json.Decoder(_Frame).decode
 _decode_first_frame = msgspec.json.Decoder(_FirstFrame).decode
 _decode_any = msgspec.json.Decoder().decode
-
+_UNDECODED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_LAST_HALF: Final = ("\ud800", "\udbff")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -222,8 +235,24 @@ class CompletionStream:
         self._started = False
         self._drop_newline = False
         self._body: bytearray | None = None
-        self._named = False
         self._done = False
+        self._read = self._silent = self._reasoned = 0
+        self._left = self._stride = REPLY_MAX_BYTES
+        """Bytes until the text is to be measured, and what they were at first."""
+        self._named = False
+        self._plain = False
+        """Whether a common frame needs no more care than its own."""
+        self._half = ""
+        """The first half of a character whose second may come with the next text."""
+        self._said = io.StringIO()
+        self._write = self._said.write
+        self._in_messages = 0
+        """Characters of it that came in messages, not in deltas."""
+        self._grows: bool | None = None
+        """Whether messages in place of deltas hold the text so far; None if that is not clear."""
+        self._counts = Counts()
+        self.unread = False
+        """Whether words came in fields that are not known, which is of no matter beside text."""
 
     def feed(self, data: bytes) -> list[StreamEvent]:
         """Return the events that these bytes complete.
@@ -236,11 +265,16 @@ class CompletionStream:
         if not self._started:
             data = self._start(data)
         if self._body is not None:
-            self._body += data[: max(0, BODY_MAX_BYTES - len(self._body))]
-            return []
+            return self._take_body(data)
         if self._drop_newline or b"\r" in data:
             data = self._with_plain_newlines(data)
-        return self._complete_events(data)
+        events = self._complete_events(data)
+        self._left -= len(data)
+        if self._left < 0:
+            self._look(events)
+        if not events:
+            self._note_silence(len(data), events)
+        return events
 
     def close(self) -> list[StreamEvent]:
         """Return the events that were still open when the body ended."""
@@ -251,9 +285,40 @@ class CompletionStream:
             self._read_body(bytes(self._body), events)
         elif self._started and self._buffer:
             self._read_event(bytes(self._buffer), events)
+        self._give_half(events)
         self._buffer.clear()
         self._done = True
         return events
+
+    # Limits
+
+    def _stop(self, what: str, events: list[StreamEvent]) -> None:
+        """Read no more: there is too much of something."""
+        if not self._done:
+            self._done = True
+            self._buffer.clear()
+            events.append(OverLimit(what))
+
+    def _look(self, events: list[StreamEvent]) -> None:
+        """Measure the text; look again once so many bytes came that it may be too long."""
+        self._read += self._stride - self._left
+        text = len(self._said.getvalue().encode())
+        if text > REPLY_MAX_BYTES:
+            self._stop("text", events)
+        if self._read > RESPONSE_MAX_BYTES:
+            self._stop("response", events)
+        self._left = self._stride = max(REPLY_MAX_BYTES - text, 64 * 1024)
+
+    def _note_silence(self, size: int, events: list[StreamEvent]) -> None:
+        """Count what came without saying anything."""
+        self._silent += size
+        if self._silent > SILENCE_MAX_BYTES:
+            self._stop("silence", events)
+
+    def _note_nothing(self, size: int, events: list[StreamEvent]) -> None:
+        """Say that a choice came, of a frame of so many bytes, and nothing with it."""
+        events.append(_EMPTY)
+        self._note_silence(size, events)
 
     # Bytes
 
@@ -269,6 +334,8 @@ class CompletionStream:
             line_end = max(begun.rfind(b"\n"), begun.rfind(b"\r"))
             if line_end > 0:  # blank lines say nothing; one stays, so that no mark follows it
                 self._buffer = bytearray(begun[line_end:])
+            elif len(begun) > BODY_MAX_BYTES:
+                self._buffer = bytearray(b" ")
             return b""
         self._buffer.clear()
         self._started = True
@@ -276,6 +343,21 @@ class CompletionStream:
             self._body = bytearray()
             return text
         return begun
+
+    def _take_body(self, data: bytes) -> list[StreamEvent]:
+        """Keep more of a body that is no event stream, as long as it may be a completion."""
+        assert self._body is not None
+        events: list[StreamEvent] = []
+        self._body += data
+        if not self._body.startswith(b"{"):
+            if len(self._body) >= BODY_MAX_BYTES:
+                self._read_body(bytes(self._body[:BODY_MAX_BYTES]), events)
+                self._done = True
+        elif len(self._body) > EVENT_MAX_BYTES:
+            self._stop("event", events)
+        if self._done:
+            self._body.clear()
+        return events
 
     def _with_plain_newlines(self, data: bytes) -> bytes:
         """Make every line end a line feed, also where CR and LF come in different pieces."""
@@ -306,17 +388,45 @@ class CompletionStream:
         if complete is not None:
             self._read_events(complete, events)
         elif len(buffer) > EVENT_MAX_BYTES:
-            events.append(MalformedFrame("too_long"))
-            self._done = True
+            self._stop("event", events)
         if self._done:
             buffer.clear()
         return events
 
     def _read_events(self, complete: bytes, events: list[StreamEvent]) -> None:
+        write = self._write
         for event in complete.split(b"\n\n"):
             payload = event[6:]
             if event[:6] != b"data: " or b"\n" in payload:
-                self._read_event(event, events)
+                if event:
+                    self._read_event(event, events)
+            elif self._plain:
+                try:
+                    frame = _decode_frame(payload)
+                except _UNDECODED:
+                    self._read_with_care(payload, events)
+                else:
+                    choices = frame.choices
+                    if (
+                        choices
+                        and len(choices) == 1
+                        and frame.usage is None
+                        and frame.error is None
+                        and (choice := choices[0]).finish_reason is None
+                        and (delta := choice.delta) is not None
+                        and (text := delta.content)
+                        and not (choice.index or delta.reasoning_content or delta.tool_calls)
+                        and choice.message
+                        is choice.text
+                        is choice.usage
+                        is delta.function_call
+                        is None
+                        and not delta.refusal
+                    ):
+                        write(text)
+                        events.append(TextDelta(text))
+                    else:
+                        self._read_frame(frame, payload, events)
             else:
                 self._read_payload(payload, events)
             if self._done:
@@ -333,7 +443,7 @@ class CompletionStream:
             elif field == b"event" and colon:
                 name = value.removeprefix(b" ")
         if data and name == b"error":
-            self._read_odd_payload(b"\n".join(data), events, is_error=True)
+            self._read_with_care(b"\n".join(data), events, is_error=True)
         elif data:
             self._read_payload(b"\n".join(data), events)
 
@@ -341,99 +451,357 @@ class CompletionStream:
 
     def _read_payload(self, payload: bytes, events: list[StreamEvent]) -> None:
         try:
-            frame: _Frame = _decode_frame(payload) if self._named else _decode_first_frame(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._read_odd_payload(payload, events, is_error=False)
+            frame = _decode_frame(payload) if self._plain else _decode_first_frame(payload)
+        except _UNDECODED:
+            self._read_with_care(payload, events)
         else:
             self._read_frame(frame, payload, events)
 
-    def _read_odd_payload(
-        self, payload: bytes, events: list[StreamEvent], *, is_error: bool
+    def _read_frame(self, frame: _Frame, payload: bytes, events: list[StreamEvent]) -> None:
+        """Read a frame of the expected types, if it says one of the usual things."""
+        if self._half or frame.error is not None:
+            self._read_with_care(payload, events)
+            return
+        choices = frame.choices
+        if not choices:
+            if frame.usage is None or not self._plain:
+                self._read_with_care(payload, events)
+            else:
+                self._report(counts_of(_decode_any(frame.usage)), events, alone=True)
+            return
+        if len(choices) == 1 and self._read_usual(choices[0], payload, events, frame):
+            return
+        self._read_with_care(payload, events)
+
+    def _read_usual(
+        self, choice: _Choice, payload: bytes, events: list[StreamEvent], frame: _Frame
+    ) -> bool:
+        """Read a choice of which all is known; False if it needs more care."""
+        said = _usually_said(choice, payload) if frame.usage is None else None
+        if said is None:
+            return False
+        if not self._plain and isinstance(frame, _FirstFrame):
+            self._plain = True
+            self._name(frame.id, frame.model, events)
+        for event in said:
+            if type(event) is TextDelta:
+                self._say(event.text, events)
+            elif type(event) is ReasoningDelta:
+                self._think(event.text, events)
+            else:
+                events.append(event)
+        if not said:
+            self._note_nothing(len(payload), events)
+        return True
+
+    def _name(self, response_id: str | None, model: str | None, events: list[StreamEvent]) -> None:
+        """Take note of the response's id and model, once."""
+        if not self._named and (response_id or model):
+            self._named = True
+            events.append(ResponseNamed(short(response_id), short(model)))
+
+    def _report(self, counts: Counts | None, events: list[StreamEvent], *, alone: bool) -> None:
+        if counts is not None:
+            self._counts = counts.over(self._counts)
+            events.append(UsageReport(_usage_of(self._counts), alone))
+
+    def _read_with_care(
+        self, payload: bytes, events: list[StreamEvent], *, is_error: bool = False
     ) -> None:
-        """Read a payload that is no frame of the expected types."""
+        """Read a payload of any shape."""
         if payload.strip() == b"[DONE]":
+            self._give_half(events)
             self._done = True
             events.append(_DONE)
             return
         try:
-            self._read_value(_decode_any(payload), events, is_error=is_error)
+            value = self._decoded(payload)
+            if is_error or not isinstance(value, dict):
+                self._read_odd(value, events, is_error=is_error)
+            else:
+                self._read_fields(cast("Fields", value), len(payload), events)
         except RecursionError:
             events.append(MalformedFrame("too_deep"))
         except UnicodeDecodeError:
             events.append(MalformedFrame("utf8"))
+        except Unreadable as error:
+            events.append(MalformedFrame(str(error) or "shape"))
         except msgspec.DecodeError:
             if is_error:
                 events.append(StreamFailed("", payload.decode("utf-8", "replace")))
             elif payload.strip():
                 events.append(MalformedFrame("json"))
 
-    def _read_value(self, value: Any, events: list[StreamEvent], *, is_error: bool) -> None:
-        """Read a frame of any shape; what is no object says nothing, unless it is an error."""
+    def _decoded(self, payload: bytes) -> Any:
+        """Decode JSON, within limits, also with halves of characters in it."""
+        if len(payload) > _VALUES_MAX and payload.count(b",") > _VALUES_MAX:
+            raise Unreadable("too_complex")
+        try:
+            return _decode_any(payload)
+        except msgspec.DecodeError:
+            if not _SURROGATE.search(payload):
+                raise
+            try:
+                return json.loads(payload, parse_constant=_no_constant)
+            except ValueError:
+                raise msgspec.DecodeError from None
+
+    def _read_odd(self, value: Any, events: list[StreamEvent], *, is_error: bool) -> None:
+        """Read an error event; any other value that is no object says nothing."""
+        if not is_error:
+            return
         fields = _object(value)
         if fields is None:
-            if is_error:
-                events.append(StreamFailed("", value if isinstance(value, str) else ""))
-            return
-        failed = _failure_of(fields)
-        if failed is None and is_error:
-            failed = StreamFailed("", str(fields.get("message", "")))
+            events.append(_failed("", value if isinstance(value, str) else ""))
+        else:
+            events.append(_failure_of(fields) or _failed("", fields.get("message")))
+
+    def _read_fields(self, frame: Fields, size: int, events: list[StreamEvent]) -> None:
+        """Read a frame of any shape.
+
+        Raises:
+            Unreadable: It holds text or calls in no known shape.
+        """
+        choice = self._choice_of(frame)
+        failed = _failure_of(frame) or (_failure_of(choice) if choice is not None else None)
         if failed is not None:
             events.append(failed)
             return
-        try:
-            frame = msgspec.convert(_mended(fields), _FirstFrame)
-        except msgspec.ValidationError:
-            events.append(MalformedFrame("json"))
-        else:
-            self._read_choices(frame, events)
+        if frame.get("choices") or frame.get("usage"):
+            self._name(short(frame.get("id")), short(frame.get("model")), events)
+        self._plain = not self._half
+        said = len(events)
+        if choice is not None:
+            self._read_choice(choice, size, events)
+        elif not frame.get("choices"):
+            self.unread = self.unread or any(frame.get(key) for key in _SAYING)
+        counts = counts_in(frame, choice)
+        if counts is not None:
+            alone = events[said:] in ([], [_EMPTY])
+            if alone:
+                del events[said:]
+            self._report(counts, events, alone=alone)
 
-    def _read_frame(self, frame: _Frame, payload: bytes, events: list[StreamEvent]) -> None:
-        """Read a frame that has the expected types."""
-        if frame.error is not None or (not frame.choices and frame.usage is None):
-            # No choice and no usage: an error in one of its shapes, or nothing.
-            self._read_odd_payload(payload, events, is_error=False)
-        else:
-            self._read_choices(frame, events)
+    def _choice_of(self, frame: Fields) -> Fields | None:
+        """Return the first choice; others are not asked for.
 
-    def _read_choices(self, frame: _Frame, events: list[StreamEvent]) -> None:
-        if not self._named and isinstance(frame, _FirstFrame) and (frame.id or frame.model):
-            self._named = True
-            events.append(ResponseNamed(frame.id, frame.model))
-        if frame.choices:
-            choice = frame.choices[0]
-            said = len(events)
-            if choice.delta is not None:
-                _read_delta(choice.delta, events)
-            if choice.finish_reason is not None:
-                events.append(FinishReason(choice.finish_reason))
-            elif len(events) == said:
-                events.append(_EMPTY)
-        if frame.usage is not None and (usage := _provider_usage(frame.usage)) is not None:
-            events.append(UsageReport(usage))
+        Raises:
+            Unreadable: There are choices, but no objects.
+        """
+        choices: Any = frame.get("choices")
+        if isinstance(choices, dict):
+            choices = [cast("Fields", choices)]
+        if not choices:
+            return None
+        if not isinstance(choices, list):
+            raise Unreadable
+        others = False
+        for item in cast("list[object]", choices):
+            choice = _object(item)
+            if choice is None:
+                if item is not None:
+                    raise Unreadable
+            elif choice.get("index") in _FIRST:
+                return choice
+            else:
+                others = True
+        self.unread = self.unread or others
+        return None
+
+    def _read_choice(self, choice: Fields, size: int, events: list[StreamEvent]) -> None:
+        said = len(events)
+        reason = finish_of(choice)
+        if reason == "error":
+            events.append(StreamFailed("error", ""))
+            return
+        words = words_of(choice.get("delta"))
+        beside = words_of(choice)
+        text = words.joined("text") or beside.joined("text")
+        if beside.text and beside.joined("text") != text:
+            raise Unreadable
+        self._think(words.joined("reasoning") or beside.joined("reasoning"), events)
+        if text:
+            self._say(text, events)
+        refusal = words.joined("refusal") or beside.joined("refusal")
+        calls = words.calls or beside.calls
+        whole = words_of(choice.get("message"), is_whole=True)
+        self._read_message(whole, text, events, is_last=reason is not None)
+        refused = whole.joined("refusal")
+        if refusal or (refused and refused not in self._said.getvalue()):
+            self._refuse(refusal or refused, events)
+        events.extend(calls)
+        events.extend(whole.calls)
+        self.unread = self.unread or words.is_unread or beside.is_unread or whole.is_unread
+        alone = len(events) == said
+        if reason is not None and (reason or alone):
+            if alone:
+                self._give_half(events)
+            events.append(FinishReason(reason, alone))
+        elif alone:
+            self._note_nothing(size, events)
+
+    def _read_message(
+        self, words: Words, text: str, events: list[StreamEvent], *, is_last: bool
+    ) -> None:
+        """Read a whole message: all of the reply, all so far, or a piece in place of a delta.
+
+        Raises:
+            Unreadable: It contradicts what was said before.
+        """
+        whole, said = words.joined("text"), self._said.getvalue()
+        in_deltas = bool(text) or len(said) > self._in_messages
+        if not in_deltas:
+            self._think(words.joined("reasoning"), events)
+        if not whole or whole == text:
+            return
+        if in_deltas:
+            more = "" if whole.strip() == said.strip() else _behind(said, whole)
+        else:
+            more = self._more_of(whole, said, is_last=is_last)
+        before = self._said.tell()
+        self._say(more, events)
+        self._in_messages += self._said.tell() - before
+
+    def _more_of(self, whole: str, said: str, *, is_last: bool) -> str:
+        """Return what a message in place of a delta adds: it holds all so far, or one piece."""
+        if whole == said:  # nothing new; if it is a piece that comes twice, this comes out later
+            self._grows = self._grows or not is_last or None
+            return ""
+        if self._grows is None and said:
+            self._grows = whole.startswith(said)
+        return _behind(said, whole) if self._grows else whole
+
+    # What is said
+
+    def _say(self, text: str, events: list[StreamEvent]) -> None:
+        text = self._whole(text)
+        if text:
+            self._write(text)
+            events.append(TextDelta(text))
+
+    def _refuse(self, text: str, events: list[StreamEvent]) -> None:
+        text = whole_characters(text)
+        self._write(text)
+        events.append(Refusal(text))
+
+    def _think(self, text: str, events: list[StreamEvent]) -> None:
+        if text:
+            events.append(ReasoningDelta(whole_characters(text)))
+            self._count_reasoning(text, events)
+
+    def _count_reasoning(self, text: str, events: list[StreamEvent]) -> None:
+        self._reasoned += len(text) if text.isascii() else len(text.encode(errors="replace"))
+        if self._reasoned > REPLY_MAX_BYTES:
+            self._stop("reasoning", events)
+
+    def _whole(self, text: str) -> str:
+        """Keep half a character at the end of a text back until the next."""
+        if self._half:
+            text = self._half + text
+        elif text.isascii():
+            return text
+        self._half = ""
+        if _LAST_HALF[0] <= text[-1:] <= _LAST_HALF[1]:
+            self._half, text = text[-1], text[:-1]
+        self._plain = not self._half
+        return whole_characters(text)
+
+    def _give_half(self, events: list[StreamEvent]) -> None:
+        """Show half a character whose other half did not come."""
+        if self._half:
+            self._half = ""
+            self._plain = True
+            self._write("\ufffd")
+            events.append(TextDelta("\ufffd"))
 
     def _read_body(self, body: bytes, events: list[StreamEvent]) -> None:
-        """Read a body that is no event stream: an error in JSON, or nothing that can be used."""
+        """Read a body that is no event stream: a completion, an error, or nothing of use."""
         failed = None
         try:
-            value = _decode_any(body)
+            value = self._decoded(body)
             if isinstance(value, str):
-                failed = StreamFailed("", value)
+                failed = _failed("", value)
             elif (fields := _object(value)) is not None:
                 failed = _failure_of(fields)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                if failed is None and fields.get("choices"):
+                    self._read_fields(fields, 0, events)
+                    self._give_half(events)
+                    events.append(_DONE)
+                    return
+        except Unreadable as error:
+            events.append(MalformedFrame(str(error) or "shape"))
+            return
+        except _UNDECODED:
             pass
         events.append(failed or NotAStream(len(body)))
 
 
-def _read_delta(delta: _Delta, events: list[StreamEvent]) -> None:
+_FIRST: Final = (None, 0, "0", "")
+_REASONS: Final = (None, "stop", "length", "tool_calls", "content_filter", "function_call")
+_SAYING: Final = (
+    *("content", "text", "message", "response", "output", "delta", "candidates", "completion"),
+    *("output_text", "generated_text", "token"),
+)
+"""Fields of frames without choices in which other APIs put text."""
+
+
+def _behind(said: str, whole: str) -> str:
+    """Return what a whole text adds to its beginning.
+
+    Raises:
+        Unreadable: It begins otherwise.
+    """
+    if not whole.startswith(said):
+        raise Unreadable
+    return whole[len(said) :]
+
+
+def _usually_said(choice: _Choice, payload: bytes) -> Sequence[StreamEvent] | None:
+    """Return what a choice says in one of the usual ways; None if it says it in another."""
+    delta, reason = choice.delta, choice.finish_reason
+    beside = (choice.message, choice.text, choice.usage, choice.index or None)
+    if delta is None or beside != (None, None, None, None):
+        return None
+    if delta.function_call is not None or delta.refusal:
+        return None
+    said: list[StreamEvent | None] = [*map(_tool_call_delta, delta.tool_calls or ())]
     if delta.content:
-        events.append(TextDelta(delta.content))
+        said.append(TextDelta(delta.content))
     if delta.reasoning_content:
-        events.append(ReasoningDelta(delta.reasoning_content))
-    if delta.tool_calls:
-        events.extend(map(_tool_call_delta, delta.tool_calls))
-    if delta.refusal:
-        events.append(Refusal(delta.refusal))
+        said.append(ReasoningDelta(delta.reasoning_content))
+    if said:
+        kinds = bool(delta.tool_calls) + bool(delta.content) + bool(delta.reasoning_content)
+        if kinds > 1 or reason is not None or not all(said):
+            return None
+        return cast("list[StreamEvent]", said)
+    if b'"delta":{}' not in payload or reason not in _REASONS:
+        return None
+    return [] if reason is None else [FinishReason(reason)]
+
+
+def _tool_call_delta(call: _ToolCall) -> ToolCallDelta | None:
+    """Return what a call of the expected shape says; None if it is another one."""
+    function = call.function
+    if function is None or (function.name is None and function.arguments is None):
+        return None
+    return ToolCallDelta(call.index, call.id, function.name, function.arguments)
+
+
+def _no_constant(_: str) -> Any:
+    raise ValueError
+
+
+def _usage_of(counts: Counts) -> ProviderUsage:
+    prompt, completion = counts.prompt or 0, counts.completion or 0
+    reasoning = counts.reasoning or 0
+    return ProviderUsage(
+        prompt,
+        completion,
+        reasoning,
+        min(counts.cached or 0, prompt),
+        counts.total or prompt + completion + reasoning,
+        counts.cost,
+    )
 
 
 def failure_of_body(body: bytes) -> StreamFailed:
@@ -442,9 +810,9 @@ def failure_of_body(body: bytes) -> StreamFailed:
         value = _decode_any(body)
         fields = _object(value)
         if fields is not None:
-            return _failure_of(fields) or StreamFailed("", str(fields.get("message", "")))
+            return _failure_of(fields) or _failed("", fields.get("message"))
         return StreamFailed("", value if isinstance(value, str) else "")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _UNDECODED:
         return StreamFailed("", body[:BODY_MAX_BYTES].decode("utf-8", "replace"))
 
 
@@ -452,158 +820,18 @@ def _object(value: object) -> dict[str, Any] | None:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
-def _objects(value: object) -> list[dict[str, Any]]:
-    """Return the objects of a list; none if it is no list."""
-    items = cast("list[object]", value) if isinstance(value, list) else []
-    return [item for item in map(_object, items) if item is not None]
-
-
 def _failure_of(value: Mapping[str, Any]) -> StreamFailed | None:
     """Return the error that an object reports: flat, nested, or typed; None if it reports none."""
     error = value.get("error")
     if (nested := _object(error)) is not None:
-        code = nested.get("code") or nested.get("type") or ""
-        return StreamFailed(str(code), str(nested.get("message") or ""))
+        code = nested.get("code") or nested.get("type")
+        return _failed(code, nested.get("message"))
     if error:
-        return StreamFailed(str(value.get("code") or ""), str(error))
+        return _failed(value.get("code"), error)
     if value.get("type") == "error" or (value.get("code") and not value.get("choices")):
-        return StreamFailed(str(value.get("code") or ""), str(value.get("message") or ""))
+        return _failed(value.get("code"), value.get("message"))
     return None
 
 
-def _mended(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep of an object with unexpected types what can be understood."""
-    mended = _texts(value, "id", "model")
-    if (usage := _object(value.get("usage"))) is not None:
-        mended["usage"] = _numbers(usage)
-    mended["choices"] = [_mended_choice(choice) for choice in _objects(value.get("choices"))]
-    return mended
-
-
-def _mended_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
-    mended = _texts(choice, "finish_reason")
-    if (delta := _object(choice.get("delta"))) is not None:
-        mended["delta"] = {
-            **_texts(delta, "content", "reasoning_content", "refusal"),
-            "tool_calls": [_mended_call(call) for call in _objects(delta.get("tool_calls"))],
-        }
-    return mended
-
-
-def _mended_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    mended = _texts(call, "id")
-    if isinstance(call.get("index"), int):
-        mended["index"] = call["index"]
-    if (function := _object(call.get("function"))) is not None:
-        mended["function"] = _texts(function, "name", "arguments")
-        if (arguments := _object(function.get("arguments"))) is not None:
-            mended["function"]["arguments"] = msgspec.json.encode(arguments).decode()
-    return mended
-
-
-def _texts(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value[key] for key in keys if isinstance(value.get(key), str)}
-
-
-def _numbers(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the whole numbers of a usage object, whatever else stands in it."""
-    kept: dict[str, Any] = {}
-    for key, item in value.items():
-        if (nested := _object(item)) is not None:
-            kept[key] = _numbers(nested)
-        elif isinstance(item, int) or (isinstance(item, float) and item.is_integer()):
-            kept[key] = int(item)
-    return kept
-
-
-def _tool_call_delta(call: _ToolCall) -> ToolCallDelta:
-    function = call.function
-    if function is None:
-        return ToolCallDelta(call.index, call.id)
-    return ToolCallDelta(call.index, call.id, function.name, function.arguments)
-
-
-def _provider_usage(usage: _Usage) -> ProviderUsage | None:
-    """Return what was reported; None where all counts are zero, which means unreported."""
-    prompt = _count(usage.prompt_tokens)
-    completion = _count(usage.completion_tokens)
-    details, spent = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached = _count(details.cached_tokens) if details else 0
-    reasoning = _count(spent.reasoning_tokens) if spent else 0
-    total = _count(usage.total_tokens)
-    cost = usage.cost_in_usd_ticks
-    if not (prompt or completion or reasoning or total):
-        return None
-    return ProviderUsage(
-        prompt,
-        completion,
-        reasoning,
-        min(cached, prompt),
-        total or prompt + completion + reasoning,
-        cost if cost is not None and 0 <= cost <= COST_MAX_TICKS else None,
-    )
-
-
-def _count(reported: int | None) -> int:
-    """Return a count of tokens; 0, which means unreported, for one that cannot be."""
-    return reported if reported is not None and 0 <= reported <= TOKENS_MAX else 0
-
-
-# Tool calls
-
-
-class ToolCallParts(msgspec.Struct):
-    """A tool call as collected so far."""
-
-    call_id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-
-class ToolCallCollector:
-    """Puts tool calls together by index, whatever shape their deltas have.
-
-    A delta without an index belongs to the call with its id; without both it goes on with the last
-    call, unless it names a function although that call already has a name: then it begins a new
-    one. The same id and name again is a repetition, not a second half.
-    """
-
-    def __init__(self) -> None:
-        """Begin with no calls."""
-        self._calls: dict[int, ToolCallParts] = {}
-        self._last = -1
-
-    def __bool__(self) -> bool:
-        """Tell whether there is any call."""
-        return bool(self._calls)
-
-    def add(self, delta: ToolCallDelta) -> None:
-        """Add one delta."""
-        index = delta.index if delta.index is not None else self._index_of(delta)
-        call = self._calls.get(index)
-        other_id = call is not None and delta.call_id and call.call_id not in {"", delta.call_id}
-        if other_id and delta.name:  # a new call under an index already taken
-            index = max(self._calls) + 1
-            call = None
-        if call is None:
-            call = self._calls[index] = ToolCallParts()
-        self._last = index
-        if delta.call_id:
-            call.call_id = delta.call_id
-        if delta.name and delta.name != call.name:
-            call.name += delta.name
-        if delta.arguments:
-            call.arguments += delta.arguments
-
-    def calls(self) -> Sequence[ToolCallParts]:
-        """Return the calls in the order of their indices."""
-        return [self._calls[index] for index in sorted(self._calls)]
-
-    def _index_of(self, delta: ToolCallDelta) -> int:
-        if delta.call_id:
-            for index, call in self._calls.items():
-                if call.call_id == delta.call_id:
-                    return index
-        last = self._calls.get(self._last)
-        starts = last is None or (delta.name and last.name) or (delta.call_id and last.call_id)
-        return max(self._calls, default=-1) + 1 if starts else self._last
+def _failed(code: object, message: object) -> StreamFailed:
+    return StreamFailed(whole_characters(str(code or "")), whole_characters(str(message or "")))

@@ -9,12 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.recordings import recorded
+from worker.errors import ReplyTooLarge
+from worker.pipeline.call_parts import ToolCallCollector, ToolCallDelta, ToolCallParts
 from worker.pipeline.stream import (
+    EVENT_MAX_BYTES,
     CompletionStream,
     EmptyDelta,
     FinishReason,
     MalformedFrame,
     NotAStream,
+    OverLimit,
     ProviderUsage,
     ReasoningDelta,
     Refusal,
@@ -23,9 +27,6 @@ from worker.pipeline.stream import (
     StreamEvent,
     StreamFailed,
     TextDelta,
-    ToolCallCollector,
-    ToolCallDelta,
-    ToolCallParts,
     UsageReport,
     failure_of_body,
 )
@@ -66,7 +67,7 @@ USAGE = frame(
 )
 REPORT = UsageReport(ProviderUsage(288, 27, 313, 287, 628, 739000))
 BOM = b"\xef\xbb\xbf"
-BIG = "x" * (8 << 20)
+BIG = "x" * (4 << 20)
 DEEP = b"[" * 30_000 + b"]" * 30_000
 
 SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
@@ -101,7 +102,7 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
     "last_event_without_blank_line": (HEY + b"data: " + USAGE, [*HEY_EVENTS, REPORT]),
     "last_event_with_one_newline": (HEY + b"data: " + USAGE + b"\n", [*HEY_EVENTS, REPORT]),
     "empty_data": (b"data:\n\ndata: \n\n" + HEY, HEY_EVENTS),
-    "eight_megabytes": (sse(delta(content=BIG)), [TextDelta(BIG)]),
+    "four_megabytes": (sse(delta(content=BIG)), [TextDelta(BIG)]),
     "data_null": (sse(b"null") + HEY, HEY_EVENTS),
     "data_array": (sse(b"[1,2]") + HEY, HEY_EVENTS),
     "data_number": (sse(b"17") + HEY, HEY_EVENTS),
@@ -112,7 +113,7 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
     "delta_missing": (sse(frame(choices=[{}])) + HEY, [EmptyDelta(), *HEY_EVENTS]),
     "role_only": (sse(delta(role="assistant")) + HEY, [EmptyDelta(), *HEY_EVENTS]),
     "content_null": (sse(delta(content=None)) + HEY, [EmptyDelta(), *HEY_EVENTS]),
-    "content_of_a_wrong_type": (sse(delta(content=5)) + HEY, [EmptyDelta(), *HEY_EVENTS]),
+    "content_as_a_number": (sse(delta(content=5)) + HEY, [TextDelta("5"), *HEY_EVENTS]),
     "unknown_keys": (sse(delta(content="He", audio=None, x={"y": [1]})), [TextDelta("He")]),
     "reasoning": (
         sse(delta(reasoning_content="hm"), delta(content="a")),
@@ -126,7 +127,7 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
     "finish": (sse(FINISH), [FinishReason("stop")]),
     "finish_on_content": (
         sse(frame(choices=[{"delta": {"content": "a"}, "finish_reason": "stop"}])),
-        [TextDelta("a"), FinishReason("stop")],
+        [TextDelta("a"), FinishReason("stop", alone=False)],
     ),
     "empty_finish": (
         sse(frame(choices=[{"delta": {}, "finish_reason": ""}])),
@@ -140,7 +141,10 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
     ),
     "usage_on_content": (
         sse(frame(choices=[{"delta": {"content": "a"}}], usage={"prompt_tokens": 5})),
-        [TextDelta("a"), UsageReport(ProviderUsage(prompt_tokens=5, total_tokens=5))],
+        [
+            TextDelta("a"),
+            UsageReport(ProviderUsage(prompt_tokens=5, total_tokens=5), alone=False),
+        ],
     ),
     "usage_as_floats": (
         sse(frame(choices=[], usage={"prompt_tokens": 5.0, "total_tokens": "many"})),
@@ -206,10 +210,6 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
         sse(b'{"choices":[{"delta":{"content":"He"}}],"\xff":1}', b'{"\xff":1}'),
         [TextDelta("He"), MalformedFrame("utf8")],
     ),
-    "the_same_behind_a_blank_line": (
-        b"\n" + sse(b'{"choices":[{"delta":{"content":"He"}}],"\xff":1}'),
-        [TextDelta("He")],
-    ),
     "a_line_end_within_json": (
         b'data: {"choices":\n[]}\n\n\ndata: {"choices":\n[]}\n\n' + HEY,
         [MalformedFrame("json"), MalformedFrame("json"), *HEY_EVENTS],
@@ -241,7 +241,10 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
     "json_body": (frame(code="c", error="text"), [StreamFailed("c", "text")]),
     "json_body_with_bom": (BOM + frame(code="c", error="text"), [StreamFailed("c", "text")]),
     "json_string_body": (b'"text"', [StreamFailed("", "text")]),
-    "whole_completion": (frame(choices=[{"message": {"content": "x"}}]), [NotAStream(41)]),
+    "whole_completion": (
+        frame(choices=[{"message": {"content": "x"}}]),
+        [TextDelta("x"), StreamDone()],
+    ),
     "html": (b"<html><body>502</body></html>", [NotAStream(29)]),
     "json_array_body": (b"[]", [NotAStream(2)]),
     "empty": (b"", []),
@@ -319,7 +322,7 @@ def test_any_json_in_any_field_never_raises(value: object) -> None:
         read(sse(frame(**fields)))
 
 
-def test_eight_megabytes_in_small_reads_take_no_time() -> None:
+def test_four_megabytes_in_small_reads_take_no_time() -> None:
     """The bytes of a long event are not copied again for each read."""
     data = sse(delta(content=BIG))
     began = time.process_time()
@@ -410,6 +413,93 @@ TOOL_SHAPES: dict[str, tuple[list[ToolCallDelta], list[ToolCallParts]]] = {
         [ToolCallDelta(0, "c", "f", "1"), ToolCallDelta(0, "d", "g", "2")],
         [ToolCallParts("c", "f", "1"), ToolCallParts("d", "g", "2")],
     ),
+    "all_under_index_0_in_pieces": (
+        [
+            ToolCallDelta(0, "c", "f", ""),
+            ToolCallDelta(0, None, None, '{"a":1}'),
+            ToolCallDelta(0, "d", "f", ""),
+            ToolCallDelta(0, None, None, '{"a":2}'),
+        ],
+        [ToolCallParts("c", "f", '{"a":1}'), ToolCallParts("d", "f", '{"a":2}')],
+    ),
+    "all_under_index_0_without_ids": (
+        [ToolCallDelta(0, None, "f", '{"a":1}'), ToolCallDelta(0, None, "f", '{"a":2}')],
+        [ToolCallParts("", "f", '{"a":1}'), ToolCallParts("", "f", '{"a":2}')],
+    ),
+    "all_under_index_0_ids_alone": (
+        [
+            ToolCallDelta(0, "c"),
+            ToolCallDelta(0, None, "f"),
+            ToolCallDelta(0, "d"),
+            ToolCallDelta(0, None, "g"),
+            ToolCallDelta(0, None, None, "{}"),
+        ],
+        [ToolCallParts("c", "f", ""), ToolCallParts("d", "g", "{}")],
+    ),
+    "one_id_for_all": (
+        [ToolCallDelta(0, "c", "f", "{}"), ToolCallDelta(1, "c", "g", "{}")],
+        [ToolCallParts("c", "f", "{}"), ToolCallParts("c", "g", "{}")],
+    ),
+    "whole_again": (
+        [
+            ToolCallDelta(0, "c", "f", '{"a":1,'),
+            ToolCallDelta(0, None, None, '"b":2}'),
+            ToolCallDelta(0, "c", "f", '{"a": 1, "b": 2}'),
+        ],
+        [ToolCallParts("c", "f", '{"a":1,"b":2}')],
+    ),
+    "whole_again_without_id": (
+        [ToolCallDelta(0, None, "f", '{"a":1}'), ToolCallDelta(0, None, "f", '{"a": 1}')],
+        [ToolCallParts("", "f", '{"a":1}')],
+    ),
+    "arguments_so_far_each_time": (
+        [
+            ToolCallDelta(0, "c", "f", '{"a"'),
+            ToolCallDelta(0, "c", "f", '{"a":1'),
+            ToolCallDelta(0, "c", "f", '{"a":1}'),
+        ],
+        [ToolCallParts("c", "f", '{"a":1}')],
+    ),
+    "an_object_that_begins_like_its_part": (
+        [ToolCallDelta(0, "c", "f", '{"a":'), ToolCallDelta(0, None, None, '{"a":1}}')],
+        [ToolCallParts("c", "f", '{"a":{"a":1}}')],
+    ),
+    "another_id_with_every_piece": (
+        [
+            ToolCallDelta(0, "c", "f", ""),
+            ToolCallDelta(0, "d", None, '{"a"'),
+            ToolCallDelta(0, "e", None, ":1}"),
+        ],
+        [ToolCallParts("c", "f", '{"a":1}')],
+    ),
+    "another_index_with_every_piece": (
+        [
+            ToolCallDelta(0, "c", "f", ""),
+            ToolCallDelta(1, None, None, '{"a"'),
+            ToolCallDelta(2, None, None, ":1}"),
+        ],
+        [ToolCallParts("c", "f", '{"a":1}')],
+    ),
+    "name_in_every_piece_without_id": (
+        [ToolCallDelta(None, None, "f", '{"a"'), ToolCallDelta(None, None, "f", ":1}")],
+        [ToolCallParts("", "f", '{"a":1}')],
+    ),
+    "name_that_grows": (
+        [ToolCallDelta(0, "c", "get"), ToolCallDelta(0, "c", "get_weather", "{}")],
+        [ToolCallParts("c", "get_weather", "{}")],
+    ),
+    "an_empty_object_first": (
+        [ToolCallDelta(0, "c", "f", "{}"), ToolCallDelta(0, None, None, '{"a":1}')],
+        [ToolCallParts("c", "f", '{"a":1}')],
+    ),
+    "half_a_character_in_each_piece": (
+        [ToolCallDelta(0, "c", "f", '{"a":"\ud83d'), ToolCallDelta(0, None, None, '\ude00"}')],
+        [ToolCallParts("c", "f", '{"a":"😀"}')],
+    ),
+    "function_call_and_the_same_in_tool_calls": (
+        [ToolCallDelta(-1, None, "f", '{"a":1}'), ToolCallDelta(0, "c", "f", '{"a": 1}')],
+        [ToolCallParts("c", "f", '{"a": 1}')],
+    ),
     "missing_id": ([ToolCallDelta(0, None, "f", "{}")], [ToolCallParts("", "f", "{}")]),
     "25_empty_arguments": ([ToolCallDelta(0, "c", "f", "")], [ToolCallParts("c", "f", "")]),
     "25_null_arguments": ([ToolCallDelta(0, "c", "f")], [ToolCallParts("c", "f", "")]),
@@ -467,3 +557,104 @@ def test_recorded_streams(path) -> None:
         usage.prompt_tokens + usage.completion_tokens + usage.reasoning_tokens
     )
     assert events[-1] == StreamDone()
+
+
+PAD = "x" * 100_000
+
+LIMITED: dict[str, tuple[bytes, int, str]] = {
+    "text": (sse(delta(content="é" * 1000)), 2_200, "text"),
+    "text in few frames": (sse(delta(content="x" * 1_000_000)), 5, "text"),
+    "reasoning": (sse(delta(reasoning_content="x" * 10_000)), 500, "reasoning"),
+    "comments": (b": keepalive\n\n" * 5_000, 1_200, "silence"),
+    "blank lines": (b"\n" * 1_000_000, 80, "silence"),
+    "empty deltas": (sse(frame(x=PAD, choices=[{"delta": {}}])), 700, "silence"),
+    "role only": (sse(frame(x=PAD, choices=[{"delta": {"role": "assistant"}}])), 700, "silence"),
+    "frames of no known kind": (sse(frame(x=PAD)), 700, "silence"),
+    "one line without an end": (b": " + b"x" * 1_000_000, 10, "event"),
+    "one event without an end": (b"data: x\n" * 100_000, 12, "event"),
+    "finish reasons": (
+        sse(frame(x=PAD, choices=[{"delta": {}, "finish_reason": "stop"}])),
+        6_000,
+        "response",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_a_response_without_end_is_read_up_to_a_limit(name: str) -> None:
+    """Whatever a provider sends for ever, it comes to an end by name, and little is kept of it."""
+    data, times, what = LIMITED[name]
+    stream = CompletionStream()
+    stream.feed(HEY)
+
+    kept = 0
+    for _ in range(times):
+        events = stream.feed(data)
+        kept = max(kept, len(stream._buffer))
+        if events and isinstance(events[-1], OverLimit):
+            break
+
+    assert events[-1] == OverLimit(what)
+    assert kept <= EVENT_MAX_BYTES + len(data)
+    assert stream.feed(HEY) == stream.close() == []
+
+
+def test_a_body_without_end_is_read_up_to_a_limit() -> None:
+    """A body that may be a completion is kept up to the longest event, any other one much less."""
+    stream, other = CompletionStream(), CompletionStream()
+    stream.feed(b'{"a":"')
+    other.feed(b"<html>")
+
+    assert [stream.feed(b"x" * 2**20) for _ in range(8)][-1] == [OverLimit("event")]
+    assert other.feed(b"x" * 2**20) == [NotAStream(64 * 1024)]
+
+
+def test_a_frame_of_a_million_values_is_not_taken_apart() -> None:
+    """A few bytes on the wire may stand for many in memory: there is a limit to that."""
+    values = sse(b'{"choices":[{"delta":{"content":[' + b"{}," * 1_100_000 + b"{}]}}]}")
+
+    assert read(values) == [MalformedFrame("too_complex")]
+
+
+def many_calls(number: int) -> ToolCallCollector:
+    collector = ToolCallCollector()
+    for n in range(number):
+        collector.add(ToolCallDelta(n, f"c{n}", "f", "{}"))
+    return collector
+
+
+def test_calls_are_limited() -> None:
+    """128 calls are taken; more, and arguments of more than 1 MiB, or 4 MiB in all, are not."""
+    collector = many_calls(128)
+    assert len(collector.calls()) == 128
+    with pytest.raises(ReplyTooLarge) as many:
+        collector.add(ToolCallDelta(500, "c500", "f", "{}"))
+    assert many.value.code == "too_many_calls"
+
+    collector = many_calls(1)
+    collector.add(ToolCallDelta(0, None, None, "x" * (2**20 - 2)))
+    with pytest.raises(ReplyTooLarge) as long:
+        collector.add(ToolCallDelta(0, None, None, "x"))
+    assert long.value.code == "arguments_too_large"
+
+    collector = many_calls(6)
+    for n in range(4):
+        collector.add(ToolCallDelta(n, None, None, "x" * 1_000_000))
+    with pytest.raises(ReplyTooLarge) as all_long:
+        collector.add(ToolCallDelta(4, None, None, "x" * 1_000_000))
+    assert all_long.value.code == "arguments_too_large"
+
+
+def test_many_pieces_of_arguments_take_no_time() -> None:
+    """A megabyte in pieces of two characters, each with the name again, is put together at once."""
+    collector = ToolCallCollector()
+    began = time.process_time()
+
+    collector.add(ToolCallDelta(0, "", "f", '{"a":"'))
+    for _ in range(500_000):
+        collector.add(ToolCallDelta(0, None, "f", "xy"))
+    collector.add(ToolCallDelta(0, None, "f", '"}'))
+
+    (call,) = collector.calls()
+    assert len(call.arguments) == 1_000_008
+    assert time.process_time() - began < 5

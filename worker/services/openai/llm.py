@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
@@ -18,7 +19,14 @@ from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from openai import NotGiven as OpenAINotGiven
 
-from worker.errors import ProviderUnavailable, Stalled, Truncated, UnusableReply, WorkerError
+from worker.errors import (
+    ProviderUnavailable,
+    ReplyTooLarge,
+    Stalled,
+    Truncated,
+    UnusableReply,
+    WorkerError,
+)
 from worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
@@ -26,6 +34,7 @@ from worker.pipeline.aggregators import (
     LLMUserContextAggregator,
     to_json,
 )
+from worker.pipeline.call_parts import NAME_MAX_CHARS, ToolCallCollector, ToolCallDelta
 from worker.pipeline.calls import CallObserver, LLMCall, Outcome, estimated_tokens
 from worker.pipeline.context import (
     Message,
@@ -64,10 +73,12 @@ from worker.pipeline.functions import (
     function_call,
 )
 from worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
+from worker.pipeline.shapes import short
 from worker.pipeline.stream import (
     FinishReason,
     MalformedFrame,
     NotAStream,
+    OverLimit,
     ProviderUsage,
     ReasoningDelta,
     Refusal,
@@ -76,8 +87,6 @@ from worker.pipeline.stream import (
     StreamEvent,
     StreamFailed,
     TextDelta,
-    ToolCallCollector,
-    ToolCallDelta,
     UsageReport,
 )
 from worker.pipeline.tools import NotGiven
@@ -293,8 +302,51 @@ class _Completion:
         self.call = call
         self.tally = tally
         self.tool_calls = ToolCallCollector()
+        self.ended = False
+        """Whether what came last says that nothing follows: a finish reason, or usage by itself."""
+        self.closed = False
+        """Whether that stood in a frame of its own."""
+        self.late = False
+        """Whether something was said after a finish reason: this provider's mean nothing."""
         self.done = False
+        """Whether `[DONE]` was seen."""
         self.body = b""
+
+    @property
+    def has_said(self) -> bool:
+        """Whether there is anything to use."""
+        return self.call.text_chars > 0 or bool(self.tool_calls)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the reply is all there, if the response ends in order."""
+        call = self.call
+        if self.done:
+            return self.has_said or call.finish_reason is not None or call.usage is not None
+        return self.ended and (call.finish_reason is not None or self.has_said)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the reply is all there, whatever becomes of the rest of the response."""
+        return self.is_over and (self.done or not self.late)
+
+    def end(self, *, closed: bool) -> None:
+        """Take note of what looks like the end; `closed` if it stood by itself."""
+        self.ended = True
+        self.closed = closed
+
+    def check_failure(self, event: StreamFailed | MalformedFrame | NotAStream | OverLimit) -> None:
+        """Raise what an event stands for, unless the reply is whole without a doubt."""
+        if isinstance(event, OverLimit) or not (self.closed and self.is_whole and self.has_said):
+            raise _failure(event)
+
+    def go_on(self) -> None:
+        """Take note that something was said after what looked like the end."""
+        self.ended = self.closed = False
+        if self.call.finish_reason:
+            self.late = True
+        else:  # an empty reason
+            self.call.finish_reason = None
 
 
 _run_of: ContextVar[tuple[object, _Run] | None] = ContextVar("run_of", default=None)
@@ -924,17 +976,20 @@ class OpenAILLMService(FrameProcessor):
             async with stream:
                 self._note_response(stream, call)
                 await self._read(stream, completion, run)
+        except UnusableReply:
+            self._note_response(stream, call)
+            raise
         except ProviderUnavailable:
             if stream.response is not None:
                 self._note_response(stream, call)
-            if call.finish_reason is None:
+            if not completion.is_whole:
                 raise
             # The answer is whole; only what follows it was lost.
         except WorkerError:
             self._note_response(stream, call)
             raise
-        if call.finish_reason is None and not run.interrupted:
-            raise Truncated("the stream ended without a finish reason")
+        if not run.interrupted:
+            self._check_end(completion, stream)
 
     async def _read(
         self, stream: ChatStream | SdkStream, completion: _Completion, run: _Run
@@ -947,6 +1002,9 @@ class OpenAILLMService(FrameProcessor):
                 if type(event) is TextDelta:
                     call.text_chunks += 1
                     call.text_chars += len(event.text)
+                    if completion.ended:
+                        completion.go_on()
+                        stream.go_on()
                     if call.first_text_at is None:
                         await self._note_first(call, text=True)
                         await self.push_frame(LLMTextFrame(event.text))
@@ -964,25 +1022,41 @@ class OpenAILLMService(FrameProcessor):
         Raises:
             ProviderUnavailable: The event says that the response failed.
             ProviderRejected: The event says that the provider refuses.
+            UnusableReply: Text or calls in it may be missing.
+            ReplyTooLarge: The response holds more than one may.
         """
         call = completion.call
         match event:
             case UsageReport():
                 await self._note_usage(event.usage, completion)
-                if call.finish_reason:
-                    stream.enough(within_s=min(_USAGE_SEEN_S, self._limits.tail_s))
+                if event.alone:
+                    completion.end(closed=True)
+                    if call.finish_reason:
+                        self._expect_the_end(stream, completion, _USAGE_SEEN_S)
             case ResponseNamed():
                 call.response_id, call.response_model = event.response_id, event.model
             case StreamDone():
+                completion.done = True
                 stream.enough(within_s=self._limits.drain_s)
-            case StreamFailed() | MalformedFrame() | NotAStream():
-                if call.finish_reason is None:
-                    call.refused = isinstance(event, StreamFailed) and call.first_chunk_at is None
-                    raise _failure(event)
+            case StreamFailed() | MalformedFrame() | NotAStream() | OverLimit():
+                call.refused = isinstance(event, StreamFailed) and call.first_chunk_at is None
+                completion.check_failure(event)
             case _:
+                if completion.ended and isinstance(event, ToolCallDelta | Refusal):
+                    completion.go_on()
+                    stream.go_on()
                 await self._note_choice(event, completion)
-                if isinstance(event, FinishReason) and event.reason:
-                    stream.enough(within_s=self._limits.tail_s)
+                if isinstance(event, FinishReason):
+                    completion.end(closed=event.alone)
+                    if event.alone and event.reason:
+                        self._expect_the_end(stream, completion, self._limits.tail_s)
+
+    def _expect_the_end(
+        self, stream: ChatStream | SdkStream, completion: _Completion, wait_s: float
+    ) -> None:
+        """Wait less long from here on, where what came may be believed to be all."""
+        if completion.has_said and not completion.late:
+            stream.enough(within_s=min(wait_s, self._limits.tail_s))
 
     async def _note_choice(self, event: StreamEvent, completion: _Completion) -> None:
         call = completion.call
@@ -1004,7 +1078,7 @@ class OpenAILLMService(FrameProcessor):
     def _note_response(self, stream: ChatStream | SdkStream, call: LLMCall) -> None:
         if stream.response is not None:
             call.status = stream.response.status_code
-            call.request_id = stream.response.headers.get("x-request-id")
+            call.request_id = short(stream.response.headers.get("x-request-id"))
             if call.response_at is None:
                 call.response_at = self._now()
 
@@ -1065,7 +1139,7 @@ class OpenAILLMService(FrameProcessor):
         self, completion: _Completion, context: OpenAILLMContext
     ) -> list[FunctionCallFromLLM]:
         return [
-            function_call(parts.name or "unnamed_function", parts.call_id, parts.arguments, context)
+            function_call(self._name_of(parts.name), parts.call_id, parts.arguments, context)
             for parts in completion.tool_calls.calls()
         ]
 
@@ -1092,15 +1166,24 @@ class OpenAILLMService(FrameProcessor):
         """Put the calls into the context, after the text that came with them."""
         taken: set[str] = set()
         for call in run.made:
-            if not call.tool_call_id or (
-                call.tool_call_id in taken or run.context.names_call(call.tool_call_id)
-            ):
+            call_id = call.tool_call_id
+            is_usable = 0 < len(call_id) <= NAME_MAX_CHARS and call_id.isprintable()
+            if not is_usable or call_id in taken or run.context.names_call(call_id):
                 call.tool_call_id = f"call_{uuid.uuid4().hex[:16]}"
             taken.add(call.tool_call_id)
         await self._call_event_handler("on_function_calls_started", run.made)
         batch = self._batch(run.context, run.made)
         await batch.announce()
         return batch
+
+    def _name_of(self, name: str) -> str:
+        """Return the name under which a call stands in the context, where it can be read back.
+
+        No function has a name that providers refuse; the model is told so under one that they take.
+        """
+        if name and len(name) <= NAME_MAX_CHARS and name.isprintable() and self.has_function(name):
+            return name
+        return _NOT_IN_NAMES.sub("_", name)[:64] or "unnamed_function"
 
     def _batch(
         self, context: OpenAILLMContext, calls: Sequence[FunctionCallFromLLM]
@@ -1208,7 +1291,17 @@ class OpenAILLMService(FrameProcessor):
             async with chunks as stream:
                 self._note_response(stream, completion.call)
                 await self._read(stream, completion, run)
-        if completion.call.finish_reason is None:
+                self._check_end(completion, stream)
+
+    def _check_end(self, completion: _Completion, stream: ChatStream | SdkStream) -> None:
+        """See that a response that has ended holds a whole reply.
+
+        Raises:
+            UnusableReply: It does not.
+        """
+        if not completion.has_said and stream.left_unread:
+            raise _unreadable("shape")
+        if not completion.is_over:
             raise Truncated("the stream ended without a finish reason")
 
     def _note_seen(self, event: StreamEvent, call: LLMCall) -> None:
@@ -1268,6 +1361,7 @@ class OpenAILLMService(FrameProcessor):
 _DEFAULT_LIMITS: Final = TimeLimits()
 _USAGE_SEEN_S: Final = 0.25
 """How long to wait for `[DONE]` or a further report once finish reason and usage have come."""
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _PLAIN_MESSAGES: Final = PlainMessages()
 
 
@@ -1321,15 +1415,21 @@ async def _let_others_send() -> None:
     await asyncio.sleep(0)
 
 
-def _failure(event: StreamFailed | MalformedFrame | NotAStream) -> WorkerError:
+def _failure(event: StreamFailed | MalformedFrame | NotAStream | OverLimit) -> WorkerError:
     match event:
+        case OverLimit():
+            return ReplyTooLarge(f"the response is too large ({event.what})")
         case StreamFailed():
             return failure_in_stream(event)
         case MalformedFrame():
-            return UnusableReply(
-                f"a frame of the stream cannot be decoded ({event.reason})", code="malformed_stream"
-            )
+            return _unreadable(event.reason)
         case NotAStream():
             return UnusableReply(
                 "the provider sent something that is no event stream", code="not_a_stream"
             )
+
+
+def _unreadable(reason: str) -> UnusableReply:
+    return UnusableReply(
+        f"a frame of the stream cannot be read ({reason})", code="malformed_stream"
+    )

@@ -104,6 +104,16 @@ class SdkStream:
         """Read on for at most `within_s`: what matters has come."""
         self._wait_for("enough", within_s)
 
+    def go_on(self) -> None:
+        """Read on as long as the response goes on: more has come than was expected."""
+        if self._limit == "enough":
+            self._wait_for("idle", self._limits.idle_s)
+
+    @property
+    def left_unread(self) -> bool:
+        """Whether the response has words in fields that are not known."""
+        return self._events.unread
+
     async def close(self) -> None:
         """Close the response; that it cannot be closed is of no interest any more."""
         source = self._source

@@ -158,6 +158,16 @@ class ChatStream:
             self._handle.cancel()
         self._handle = self._loop.call_at(self._deadline, self._check)
 
+    def go_on(self) -> None:
+        """Read on as long as the response goes on: more has come than was expected."""
+        if self._limit == "enough":
+            self._expect("idle", self._limits.idle_s)
+
+    @property
+    def left_unread(self) -> bool:
+        """Whether the response has words in fields that are not known."""
+        return self._events.unread
+
     def abort(self) -> None:
         """Stop reading now; `next_events` returns None from here on. From any task."""
         if self.stopped is None:

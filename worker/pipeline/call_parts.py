@@ -1,0 +1,272 @@
+"""Puts tool calls together from the parts in which providers send them."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from worker.errors import ReplyTooLarge
+
+CALLS_MAX: Final = 128
+"""Tool calls of one response."""
+ARGUMENTS_MAX_BYTES: Final = 1024 * 1024
+"""Longest arguments of one call, UTF-8 bytes."""
+ALL_ARGUMENTS_MAX_BYTES: Final = 4 * 1024 * 1024
+"""Arguments of all calls of one response, UTF-8 bytes."""
+NAME_MAX_CHARS: Final = 200
+"""Longest name, and longest id, of a call: what the contract can read back."""
+LEGACY: Final = -1
+"""The index of the one call that `function_call` may hold."""
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
+    """A part of a tool call, or the whole of it."""
+
+    index: int | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallParts(msgspec.Struct):
+    """A tool call as collected so far."""
+
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_TOKENS: Final = re.compile(r'["\\{}\[\]]')
+
+
+class _Arguments:
+    """Arguments as they come: parts of a text, or the text so far again and again."""
+
+    def __init__(self) -> None:
+        self._joined = io.StringIO()
+        self._last = ""
+        self._grows = True
+        """Whether each part so far began with the one before it."""
+        self._scanned = 0
+        self._depth = 0
+        self._quoted = False
+        self._escaped_at = -1
+        self._ends: list[int] = []
+        """Where values of the text so far end: the first ones, and the last."""
+        self._known: tuple[int, dict[str, Any] | None] = (0, None)
+        self.bytes = 0
+
+    def add(self, part: str) -> int:
+        """Add a part; return by how much the arguments grew, UTF-8 bytes."""
+        size, before = _bytes(part), self.bytes
+        self._grows = self._grows and part.startswith(self._last)
+        self._last = part
+        self.bytes = before + size
+        if self.bytes <= ARGUMENTS_MAX_BYTES:
+            self._joined.write(part)
+        elif self._grows and size <= ARGUMENTS_MAX_BYTES:  # these are not to be joined
+            self.bytes = max(before, size)
+        return self.bytes - before
+
+    def is_complete(self) -> bool:
+        """Tell whether the text is one object, or several; each character is looked at once."""
+        start = self._scanned
+        self._joined.seek(start)
+        text = self._joined.read()
+        self._scanned += len(text)
+        for found in _TOKENS.finditer(text):
+            mark, at = found[0], start + found.start()
+            if self._quoted:
+                if at == self._escaped_at:
+                    pass
+                elif mark == "\\":
+                    self._escaped_at = at + 1
+                elif mark == '"':
+                    self._quoted = False
+            elif mark == '"':
+                self._quoted = True
+            elif mark in "{[":
+                self._depth += 1
+            elif mark in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    del self._ends[CALLS_MAX:]
+                    self._ends.append(at + 1)
+        return bool(self._ends) and self._depth == 0
+
+    def says(self, other: str) -> bool:
+        """Tell whether another text means the same."""
+        if self._known[0] != self.bytes:
+            self._known = (self.bytes, _object(self.settled()))
+        return self._known[1] is not None and self._known[1] == _object(other)
+
+    def settled(self) -> str:
+        """Return the arguments: a whole that came again is one."""
+        text = whole_characters(self._joined.getvalue())
+        if _object(text) is not None:
+            return text
+        if self._grows and self._last != text and _object(self._last) is not None:
+            return self._last
+        if self.is_complete() and 1 < len(self._ends) <= CALLS_MAX:
+            starts = [0, *self._ends[:-1]]
+            texts = [text[a:b] for a, b in zip(starts, self._ends, strict=True)]
+            said = [(part, value) for part in texts if (value := _object(part)) != {}]
+            if not said:
+                return "{}"
+            if said[0][1] is not None and all(value == said[0][1] for _, value in said):
+                return said[0][0].strip()
+        return text
+
+
+def whole_characters(text: str) -> str:
+    """Join halves of characters that came in different pieces; one that is alone is replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        return _decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+class _Call:
+    def __init__(self, index: int | None, place: int) -> None:
+        self.index = index
+        self.place = place
+        self.call_id = self.name = ""
+        self.arguments = _Arguments()
+
+
+class ToolCallCollector:
+    """Puts tool calls together, whatever shape their deltas have.
+
+    A delta belongs to the call with its id; else to the latest with its index; else to the last
+    one. A new id or name opens a new call, unless it can only be the same one going on: an id that
+    changes with every piece of the arguments, a name that is repeated with it or comes in pieces.
+    A call that comes again as a whole is the same call.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no calls."""
+        self._calls: list[_Call] = []
+        self._by_id: dict[str, _Call] = {}
+        self._by_index: dict[int, _Call] = {}
+        self._bytes = 0
+
+    def __bool__(self) -> bool:
+        """Tell whether there is any call."""
+        return bool(self._calls)
+
+    def __len__(self) -> int:
+        """Return how many calls there are."""
+        return len(self._calls)
+
+    def add(self, delta: ToolCallDelta) -> None:
+        """Add one delta.
+
+        Raises:
+            ReplyTooLarge: There are too many calls, or their arguments are too long.
+        """
+        call = self._of(delta)
+        if call is None or _opens(call, delta):
+            call = self._open(delta)
+        if delta.call_id and not call.call_id:
+            call.call_id = delta.call_id
+            self._by_id[delta.call_id] = call
+        if delta.name and delta.name != call.name:
+            whole = delta.name.startswith(call.name)
+            call.name = (delta.name if whole else call.name + delta.name)[: NAME_MAX_CHARS + 1]
+        if delta.arguments and not _says_again(call, delta):
+            self._bytes += call.arguments.add(delta.arguments)
+            if call.arguments.bytes > ARGUMENTS_MAX_BYTES or self._bytes > ALL_ARGUMENTS_MAX_BYTES:
+                raise ReplyTooLarge(
+                    "the arguments of a tool call are too long", code="arguments_too_large"
+                )
+
+    def calls(self) -> Sequence[ToolCallParts]:
+        """Return the calls, in the order of their indices and then as they came."""
+        ordered = sorted(self._calls, key=lambda call: (call.place, self._calls.index(call)))
+        parts = [
+            (
+                call,
+                ToolCallParts(
+                    whole_characters(call.call_id),
+                    whole_characters(call.name),
+                    call.arguments.settled(),
+                ),
+            )
+            for call in ordered
+        ]
+        return [part for call, part in parts if not self._is_said_twice(call, part)]
+
+    def _is_said_twice(self, call: _Call, part: ToolCallParts) -> bool:
+        """Tell whether the call of a `function_call` stands among the tool calls as well."""
+        return call.index == LEGACY and any(
+            other.index != LEGACY
+            and other.name == part.name
+            and other.arguments.says(part.arguments)
+            for other in self._calls
+        )
+
+    def _of(self, delta: ToolCallDelta) -> _Call | None:
+        """Return the call that a delta may belong to."""
+        known = self._by_id.get(delta.call_id) if delta.call_id else None
+        at = self._by_index.get(delta.index) if delta.index is not None else None
+        if known is not None:
+            moved = delta.index is not None and known.index not in {None, delta.index}
+            if not (moved and delta.name):  # else one id for all calls
+                return known
+            return at if at is not None and at.call_id == delta.call_id else None
+        if delta.index is None:
+            return self._calls[-1] if self._calls else None
+        if at is None and self._calls and not (delta.call_id or delta.name):
+            last = self._calls[-1]  # an index that moves on with every piece
+            return None if last.arguments.is_complete() else last
+        return at
+
+    def _open(self, delta: ToolCallDelta) -> _Call:
+        if len(self._calls) >= CALLS_MAX:
+            raise ReplyTooLarge("a response has too many tool calls", code="too_many_calls")
+        last = max((call.place for call in self._calls), default=-1)
+        index = delta.index
+        call = _Call(index, last + 1 if index is None else index)
+        self._calls.append(call)
+        if index is not None:
+            self._by_index[index] = call
+        return call
+
+
+def _opens(call: _Call, delta: ToolCallDelta) -> bool:
+    """Tell whether a delta opens a new call beside the one it may belong to."""
+    call_id, name = delta.call_id, delta.name
+    if call_id and call.call_id and call_id != call.call_id:
+        return bool(name) or not delta.arguments or call.arguments.is_complete()
+    if not name or not call.name or (call_id and call_id == call.call_id):
+        return False
+    if delta.index is None and (name != call.name or call_id):
+        return True
+    if name != call.name:
+        return call.arguments.bytes > 0 and not name.startswith(call.name)
+    if delta.index is not None and _says_again(call, delta):
+        return False
+    return call.arguments.is_complete()
+
+
+def _says_again(call: _Call, delta: ToolCallDelta) -> bool:
+    """Tell whether a delta is the whole call once more."""
+    return (
+        bool(delta.name and delta.arguments)
+        and delta.name == call.name
+        and call.arguments.is_complete()
+        and call.arguments.says(delta.arguments or "")
+    )

@@ -1,0 +1,341 @@
+"""Reads a chunk of a chat completion in whatever shape a provider gives it.
+
+What the many OpenAI-compatible servers send for the same thing: content as a text, a list of parts
+or an object; `message` or `text` in place of `delta`; reasoning under five names; calls with and
+without index, id or wrapping; usage in six places and under four sets of names. Text is taken from
+where it stands. What stands where text is expected and cannot be understood is an error: a reply
+is never taken for whole without its text.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import msgspec
+
+from worker.pipeline.call_parts import LEGACY, ToolCallDelta, whole_characters
+
+TOKENS_MAX: Final = 10**12
+"""Largest count of tokens that is believed; with more, sums would not fit a number some day."""
+COST_MAX_TICKS: Final = 10**16
+"""The same for the cost: a million US dollars for one call."""
+_WORD_MAX_CHARS: Final = 200
+"""What is kept of an id, a model's name or a finish reason."""
+
+Kind: TypeAlias = Literal["text", "reasoning", "refusal"]
+Fields: TypeAlias = Mapping[str, Any]
+
+_TEXT: Final = ("content", "text", "output_text", "parts", "value")
+_THOUGHT: Final = (
+    *("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details"),
+    *("thinking_blocks", "thought"),
+)
+_CALLS: Final = ("tool_calls", "function_call")
+_READ: Final = frozenset({*_TEXT, *_THOUGHT, *_CALLS, "refusal"})
+_ASIDE: Final = frozenset(
+    {
+        *("role", "type", "id", "index", "object", "created", "model", "logprobs", "usage"),
+        *("finish_reason", "stop_reason", "finishReason", "native_finish_reason", "matched_stop"),
+        *("annotations", "citations", "obfuscation", "signature", "reasoning_signature", "name"),
+        *("delta", "message", "error", "content_filter_results", "provider_specific_fields"),
+        *("service_tier", "metadata", "seed", "token_ids", "context", "system_fingerprint"),
+    }
+)
+"""Fields beside the text, in which nobody puts text."""
+_NOTHING: Final[tuple[object, ...]] = (None, "", [], {})
+
+
+class Unreadable(Exception):
+    """Something that should be text, or a call, is in no shape that is known."""
+
+
+class Words:
+    """What one delta or message says."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.refusal: list[str] = []
+        self.calls: Sequence[ToolCallDelta] = ()
+        self.is_unread = False
+        """Whether there are words in a field that is not known."""
+
+    def joined(self, kind: Kind) -> str:
+        """Return all of one kind."""
+        return "".join(getattr(self, kind))
+
+
+def words_of(value: Any, *, is_whole: bool = False) -> Words:
+    """Return what a delta, a message or a choice says.
+
+    Args:
+        value: Of any shape; a text or a list counts as content.
+        is_whole: It is a message, so that calls stand in their places.
+
+    Raises:
+        Unreadable: Text or calls in no known shape.
+    """
+    words = Words()
+    if not isinstance(value, Mapping):
+        _read(value, words, "text")
+        return words
+    fields = cast("Fields", value)
+    found = _read_part(fields, words, "text")
+    words.calls = calls_of(fields, is_whole=is_whole)
+    if not found and not words.calls:
+        rest = (item for key, item in fields.items() if key not in _ASIDE and key not in _READ)
+        words.is_unread = any(map(_has_words, rest))
+    return words
+
+
+def _read(value: Any, words: Words, kind: Kind) -> None:
+    """Read content of any shape."""
+    if isinstance(value, str):
+        if value:
+            getattr(words, kind).append(value)
+    elif isinstance(value, list):
+        for item in cast("list[object]", value):
+            _read(item, words, kind)
+    elif isinstance(value, dict):
+        part = cast("Fields", value)
+        own = _kind_of(part, kind)
+        if not _read_part(part, words, own) and own == "text" and not _is_aside(part):
+            raise Unreadable
+    elif isinstance(value, int) and not isinstance(value, bool):
+        getattr(words, kind).append(str(value))
+    elif value is not None and kind == "text":
+        raise Unreadable
+
+
+def _read_part(part: Fields, words: Words, kind: Kind) -> bool:
+    """Read the known fields of an object; whether there were any."""
+    thought = next((part[key] for key in _THOUGHT if part.get(key) not in _NOTHING), None)
+    if thought is not None and not isinstance(thought, bool):
+        _read(thought, words, "reasoning")
+    if part.get("refusal"):
+        _read(part["refusal"], words, "refusal")
+    text = next((part[key] for key in _TEXT if part.get(key) not in _NOTHING), None)
+    if text is not None:
+        _read(text, words, kind)
+    return text is not None or bool(thought or part.get("refusal"))
+
+
+def _kind_of(part: Fields, kind: Kind) -> Kind:
+    name = part.get("type")
+    if part.get("thought") is True:
+        return "reasoning"
+    if isinstance(name, str):
+        if "thinking" in name or "reasoning" in name or "summary" in name:
+            return "reasoning"
+        if name == "refusal":
+            return "refusal"
+    return kind
+
+
+def _is_aside(part: Fields) -> bool:
+    """Tell whether a part without text is one that has none, such as a reference."""
+    name = part.get("type")
+    if isinstance(name, str) and ("reference" in name or "citation" in name):
+        return True
+    return not any(_has_words(item) for key, item in part.items() if key not in _ASIDE)
+
+
+def _has_words(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, list):
+        return any(map(_has_words, cast("list[object]", value)))
+    if isinstance(value, dict):
+        return any(map(_has_words, cast("Fields", value).values()))
+    return False
+
+
+# Calls
+
+
+def calls_of(fields: Fields, *, is_whole: bool) -> Sequence[ToolCallDelta]:
+    """Return the calls, or parts of calls, in a delta or message.
+
+    Raises:
+        Unreadable: There is something else in their place.
+    """
+    value = fields.get("tool_calls")
+    calls: list[ToolCallDelta] = []
+    if value not in _NOTHING:
+        items = cast("list[object]", value if isinstance(value, list) else [value])
+        for place, item in enumerate(items):
+            if item is not None:
+                calls.append(_call(item, place if is_whole else None))
+    legacy = fields.get("function_call")
+    if legacy not in _NOTHING:
+        made = _call({"function": legacy}, None)
+        calls.append(ToolCallDelta(LEGACY, None, made.name, made.arguments))
+    return calls
+
+
+def _call(item: Any, place: int | None) -> ToolCallDelta:
+    if not isinstance(item, dict):
+        raise Unreadable
+    call = cast("Fields", item)
+    function: Any = call.get("function") or call.get("custom") or call
+    name: Any = None
+    if isinstance(function, str):
+        name, function = function, call
+    if not isinstance(function, dict):
+        raise Unreadable
+    function = cast("Fields", function)
+    name = name if name is not None else function.get("name")
+    arguments = next(
+        (function[key] for key in ("arguments", "input", "parameters") if key in function), None
+    )
+    if arguments is not None and not isinstance(arguments, str):
+        arguments = msgspec.json.encode(arguments).decode()
+    index = _whole_number(call.get("index"))
+    return ToolCallDelta(
+        place if index is None or index < 0 else index,
+        _word(call.get("id") or call.get("call_id")),
+        _word(name),
+        arguments,
+    )
+
+
+def _word(value: Any) -> str | None:
+    """Return an id or name as it stands.
+
+    Raises:
+        Unreadable: It is neither a text nor a number.
+    """
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise Unreadable
+
+
+def short(value: Any) -> str | None:
+    """Return an id, model or reason, of a very long one the start; None if it is no word."""
+    if isinstance(value, str):
+        return whole_characters(value[:_WORD_MAX_CHARS])
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)[:_WORD_MAX_CHARS]
+    return None
+
+
+def finish_of(choice: Fields) -> str | None:
+    """Return why the model stopped, if a choice says so; `null` in quotes says nothing."""
+    for fields in (choice, choice.get("delta"), choice.get("message")):
+        if not isinstance(fields, Mapping):
+            continue
+        fields = cast("Fields", fields)
+        for key in ("finish_reason", "finishReason", "stop_reason"):
+            value = fields.get(key)
+            if isinstance(value, dict):
+                inner = cast("Fields", value)
+                value = inner.get("type") or inner.get("reason")
+            reason = "stop" if value is True else short(value)
+            if reason is not None and reason not in {"null", "None"}:
+                return reason
+    return None
+
+
+# Usage
+
+
+class Counts(msgspec.Struct):
+    """What was reported; None for what was not."""
+
+    prompt: int | None = None
+    completion: int | None = None
+    reasoning: int | None = None
+    cached: int | None = None
+    total: int | None = None
+    cost: int | None = None
+
+    def over(self, earlier: "Counts") -> "Counts":
+        """Return this report with what it leaves out taken from an earlier one."""
+        if self.total is None and earlier.total is not None:
+            sums = (self.prompt, self.completion) != (None, None)
+            earlier = msgspec.structs.replace(earlier, total=None) if sums else earlier
+        mine, its = msgspec.structs.astuple(self), msgspec.structs.astuple(earlier)
+        return Counts(*(a if a is not None else b for a, b in zip(mine, its, strict=True)))
+
+
+_PROMPT: Final = (
+    *("prompt_tokens", "input_tokens", "promptTokens", "inputTokens", "prompt_token_count"),
+    *("promptTokenCount", "inputTokenCount", "prompt_eval_count", "prompt_n"),
+)
+_COMPLETION: Final = (
+    *("completion_tokens", "output_tokens", "completionTokens", "outputTokens"),
+    *("candidates_token_count", "candidatesTokenCount", "outputTokenCount", "eval_count"),
+    *("predicted_n",),
+)
+_TOTAL: Final = ("total_tokens", "totalTokens", "total_token_count", "totalTokenCount")
+_CACHED: Final = (
+    *("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens"),
+    *("cachedContentTokenCount", "cacheReadInputTokens", "cacheReadInputTokenCount"),
+)
+_REASONING: Final = ("reasoning_tokens", "thoughtsTokenCount")
+_COST: Final = ("cost_in_usd_ticks",)
+_DETAILS: Final = (
+    *("prompt_tokens_details", "input_tokens_details", "completion_tokens_details"),
+    *("output_tokens_details",),
+)
+
+
+def counts_of(value: Any) -> Counts | None:
+    """Read a usage report under the names that are in use; None if it reports no tokens."""
+    if not isinstance(value, dict):
+        return None
+    fields = cast("Fields", value)
+    details = [cast("Fields", it) for key in _DETAILS if isinstance(it := fields.get(key), dict)]
+    counts = Counts(
+        _first([fields], _PROMPT, TOKENS_MAX),
+        _first([fields], _COMPLETION, TOKENS_MAX),
+        _first([*details, fields], _REASONING, TOKENS_MAX),
+        _first([*details, fields], _CACHED, TOKENS_MAX),
+        _first([fields], _TOTAL, TOKENS_MAX),
+        _first([fields], _COST, COST_MAX_TICKS, least=0),
+    )
+    reported = (counts.prompt, counts.completion, counts.reasoning, counts.total)
+    return None if reported == (None, None, None, None) else counts
+
+
+def counts_in(frame: Fields, choice: Fields | None) -> Counts | None:
+    """Return the usage report of a frame, wherever in it that stands."""
+    places: list[Any] = [frame.get("usage")]
+    if choice is not None:
+        places.append(choice.get("usage"))
+        places += (_get(choice.get(key), "usage") for key in ("delta", "message"))
+    places += (_get(frame.get("x_groq"), "usage"), _get(frame.get("message"), "usage"))
+    places += (frame.get(key) for key in ("usageMetadata", "usage_metadata"))
+    places += (frame.get("amazon-bedrock-invocationMetrics"), frame.get("timings"), frame)
+    found = (counts for place in places if (counts := counts_of(place)) is not None)
+    return next(found, None)
+
+
+def _get(value: Any, key: str) -> Any:
+    return cast("Fields", value).get(key) if isinstance(value, dict) else None
+
+
+def _first(
+    places: Iterable[Fields], keys: Sequence[str], most: int, *, least: int = 1
+) -> int | None:
+    """Return the first count that can be one; a zero says that nothing was counted."""
+    for fields in places:
+        for key in keys:
+            number = _whole_number(fields[key]) if key in fields else None
+            if number is not None and least <= number <= most:
+                return number
+    return None
+
+
+def _whole_number(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and len(value) <= 16 and value.isascii() and value.isdigit():
+        return int(value)
+    return None
