@@ -37,15 +37,17 @@ def holders(folder: Path = REPOSITORY / "tests") -> list[Holder]:
 
 
 def holders_in(source: str, file: str) -> Iterator[Holder]:
-    """Read `pytest.mark.promise(...)` on a test function or around a state machine's test case."""
+    """Read `pytest.mark.promise(...)`: on a function, on a file, around a state machine's case."""
     module = ast.parse(source)
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for promise in _marked(*node.decorator_list):
                 yield Holder(promise, file, node.name, ast.get_docstring(node) or "")
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            name = f"all of {Path(file).name}" if name == "pytestmark" else name
             for promise in _marked(node.value):
-                yield Holder(promise, file, node.targets[0].id, ast.get_docstring(module) or "")
+                yield Holder(promise, file, name, ast.get_docstring(module) or "")
 
 
 def _marked(*nodes: ast.expr) -> Iterator[str]:

@@ -62,16 +62,18 @@ def test_code_that_is_gone_is_found(tmp_path: Path) -> None:
 
 
 def test_markers_are_read_wherever_they_stand() -> None:
-    """Above a function among other decorators, or around a state machine's test case."""
+    """Above a function, for a whole file, or around a state machine's test case."""
     source = (
         '"""All."""\n@other\n@pytest.mark.promise("P1", "P2")\nasync def test_a():\n    """A."""\n'
         'T = pytest.mark.promise("P3")(mark(M.TestCase))\ndef test_b(): ...\n'
+        'pytestmark = [pytest.mark.promise("P4")]\n'
     )
 
     assert [tuple(holder) for holder in promises.holders_in(source, "f")] == [
         ("P1", "f", "test_a", "A."),
         ("P2", "f", "test_a", "A."),
         ("P3", "f", "T", "All."),
+        ("P4", "f", "all of f", "All."),
     ]
 
 
