@@ -97,6 +97,7 @@ class Driver:
         *,
         tell: Callable[[str], None],
         traffic_env: Mapping[str, str] | None = None,
+        malformed: Mapping[str, float] = MALFORMED,
     ) -> None:
         """Prepare; nothing is disturbed yet.
 
@@ -106,6 +107,7 @@ class Driver:
             traffic: What producers and readers do.
             tell: Called with a line about what is happening.
             traffic_env: Further variables for the traffic process.
+            malformed: Scenarios for the few conversations whose replies are malformed.
         """
         assert home.redis is not None
         self._redis = home.redis
@@ -114,6 +116,7 @@ class Driver:
         self._workers = [Worker(member) for member in members]
         self._traffic = traffic
         self._tell = tell
+        self._malformed = malformed
         self._environ = {**os.environ, **(traffic_env or {})}
         self._done: list[Disturbance] = []
         self._later: list[tuple[float, int, Callable[[], None]]] = []
@@ -130,7 +133,7 @@ class Driver:
         self._make_durable()
         self._sim.add_faults(FAULTS, seed)
         # One digit: the first ten that are talked in at a time.
-        self._sim.add_faults(MALFORMED, seed + 1, conversation=f"{self._traffic.prefix}-?-*")
+        self._sim.add_faults(self._malformed, seed + 1, conversation=f"{self._traffic.prefix}-?-*")
         process = subprocess.Popen(
             [
                 sys.executable,

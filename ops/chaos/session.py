@@ -11,7 +11,7 @@ import msgspec
 from contracts.connection import open_sync
 from ops.chaos import clocks, sabotage
 from ops.chaos.checker import check
-from ops.chaos.disturbances import planned
+from ops.chaos.disturbances import MALFORMED, planned
 from ops.chaos.driver import Driver, Member, Outcome
 from ops.chaos.evidence import Evidence, Left, gather
 from ops.chaos.report import Report, judge
@@ -88,6 +88,8 @@ def run(options: Run, tell: Tell) -> Report:
             ),
             tell=tell,
             traffic_env=broken,
+            # Older revisions ask for such a reply again and again.
+            malformed={} if options.upgrade_from else MALFORMED,
         )
         plan = planned(options.seed, options.seconds, scale=options.scale)
         outcome = driver.run(plan, options.seconds, options.seed)

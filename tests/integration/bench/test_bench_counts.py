@@ -27,6 +27,7 @@ BYTES = 10_400
 QUIET = {
     "lease_s": "90",
     "heartbeat_s": "30",
+    "stall_s": "60",
     "poll_s": "30",
     "coalesce_ms": "60000",
     "coalesce_bytes": "1000000",

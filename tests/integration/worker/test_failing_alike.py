@@ -5,11 +5,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 from redis.asyncio import Redis
 
 from contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
 from contracts.keys import shard_keys
+from ops.cli.dead import dead
 from ops.cli.dead_letters import letter_of
 from ops.simulator import Simulator
 from tests.support.driving import Hand, fleet
@@ -270,3 +273,25 @@ async def test_the_providers_words_are_in_the_dead_letter_alone(
         dump = await redis.dump(key)
         assert words not in dump, key
     assert words.decode() not in caplog.text
+
+
+async def test_the_command_line_shows_what_the_provider_said(
+    redis_url: str, hand: Hand, client: TurnClient, sim: Simulator
+) -> None:
+    """`turnline dead show`, and `--json` for programs."""
+    sim.inject("tool-choice")
+    await client.submit(user())
+    await run_to_the_end(hand)
+    runner = CliRunner(env={"COLUMNS": "200"})
+
+    listed = await asyncio.to_thread(runner.invoke, dead, ["list", "--json", "--redis", redis_url])
+    (letter,) = msgspec.json.decode(listed.stdout)
+    shown = await asyncio.to_thread(
+        runner.invoke, dead, ["show", letter["id"], "--redis", redis_url]
+    )
+
+    said = "invalid-argument: A tool_choice was set on the request but no tools were specified."
+    assert letter["provider_said"] == said
+    assert letter["code"] == "invalid_tool_choice"
+    assert "provider said" in shown.stdout
+    assert said in " ".join(shown.stdout.split())
