@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from worker.logs import facts_of, on_loop_error
 
@@ -33,6 +33,7 @@ _HELD_S: Final = 60.0
 _FRAMES: Final = 32
 
 log = logging.getLogger("turnline.process")
+_T = TypeVar("_T")
 
 
 async def within(seconds: float, what: str, closing: Awaitable[Any]) -> None:
@@ -141,21 +142,21 @@ def _leave(event: str, code: int, **facts: object) -> None:
 
 def run_until_told(
     loop: asyncio.AbstractEventLoop,
-    main: Coroutine[Any, Any, None],
+    main: Callable[[Callable[[], None]], Coroutine[Any, Any, _T]],
     watchdog: Watchdog,
     *,
     stop: Callable[[], None],
     drain_s: float,
-) -> None:
+) -> _T:
     """Run a process's main task, and see that the process is gone soon after it was told to end.
 
-    SIGTERM and SIGINT call `stop` in the loop. Tasks of others that raise `SystemExit` or the like
-    do not take the loop with them. Afterwards the interpreter may exit: threads that do not let it
-    are not waited for.
+    SIGTERM and SIGINT call `stop` in the loop, from when `main` listens. Tasks of others that raise
+    `SystemExit` or the like do not take the loop with them. Afterwards the interpreter may exit:
+    threads that do not let it are not waited for.
 
     Args:
         loop: Not running; it is closed.
-        main: What to run.
+        main: What to run; it is given the function that begins to listen to signals.
         watchdog: Not started.
         stop: Asks it to end; called at each signal.
         drain_s: Grace period: the process is gone `CLOSE_S` behind it.
@@ -170,19 +171,21 @@ def run_until_told(
         with suppress(RuntimeError):  # the loop is closed: all is over
             loop.call_soon_threadsafe(stop)
 
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, told)
+
     loop.set_exception_handler(on_loop_error)
     watchdog.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told)
     try:
-        _drive(loop, loop.create_task(main))
+        return _drive(loop, loop.create_task(main(listen)))
     finally:
         watchdog.end_within(CLOSE_S - _MARGIN_S)
         watchdog.watch(None)
         _close(loop)
 
 
-def _drive(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+def _drive(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[_T]") -> _T:
     """Run the loop until a task is over, whatever others raise through the loop."""
     while True:
         try:

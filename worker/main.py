@@ -8,15 +8,16 @@ import platform
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import uvloop
 from arq.connections import ArqRedis
-from openai import APIError, APIStatusError, AsyncOpenAI
+from openai import AsyncOpenAI
 from redis.exceptions import RedisError
 
 from contracts.connection import AsyncRedis, open_async, pool_of
@@ -38,6 +39,10 @@ from worker.services.grok.llm import GrokLLMService
 from worker.services.openai.llm import OpenAIInputParams, create_client
 from worker.services.openai.wire import TimeLimits
 from worker.settings import Settings
+from worker.starting.provider import ProviderFound, cannot_connect, check_provider, need_key
+from worker.starting.server import RedisFound, check_redis
+from worker.starting.signals import ended_by, obeyed
+from worker.starting.stage import StartFailed, said_if_slow
 from worker.store.breakers import Breakers
 from worker.store.cache import ContextCache
 from worker.store.conversations import Conversations, StoreLimits
@@ -57,8 +62,16 @@ def _nothing() -> None:
     """Nobody is told."""
 
 
-class StartFailed(Exception):
-    """The worker cannot start; the text says what to do."""
+NOTHING_AROUND: AbstractContextManager[object] = nullcontext()
+
+
+class Found(NamedTuple):
+    """What the pass before the start found."""
+
+    redis: RedisFound
+    provider: ProviderFound
+    tools: tuple[str, ...]
+    agents: tuple[str, ...]
 
 
 class GrokServices:
@@ -121,50 +134,77 @@ class Fleet:
         self._end_by_s: float | None = None
         self.worker_id = f"{settings.worker_name}-{secrets.token_hex(4)}"
         self._connections: list[AsyncRedis] = []
-        self._services = GrokServices(settings)
+        self._services = services_of(settings)
         self._cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
         self.telemetry = telemetry_of(settings, self.worker_id)
         self._toolbox = toolbox_of(settings)
         self._checker = Checker()
-        self._planner = planner_of(settings, self._toolbox, self._checker)
+        self._planner, self._agents = planner_of(settings, self._toolbox, self._checker)
         self.workers: list[LeasedWorker] = []
+        self.has_served = False
+        self._starting: asyncio.Task[Any] | None = None
 
     @property
     def client(self) -> AsyncOpenAI:
         """The connections to the provider."""
         return self._services.client
 
-    async def run(self) -> None:
-        """Serve until `stop`.
+    async def check(self) -> Found:
+        """Ask Redis and the provider whether a worker can work with them.
 
         Raises:
-            StartFailed: Redis or the provider cannot be used as configured.
+            StartFailed: One of them cannot be used as configured.
         """
-        settings = self._settings
+        redis = await check_redis(self._settings)
+        provider = await check_provider(self._settings, self._services.client)
+        tools = tuple(name for name, _, _ in self._toolbox.definitions)
+        return Found(redis, provider, tools, self._agents)
+
+    async def run(self, opening: AbstractContextManager[object] = NOTHING_AROUND) -> None:
+        """Serve until `stop`.
+
+        Args:
+            opening: Held around what foreign code does before the first turn.
+
+        Raises:
+            StartFailed: Redis, the provider or the tools cannot be used as configured.
+        """
+        self._starting = asyncio.current_task()
         try:
-            await check_redis(settings)
-            await check_provider(settings, self._services.client)
-            self.workers = [self._worker(shard_keys(n)) for n in settings.served_shards]
-            log.info(
-                "worker.started",
-                extra={
-                    "worker": self.worker_id,
-                    "model": settings.model,
-                    "base_url": settings.base_url,
-                    "slots": settings.slots,
-                    "shards": ",".join(map(str, settings.served_shards)),
-                },
-            )
-            await self._open_telemetry()
-            await self._open_tools()
-            self._on_serving()
-            await self._serve()
+            if not self._told.is_set():
+                await self.check()
+                with opening:
+                    await self._open()
+            self._starting = None
+            if not self._told.is_set():
+                await self._serve()
+        except asyncio.CancelledError:
+            if self._starting is None or not self._told.is_set() or self._starting.uncancel():
+                raise
         finally:
-            await self._close()
+            await self.close()
         log.info("worker.stopped", extra={"worker": self.worker_id})
+
+    async def _open(self) -> None:
+        self.workers = [self._worker(shard_keys(n)) for n in self._settings.served_shards]
+        await self._open_telemetry()
+        await self._open_tools()
 
     async def _serve(self) -> None:
         """Run the workers until they end; once told to stop, for a bounded time."""
+        settings = self._settings
+        self.has_served = True
+        log.info(
+            "worker.started",
+            extra={
+                "worker": self.worker_id,
+                "model": settings.model,
+                "base_url": settings.base_url,
+                "slots": settings.slots,
+                "shards": ",".join(map(str, settings.served_shards)),
+            },
+        )
+        self._on_serving()
         serving = asyncio.gather(*(worker.main() for worker in self.workers))
         serving.add_done_callback(_heard)
         told: asyncio.Future[Any] = asyncio.create_task(self._told.wait())
@@ -174,7 +214,7 @@ class Fleet:
         try:
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
-                await asyncio.wait({serving}, timeout=self._settings.drain_s + HAND_OVER_S + 0.2)
+                await asyncio.wait({serving}, timeout=settings.drain_s + HAND_OVER_S + 0.2)
             if serving.done():
                 serving.result()
             else:
@@ -184,7 +224,12 @@ class Fleet:
             serving.cancel()
 
     def stop(self) -> None:
-        """Drain: take nothing new, let turns finish for a while; the second time, hand over."""
+        """Drain: take nothing new, let turns finish for a while; the second time, hand over.
+
+        A worker that has not begun to serve ends at once.
+        """
+        if self._starting is not None and not self._told.is_set():
+            self._starting.cancel()
         self._told.set()
         if self._end_by_s is None:
             self._end_by_s = time.monotonic() + self._settings.drain_s + CLOSE_S - 0.5
@@ -262,13 +307,14 @@ class Fleet:
 
     async def _open_tools(self) -> None:
         try:
-            await self._toolbox.start()
+            with said_if_slow("the resources of the tools"):
+                await self._toolbox.start()
         except Exception as error:  # foreign code
             raise StartFailed(
                 f"The resources of the tools cannot be opened: {type(error).__name__}: {error}"
             ) from error
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         """Close everything, whatever becomes of the rest; what was opened last goes first.
 
         Each part gets a share of the time that is left, so that one that hangs leaves the others
@@ -320,23 +366,38 @@ class _About:
         return self._facts
 
 
+def services_of(settings: Settings) -> GrokServices:
+    """Make the services, and with them the client of the provider.
+
+    Raises:
+        StartFailed: There is no key, or certificates or proxies of the environment are unusable.
+    """
+    need_key(settings)
+    try:
+        return GrokServices(settings)
+    except Exception as error:  # noqa: BLE001  what libraries make of the environment
+        raise StartFailed(cannot_connect(error)) from None
+
+
 def toolbox_of(settings: Settings) -> Toolbox:
     """Load the tools that the settings name.
 
     Raises:
         StartFailed: Something is wrong with them.
     """
-    loaded = load_tools(settings.tools, settings.tool_schemas)
+    with said_if_slow(f"the import of {settings.tools}"):
+        loaded = load_tools(settings.tools, settings.tool_schemas)
     if loaded.problems:
         raise StartFailed(
-            "The tools cannot be used (`turnline tools` shows them):\n  "
-            + "\n  ".join(loaded.problems)
+            "The tools cannot be used (`turnline tools` shows them): " + "; ".join(loaded.problems)
         )
     return Toolbox(loaded)
 
 
-def planner_of(settings: Settings, toolbox: Toolbox, checker: Checker | None = None) -> Planner:
-    """Read the agents and limits that the settings name.
+def planner_of(
+    settings: Settings, toolbox: Toolbox, checker: Checker | None = None
+) -> tuple[Planner, tuple[str, ...]]:
+    """Read the agents and limits that the settings name; also return the agents' names.
 
     Raises:
         StartFailed: The agents file cannot be used.
@@ -354,7 +415,7 @@ def planner_of(settings: Settings, toolbox: Toolbox, checker: Checker | None = N
             agents = AgentsFile(Path(settings.agents), names, checker.schemas)
         except BadAgents as error:
             raise StartFailed(f"The agents cannot be used: {error}") from None
-    return Planner(toolbox, agents, limits, checker)
+    return Planner(toolbox, agents, limits, checker), tuple(agents.agents if agents else ())
 
 
 def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:
@@ -413,86 +474,10 @@ def arq_redis(url: str, shard: ShardKeys) -> ArqRedis:
     )
 
 
-async def check_redis(settings: Settings) -> None:
-    """Ask the server whether it is there, new enough, and used with as many shards.
+def run(settings: Settings) -> int:
+    """Run a worker until it is told to stop, and return its exit code.
 
-    Raises:
-        StartFailed: It cannot be reached, is older than 7.0, may evict what it accepted, or holds a
-            fleet of other shards.
-    """
-    where = settings.redis_url.rpartition("@")[2]
-    connection = open_async(settings.redis_url, retries=6)  # it may be restarting
-    try:
-        info: dict[str, Any] = await connection.execute_command("INFO")
-        fleet = shard_keys(0).fleet
-        known = await connection.execute_command("HGET", fleet, "shards")
-        if known is None:  # only then: a full server would refuse it
-            await connection.execute_command("HSETNX", fleet, "shards", settings.shards)
-            known = await connection.execute_command("HGET", fleet, "shards")
-        shards = int(known)
-    except (RedisError, OSError) as error:
-        raise StartFailed(
-            f"Redis at {where} cannot be used ({type(error).__name__}). Start one "
-            "(`turnline redis` runs a private one) or point TURNLINE_REDIS_URL at yours."
-        ) from None
-    finally:
-        await connection.aclose()
-    version = str(info.get("redis_version", "0"))
-    if int(version.split(".", maxsplit=1)[0]) < 7:
-        raise StartFailed(f"Redis at {where} is version {version}; Turnline needs 7.0 or newer.")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and int(info.get("maxmemory", 0)):
-        raise StartFailed(
-            f"Redis at {where} evicts what it accepted when its memory is full ({policy}): turns "
-            "would be lost. Set `maxmemory-policy noeviction`; producers are then told when it is "
-            "full."
-        )
-    if shards != settings.shards:
-        raise StartFailed(
-            f"The fleet at {where} has {shards} shards, TURNLINE_SHARDS says {settings.shards}. "
-            "All workers and clients must use the same number; it can change only while the fleet "
-            f"is empty (DEL {fleet})."
-        )
-
-
-async def check_provider(settings: Settings, client: AsyncOpenAI) -> None:
-    """Ask the provider whether it takes the key and serves the model.
-
-    A provider that does not answer is no reason not to start: turns wait and are tried again.
-
-    Raises:
-        StartFailed: The key is missing or refused, or the model is unknown.
-    """
-    if not settings.api_key.value:
-        raise StartFailed(
-            "XAI_API_KEY is not set. Get a key from https://console.x.ai, or try Turnline without "
-            "one: `turnline sim` runs a simulated Grok, and any key does for it."
-        )
-    if not settings.check_model:
-        return
-    try:
-        served = {model.id async for model in client.models.list()}
-    except APIStatusError as error:
-        if error.status_code in {400, 401, 403}:
-            raise StartFailed(
-                f"{settings.base_url} refuses the key in XAI_API_KEY (HTTP {error.status_code}). "
-                "Check it at https://console.x.ai."
-            ) from None
-        log.warning("provider.unchecked", extra={"status": error.status_code})
-        return
-    except APIError as error:
-        log.warning("provider.unchecked", extra={"error": type(error).__name__})
-        return
-    if served and settings.model not in served:
-        raise StartFailed(
-            f"{settings.base_url} does not serve the model {settings.model}. It serves "
-            f"{', '.join(sorted(served))}. Set TURNLINE_MODEL to one of these, or "
-            "TURNLINE_CHECK_MODEL=false if you know better."
-        )
-
-
-def run(settings: Settings) -> None:
-    """Run a worker until it is told to stop.
+    Where it raises, threads of foreign code may be left: whoever calls ends the process.
 
     Raises:
         StartFailed: See `Fleet.run`.
@@ -504,16 +489,18 @@ def run(settings: Settings) -> None:
         for fleet in fleets:
             fleet.stop()
 
-    run_until_told(
+    return run_until_told(
         uvloop.new_event_loop(),
-        _run(settings, fleets, watchdog),
+        partial(_run, settings, fleets, watchdog),
         watchdog,
         stop=stop,
         drain_s=settings.drain_s,
     )
 
 
-async def _run(settings: Settings, fleets: list[Fleet], watchdog: Watchdog) -> None:
+async def _run(
+    settings: Settings, fleets: list[Fleet], watchdog: Watchdog, listen: Callable[[], None]
+) -> int:
     loop = asyncio.get_running_loop()
     fleet = Fleet(settings, on_serving=lambda: watchdog.watch(loop))
     fleets.append(fleet)
@@ -522,4 +509,23 @@ async def _run(settings: Settings, fleets: list[Fleet], watchdog: Watchdog) -> N
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 50, 100)
-    await fleet.run()
+    told: list[int] = []
+    await fleet.run(obeyed(listen, told))
+    return 0 if fleet.has_served else ended_by(told[0])
+
+
+def check(settings: Settings) -> Found:
+    """Do what a worker does before it serves, but for opening the resources of tools.
+
+    Raises:
+        StartFailed: A worker would not start. As in `run`, threads may be left.
+    """
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_check(settings))
+
+
+async def _check(settings: Settings) -> Found:
+    fleet = Fleet(settings)
+    try:
+        return await fleet.check()
+    finally:
+        await fleet.close()

@@ -66,7 +66,7 @@ def load_tools(modules: str, schemas: str = "") -> LoadedTools:
     for name in _words(modules):
         try:
             module = importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001  foreign code; its author has to hear of it
+        except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code; its author has to hear of it
             problems.append(f"{name}: it cannot be imported: {type(error).__name__}: {error}")
             continue
         found = list(_tools_of(module, problems))

@@ -12,7 +12,8 @@ from contracts.connection import open_async
 from ops.simulator import Simulator
 from tests.integration.telemetry.watching import WatchedHand
 from tests.support.driving import SHARD, fleet, settings_for
-from worker.main import Fleet, StartFailed
+from worker.main import Fleet
+from worker.starting.stage import StartFailed
 from worker.store.gauges import read_gauges
 from worker.telemetry.metrics import prometheus_text
 

@@ -15,9 +15,12 @@ from ops.embedded import EmbeddedRedis
 from ops.simulator import Simulator, SimulatorConfig
 from tests.support.driving import fleet, settings_for
 from tests.support.wait import wait_until, wait_until_sync
-from worker.main import Fleet, StartFailed, check_provider, check_redis
+from worker.main import Fleet
 from worker.services.openai.llm import create_client
 from worker.settings import SettingsError, described, from_env
+from worker.starting.provider import check_provider
+from worker.starting.server import check_redis
+from worker.starting.stage import StartFailed
 
 REPOSITORY = Path(__file__).parents[3]
 

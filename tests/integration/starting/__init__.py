@@ -1,0 +1,1 @@
+"""The pass before a worker starts."""

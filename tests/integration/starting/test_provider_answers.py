@@ -1,0 +1,224 @@
+"""What a provider may answer to the question at the start, and what becomes of it."""
+
+import asyncio
+import gzip
+import time
+import tracemalloc
+
+import pytest
+
+from tests.integration.starting.answering import LIST, answering, http
+from worker.services.openai.llm import create_client
+from worker.settings import from_env
+from worker.starting import provider
+from worker.starting.provider import ProviderFound, check_provider
+from worker.starting.stage import StartFailed
+
+KEY = "xai-s3cretkey"
+
+
+async def asked(port: int) -> ProviderFound:
+    """Ask a provider on this port."""
+    base_url = f"http://127.0.0.1:{port}/v1"
+    client = create_client(KEY, base_url)
+    try:
+        return await check_provider(
+            from_env({"TURNLINE_BASE_URL": base_url, "XAI_API_KEY": KEY}), client
+        )
+    finally:
+        await client.close()
+
+
+async def refusal(port: int) -> str:
+    """Ask, and return the sentence of the refusal."""
+    with pytest.raises(StartFailed) as error:
+        await asked(port)
+    said = str(error.value)
+    assert said.isprintable()
+    assert KEY not in said
+    assert len(said) < 1_500
+    return said
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<html>", "no list of models"),
+        (b"", "no list of models"),
+        (b"null", "no list of models"),
+        (b"[]", "no list of models"),
+        (b'[{"id":"grok-4.3"}]', "no list of models"),
+        (b'"text"', "no list of models"),
+        (b'{"data":null}', "no list of models"),
+        (b'{"data":{"id":"grok-4.3"}}', "no list of models"),
+        (b'{"data":["grok-4.3"]}', "no list of models"),
+        (b'{"data":[{"name":"grok-4.3"}]}', "no list of models"),
+        (b'{"data":[{"id":null}]}', "no list of models"),
+        (b'{"data":[{"id":' + b"9" * 5_000 + b"}]}", "no list of models"),
+        (b'{"data":[{"id":["grok-4.3"]}]}', "no list of models"),
+        (b'{"data":[{"id":"grok-4.3"', "no list of models"),
+        (LIST.decode().encode("utf-16"), "no list of models"),
+        (b'{"data":[{"id":"\xe9"}]}', "no list of models"),
+        (b"[" * 100_000, "no list of models"),
+        (b'{"data":[]}', "It serves none"),
+        (b'{"data":[{"id":"b"},{"id":"b"},null,7,{"id":"a"}]}', "It serves a, b. "),
+        (b'{"data":[{"id":"a\\u001b[2J\\u202eb\\n"}]}', "It serves a [2J b. "),
+        (b'{"data":[{"id":"%b"}]}' % (b"x" * 100_000), "It serves xxx"),
+        (
+            b'{"data":[%b{"id":"z"}]}' % (b'{"id":"y"},' + b'{"id":"q"},' * 9_000),
+            "It serves q, y, z",
+        ),
+        (b"x" * (provider.MOST_BYTES + 1), "more than 4,194,304 bytes"),
+    ],
+)
+async def test_what_is_no_list_of_models_is_refused(body: bytes, words: str) -> None:
+    """In one sentence, which is bounded and has visible characters only."""
+    async with answering(http(body)) as port:
+        assert words in await refusal(port)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(),
+        http(b"\xef\xbb\xbf" + LIST),
+        http(kind="text/plain"),
+        http(gzip.compress(LIST), headers="content-encoding: gzip\r\n"),
+        http(b'{"data":[{"id":"grok-4.3"},null,{"id":3},{"id":"grok-4.3"}],"object":9}'),
+    ],
+)
+async def test_a_list_with_the_model_is_enough(answer: bytes) -> None:
+    """Whatever stands beside it, and however it is labelled or packed."""
+    async with answering(answer) as port:
+        assert await asked(port) == ProviderFound(1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            http(b'{"error":{"message":"no %b \\u0007"}}' % KEY.encode(), "401 x"),
+            "(HTTP 401: no ***). Check it",
+        ),
+        (
+            http(b'{"code":"c","error":"Incorrect API key"}', "400 x"),
+            "(HTTP 400: Incorrect API key)",
+        ),
+        (http(b'{"detail":"%b"}' % (b"y" * 9_000), "403 x"), "(HTTP 403: yyy"),
+        (http(b"<html>", "403 x"), "(HTTP 403). Check it"),
+        (http(b"[" * 9_000, "402 x"), "(HTTP 402). Check it"),
+    ],
+)
+async def test_the_words_of_a_refused_key_are_bounded_and_without_it(
+    answer: bytes, words: str
+) -> None:
+    """The provider's own, as far as it has any; never the key that it may repeat."""
+    async with answering(answer) as port:
+        said = await refusal(port)
+
+    assert words in said
+    assert "refuses the key in XAI_API_KEY" in said
+
+
+async def test_the_key_follows_no_redirect() -> None:
+    """Another host was not named for it."""
+    reached: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.append(await reader.read(4_096))
+        writer.close()
+
+    other = await asyncio.start_server(note, "127.0.0.1", 0)
+    to = f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}/v1/models?key=1"
+    for status in ("301 x", "302 x", "307 x", "308 x"):
+        async with answering(http(b"", status, headers=f"location: {to}\r\n")) as port:
+            assert f"redirects to {to.partition('?')[0]} (HTTP" in await refusal(port)
+    other.close()
+
+    assert reached == []
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-x\r\n", b"\x00\xff garbage\r\n\r\n", b"-ERR unknown\r\n"]
+)
+async def test_what_does_not_speak_http_is_refused(answer: bytes) -> None:
+    """Somebody else listens there."""
+    async with answering(answer) as port:
+        assert "not HTTP" in await refusal(port)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "ConnectTimeout"),
+        (http()[:-3], "ReadError"),
+        (http(status="404 x"), "HTTP 404"),
+        (http(status="500 x"), "HTTP 500"),
+        (http(status="429 x"), "HTTP 429"),
+    ],
+)
+async def test_a_provider_in_trouble_does_not_stop_a_start(answer: bytes, words: str) -> None:
+    """Turns wait and are tried again."""
+    async with answering(answer) as port:
+        found = await asked(port)
+
+    assert found.models is None
+    assert found.unchecked.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("begin", "then", "every_s"),
+    [
+        (b"", None, 0),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01),
+        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n", 0.05),
+        (b"HTTP/1.1 200 OK\r\n\r\n[", b" ", 0.05),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n", None, 0),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.05),
+    ],
+)
+async def test_an_answer_that_does_not_end_is_left_in_time(
+    begin: bytes, then: bytes | None, every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silence, drops of headers or body; the limit is for all of it."""
+    assert provider.LIMIT_S == 10
+    monkeypatch.setattr(provider, "LIMIT_S", 1.0)
+    async with answering(begin, then=then, every_s=every_s, hold=True) as port:
+        began = time.monotonic()
+        found = await asked(port)
+
+    assert "no whole answer within" in found.unchecked
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize(
+    ("begin", "then"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536),
+        (b"HTTP/1.1 200 OK\r\n", b"x-a: " + b"y" * 4_000 + b"\r\n"),
+        (b"HTTP/1.1 200 OK\r\nx-a: ", b"y" * 65_536),
+    ],
+)
+async def test_an_endless_answer_costs_little(begin: bytes, then: bytes) -> None:
+    """Body or headers: a few megabytes, and no waiting."""
+    async with answering(begin, then=then) as port:
+        tracemalloc.start()
+        with pytest.raises(StartFailed):
+            await asked(port)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert peak < 40_000_000
+
+
+async def test_a_packed_answer_is_unpacked_within_the_limit() -> None:
+    """A hundred megabytes of blanks in a hundred kilobytes."""
+    bomb = gzip.compress(b" " * 100_000_000, 1)
+    async with answering(http(bomb, headers="content-encoding: gzip\r\n")) as port:
+        tracemalloc.start()
+        said = await refusal(port)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert "more than 4,194,304 bytes" in said
+    assert peak < 40_000_000

@@ -1,0 +1,67 @@
+"""What each step of a start has: a limit, a word of what is waited for, a sentence at the end."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Awaitable, Generator, Iterable
+from typing import Final, TypeVar
+
+from contracts.conversation import INVISIBLE
+
+log = logging.getLogger("turnline.worker")
+_T = TypeVar("_T")
+
+WORDS_CHARS: Final = 300
+"""Characters of what a server said that a sentence repeats."""
+SENTENCE_CHARS: Final = 2_000
+SAY_AFTER_S: Final = 1.0
+"""Seconds of silence after which it is said what is waited for; then again, ever later."""
+_LEAST_SECRET: Final = 4
+"""Characters of a secret that can be told from a coincidence."""
+_UNSEEN: Final = re.compile(f"[{INVISIBLE}\ud800-\udfff]")
+
+
+class StartFailed(Exception):
+    """The worker cannot start; the text says what to do."""
+
+
+def plain(text: str, most_chars: int, secrets: Iterable[str] = ()) -> str:
+    """Return foreign words in one line of visible characters, bounded, without the secrets."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _LEAST_SECRET:
+            text = text.replace(secret, "***")
+    text = " ".join(_UNSEEN.sub(" ", text[: 8 * most_chars]).split())
+    return text if len(text) <= most_chars else text[: most_chars - 1] + "…"
+
+
+@contextlib.contextmanager
+def said_if_slow(what: str) -> Generator[None]:
+    """Log what is waited for once it takes long, from a thread: the event loop may be held up."""
+    done = threading.Event()
+
+    def watch() -> None:
+        waited_s = wait_s = SAY_AFTER_S
+        while not done.wait(wait_s):
+            log.info("start.waiting", extra={"waiting_for": what, "seconds": waited_s})
+            wait_s = min(60.0, 2 * wait_s)
+            waited_s += wait_s
+
+    thread = threading.Thread(target=watch, name="turnline-start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+async def within(limit_s: float, what: str, work: Awaitable[_T]) -> _T:
+    """Await something that must be over in time.
+
+    Raises:
+        TimeoutError: It was not.
+    """
+    with said_if_slow(what):
+        async with asyncio.timeout(limit_s):
+            return await work
