@@ -78,11 +78,14 @@ class Schema:
 
         The line quotes nothing of the value: only names and rules of the schema.
         """
-        if self._validator is None or self._validator.is_valid(value):
+        if self._validator is None:
             return None
         try:
-            self._validator.validate(value)
+            if not self._validator.is_valid(value):
+                self._validator.validate(value)
         except ValueError as error:
+            if not hasattr(error, "evaluation_path"):  # not the value's misfit, but the library's
+                return "#: it nests too deep to be checked"
             return _misfit(error)
         return None
 

@@ -59,9 +59,8 @@ class Checker:
             value: JSON, decoded.
             data: The same as JSON text.
         """
-        if schema.weight is not None and schema.weight * len(data) <= CHEAP_STEPS:  # noqa: SIM102
-            if _LONG_NUMBER.search(data) is None:  # arithmetic with these is slow
-                return schema.fault(value)
+        if is_cheap(schema, data):
+            return schema.fault(value)
         async with self._places:
             return await self._ask(schema.source, data)
 
@@ -122,6 +121,13 @@ class Checker:
                 answer.set_result(TOO_COSTLY)
 
 
+def is_cheap(schema: Schema, data: bytes) -> bool:
+    """Whether a check may hold the event loop."""
+    if schema.weight is None or schema.weight * len(data) > CHEAP_STEPS:
+        return False
+    return _LONG_NUMBER.search(data) is None  # arithmetic with these is slow
+
+
 def budget_s(size: int) -> float:
     """Return the processor seconds that a check of so many bytes may take."""
     return min(_CHECK_MAX_S, CHECK_S * (1 + size // _CHECK_BYTES))
@@ -161,6 +167,24 @@ class _Forking:
             number = self._running.pop(pid)
             if status:
                 _answer(number, TOO_COSTLY)
+
+
+def apart(schema: Schema, data: bytes) -> str | None:
+    """Check in a process of its own and wait for it; for programs without an event loop.
+
+    Returns:
+        As `Checker.fault`.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.dup2(writing, 1)
+        _check(0, schema, data)
+    os.close(writing)
+    with open(reading, "rb") as answers:  # noqa: PTH123  a pipe has no path
+        line = answers.read()
+    os.waitpid(pid, 0)
+    return msgspec.json.decode(line, type=tuple[int, str | None])[1] if line else TOO_COSTLY
 
 
 def _check(number: int, schema: Schema, data: bytes) -> NoReturn:

@@ -22,7 +22,7 @@ from ops.fuzz.report import report_of, show
 from ops.fuzz.search import broken_rule
 from ops.fuzz.targets import targets
 
-_NAMES: Final = ("messages", "events", "stream", "entries")
+_NAMES: Final = ("messages", "events", "stream", "entries", "schemas", "arguments")
 _INPUT: Final = re.compile(r"fuzz-([a-z]+)-[0-9a-f]+\.input")
 
 

@@ -194,6 +194,24 @@ def _words(info: inspect.Type) -> Iterator[str]:
 
 
 MESSAGE_WORDS: Final = (*words_of(Inbound), "text", "https://example.com/", MARK)
+SCHEMA_WORDS: Final = (
+    *("$ref", "#", "#/$defs/a", "$defs", "$id", "$anchor", "$dynamicRef", "$schema", "type"),
+    *("object", "array", "string", "integer", "number", "null", "properties", "items", "enum"),
+    *("const", "required", "anyOf", "oneOf", "allOf", "not", "if", "then", "else", "pattern"),
+    *("patternProperties", "additionalProperties", "unevaluatedProperties", "uniqueItems"),
+    *("contains", "minLength", "maxItems", "multipleOf", "minimum", "format", "date-time", "^a+$"),
+)
+ARGUMENTS: Final = (
+    (
+        b'{"from":"a","number":1.0,"share":2,"when":"2026-11-28T10:00:00Z","either":null,'
+        b'"$":"1.5","ident":"00000000-0000-4000-8000-000000000000","named":{"a":[1]},'
+        b'"level":"high"}'
+    ),
+)
+ARGUMENT_WORDS: Final = (
+    *("from", "number", "share", "when", "ident", "either", "$", "named", "level", "low", "1.5"),
+    *("2026-11-28", "10:00:00", "NaN", ""),
+)
 EVENT_WORDS: Final = words_of(AnyEvent, TurnRecord, ToolRequest)
 STREAM_WORDS: Final = (
     *("id", "model", "object", "choices", "delta", "content", "reasoning_content", "refusal"),

@@ -1,22 +1,25 @@
 """What is fuzzed, and what has to hold for every input there is."""
 
+import datetime as dt
+import decimal
 import itertools
 import json
 import re
+import uuid
 import zlib
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from random import Random
 from types import ModuleType
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 
-from contracts import conversation, messages, replies, requests, trace_context
+from contracts import conversation, messages, replies, requests, schemas, trace_context
 from contracts.conversation import ConversationSettings, decode_context_entry
 from contracts.errors import InvalidMessage
 from contracts.replies import TERMINAL, AnyEvent, TurnRecord
-from contracts.schemas import Schemas
-from ops.fuzz import seeds
+from contracts.schemas import BadSchema, Schemas
+from ops.fuzz import hostile, seeds
 from ops.fuzz.mutation import (
     ENTRY,
     FIELD,
@@ -26,12 +29,14 @@ from ops.fuzz.mutation import (
     Mutate,
     StreamMutator,
 )
-from worker import effects, turn
+from worker import checking, effects, turn
 from worker.effects import Entry
 from worker.errors import ReplyTooLarge
 from worker.pipeline import aggregators, call_parts, functions, shapes, stream
 from worker.pipeline.aggregators import LLMUserContextAggregator
 from worker.pipeline.context import OpenAILLMContext
+from worker.tools import ToolFailed, describing, tool, types, values
+from worker.tools.describing import describe
 from worker.turn import Turn, record_of
 
 _SMALL: Final = 256
@@ -393,6 +398,85 @@ def _finish(work: Coroutine[Any, Any, None]) -> None:
     raise Violation("it waits for something")
 
 
+# Schemas, with a value to check
+
+
+_CHECKED: Final = Schemas()
+
+
+class _Case(msgspec.Struct):
+    schema: msgspec.Raw
+    value: msgspec.Raw
+
+
+def check_schema(data: bytes) -> Verdict:
+    """Compile a schema as all doors do, and check a value: here if that is cheap, else apart."""
+    try:
+        case = msgspec.json.decode(data, type=_Case)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Verdict(type(error).__name__)
+    source, value = bytes(case.schema), bytes(case.value)
+    try:
+        schema = _CHECKED.read(source)
+        asked = msgspec.json.decode(source)
+        if isinstance(asked, dict):
+            _CHECKED.of_reply(cast("dict[str, Any]", asked))
+            _CHECKED.of_arguments(cast("dict[str, Any]", asked))
+    except BadSchema as error:
+        _must_be_a_line(str(error))
+        return Verdict("BadSchema", [_plain(str(error))])
+    try:
+        found = msgspec.json.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Verdict("", ["compiled"])
+    fault = (
+        schema.fault(found) if checking.is_cheap(schema, value) else checking.apart(schema, value)
+    )
+    _must_be_a_line(fault or "")
+    return Verdict("", ["fits" if fault is None else _plain(fault.partition(":")[2])])
+
+
+def _must_be_a_line(text: str) -> None:
+    must(len(text) <= 300 and (text.isprintable() or not text), "no bounded line")
+
+
+# Arguments of a Python tool
+
+
+@tool(names={"money": "$"})
+def _tool(  # noqa: PLR0917  one parameter of each kind
+    from_: str,
+    number: int,
+    share: float,
+    when: dt.datetime,
+    ident: uuid.UUID,
+    either: int | str | None,
+    money: decimal.Decimal,
+    named: dict[str, list[int]],
+    level: Literal["low", "high"] = "low",
+) -> None:
+    """Take one of each kind."""
+
+
+_DESCRIBED: Final = describe(_tool)
+
+
+def check_arguments(data: bytes) -> Verdict:
+    """Decode a model's arguments, and tell a result made of them."""
+    try:
+        arguments = msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Verdict(type(error).__name__)
+    try:
+        named = values.decoded(arguments, _DESCRIBED)
+    except ToolFailed as error:
+        must(len(str(error)) <= 300 and str(error).isprintable(), "no bounded line")
+        return Verdict("ToolFailed", [_plain(str(error))])
+    must(type(named["number"]) is int, "an integer that is none")
+    msgspec.json.decode(values.told(named))
+    return Verdict("", [f"{name} {type(value).__name__}" for name, value in named.items()])
+
+
 def _files(*modules: ModuleType) -> tuple[str, ...]:
     return tuple(str(module.__file__) for module in modules)
 
@@ -428,6 +512,20 @@ def targets() -> dict[str, Target]:
             seeds.ENTRIES,
             EntriesMutator(seeds.MESSAGE_WORDS),
             check_entries,
+        ),
+        Target(
+            "schemas",
+            _files(schemas, checking),
+            [*hostile.seeds()],
+            JsonMutator(seeds.SCHEMA_WORDS),
+            check_schema,
+        ),
+        Target(
+            "arguments",
+            _files(values, describing, types),
+            seeds.ARGUMENTS,
+            JsonMutator(seeds.ARGUMENT_WORDS),
+            check_arguments,
         ),
     )
     return {target.name: target for target in found}

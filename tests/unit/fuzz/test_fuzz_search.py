@@ -12,7 +12,14 @@ from ops.fuzz.shift import NOTE_BYTES, noted, noting
 from ops.fuzz.targets import Target, Verdict, Violation, must, targets
 
 TARGETS = targets()
-RUNS = {"messages": 7_000, "events": 6_000, "stream": 3_000, "entries": 4_000}
+RUNS = {
+    "messages": 7_000,
+    "events": 6_000,
+    "stream": 3_000,
+    "entries": 4_000,
+    "schemas": 1_000,
+    "arguments": 4_000,
+}
 
 
 @pytest.mark.parametrize("name", RUNS)

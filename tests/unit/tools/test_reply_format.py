@@ -120,6 +120,13 @@ async def test_what_is_no_json(text: str, checker: Checker) -> None:
         await parsed(text, {"type": "object"}, checker)
 
 
+async def test_a_reply_that_nests_too_deep_is_refused_by_name(checker: Checker) -> None:
+    """Some hundred levels; an error of the library's own is no error of the worker."""
+    for schema in ({"enum": [{"a": 1}]}, {"items": {"$ref": "#"}, "type": "array"}):
+        with pytest.raises(InvalidReply, match="does not fit"):
+            await parsed("[" * 900 + "1" + "]" * 900, schema, checker)
+
+
 async def test_an_error_quotes_only_the_schema(checker: Checker) -> None:
     """What the reply says, and names that it made up, do not appear; the line is bounded."""
     schema: dict[str, Any] = {
