@@ -131,9 +131,27 @@ def open_async(url: str, *, retries: int) -> AsyncRedis:
         InvalidAddress: It is none; see `contracts.addresses`.
     """
     retry = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), retries)
-    return cast(
-        "AsyncRedis", redis.asyncio.Redis.from_pool(pool_of(url, retry=retry, **_options(retries)))
-    )
+    return cast("AsyncRedis", _Client.from_pool(pool_of(url, retry=retry, **_options(retries))))
+
+
+class _Client(redis.asyncio.Redis):
+    """A client that leaves nothing open: redis-py closes what is connected at that moment.
+
+    A command that is still on its way then, as one of a task that outlives the client, would
+    connect behind its back, and its connection would stay open in the pool for ever.
+    """
+
+    async def aclose(self, *args: Any, **options: Any) -> None:
+        """Close all connections, those in use when they come back."""
+        pool: Any = self.connection_pool
+        release = pool.release
+
+        async def close(connection: Any) -> None:
+            await release(connection)
+            await connection.disconnect()
+
+        pool.release = close
+        await super().aclose(*args, **options)
 
 
 def _from_url(factory: Any, url: str, **options: Any) -> Any:

@@ -1,5 +1,6 @@
 """Fixtures of all tests: a real server per worker process, a fresh database per test."""
 
+import gc
 import itertools
 import os
 import shutil
@@ -100,6 +101,21 @@ def _no_network_in_unit_tests(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Leave out what is there anyway when looking for what a test left behind."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _leaks_are_named(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test leaves open is reported as its error, not in whatever test comes later."""
+    yield
+    if "unit" not in request.path.parts:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -127,3 +127,22 @@ async def test_a_reply_that_nobody_read_is_not_taken_for_the_next_ones(
         assert await client.execute_command("ECHO", "c") == b"c"
     finally:
         await client.aclose()
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_command_on_its_way_leaves_no_connection_to_a_closed_client(
+    redis_url: str, steps: int
+) -> None:
+    """At whatever point of its connecting the client is closed."""
+    client = open_async(redis_url, retries=0)
+    assert isinstance(client, Redis)
+    command = asyncio.ensure_future(client.execute_command("ECHO", "x"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+    await client.aclose()
+    await asyncio.gather(command, return_exceptions=True)
+
+    pool = client.connection_pool
+    assert not pool._in_use_connections
+    assert [it for it in pool._available_connections if it.is_connected] == []
