@@ -63,6 +63,8 @@ from worker.turn import Turn, Used, message_of
 _encode = msgspec.json.Encoder().encode
 _decode_message = msgspec.json.Decoder(dict).decode
 _SPEECH_PARK_MS = 60_000
+_BEYOND_S = 1.0
+"""Seconds beyond a turn's budget: what stops by itself says why."""
 _SAME_REPLY = 2
 """Replies that cannot be used for the same reason, after which a turn is not tried again."""
 
@@ -354,8 +356,20 @@ class TurnRun:
         """Answer, going on where an earlier attempt ended, until something has to be waited for.
 
         Raises:
+            Terminal: The turn's budget is used up, by its tools or by the model.
             WorkerError: As the service raises it.
         """
+        # This attempt's alone: the first one may have begun before an outage of all workers.
+        budget = asyncio.timeout(self._settings.turn_budget_s + _BEYOND_S)
+        try:
+            async with budget:
+                await self._answer_calls(tools)
+        except TimeoutError:
+            if not budget.expired():
+                raise
+            raise Terminal("the turn's budget is used up", code="turn_budget_exceeded") from None
+
+    async def _answer_calls(self, tools: ToolCalls) -> None:
         if not self._progress.messages:
             await self._service.process_frame(OpenAILLMContextFrame(self._context), DOWNSTREAM)
         elif tools.unfinished or tools.wants_run:

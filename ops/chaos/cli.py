@@ -23,6 +23,7 @@ _ROUNDS: Final[Mapping[Name, int]] = {
     "term": 4,
     "cancel": 100,
     "malformed": 12,
+    "end": 50,
 }
 
 
@@ -52,8 +53,8 @@ _ROUNDS: Final[Mapping[Name, int]] = {
     "--drill",
     "drill",
     type=click.Choice([*_ROUNDS, "all"]),
-    help="Instead: measure what a kill, a stall, a hand-over, a cancellation or malformed replies"
-    " cost.",
+    help="Instead: measure what a kill, a stall, a hand-over, a cancellation, malformed replies or"
+    " an end among misbehaving tools cost.",
 )
 @click.option("--sabotage", type=click.Choice(sorted(SABOTAGES)), hidden=True)
 def chaos(
@@ -82,9 +83,9 @@ def chaos(
       turnline chaos --drill kill
       turnline chaos --upgrade-from HEAD~1
     """  # noqa: D301  click's mark
-    if drill is not None:
-        _drill(drill, as_json=as_json)
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
+    if drill is not None:
+        _drill(drill, as_json=as_json, seed=seed)
     options = session.Run(
         seconds=minutes * 60,
         seed=seed,
@@ -107,11 +108,11 @@ def chaos(
     sys.exit(0 if report.is_clean else 1)
 
 
-def _drill(which: str, *, as_json: bool) -> NoReturn:
+def _drill(which: str, *, as_json: bool, seed: int) -> NoReturn:
     """Carry out one drill, or all of them, and exit."""
     with ends_in_order(), _told() as tell:
         done = [
-            drills.run(name, rounds=rounds, tell=tell)
+            drills.run(name, rounds=rounds, tell=tell, seed=seed)
             for name, rounds in _ROUNDS.items()
             if which in {name, "all"}
         ]

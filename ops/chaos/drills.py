@@ -6,11 +6,12 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from contracts import Receipt, TextDelta, TurnClient, TurnStarted, UserMessage
 from contracts.replies import TERMINAL, AnyEvent, TurnInterrupted
-from ops.chaos import malformed, sabotage, stalling
+from ops.chaos import ends, malformed, sabotage, stalling
 from ops.chaos.figures import Drilled, Name, Row, Tell, fleet
 from ops.chaos.recovery import percentile
 from ops.chaos.simulated import SimAdmin
@@ -22,13 +23,14 @@ _STALL_S: Final = 2.0
 _PATIENCE_S: Final = 60.0
 
 
-def run(name: Name, *, rounds: int, tell: Tell) -> Drilled:
+def run(name: Name, *, rounds: int, tell: Tell, seed: int = 0) -> Drilled:
     """Carry out one drill. From the main thread only.
 
     Args:
         name: Which one.
         rounds: How often; what a round is differs.
         tell: Called with how it is going.
+        seed: Of the moments at which workers are told to end.
 
     Raises:
         Failed: A turn did not come as far as the drill needs it to.
@@ -40,6 +42,7 @@ def run(name: Name, *, rounds: int, tell: Tell) -> Drilled:
         "term": _term,
         "cancel": _cancel,
         "malformed": malformed.drill,
+        "end": partial(ends.drill, seed=seed),
     }
     return asyncio.run(drills[name](rounds, tell))
 

@@ -8,7 +8,7 @@ from ops.chaos.figures import Name
 
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize(
-    ("name", "rounds"), [("kill", 2), ("stall", 1), ("term", 1), ("cancel", 3)]
+    ("name", "rounds"), [("kill", 2), ("stall", 1), ("term", 1), ("cancel", 3), ("end", 4)]
 )
 @pytest.mark.timeout(180)
 def test_nothing_is_shown_or_run_twice_and_no_partial_reply_is_lost(

@@ -5,6 +5,7 @@ import json
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted
@@ -336,3 +337,38 @@ async def test_an_interruption_cancels_what_it_may(
         assert totals.calls == 2
         assert totals.usage == result.usage
         assert totals.abandoned.total_tokens > 0
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+async def test_a_tool_without_a_limit_ends_with_the_turns_budget(
+    redis_url: str, sim: Simulator, client: TurnClient, heeds: bool
+) -> None:
+    """Whether or not it heeds its cancellation; the conversation goes on."""
+    over = asyncio.Event()
+
+    @tool(timeout_s=None)
+    async def endless() -> str:
+        """Never end."""
+        while not over.is_set():
+            try:
+                await over.wait()
+            except asyncio.CancelledError:
+                if heeds:
+                    raise
+        return ""
+
+    sim.inject(calling("endless"))
+    async with tool_hand(redis_url, sim, endless) as hand:
+        hand.settings = msgspec.structs.replace(hand.settings, turn_budget_s=0.1)
+        receipt = await client.submit(user("go"))
+        async with asyncio.timeout(10):
+            await hand.run_due()
+        ended = await client.result(receipt, timeout_s=5)
+        hand.settings = msgspec.structs.replace(hand.settings, turn_budget_s=60.0)
+        following = await client.submit(user("and now?"))
+        await hand.run_due()
+        over.set()
+
+    assert isinstance(ended, TurnFailed)
+    assert ended.code == "turn_budget_exceeded"
+    assert isinstance(await client.result(following, timeout_s=5), TurnCompleted)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from contracts import Receipt, SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
+from ops.chaos.misbehaving import CANARY, CLOSING, MARK
 from ops.simulator import Simulator
 from tests.integration.tools.bench import calling
-from tests.support.misbehaving import CANARY, CLOSING, MARK
 from tests.support.processes import WorkerProcess, worker_process
 from tests.support.wait import wait_until_sync
 
-MODULE = "tests.support.misbehaving"
+MODULE = "ops.chaos.misbehaving"
 DRAIN_S = 1.0
 GONE_S = DRAIN_S + 2
 

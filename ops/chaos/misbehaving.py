@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from worker.tools import ToolContext, tool
+from worker.tools import tool
 
 CANARY = "wombat-7c1f"
 CLOSING = "MISBEHAVING_CLOSING"
@@ -40,6 +40,7 @@ async def _for_ever() -> NoReturn:
 
 @asynccontextmanager
 async def resources() -> AsyncGenerator[str]:
+    """Open as they should; close as the environment says."""
     yield "open"
     match os.environ.get(CLOSING, ""):
         case "hangs":
@@ -48,16 +49,18 @@ async def resources() -> AsyncGenerator[str]:
             await _for_ever()
         case "exits":
             sys.exit(CANARY)
+        case _:
+            pass
 
 
 @tool(timeout_s=0.3)
-async def swallows(context: ToolContext[str]) -> str:
+async def swallows() -> str:
     """Go on whatever is cancelled."""
     await _for_ever()
 
 
 @tool(timeout_s=None)
-async def swallows_without_limit(context: ToolContext[str]) -> str:
+async def swallows_without_limit() -> str:
     """Go on whatever is cancelled, and have no limit."""
     await _for_ever()
 
