@@ -22,7 +22,9 @@ from ops.fuzz.report import report_of, show
 from ops.fuzz.search import broken_rule
 from ops.fuzz.targets import targets
 
-_NAMES: Final = ("messages", "events", "stream", "entries", "schemas", "arguments")
+_NAMES: Final = (
+    *("messages", "events", "stream", "entries", "schemas", "arguments", "answers", "addresses"),
+)
 _INPUT: Final = re.compile(r"fuzz-([a-z]+)-[0-9a-f]+\.input")
 
 
@@ -76,9 +78,10 @@ def fuzz(
 
     \b
     Targets: messages (what producers send), events (what readers decode), stream (what the model
-    sends, cut anywhere), entries (what stands in an inbox, whoever wrote it). Inputs that reach
-    new code or a new outcome are built upon. Exit code 1: something was broken; the input is in a
-    file.
+    sends, cut anywhere), entries (what stands in an inbox, whoever wrote it), schemas (of
+    replies and tools), arguments (of tools), answers (of a provider when a worker starts),
+    addresses (of Redis and providers). Inputs that reach new code or a new outcome are built upon.
+    Exit code 1: something was broken; the input is in a file.
 
     \b
     Examples:

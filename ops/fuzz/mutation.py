@@ -259,6 +259,24 @@ def _with_other_line_ends(data: bytes, random: Random) -> bytes:
             return data.replace(b"data: ", random.choice((b"data:", b"data:  ", b"Data: ")))
 
 
+class AnswerMutator:
+    """Changes the status of an answer, in its first line, or the JSON below it."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Use `words` as keys and values in JSON."""
+        self._json = JsonMutator(words)
+
+    def __call__(self, data: bytes, others: Sequence[bytes], random: Random) -> bytes:
+        """Return another answer."""
+        first, _, body = data.partition(b"\n")
+        near = [other.partition(b"\n")[2] for other in others]
+        if random.random() < 0.2:
+            return b"%d" % random.randrange(200, 600) + first[3:] + b"\n" + body
+        if random.random() < 0.1:
+            return first + random.choice(_BYTES) + b"\n" + body
+        return first + b"\n" + self._json(body, near, random)
+
+
 _CURSORS: Final = (
     *(b"a=", b"a=0-0", b"a=99999999999999999999-1", b"a=x", b"d=", b"d=zz", b"on=1-0", b"on=2-0"),
     *(b"on=", b"act=interrupt", b"act=rollback", b"act=x", b"=", b"m", b"x=1"),

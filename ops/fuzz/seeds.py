@@ -146,6 +146,26 @@ ENTRIES: Final = (
 )
 
 
+ANSWERS: Final = (
+    b'200\n{"object":"list","data":[{"id":"grok-4.3","object":"model","created":1}]}',
+    b'200\n{"data":[{"id":"a"},{"id":"b\\u001b[2J"},null,{"id":3}]}',
+    b"200 text/html\n<html>",
+    b'401\n{"error":{"message":"no %b","type":"t","code":1}}' % MARK.encode(),
+    b'400\n{"code":"c","error":"Incorrect API key: %b"}' % MARK.encode(),
+    b"302 https://%b.example/?k=%b\n" % (MARK.encode(), MARK.encode()),
+    b'503\n{"detail":"busy"}',
+)
+ADDRESSES: Final = (
+    b"redis://127.0.0.1:6379/0",
+    b"redis://u:%b@h:1/2?client_name=n&health_check_interval=3" % MARK.encode(),
+    b"rediss://h?password=%b&ssl_cert_reqs=none&decode_responses=true" % MARK.encode(),
+    b"redis://:%b/x#?&%%@[::1]:7/1" % MARK.encode(),
+    b"unix://:%b@/run/a%%20b.sock?db=1" % MARK.encode(),
+    b"https://api.x.ai/v1",
+    b"http://u:%b@[::1]:8080/v1?k=%b#%b" % ((MARK.encode(),) * 3),
+)
+
+
 def recorded_streams(folder: Path) -> list[bytes]:
     """Return the recorded streams and error bodies of a folder; none if there is no such folder."""
     streams = [
@@ -211,6 +231,9 @@ ARGUMENTS: Final = (
 ARGUMENT_WORDS: Final = (
     *("from", "number", "share", "when", "ident", "either", "$", "named", "level", "low", "1.5"),
     *("2026-11-28", "10:00:00", "NaN", ""),
+)
+ANSWER_WORDS: Final = (
+    *("data", "id", "object", "grok-4.3", "error", "message", "detail", "code", MARK),
 )
 EVENT_WORDS: Final = words_of(AnyEvent, TurnRecord, ToolRequest)
 STREAM_WORDS: Final = (

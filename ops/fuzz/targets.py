@@ -11,12 +11,22 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from random import Random
 from types import ModuleType
 from typing import Any, Final, Literal, NamedTuple, cast
+from urllib.parse import urlsplit
 
+import httpx2
 import msgspec
 
-from contracts import conversation, messages, replies, requests, schemas, trace_context
+from contracts import (
+    addresses,
+    conversation,
+    messages,
+    replies,
+    requests,
+    schemas,
+    trace_context,
+)
 from contracts.conversation import ConversationSettings, decode_context_entry
-from contracts.errors import InvalidMessage
+from contracts.errors import InvalidAddress, InvalidMessage
 from contracts.replies import TERMINAL, AnyEvent, TurnRecord
 from contracts.schemas import BadSchema, Schemas
 from ops.fuzz import hostile, seeds
@@ -24,17 +34,22 @@ from ops.fuzz.mutation import (
     ENTRY,
     FIELD,
     MARK,
+    AnswerMutator,
     EntriesMutator,
     JsonMutator,
     Mutate,
     StreamMutator,
+    mutate_bytes,
 )
-from worker import checking, effects, turn
+from worker import checking, effects, settings, turn
 from worker.effects import Entry
 from worker.errors import ReplyTooLarge
 from worker.pipeline import aggregators, call_parts, functions, shapes, stream
 from worker.pipeline.aggregators import LLMUserContextAggregator
 from worker.pipeline.context import OpenAILLMContext
+from worker.settings import check_base_url, from_env
+from worker.starting import provider, stage
+from worker.starting.stage import StartFailed
 from worker.tools import ToolFailed, describing, tool, types, values
 from worker.tools.describing import describe
 from worker.turn import Turn, record_of
@@ -383,6 +398,63 @@ def check_entries(data: bytes) -> Verdict:
     return Verdict(failed, outcomes)
 
 
+# What is met at a start: a provider's answer, addresses
+
+
+def check_answer(data: bytes) -> Verdict:
+    """Judge a provider's answer to `GET /models`: its status in a line, then its body."""
+    first, _, body = data.partition(b"\n")
+    status = int(first[:3]) if re.fullmatch(rb"[0-9]{3}", first[:3]) else 200
+    rest = first[3:].decode("latin-1")
+    try:
+        found = provider.judge_answer(_START, provider.Answer(status, body, rest, rest))
+    except StartFailed as error:
+        _must_be_a_sentence(str(error), 2_500)
+        return Verdict("StartFailed", [_plain(str(error))[:36]])
+    must(status != 200 or found.models is not None, "an answer was judged to be nothing")
+    return Verdict("", [_plain(f"{found.models} {found.unchecked}")])
+
+
+_START: Final = from_env({"XAI_API_KEY": MARK})
+
+
+def check_address(data: bytes) -> Verdict:
+    """Read an address as one of Redis and as one of a provider."""
+    text = data.decode("latin-1")
+    outcomes: list[str] = []
+    refused = ""
+    try:
+        address = addresses.read_address(text)
+    except InvalidAddress as error:
+        _must_be_a_sentence(str(error), 400)
+        must(addresses.where(text) == "the address given", "an address that is none is shown")
+        refused, outcomes = "InvalidAddress", [_plain(str(error).rpartition(" is not known")[2])]
+    else:
+        must(addresses.where(text) == address.where, "an address is shown in two ways")
+        must(address.where in repr(address), "an address hides where it is")
+        must(address.where.isascii() and address.where.isprintable(), "an address shows what hides")
+        must(not set(address.plain) & set("@?"), "an address without secrets has some")
+        parts = urlsplit(address.plain)
+        must(parts.scheme in {"redis", "rediss", "unix"}, "an address of another kind")
+        must(parts.scheme == "unix" or bool(parts.hostname and parts.port), "an address of nobody")
+        outcomes = [*sorted(address.options), parts.scheme]
+    try:
+        check_base_url(text)
+    except InvalidAddress as error:
+        _must_be_a_sentence(str(error), 400)
+        return Verdict(refused, [*outcomes, _plain(str(error))])
+    read = httpx2.URL(text)
+    must(not read.userinfo and not read.query, "a key would go with more than a path")
+    must(read.host == (urlsplit(text).hostname or ""), "a key would go to another host")
+    return Verdict("", [*outcomes, "a provider's"])
+
+
+def _must_be_a_sentence(text: str, most_chars: int) -> None:
+    must(MARK not in text, "an error repeats a secret")
+    must(text.isprintable(), "an error has characters that do not show")
+    must(0 < len(text) <= most_chars, "an error has no bounds")
+
+
 def _field(text: bytes) -> tuple[bytes, bytes]:
     name, _, value = text.partition(b"=")
     return name, value
@@ -526,6 +598,16 @@ def targets() -> dict[str, Target]:
             seeds.ARGUMENTS,
             JsonMutator(seeds.ARGUMENT_WORDS),
             check_arguments,
+        ),
+        Target(
+            "answers",
+            _files(provider, stage),
+            seeds.ANSWERS,
+            AnswerMutator(seeds.ANSWER_WORDS),
+            check_answer,
+        ),
+        Target(
+            "addresses", _files(addresses, settings), seeds.ADDRESSES, mutate_bytes, check_address
         ),
     )
     return {target.name: target for target in found}

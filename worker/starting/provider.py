@@ -81,7 +81,8 @@ async def check_provider(settings: Settings, client: AsyncOpenAI) -> ProviderFou
         _judge_connection(settings, error)
         words = plain(str(error), WORDS_CHARS, [settings.api_key.value])
         return _unchecked(type(error).__name__, words)
-    return judge_answer(settings, answer)
+    found = judge_answer(settings, answer)
+    return _unchecked(found.unchecked) if found.unchecked else found
 
 
 def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
@@ -105,7 +106,7 @@ def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
             "Check it at https://console.x.ai."
         )
     if not 200 <= status < 300:
-        return _unchecked(f"HTTP {status}")
+        return ProviderFound(unchecked=f"HTTP {status}")
     if len(answer.body) > MOST_BYTES:
         raise StartFailed(
             f"{where} answers GET /models with more than {MOST_BYTES:,} bytes, which is no list of "
@@ -113,13 +114,16 @@ def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
         )
     served = models_of(answer.body)
     if served is None:
-        kind = plain(answer.content_type.partition(";")[0], 60) or "something"
+        kind = (
+            plain(answer.content_type.partition(";")[0], 60, [settings.api_key.value])
+            or "something"
+        )
         raise StartFailed(
             f"{where} answers GET /models with {kind} that is no list of models. Is "
             f"TURNLINE_BASE_URL right? {_ANYWAY}"
         )
     if settings.model not in served:
-        names = [plain(it, 80) for it in sorted(served)]
+        names = [plain(it, 80, [settings.api_key.value]) for it in sorted(served)]
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         raise StartFailed(
             f"{where} does not serve the model {settings.model}. It serves "

@@ -17,13 +17,16 @@ def fuzz(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_short_run_prints_its_figures(tmp_path: Path) -> None:
     """All targets, in processes of their own, so many runs as were asked for."""
-    ran = fuzz("--runs", "800", "--jobs", "2", "--seed", "5", "--json", "--keep", str(tmp_path))
+    ran = fuzz("--runs", "1600", "--jobs", "2", "--seed", "5", "--json", "--keep", str(tmp_path))
 
     assert (ran.returncode, ran.stderr) == (0, "seed 5\n")
     report = json.loads(ran.stdout)
     rows = {row["target"]: row for row in report["rows"]}
-    assert list(rows) == ["messages", "events", "stream", "entries"]
-    assert [row["runs"] for row in rows.values()] == [200] * 4
+    assert list(rows) == [
+        *("messages", "events", "stream", "entries"),
+        *("schemas", "arguments", "answers", "addresses"),
+    ]
+    assert [row["runs"] for row in rows.values()] == [200] * 8
     assert all(row["corpus"] >= row["seeds"] > 0 for row in rows.values())
     assert all(row["edges"] > 0 and row["violations"] == 0 for row in rows.values())
     assert list(tmp_path.iterdir()) == []

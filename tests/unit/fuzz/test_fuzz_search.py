@@ -19,6 +19,8 @@ RUNS = {
     "entries": 4_000,
     "schemas": 1_000,
     "arguments": 4_000,
+    "answers": 2_000,
+    "addresses": 6_000,
 }
 
 
