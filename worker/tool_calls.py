@@ -59,6 +59,12 @@ class ToolLoop(Terminal):
     code = "tool_loop"
 
 
+class UnusableCalls(Terminal):
+    """The model makes calls of which none can be run, also after it was told."""
+
+    code = "unusable_calls"
+
+
 class ToolLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What bounds the tool calls of a turn."""
 
@@ -182,6 +188,8 @@ class ToolCalls(FunctionRegistry):
         self._rounds = 0
         self._repeats: dict[tuple[str, str], int] = {}
         self._refused: set[str] = set()
+        self._were_unusable = False
+        """None of the calls of the last response could be run."""
         self.wants_run = progress.wants_run
         """Whether a result of the last response wants the model to run."""
         self._inherit(progress)
@@ -271,6 +279,7 @@ class ToolCalls(FunctionRegistry):
         Raises:
             TooManyToolRounds: The turn fails.
             ToolLoop: The turn fails.
+            UnusableCalls: The turn fails.
             LeaseLost: Nothing was written.
             StoreUnavailable: Redis did not answer.
         """
@@ -303,7 +312,11 @@ class ToolCalls(FunctionRegistry):
         self._unsaved = True
 
     def _count(self, calls: Sequence[FunctionCallFromLLM]) -> None:
-        """Count in how many rounds in a row each call was made."""
+        """Count in how many rounds in a row each call was made, or none that can be run."""
+        unusable = all(it.raw_arguments is None or not self.get(it.function_name) for it in calls)
+        if unusable and self._were_unusable:
+            raise UnusableCalls("none of the model's calls can be run, for the second time in a row")
+        self._were_unusable = unusable
         before, self._repeats = self._repeats, {}
         for call in calls:
             key = (call.function_name, _encode_sorted(call.arguments).decode())

@@ -27,23 +27,28 @@ Invariants
       in progress that never expires is nobody's lease
 ]]
 local repaired = false
-for right, key in pairs({zset = KEYS[1], string = KEYS[2], list = KEYS[3]}) do
-  local kind = redis.call('TYPE', key).ok
-  if kind ~= 'none' and kind ~= right then
-    redis.call('DEL', key)
-    repaired = true
-  end
-end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local reply = {'claimed', -1}
 local token = clock[1] * 1000000 + clock[2]  -- also where the server lost the last token, and this is a new one
-local last = redis.call('GET', KEYS[2])
-if last and not (string.match(last, '^[1-9]%d*$') and tonumber(last) < 9e15) then
-  redis.call('DEL', KEYS[2])
-  repaired = true
+
+-- Count on. A key that cannot be counted on from, or beyond what is exact here, begins anew.
+local function next_token()
+  local counted = redis.pcall('INCR', KEYS[2])
+  if type(counted) ~= 'number' or counted < 1 or counted >= 9e15 then
+    redis.call('DEL', KEYS[2])
+    counted, repaired = redis.call('INCR', KEYS[2]), true
+  end
+  token = math.max(counted, token + 1)
+  return token
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
+
+local due = redis.pcall('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+if due.err then
+  redis.call('DEL', KEYS[1])
+  due, repaired = {}, true
+end
+for _, id in ipairs(due) do
   local progress = ARGV[4] .. id
   local left = redis.call('PTTL', progress)
   if left == -1 then
@@ -51,8 +56,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0
     left, repaired = -2, true
   end
   if left == -2 then
-    token = math.max(redis.call('INCR', KEYS[2]), token + 1)
-    local lease = string.format('%.0f %s', token, ARGV[3])
+    local lease = string.format('%.0f %s', next_token(), ARGV[3])
     redis.call('SET', progress, lease, 'PX', ARGV[2])
     redis.call('ZADD', KEYS[1], 'XX', now + ARGV[2], id)
     reply[#reply + 1] = id
@@ -72,7 +76,12 @@ if first[2] then
 end
 if reply[2] == 0 then
   -- More is due than this worker takes: pass the word on, also where nobody was woken for it.
-  if redis.call('LLEN', KEYS[3]) == 0 then
+  local length = redis.pcall('LLEN', KEYS[3])
+  if type(length) ~= 'number' then
+    redis.call('DEL', KEYS[3])
+    length, repaired = 0, true
+  end
+  if length == 0 then
     redis.call('LPUSH', KEYS[3], first[1])
   end
 else

@@ -33,11 +33,9 @@ for i = 4, #KEYS do
     reply[#reply + 1] = ARGV[at]
   end
 end
-local kind = redis.call('TYPE', KEYS[2]).ok
-if kind ~= 'none' and kind ~= 'zset' then  -- nobody of ours writes that
-  redis.call('DEL', KEYS[2])
+if type(redis.pcall('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)) ~= 'number' then
+  redis.call('DEL', KEYS[2])  -- of another type: nobody of ours writes that
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[2])
 redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4])
 return reply

@@ -244,6 +244,29 @@ async def test_the_same_call_again_and_again_is_told_then_failed(
     assert "the same call" in told
 
 
+@pytest.mark.promise("P12")
+@pytest.mark.parametrize("shape", ["deep", "long-names"])
+async def test_calls_that_cannot_be_run_are_paid_for_twice_at_most(
+    redis_url: str, sim: Simulator, client: TurnClient, shape: str
+) -> None:
+    """The model is told once; with the second such response in a row the turn fails by name."""
+
+    @tool
+    async def find(city: str) -> str:
+        """Find."""
+        return city
+
+    sim.inject(f"odd-reply;shape={shape},size=3000000", times=None)
+    async with tool_hand(redis_url, sim, find) as hand:
+        receipt = await client.submit(user("hi"))
+        await hand.run_due()
+
+    failed = await client.result(receipt, timeout_s=5)
+    assert isinstance(failed, TurnFailed)
+    assert failed.code == "unusable_calls"
+    assert len(requests(sim)) == 2
+
+
 async def test_a_long_result_is_cut_with_a_note(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:
