@@ -315,7 +315,7 @@ class ToolCalls(FunctionRegistry):
         """Count in how many rounds in a row each call was made, or none that can be run."""
         unusable = all(it.raw_arguments is None or not self.get(it.function_name) for it in calls)
         if unusable and self._were_unusable:
-            raise UnusableCalls("none of the model's calls can be run, for the second time in a row")
+            raise UnusableCalls("no call of the response can be run, for the second time in a row")
         self._were_unusable = unusable
         before, self._repeats = self._repeats, {}
         for call in calls:
