@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from contracts.conversation import CallEntry
 from contracts.replies import AnyEvent, TextDelta, encode_event
 from worker.errors import LeaseLost, StoreUnavailable
 from worker.lease import Lease
+
+SHOWN_MAX_BYTES: Final = 2 * 1024 * 1024
+"""Text of an attempt that is published as it comes, UTF-8 bytes; the turn's end has all of it."""
 
 
 class EventSink(Protocol):
@@ -75,6 +78,7 @@ class EventWriter:
         self._pieces: list[str] = []
         self._chars = 0
         self._offset = 0
+        self._left_bytes = SHOWN_MAX_BYTES
         self._flusher: asyncio.Task[None] | None = None
         self._full: asyncio.Future[None] | None = None
         self._sending = asyncio.Lock()
@@ -135,17 +139,20 @@ class EventWriter:
         """Make an event of the text gathered."""
         if not self._pieces:
             return
-        conversation_id, turn_id, attempt, trace_id = self._ids
-        self._events.append(
-            TextDelta(
-                conversation_id=conversation_id,
-                turn_id=turn_id,
-                attempt=attempt,
-                trace_id=trace_id,
-                text="".join(self._pieces),
-                offset=self._offset,
+        text = "".join(self._pieces)
+        self._left_bytes -= len(text) if text.isascii() else len(text.encode())
+        if self._left_bytes >= 0:
+            conversation_id, turn_id, attempt, trace_id = self._ids
+            self._events.append(
+                TextDelta(
+                    conversation_id=conversation_id,
+                    turn_id=turn_id,
+                    attempt=attempt,
+                    trace_id=trace_id,
+                    text=text,
+                    offset=self._offset,
+                )
             )
-        )
         self._offset += self._chars
         self._pieces.clear()
         self._chars = 0

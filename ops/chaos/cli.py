@@ -24,6 +24,7 @@ _ROUNDS: Final[Mapping[Name, int]] = {
     "cancel": 100,
     "malformed": 12,
     "end": 50,
+    "endless": 1,
 }
 
 
@@ -53,8 +54,8 @@ _ROUNDS: Final[Mapping[Name, int]] = {
     "--drill",
     "drill",
     type=click.Choice([*_ROUNDS, "all"]),
-    help="Instead: measure what a kill, a stall, a hand-over, a cancellation, malformed replies or"
-    " an end among misbehaving tools cost.",
+    help="Instead: measure what a kill, a stall, a hand-over, a cancellation, malformed replies,"
+    " an end among misbehaving tools or replies without end cost.",
 )
 @click.option("--sabotage", type=click.Choice(sorted(SABOTAGES)), hidden=True)
 def chaos(

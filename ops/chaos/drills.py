@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from contracts import Receipt, TextDelta, TurnClient, TurnStarted, UserMessage
 from contracts.replies import TERMINAL, AnyEvent, TurnInterrupted
-from ops.chaos import ends, malformed, sabotage, stalling
+from ops.chaos import endless, ends, malformed, sabotage, stalling
 from ops.chaos.figures import Drilled, Name, Row, Tell, fleet
 from ops.chaos.recovery import percentile
 from ops.chaos.simulated import SimAdmin
@@ -43,6 +43,7 @@ def run(name: Name, *, rounds: int, tell: Tell, seed: int = 0) -> Drilled:
         "cancel": _cancel,
         "malformed": malformed.drill,
         "end": partial(ends.drill, seed=seed),
+        "endless": endless.drill,
     }
     return asyncio.run(drills[name](rounds, tell))
 

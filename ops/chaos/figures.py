@@ -7,7 +7,7 @@ import msgspec
 
 from ops.cli.stack import Stack
 
-Name = Literal["kill", "stall", "term", "cancel", "malformed", "end"]
+Name = Literal["kill", "stall", "term", "cancel", "malformed", "end", "endless"]
 Tell = Callable[[str], None]
 
 

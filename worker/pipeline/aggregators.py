@@ -64,6 +64,9 @@ class LLMAssistantAggregatorParams:
 _USER_PARAMS: Final = LLMUserAggregatorParams()
 _ASSISTANT_PARAMS: Final = LLMAssistantAggregatorParams()
 
+_PIECES_MOST: Final = 4_096
+"""Pieces of text that are kept apart: small strings take many times their text."""
+
 
 class LLMFullResponseAggregator(FrameProcessor):
     """Tells each whole response, or what there is of it at an interruption; passes all frames on.
@@ -426,6 +429,8 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
                     self._pieces.append(" ")
                 self._pieces.append(frame.text)
                 self._has_text = self._has_text or bool(frame.text)
+                if len(self._pieces) > _PIECES_MOST:
+                    self._pieces = ["".join(self._pieces)]
             return
         await super().process_frame(frame, direction)
         match frame:

@@ -49,7 +49,7 @@ class _Arguments:
         self._joined = io.StringIO()
         self._last = ""
         self._grows = True
-        """Whether each part so far began with the one before it."""
+        """Whether each part so far began with the one before it, and was longer."""
         self._scanned = 0
         self._depth = 0
         self._quoted = False
@@ -62,7 +62,7 @@ class _Arguments:
     def add(self, part: str) -> int:
         """Add a part; return by how much the arguments grew, UTF-8 bytes."""
         size, before = _bytes(part), self.bytes
-        self._grows = self._grows and part.startswith(self._last)
+        self._grows = self._grows and len(part) > len(self._last) and part.startswith(self._last)
         self._last = part
         self.bytes = before + size
         if self.bytes <= ARGUMENTS_MAX_BYTES:

@@ -35,7 +35,7 @@ EVENT_MAX_BYTES: Final = 8 * 1024 * 1024
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024
 """Longest text of one response, and longest reasoning, UTF-8 bytes."""
 SILENCE_MAX_BYTES: Final = 64 * 1024 * 1024
-"""What may come in one response that says nothing (comments, empty deltas), bytes."""
+"""What may come in one response that says nothing (comments, empty deltas, more ends), bytes."""
 RESPONSE_MAX_BYTES: Final = 512 * 1024 * 1024
 """All that is read of one response, bytes: 4 MiB of text at a few bytes a frame stay below."""
 BODY_MAX_BYTES: Final = 64 * 1024
@@ -263,6 +263,7 @@ class CompletionStream:
         if self._done:
             return []
         if not self._started:
+            self._silent += len(data)
             data = self._start(data)
         if self._body is not None:
             return self._take_body(data)
@@ -467,7 +468,7 @@ class CompletionStream:
             if frame.usage is None or not self._plain:
                 self._read_with_care(payload, events)
             else:
-                self._report(counts_of(_decode_any(frame.usage)), events, alone=True)
+                self._report(counts_of(_decode_any(frame.usage)), len(payload), events, alone=True)
             return
         if len(choices) == 1 and self._read_usual(choices[0], payload, events, frame):
             return
@@ -492,6 +493,8 @@ class CompletionStream:
                 events.append(event)
         if not said:
             self._note_nothing(len(payload), events)
+        elif choice.finish_reason is not None:
+            self._note_silence(len(payload), events)
         return True
 
     def _name(self, response_id: str | None, model: str | None, events: list[StreamEvent]) -> None:
@@ -500,10 +503,14 @@ class CompletionStream:
             self._named = True
             events.append(ResponseNamed(short(response_id), short(model)))
 
-    def _report(self, counts: Counts | None, events: list[StreamEvent], *, alone: bool) -> None:
+    def _report(
+        self, counts: Counts | None, size: int, events: list[StreamEvent], *, alone: bool
+    ) -> None:
         if counts is not None:
             self._counts = counts.over(self._counts)
             events.append(UsageReport(_usage_of(self._counts), alone))
+            if alone:
+                self._note_silence(size, events)
 
     def _read_with_care(
         self, payload: bytes, events: list[StreamEvent], *, is_error: bool = False
@@ -580,7 +587,7 @@ class CompletionStream:
             alone = events[said:] in ([], [_EMPTY])
             if alone:
                 del events[said:]
-            self._report(counts, events, alone=alone)
+            self._report(counts, size, events, alone=alone)
 
     def _choice_of(self, frame: Fields) -> Fields | None:
         """Return the first choice; others are not asked for.
@@ -637,6 +644,8 @@ class CompletionStream:
             if alone:
                 self._give_half(events)
             events.append(FinishReason(reason, alone))
+            if alone:
+                self._note_silence(size, events)
         elif alone:
             self._note_nothing(size, events)
 

@@ -1,8 +1,10 @@
 """The drills of `turnline chaos --drill` in few rounds: what must not happen at all, does not."""
 
+import asyncio
+
 import pytest
 
-from ops.chaos import drills
+from ops.chaos import drills, endless
 from ops.chaos.figures import Name
 
 
@@ -32,3 +34,15 @@ def test_malformed_replies_are_paid_twice_at_most_and_fail_nobody_else() -> None
     assert figures["most paid for one turn"].value == 2
     assert figures["turns of the others that failed"].value == 0
     assert figures["p99 with, by that without"].value < 10
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.timeout(180)
+def test_a_provider_that_sends_for_ever_fills_neither_worker_nor_redis() -> None:
+    """The turn ends by name, the worker stays below 200 MB, Redis grows by less than 5 MB."""
+    kinds = ("text", "arguments", "calls", "blank lines", "one JSON body", "compressed")
+
+    drilled = asyncio.run(endless.drill(1, lambda _: None, kinds=kinds))
+
+    assert [row for row in drilled.rows if not row.is_kept] == []
+    assert len(drilled.rows) == 4 * len(kinds)

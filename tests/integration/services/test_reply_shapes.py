@@ -1,7 +1,10 @@
 """What OpenAI-compatible servers send for the same reply, over real bytes: all of it is used."""
 
 import asyncio
+import gzip
 import json
+import tracemalloc
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ from tests.integration.services.wire import (
     turn,
     usage,
 )
-from worker.errors import ProviderUnavailable, Truncated, UnusableReply
+from worker.errors import ProviderUnavailable, ReplyTooLarge, Truncated, UnusableReply
 from worker.pipeline.functions import FunctionCallParams
 from worker.pipeline.stream import ProviderUsage
 from worker.services.openai.wire import TimeLimits
@@ -494,3 +497,57 @@ async def test_ids_and_names_can_be_read_back(call_id: str) -> None:
         assert 0 < len(made["id"]) <= 200
         assert made["id"].isprintable()
         assert made["function"]["name"] == ("get_weather_" * 10)[:64]
+
+
+def compressed(data: bytes, encoding: str) -> Script:
+    """Answer with these bytes in that encoding."""
+
+    async def run(connection: Connection) -> None:
+        await connection.answer(200, data, "text/event-stream", content_encoding=encoding)
+
+    return run
+
+
+RAW = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+HELLO = sse(*text("Hello world"), *END)
+ENCODED = {
+    "gzip": ("gzip", gzip.compress(HELLO)),
+    "gzip in two members": ("gzip", gzip.compress(HELLO[:50]) + gzip.compress(HELLO[50:])),
+    "deflate": ("deflate", zlib.compress(HELLO)),
+    "raw deflate": ("deflate", RAW.compress(HELLO) + RAW.flush()),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+async def test_a_compressed_reply(name: str) -> None:
+    """What the request says that it takes is taken."""
+    encoding, data = ENCODED[name]
+    async with turn(compressed(data, encoding)) as (run, _):
+        await run.run()
+
+        assert run.said == [{"role": "assistant", "content": "Hello world"}]
+
+
+async def test_an_encoding_that_was_not_asked_for_is_refused() -> None:
+    """It is never taken apart, however much may be in it."""
+    async with turn(compressed(b"x" * 100, "br")) as (run, _):
+        with pytest.raises(UnusableReply):
+            await run.run()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_few_bytes_that_stand_for_many_are_taken_apart_in_pieces(status: int) -> None:
+    """100 MB in 100 KB end at the limit of what says nothing, and never stand in memory."""
+    bomb = gzip.compress(b": keepalive\n\n" * 8_000_000)
+
+    async def run_it(connection: Connection) -> None:
+        await connection.answer(status, bomb, "text/event-stream", content_encoding="gzip")
+
+    async with turn(run_it) as (run, _):
+        tracemalloc.start()
+        with pytest.raises(ReplyTooLarge if status == 200 else ProviderUnavailable):
+            await run.run()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+        assert most < 20e6

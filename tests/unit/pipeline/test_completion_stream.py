@@ -574,6 +574,11 @@ LIMITED: dict[str, tuple[bytes, int, str]] = {
     "one event without an end": (b"data: x\n" * 100_000, 12, "event"),
     "finish reasons": (
         sse(frame(x=PAD, choices=[{"delta": {}, "finish_reason": "stop"}])),
+        700,
+        "silence",
+    ),
+    "little text in large frames": (
+        sse(frame(x=PAD, choices=[{"delta": {"content": "x"}}])),
         6_000,
         "response",
     ),
@@ -636,6 +641,13 @@ def test_calls_are_limited() -> None:
     with pytest.raises(ReplyTooLarge) as long:
         collector.add(ToolCallDelta(0, None, None, "x"))
     assert long.value.code == "arguments_too_large"
+
+    collector = ToolCallCollector()
+    word = ToolCallDelta(0, None, None, "word ")  # each begins like the one before it
+    for _ in range(2**20 // 5):
+        collector.add(word)
+    with pytest.raises(ReplyTooLarge):
+        collector.add(word)
 
     collector = many_calls(6)
     for n in range(4):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, cast
@@ -12,7 +13,7 @@ import httpx2
 import msgspec
 from openai import AsyncOpenAI
 
-from worker.errors import ProviderUnavailable, Stalled
+from worker.errors import ProviderUnavailable, Stalled, UnusableReply
 from worker.pipeline.stream import CompletionStream, StreamEvent
 from worker.services.openai.failures import failure_of_response
 
@@ -22,6 +23,10 @@ _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 StopReason: TypeAlias = Literal["first_token", "idle", "total", "enough", "dead", "interrupted"]
 _LOOK_S: Final = 0.5
 """Seconds between two looks at a call that waits."""
+_INFLATED_MOST: Final = 65_536
+"""Bytes that are decompressed at a time."""
+_ANY_WINDOW: Final = 32 + zlib.MAX_WBITS
+"""For zlib: either wrapping."""
 _MOST_OF_AN_ERROR: Final = 65_536
 """Bytes read of a response that refuses."""
 
@@ -257,10 +262,7 @@ class ChatStream:
             raise _lost(error) from None
         finally:
             self._waiting = False
-        if response.headers.get("content-encoding", "identity") == "identity":
-            self._chunks = aiter(cast("httpx2.AsyncByteStream", response.stream))
-        else:
-            self._chunks = response.aiter_bytes()
+        self._chunks = _body_of(response)
 
     def _request(self) -> httpx2.Request:
         """Return the request as the client would send it: its address, key and headers."""
@@ -314,12 +316,58 @@ def _transport_for(client: AsyncOpenAI, url: httpx2.URL) -> httpx2.AsyncBaseTran
     return cast("httpx2.AsyncBaseTransport", getattr(http_client, "_transport_for_url")(url))  # noqa: B009
 
 
+def _body_of(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """Return a response's body as it comes, decompressed piece by piece.
+
+    Raises:
+        UnusableReply: It is encoded in a way that was not asked for.
+    """
+    chunks = aiter(cast("httpx2.AsyncByteStream", response.stream))
+    match response.headers.get("content-encoding", "identity").strip().lower():
+        case "" | "identity":
+            return chunks
+        case "gzip" | "x-gzip" | "deflate":
+            return _inflated(chunks)
+        case _:
+            raise UnusableReply(
+                "the provider's answer is compressed in an unknown way", code="not_a_stream"
+            )
+
+
+async def _inflated(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Decompress gzip or deflate: a few bytes may stand for many, so each piece has a limit.
+
+    Raises:
+        httpx2.DecodingError: It is neither.
+    """
+    inflate = zlib.decompressobj(_ANY_WINDOW)
+    begun = b""
+    async for chunk in chunks:
+        data = chunk
+        while data:
+            if inflate.eof:  # another member
+                inflate = zlib.decompressobj(_ANY_WINDOW)
+            try:
+                piece = inflate.decompress(data, _INFLATED_MOST)
+            except zlib.error:
+                if begun:
+                    raise httpx2.DecodingError("the body is no gzip or deflate") from None
+                inflate = zlib.decompressobj(-zlib.MAX_WBITS)  # deflate without its wrapping
+                begun = data
+                continue
+            begun = begun or data
+            data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+            yield piece
+            if data:
+                await asyncio.sleep(0)
+
+
 async def _start_of(response: httpx2.Response) -> bytes:
     """Return a response's body, of a very long one the start."""
     parts: list[bytes] = []
     size = 0
-    async with contextlib.aclosing(response.aiter_bytes()) as stream:
-        async for part in stream:
+    with contextlib.suppress(UnusableReply):  # then the status says it all
+        async for part in _body_of(response):
             parts.append(part)
             size += len(part)
             if size >= _MOST_OF_AN_ERROR:
