@@ -42,7 +42,7 @@ def settings_help() -> str:
     "it started.\n\n" + settings_help()
 )
 @click.option("--check", is_flag=True, help="Only check, say what was found, and exit.")
-@click.option("--json", "as_json", is_flag=True, help="With --check: print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print what --check found as a JSON object.")
 def worker(*, check: bool, as_json: bool) -> None:
     """Run a worker with settings from the environment."""
     if as_json and not check:

@@ -35,7 +35,6 @@ COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
     "PTTL": (),
     "RPUSH": ("v",),
     "SET": ("v",),
-    "TYPE": (),
     "XADD": ("*", "f", "v"),
     "XDEL": ("1-1",),
     "XLEN": (),

@@ -76,7 +76,7 @@ def test_with_click_of_somebody_elses(tmp_path: Path) -> None:
     told = r"\w+: 2: turnline: the package \w+ is missing: pip install 'turnline\[worker\]'"
     assert ran.stderr == ""
     assert [line for line in ran.stdout.splitlines() if not re.fullmatch(told, line)] == []
-    assert "worker: 2: " in ran.stdout
+    assert "demo: 2: " in ran.stdout
 
 
 def test_a_workers_packages_are_enough_for_the_help(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ PRINT_NOTHING_TO_READ = {
     "dead replay",
     "forget",
     "sim",  # prints its address and nothing else
-    "worker",  # logs; TURNLINE_LOG_FORMAT makes them JSON
 }
 
 
