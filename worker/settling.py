@@ -39,6 +39,7 @@ def settle(
     worker: str,
     now_ms: int,
     said: str = "",
+    reply: str = "",
 ) -> Settled:
     """Return what changes.
 
@@ -54,6 +55,7 @@ def settle(
         worker: Noted in the records.
         now_ms: Redis' clock, ms since the Unix epoch.
         said: What the provider said where the turn failed, for the dead letter.
+        reply: What the model replied where the turn failed for the reply's form; likewise.
     """
     failed = isinstance(ending, TurnFailed)
     rewrite = not failed and not context.prefix_intact()
@@ -100,6 +102,7 @@ def settle(
                 shard=shard,
                 now_ms=now_ms,
                 said=said,
+                reply=reply,
             )
         ],
     )
@@ -128,6 +131,7 @@ def copies_of(
     shard: ShardKeys,
     now_ms: int,
     said: str = "",
+    reply: str = "",
 ) -> list[Copy]:
     """Return what goes into streams of the shard: replies asked for, dead letters.
 
@@ -140,6 +144,7 @@ def copies_of(
         shard: Whose streams.
         now_ms: Redis' clock, ms since the Unix epoch.
         said: What the provider said where the turn failed.
+        reply: What the model replied where the turn failed for the reply's form.
     """
     copies = list[Copy]()
     if used.message is not None and used.message.reply_to is not None:
@@ -156,8 +161,8 @@ def copies_of(
             "trace": failure.trace_id,
             "at": now_ms,
         }
-        if said and failure is not used.ending:
-            fields["said"] = said
+        if failure is not used.ending:
+            fields |= {key: text for key, text in (("said", said), ("reply", reply)) if text}
         if not used.entry.data:  # written past submit, without the field for messages
             fields["m"] = _encode([*map(repr, used.entry.fields.items())])
         copies.append(Copy(shard.dead, fields))

@@ -122,6 +122,8 @@ class TurnRun:
         self._looking: asyncio.Task[None] | None = None
         self._started = False
         self._said: Words | None = None
+        self._misfit = ""
+        """A reply whose form is not what was asked for."""
 
     def _use_plan(self, plan: Plan) -> None:
         """Work with these settings and tools."""
@@ -514,10 +516,12 @@ class TurnRun:
     async def _completed(self, primary: Used) -> TurnCompleted | TurnFailed:
         parsed: Any = None
         if self._plan.reply is not None:
+            text = self._last_text()
             try:
                 checker = self._parts.planner.checker
-                parsed = await parsed_reply(self._last_text(), self._plan.reply, checker)
+                parsed = await parsed_reply(text, self._plan.reply, checker)
             except InvalidReply as error:
+                self._misfit = text
                 return self._failed(primary, "invalid_reply", str(error))
         self._ledger.keep(self._calls(primary))
         last = self._ledger.kept[-1] if self._ledger.kept else None
@@ -586,6 +590,7 @@ class TurnRun:
             worker=self._settings.worker_name,
             now_ms=self._now_ms(),
             said=self._said.text if self._said is not None else "",
+            reply=self._misfit,
         )
         self._seen.committing()
         committed = await self._store.commit(self._lease, effects, go_on=go_on)

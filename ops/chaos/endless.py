@@ -54,6 +54,29 @@ def _arguments(piece: str) -> bytes:
     return _delta(f'{{"tool_calls":[{{"index":0,"function":{function}}}]}}')
 
 
+def _repeated(fields: str, n: int = 1) -> Callable[[], Iterator[bytes]]:
+    """Return what sends deltas of these fields, in which `#` is a number that grows."""
+
+    def pieces() -> Iterator[bytes]:
+        for number in itertools.count(n):
+            yield _delta(fields.replace("#", str(number)))
+
+    return pieces
+
+
+def _growing() -> Iterator[bytes]:
+    """Send all of a message so far, again and again."""
+    for n in itertools.count(1):
+        text = f'{{"content":"{"word " * n}"}}'
+        yield f'data: {{"choices":[{{"index":0,"message":{text}}}]}}\n\n'.encode()
+
+
+def _trailers() -> Iterator[bytes]:
+    yield b"0\r\n"
+    for n in itertools.count():
+        yield b"x-trailer-%d: %b\r\n" % (n, b"y" * 4_000)
+
+
 _BOMB: Final = gzip.compress(_delta('{"content":"x"}') * 400_000)
 KINDS: Final[Mapping[str, tuple[bytes, Callable[[], Iterator[bytes]]]]] = {
     "text": (_HEAD, _for_ever(_delta('{"content":"word "}'))),
@@ -74,6 +97,40 @@ KINDS: Final[Mapping[str, tuple[bytes, Callable[[], Iterator[bytes]]]]] = {
     ),
     "compressed": (_HEAD + b"content-encoding: gzip\r\n", lambda: itertools.repeat(_BOMB)),
     "headers": (b"", _headers),
+    "trailers": (_HEAD + b"transfer-encoding: chunked\r\n", _trailers),
+    "names of calls": (
+        _HEAD,
+        _for_ever(_delta('{"tool_calls":[{"index":0,"function":{"name":"word"}}]}')),
+    ),
+    "ids of calls": (_HEAD, _repeated('{"tool_calls":[{"index":0,"id":"c#","function":{}}]}')),
+    "changing calls": (
+        _HEAD,
+        _repeated('{"tool_calls":[{"index":0,"id":"c#","function":{"arguments":"{"}}]}'),
+    ),
+    "usage": (
+        _HEAD,
+        _for_ever(b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'),
+    ),
+    "usage with text": (
+        _HEAD,
+        _for_ever(
+            b'data: {"choices":[{"delta":{"content":"xy"}}],"usage":{"prompt_tokens":1}}\n\n'
+        ),
+    ),
+    "refusals": (_HEAD, _for_ever(_delta('{"refusal":"word "}'))),
+    "parts": (_HEAD, _for_ever(_delta('{"content":[{"type":"text","text":"xy"}]}'))),
+    "a message that grows": (_HEAD, _growing),
+    "reasoning in parts": (
+        _HEAD,
+        _for_ever(_delta('{"content":[{"type":"thinking","thinking":"word "}]}')),
+    ),
+    "halves of characters": (_HEAD, _for_ever(_delta('{"content":"\\ud83c"}'))),
+    "lines of one event": (_HEAD, _for_ever(_delta('{"content":"xy"}')[:-1])),
+    "deep JSON": (_HEAD, lambda: itertools.chain([b'data: {"choices":'], _for_ever(b"[")())),
+    "other choices": (
+        _HEAD,
+        _for_ever(b'data: {"choices":[{"index":1,"delta":{"content":"xy"}}]}\n\n'),
+    ),
 }
 """What is sent: the beginning of the response, and what follows it without end."""
 

@@ -31,6 +31,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     message: bytes
     provider_said: str = ""
     """Why the provider refused, in its own words; they may quote the request."""
+    reply: str = ""
+    """What the model replied, where its form was not what was asked for."""
 
     @property
     def shown_message(self) -> str:
@@ -55,6 +57,7 @@ def letter_of(shard: int, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Dea
         at_ms=int(word("at") or 0),
         message=fields.get(b"m", b""),
         provider_said=word("said"),
+        reply=word("reply"),
     )
 
 

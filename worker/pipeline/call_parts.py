@@ -251,15 +251,27 @@ def _opens(call: _Call, delta: ToolCallDelta) -> bool:
     call_id, name = delta.call_id, delta.name
     if call_id and call.call_id and call_id != call.call_id:
         return bool(name) or not delta.arguments or call.arguments.is_complete()
-    if not name or not call.name or (call_id and call_id == call.call_id):
+    if not name or not call.name:
         return False
+    if call_id and call_id == call.call_id:
+        return call.arguments.is_complete() and _says_otherwise(call, delta)
     if delta.index is None and (name != call.name or call_id):
         return True
     if name != call.name:
-        return call.arguments.bytes > 0 and not name.startswith(call.name)
-    if delta.index is not None and _says_again(call, delta):
+        is_longer = name.startswith(call.name) and not call.arguments.is_complete()
+        return call.arguments.bytes > 0 and not is_longer
+    is_again = delta.index is not None and _says_again(call, delta)
+    return not is_again and call.arguments.is_complete()
+
+
+def _says_otherwise(call: _Call, delta: ToolCallDelta) -> bool:
+    """Tell whether a delta is another whole call, under an id that the provider gives to all."""
+    if delta.name != call.name:
+        return True
+    before, now = _object(call.arguments.settled()), _object(delta.arguments or "")
+    if not before or now is None:  # begun as an empty one, or going on
         return False
-    return call.arguments.is_complete()
+    return any(now.get(key) != value for key, value in before.items())
 
 
 def _says_again(call: _Call, delta: ToolCallDelta) -> bool:

@@ -7,6 +7,7 @@ where it stands. What stands where text is expected and cannot be understood is 
 is never taken for whole without its text.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -29,7 +30,11 @@ _THOUGHT: Final = (
     *("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details"),
     *("thinking_blocks", "thought"),
 )
-_CALLS: Final = ("tool_calls", "function_call")
+_CALLS: Final = ("tool_calls", "toolCalls", "function_call", "functionCall")
+_ARGUMENTS: Final = ("arguments", "input", "parameters", "args")
+_CALL_PARTS: Final = ("tool_use", "tool_call", "tool-call", "function_call", "function")
+"""Types of parts of a content that are calls."""
+_LEGACY_CALLS: Final = ("function_call", "functionCall")
 _READ: Final = frozenset({*_TEXT, *_THOUGHT, *_CALLS, "refusal"})
 _ASIDE: Final = frozenset(
     {
@@ -56,7 +61,7 @@ class Words:
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
-        self.calls: Sequence[ToolCallDelta] = ()
+        self.calls: list[ToolCallDelta] = []
         self.is_unread = False
         """Whether there are words in a field that is not known."""
 
@@ -65,12 +70,13 @@ class Words:
         return "".join(getattr(self, kind))
 
 
-def words_of(value: Any, *, is_whole: bool = False) -> Words:
+def words_of(value: Any, *, is_whole: bool = False, within: bool = False) -> Words:
     """Return what a delta, a message or a choice says.
 
     Args:
         value: Of any shape; a text or a list counts as content.
         is_whole: It is a message, so that calls stand in their places.
+        within: Whether a message in it counts as what it says.
 
     Raises:
         Unreadable: Text or calls in no known shape.
@@ -81,7 +87,10 @@ def words_of(value: Any, *, is_whole: bool = False) -> Words:
         return words
     fields = cast("Fields", value)
     found = _read_part(fields, words, "text")
-    words.calls = calls_of(fields, is_whole=is_whole)
+    words.calls += calls_of(fields, is_whole=is_whole)
+    inner = fields.get("message") or fields.get("delta") if within else None
+    if not found and not words.calls and isinstance(inner, Mapping):
+        return words_of(inner, is_whole=is_whole)
     if not found and not words.calls:
         rest = (item for key, item in fields.items() if key not in _ASIDE and key not in _READ)
         words.is_unread = any(map(_has_words, rest))
@@ -98,6 +107,10 @@ def _read(value: Any, words: Words, kind: Kind) -> None:
             _read(item, words, kind)
     elif isinstance(value, dict):
         part = cast("Fields", value)
+        inner = part.get("functionCall") or part.get("function_call")
+        if inner or part.get("type") in _CALL_PARTS:
+            words.calls.append(_call({"function": inner} if inner else part, None))
+            return
         own = _kind_of(part, kind)
         if not _read_part(part, words, own) and own == "text" and not _is_aside(part):
             raise Unreadable
@@ -159,18 +172,28 @@ def calls_of(fields: Fields, *, is_whole: bool) -> Sequence[ToolCallDelta]:
     Raises:
         Unreadable: There is something else in their place.
     """
-    value = fields.get("tool_calls")
     calls: list[ToolCallDelta] = []
-    if value not in _NOTHING:
-        items = cast("list[object]", value if isinstance(value, list) else [value])
-        for place, item in enumerate(items):
+    for key in _CALLS:
+        value = fields.get(key)
+        if value in _NOTHING:
+            continue
+        if key in _LEGACY_CALLS:
+            made = _call({"function": value}, None)
+            calls.append(ToolCallDelta(LEGACY, None, made.name, made.arguments))
+            continue
+        for place, item in enumerate(_items(value)):
             if item is not None:
                 calls.append(_call(item, place if is_whole else None))
-    legacy = fields.get("function_call")
-    if legacy not in _NOTHING:
-        made = _call({"function": legacy}, None)
-        calls.append(ToolCallDelta(LEGACY, None, made.name, made.arguments))
     return calls
+
+
+def _items(value: Any) -> Sequence[object]:
+    """Return calls that come as a list, as an object by number, or one alone."""
+    if isinstance(value, list):
+        return cast("list[object]", value)
+    if isinstance(value, dict) and all(key.isdigit() for key in cast("Fields", value)):
+        return [*cast("Fields", value).values()]
+    return [cast("object", value)]
 
 
 def _call(item: Any, place: int | None) -> ToolCallDelta:
@@ -185,11 +208,9 @@ def _call(item: Any, place: int | None) -> ToolCallDelta:
         raise Unreadable
     function = cast("Fields", function)
     name = name if name is not None else function.get("name")
-    arguments = next(
-        (function[key] for key in ("arguments", "input", "parameters") if key in function), None
-    )
+    arguments = next((function[key] for key in _ARGUMENTS if key in function), None)
     if arguments is not None and not isinstance(arguments, str):
-        arguments = msgspec.json.encode(arguments).decode()
+        arguments = json.dumps(arguments, separators=(",", ":"))
     index = _whole_number(call.get("index"))
     return ToolCallDelta(
         place if index is None or index < 0 else index,
@@ -300,10 +321,10 @@ def counts_of(value: Any) -> Counts | None:
     return None if reported == (None, None, None, None) else counts
 
 
-def counts_in(frame: Fields, choice: Fields | None) -> Counts | None:
+def counts_in(frame: Fields, choices: Iterable[Fields]) -> Counts | None:
     """Return the usage report of a frame, wherever in it that stands."""
     places: list[Any] = [frame.get("usage")]
-    if choice is not None:
+    for choice in choices:
         places.append(choice.get("usage"))
         places += (_get(choice.get(key), "usage") for key in ("delta", "message"))
     places += (_get(frame.get("x_groq"), "usage"), _get(frame.get("message"), "usage"))

@@ -11,7 +11,6 @@ read with more care (`worker.pipeline.shapes`). What one response may hold is li
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, cast
 
@@ -204,6 +203,7 @@ class _Choice(msgspec.Struct, gc=False):
     message: msgspec.Raw | None = None
     text: msgspec.Raw | None = None
     usage: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw | None = None
 
 
 class _Frame(msgspec.Struct, gc=False):
@@ -221,7 +221,7 @@ _decode_frame = msgspec.json.Decoder(_Frame).decode
 _decode_first_frame = msgspec.json.Decoder(_FirstFrame).decode
 _decode_any = msgspec.json.Decoder().decode
 _UNDECODED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_lenient: Final = json.JSONDecoder(strict=False)
 _LAST_HALF: Final = ("\ud800", "\udbff")
 _BOM = b"\xef\xbb\xbf"
 
@@ -381,6 +381,8 @@ class CompletionStream:
             if end >= 0:
                 complete = bytes(buffer[:end])
                 del buffer[: end + 2]
+        elif data.endswith(b"\n\n"):
+            complete = data[:-2]
         elif (end := data.rfind(b"\n\n")) >= 0:
             complete = data[:end]
             buffer += data[end + 2 :]
@@ -420,6 +422,7 @@ class CompletionStream:
                         and choice.message
                         is choice.text
                         is choice.usage
+                        is choice.tool_calls
                         is delta.function_call
                         is None
                         and not delta.refusal
@@ -434,19 +437,27 @@ class CompletionStream:
                 return
 
     def _read_event(self, event: bytes, events: list[StreamEvent]) -> None:
-        """Read one event line by line, as the specification has it."""
+        """Read one event line by line: as the specification has it, and as servers write it."""
         data: list[bytes] = []
         name = b""
         for line in event.split(b"\n"):
-            field, colon, value = line.partition(b":")
+            field, _, value = line.partition(b":")
+            field = field.strip().lower()
             if field == b"data":
                 data.append(value.removeprefix(b" "))
-            elif field == b"event" and colon:
-                name = value.removeprefix(b" ")
-        if data and name == b"error":
-            self._read_with_care(b"\n".join(data), events, is_error=True)
-        elif data:
-            self._read_payload(b"\n".join(data), events)
+            elif field == b"event":
+                name = value.strip()
+            elif field[:1] == b"{":  # proxies and web frameworks put their errors so
+                data.append(line.strip())
+            elif field == b"error" and value.strip():
+                name = field
+                data.append(value)
+        payloads = data if len(data) > 1 and all(map(_is_payload, data)) else [b"\n".join(data)]
+        for payload in payloads if data else ():
+            if name == b"error":
+                self._read_with_care(payload, events, is_error=True)
+            elif not self._done:
+                self._read_payload(payload, events)
 
     # Payloads
 
@@ -540,16 +551,16 @@ class CompletionStream:
                 events.append(MalformedFrame("json"))
 
     def _decoded(self, payload: bytes) -> Any:
-        """Decode JSON, within limits, also with halves of characters in it."""
+        """Decode JSON, within limits; halves of characters, bare controls and NaN are let pass."""
         if len(payload) > _VALUES_MAX and payload.count(b",") > _VALUES_MAX:
             raise Unreadable("too_complex")
         try:
             return _decode_any(payload)
         except msgspec.DecodeError:
-            if not _SURROGATE.search(payload):
-                raise
             try:
-                return json.loads(payload, parse_constant=_no_constant)
+                return _lenient.decode(payload.decode())
+            except UnicodeDecodeError:
+                raise
             except ValueError:
                 raise msgspec.DecodeError from None
 
@@ -569,8 +580,8 @@ class CompletionStream:
         Raises:
             Unreadable: It holds text or calls in no known shape.
         """
-        choice = self._choice_of(frame)
-        failed = _failure_of(frame) or (_failure_of(choice) if choice is not None else None)
+        choices = self._choices_of(frame)
+        failed = next(filter(None, map(_failure_of, (frame, *choices))), None)
         if failed is not None:
             events.append(failed)
             return
@@ -578,19 +589,19 @@ class CompletionStream:
             self._name(short(frame.get("id")), short(frame.get("model")), events)
         self._plain = not self._half
         said = len(events)
-        if choice is not None:
+        for choice in choices:
             self._read_choice(choice, size, events)
-        elif not frame.get("choices"):
+        if not frame.get("choices"):
             self.unread = self.unread or any(frame.get(key) for key in _SAYING)
-        counts = counts_in(frame, choice)
+        counts = counts_in(frame, choices)
         if counts is not None:
             alone = events[said:] in ([], [_EMPTY])
             if alone:
                 del events[said:]
             self._report(counts, size, events, alone=alone)
 
-    def _choice_of(self, frame: Fields) -> Fields | None:
-        """Return the first choice; others are not asked for.
+    def _choices_of(self, frame: Fields) -> Sequence[Fields]:
+        """Return the first choice, in its pieces; others are not asked for.
 
         Raises:
             Unreadable: There are choices, but no objects.
@@ -599,9 +610,10 @@ class CompletionStream:
         if isinstance(choices, dict):
             choices = [cast("Fields", choices)]
         if not choices:
-            return None
+            return ()
         if not isinstance(choices, list):
             raise Unreadable
+        first: list[Fields] = []
         others = False
         for item in cast("list[object]", choices):
             choice = _object(item)
@@ -609,11 +621,11 @@ class CompletionStream:
                 if item is not None:
                     raise Unreadable
             elif choice.get("index") in _FIRST:
-                return choice
+                first.append(choice)
             else:
                 others = True
-        self.unread = self.unread or others
-        return None
+        self.unread = self.unread or (others and not first)
+        return first
 
     def _read_choice(self, choice: Fields, size: int, events: list[StreamEvent]) -> None:
         said = len(events)
@@ -621,7 +633,7 @@ class CompletionStream:
         if reason == "error":
             events.append(StreamFailed("error", ""))
             return
-        words = words_of(choice.get("delta"))
+        words = words_of(choice.get("delta"), within=True)
         beside = words_of(choice)
         text = words.joined("text") or beside.joined("text")
         if beside.text and beside.joined("text") != text:
@@ -765,11 +777,17 @@ def _behind(said: str, whole: str) -> str:
     return whole[len(said) :]
 
 
+def _is_payload(line: bytes) -> bool:
+    """Tell whether a line looks like all that an event holds."""
+    line = line.strip()
+    return line == b"[DONE]" or (line.startswith(b"{") and line.endswith(b"}"))
+
+
 def _usually_said(choice: _Choice, payload: bytes) -> Sequence[StreamEvent] | None:
     """Return what a choice says in one of the usual ways; None if it says it in another."""
     delta, reason = choice.delta, choice.finish_reason
-    beside = (choice.message, choice.text, choice.usage, choice.index or None)
-    if delta is None or beside != (None, None, None, None):
+    beside = (choice.message, choice.text, choice.usage, choice.tool_calls, choice.index or None)
+    if delta is None or beside != (None, None, None, None, None):
         return None
     if delta.function_call is not None or delta.refusal:
         return None
@@ -783,7 +801,7 @@ def _usually_said(choice: _Choice, payload: bytes) -> Sequence[StreamEvent] | No
         if kinds > 1 or reason is not None or not all(said):
             return None
         return cast("list[StreamEvent]", said)
-    if b'"delta":{}' not in payload or reason not in _REASONS:
+    if b'"delta":{}' not in payload or reason not in _REASONS or b"error" in payload:
         return None
     return [] if reason is None else [FinishReason(reason)]
 
@@ -794,10 +812,6 @@ def _tool_call_delta(call: _ToolCall) -> ToolCallDelta | None:
     if function is None or (function.name is None and function.arguments is None):
         return None
     return ToolCallDelta(call.index, call.id, function.name, function.arguments)
-
-
-def _no_constant(_: str) -> Any:
-    raise ValueError
 
 
 def _usage_of(counts: Counts) -> ProviderUsage:
@@ -831,15 +845,38 @@ def _object(value: object) -> dict[str, Any] | None:
 
 def _failure_of(value: Mapping[str, Any]) -> StreamFailed | None:
     """Return the error that an object reports: flat, nested, or typed; None if it reports none."""
-    error = value.get("error")
+    error = value.get("error") or value.get("errors") or _groq_error(value)
+    if isinstance(error, list):
+        error = cast("list[object]", error)[0]
     if (nested := _object(error)) is not None:
-        code = nested.get("code") or nested.get("type")
-        return _failed(code, nested.get("message"))
-    if error:
+        if any(nested.values()):
+            return _failed(nested.get("code") or nested.get("type"), nested.get("message"))
+    elif error:
         return _failed(value.get("code"), error)
-    if value.get("type") == "error" or (value.get("code") and not value.get("choices")):
-        return _failed(value.get("code"), value.get("message"))
+    status = _object(value.get("base_resp"))
+    if status is not None and status.get("status_code"):
+        return _failed(status["status_code"], status.get("status_msg"))
+    return None if value.get("choices") else _bare_failure_of(value)
+
+
+def _groq_error(value: Mapping[str, Any]) -> object:
+    groq = _object(value.get("x_groq"))
+    return groq.get("error") if groq is not None else None
+
+
+def _bare_failure_of(value: Mapping[str, Any]) -> StreamFailed | None:
+    """Return the error that an object is, by the names that frameworks have for its fields."""
+    code = value.get("code") or value.get("error_code")
+    words = [value.get(key) for key in ("message", "error_msg", "detail", "msg")]
+    is_error = "error" in (value.get("type"), value.get("object")) or (code and not _is_fine(code))
+    if is_error or value.get("success") is False or words[1] or words[2]:
+        return _failed(code, next(filter(None, words), None))
     return None
+
+
+def _is_fine(code: object) -> bool:
+    """Tell whether a code beside no choices says that nothing is wrong."""
+    return str(code).lower() in {"0", "200", "ok", "success"}
 
 
 def _failed(code: object, message: object) -> StreamFailed:

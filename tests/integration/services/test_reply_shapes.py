@@ -16,6 +16,7 @@ from tests.integration.services.wire import (
     STREAM_HEAD,
     Connection,
     Script,
+    call,
     chunk,
     delta,
     finish,
@@ -24,7 +25,7 @@ from tests.integration.services.wire import (
     turn,
     usage,
 )
-from worker.errors import ProviderUnavailable, ReplyTooLarge, Truncated, UnusableReply
+from worker.errors import ProviderUnavailable, ReplyTooLarge, Retryable, Truncated, UnusableReply
 from worker.pipeline.functions import FunctionCallParams
 from worker.pipeline.stream import ProviderUsage
 from worker.services.openai.wire import TimeLimits
@@ -295,6 +296,104 @@ SHAPES: dict[str, Shape] = {
         calls=[("f", {"a": 1})],
     ),
 }
+SHAPES |= {
+    "events without blank lines": Shape(
+        sse(*text("Hello", " world"), *END).replace(b"\n\n", b"\n"),
+    ),
+    "a payload without a field's name, and one that is indented": Shape(
+        b": hi\n\n%b\n\n data: %b\n\n" % (*text("Hello"), *text(" world")) + sse(*END)
+    ),
+    "numbers that JSON does not have, beside the text": Shape(
+        sse(
+            b'{"choices":[{"index":0,"delta":{"content":"Hello"},"logprobs":{"x":-Infinity}}]}',
+            b'{"choices":[{"index":0,"delta":{"content":" world"},"logprobs":{"x":NaN}}]}',
+            *END,
+        )
+    ),
+    "a bare tab in the text": Shape(
+        sse(b'{"choices":[{"index":0,"delta":{"content":"Hello\tworld"}}]}', *END), "Hello\tworld"
+    ),
+    "errors that are none": Shape(
+        sse(
+            frame(error={}, choices=[{"delta": {"content": "Hello"}}]),
+            frame(error={"code": None, "message": ""}, choices=[{"delta": {"content": " world"}}]),
+            frame(code=200, message="success", error="", choices=[], usage=COUNTS),
+            frame(choices=[], base_resp={"status_code": 0, "status_msg": "success"}),
+            finish(),
+            DONE,
+        )
+    ),
+    "a choice in pieces": Shape(
+        sse(
+            frame(
+                choices=[
+                    {"index": 0, "delta": {"content": "Hello"}},
+                    {"index": 0, "delta": {"content": " world"}},
+                    {"index": 0, "delta": {"tool_calls": [call(0, "c", "f", "{}")]}},
+                ]
+            ),
+            *END,
+        ),
+        calls=[("f", {})],
+    ),
+    "a message in a delta": Shape(
+        sse(delta(message={"content": "Hello"}), delta(message={"content": " world"}), *END)
+    ),
+    "calls among the parts of a content": Shape(
+        sse(
+            *text([{"type": "text", "text": "Hello world"}]),
+            *text([{"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}]),
+            *text({"parts": [{"functionCall": {"name": "f", "args": {"a": 2}}}]}),
+            *END,
+        ),
+        calls=[("f", {"a": 1}), ("f", {"a": 2})],
+    ),
+    "calls in the choice": Shape(
+        sse(
+            choice(index=0, delta={"content": "Hello world"}, tool_calls=[call(0, "c", "f", "{}")]),
+            choice(index=0, delta={}, tool_calls=[call(1, "d", "f", '{"a":1}')]),
+            *END,
+        ),
+        calls=[("f", {}), ("f", {"a": 1})],
+    ),
+    "calls by number, and in camel case": Shape(
+        sse(
+            delta(tool_calls={"0": call(0, "c", "f", "{}")}),
+            delta(toolCalls=[call(1, "d", "f", '{"a":1}')]),
+            *END,
+        ),
+        "",
+        calls=[("f", {}), ("f", {"a": 1})],
+    ),
+    "one id for all calls": Shape(
+        sse(
+            *(delta(tool_calls=[call(0, "c", "f", f'{{"a":{n}}}')]) for n in (1, 2, 2)),
+            delta(tool_calls=[call(0, "c", "g", '{"a":2}')]),
+            *END,
+        ),
+        "",
+        calls=[("f", {"a": 1}), ("f", {"a": 2}), ("g", {"a": 2})],
+    ),
+    "a name that begins with another one's": Shape(
+        sse(
+            *(
+                delta(tool_calls=[{"index": 0, "function": {"name": n, "arguments": '{"a":1}'}}])
+                for n in ("f", "fg")
+            ),
+            *END,
+        ),
+        "",
+        calls=[("f", {"a": 1}), ("fg", {"a": 1})],
+    ),
+    "arguments that begin as an empty object": Shape(
+        sse(
+            *(delta(tool_calls=[call(0, "c", "f", part)]) for part in ("{}", '{"a"', ":1}")),
+            *END,
+        ),
+        "",
+        calls=[("f", {"a": 1})],
+    ),
+}
 
 
 def body(data: bytes, *, kind: str = "text/event-stream") -> Script:
@@ -317,16 +416,17 @@ async def test_a_reply_in_any_shape(name: str) -> None:
         await params.result_callback("")  # an empty result asks the model for nothing more
 
     async with turn(body(shape.body)) as (run, server):
-        run.service.register_function("f", handler)
+        for name in ("f", "g", "fg"):
+            run.service.register_function(name, handler)
         await run.run()
 
-        call = run.service.calls[0]
+        made = run.service.calls[0]
         said = [message.get("content", "") for message in run.said]
         assert said[:1] == ([shape.text] if shape.text else said[:1])
         assert not shape.calls or seen == [*shape.calls]
-        assert (call.usage, call.outcome) == (shape.usage, "completed")
+        assert (made.usage, made.outcome) == (shape.usage, "completed")
         assert len(server.requests) == 1
-        assert shape.calls or call.finish_reason == shape.finish
+        assert shape.calls or made.finish_reason == shape.finish
 
 
 UNREADABLE: dict[str, bytes] = {
@@ -346,6 +446,8 @@ UNREADABLE: dict[str, bytes] = {
     ),
     "a body in lines of JSON": frame(message={"content": "a"}) + b"\n" + frame(done=True),
     "JSON of another kind": frame(answer="Hello"),
+    "calls that did not come": sse(delta(role="assistant"), finish("tool_calls"), DONE),
+    "a failed call's reason": sse(choice(delta={}, finish_reason="MALFORMED_FUNCTION_CALL"), DONE),
 }
 
 
@@ -357,6 +459,34 @@ async def test_what_cannot_be_understood_fails_by_name(name: str) -> None:
             await run.run()
 
         assert caught.value.code in {"malformed_stream", "not_a_stream"}
+        assert run.service.calls[0].outcome == "failed"
+
+
+BROKEN_OFF: dict[str, bytes] = {
+    "Groq": sse(frame(choices=[], x_groq={"error": "over_capacity"})),
+    "Groq, with a finish reason": sse(
+        choice(index=0, delta={}, finish_reason="stop")[:-1] + b',"x_groq":{"error":"over"}}'
+    ),
+    "MiniMax": sse(frame(choices=None, base_resp={"status_code": 1000, "status_msg": "unknown"})),
+    "Baidu": sse(frame(error_code=336100, error_msg="busy")),
+    "FastAPI": sse(frame(detail="Internal error")),
+    "vLLM": sse(frame(object="error", message="boom", code=None)),
+    "a list": sse(frame(errors=[{"message": "boom"}])),
+    "a flag": sse(frame(success=False, message="boom")),
+    "llama.cpp": b'error: {"code":500,"message":"boom","type":"server_error"}\n\n',
+    "a line of JSON": b'{"error":{"message":"boom","code":500}}\n\n',
+    "words": b"event: error\ndata: boom\n\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_OFF)
+async def test_an_error_in_the_middle_is_never_taken_for_the_end(name: str) -> None:
+    """However a server says that it broke off, what came before is not a whole reply."""
+    async with turn(body(sse(*text("Hello")) + BROKEN_OFF[name] + sse(DONE))) as (run, _):
+        with pytest.raises(Retryable) as caught:
+            await run.run()
+
+        assert caught.value.code in {"reply_error", "stream_error", "rate_limited"}
         assert run.service.calls[0].outcome == "failed"
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
 from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
+from ops.cli.connecting import connected
+from ops.cli.dead_letters import read_letters
 from ops.simulator import Simulator
 from tests.integration.tools.bench import calling, requests, tool_hand, user
 from worker.agents import AgentsFile, BadAgents
@@ -172,7 +174,7 @@ async def test_ask_takes_a_struct(redis_url: str, sim: Simulator) -> None:
 async def test_a_reply_that_does_not_fit_fails_by_name(
     redis_url: str, sim: Simulator, client: TurnClient, reply: str
 ) -> None:
-    """Nothing is committed, the spend is kept apart, and the words are not repeated."""
+    """Paid once, nothing is committed, and the dead letter alone keeps the words, all of them."""
     sim.inject(f"text;say={quote(reply)}", times=None)
     schema = {"type": "object", "properties": {"number": {"type": "integer"}}}
     async with tool_hand(redis_url, sim) as hand:
@@ -188,6 +190,10 @@ async def test_a_reply_that_does_not_fit_fails_by_name(
     assert "Sorry" not in failed.message
     assert "seven" not in failed.message
     assert (await client.history("c")).messages == ()
+    with connected(redis_url, 1) as connection:
+        (letter,) = read_letters(connection.redis, connection.shards)
+    assert (letter.code, letter.reply) == ("invalid_reply", reply)
+    assert len(requests(sim)) == 1
     totals = await client.usage("c")
     assert totals.usage.total_tokens == 0
     assert totals.abandoned.total_tokens > 0

@@ -1299,7 +1299,8 @@ class OpenAILLMService(FrameProcessor):
         Raises:
             UnusableReply: It does not.
         """
-        if not completion.has_said and stream.left_unread:
+        calls_nothing = _CALLS.search(completion.call.finish_reason or "")
+        if not completion.has_said and (stream.left_unread or calls_nothing):
             raise _unreadable("shape")
         if not completion.is_over:
             raise Truncated("the stream ended without a finish reason")
@@ -1361,6 +1362,8 @@ class OpenAILLMService(FrameProcessor):
 _DEFAULT_LIMITS: Final = TimeLimits()
 _USAGE_SEEN_S: Final = 0.25
 """How long to wait for `[DONE]` or a further report once finish reason and usage have come."""
+_CALLS: Final = re.compile("tool|function", re.IGNORECASE)
+"""In finish reasons that say that something is called."""
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _PLAIN_MESSAGES: Final = PlainMessages()
 
