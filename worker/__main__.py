@@ -39,7 +39,7 @@ def settings_help() -> str:
     "is wrong is said in one sentence on standard error.\n\n"
     "Exit codes: 0 told to end, 1 a defect, 2 cannot start, 70 the event loop stood still for "
     "TURNLINE_STALL_S, 75 told to end and something did not let it, 143 or 130 told to end while "
-    "it started.\n\n" + settings_help()
+    "it started, 154 native code held Python's lock and computed without end.\n\n" + settings_help()
 )
 @click.option("--check", is_flag=True, help="Only check, say what was found, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print what --check found as a JSON object.")

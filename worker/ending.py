@@ -25,7 +25,11 @@ FORCED: Final = 75
 CLOSE_S: Final = 2.0
 """Seconds behind the grace period after which a process that was told to end is gone."""
 _LOOK_S: Final = 0.1
-_MARGIN_S: Final = 0.3
+_ARM_S: Final = 1.0
+_FORCE_S: Final = 0.4
+"""Seconds before that moment at which the thread ends it, which a busy machine may delay; ..."""
+_MARGIN_S: Final = 0.2
+"""... and how much later the interpreter's timer does."""
 _CANCEL_S: Final = 0.2
 _SAY_S: Final = 1.0
 """A log that nobody reads must not hold up an end."""
@@ -34,6 +38,8 @@ _FRAMES: Final = 32
 
 log = logging.getLogger("turnline.process")
 _T = TypeVar("_T")
+Listen = Callable[[], Callable[[], None]]
+"""Begins to listen to signals; returns what any thread may call that sees one first."""
 
 
 async def within(seconds: float, what: str, closing: Awaitable[Any]) -> None:
@@ -51,9 +57,11 @@ class Watchdog:
     """A thread that ends the process: when its event loop stands still, or at a given moment.
 
     Time in which the process did not run (it was stopped, its machine slept) does not count as
-    standing still. Where native code keeps the interpreter's lock no thread can look: a timer of
-    the interpreter then writes the stacks of all threads and exits with code 1, `_HELD_S` later.
-    That one goes by the clock: a process that was stopped for longer ends when it wakes.
+    standing still. Where native code keeps the interpreter's lock no thread can look. If it
+    computes, the system ends the process (SIGVTALRM) once it had the processor for so long that the
+    lock was held for `stall_s` on any number of cores; stopped time is none of the processor's.
+    If it waits, the stacks of all threads are written after `_HELD_S`, and that is all: by the
+    clock it cannot be told from a process that was stopped.
     """
 
     def __init__(self, stall_s: float) -> None:
@@ -65,9 +73,12 @@ class Watchdog:
         self._watched = threading.get_ident()
         self._end_at_s: float | None = None
         self._armed_at_s = 0.0
+        self._processor_s = (stall_s + _ARM_S) * _cores()
 
     def start(self) -> None:
         """Start the thread; from the one that runs the loop."""
+        with suppress(OSError, ValueError, RuntimeError, AttributeError, io.UnsupportedOperation):
+            faulthandler.register(signal.SIGVTALRM, chain=True)  # the system's default ends it
         threading.Thread(target=self._look, name="watchdog", daemon=True).start()
 
     def watch(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -75,14 +86,18 @@ class Watchdog:
         self._loop = loop
         if loop is not None:
             self._beat(loop)
+            self._arm(time.monotonic())  # the first turn may come before the thread's next look
 
     def end_within(self, seconds: float) -> None:
         """End the process in so many seconds, or when that was said before.
 
-        Takes no lock: it is called from signal handlers, whatever the thread was doing.
+        Takes no lock: it is called from signal handlers, whatever the thread was doing. What it did
+        may keep the interpreter's lock again afterwards, so the timer is set here already.
         """
-        at_s = time.monotonic() + seconds
+        now_s = time.monotonic()
+        at_s = now_s + seconds
         self._end_at_s = at_s if self._end_at_s is None else min(at_s, self._end_at_s)
+        self._arm(now_s)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beats += 1
@@ -108,15 +123,16 @@ class Watchdog:
             self._arm(now_s)
 
     def _arm(self, now_s: float) -> None:
-        """Have the interpreter's own timer look after this thread."""
-        after_s = self._stall_s + _HELD_S
-        if self._end_at_s is not None:
-            after_s = min(after_s, self._end_at_s - now_s + _MARGIN_S)
-        elif self._loop is None or now_s - self._armed_at_s < 1:
-            return
-        self._armed_at_s = now_s
+        """Have the interpreter's and the system's timers look after this thread."""
         with suppress(OSError, ValueError, RuntimeError, AttributeError, io.UnsupportedOperation):
-            faulthandler.dump_traceback_later(after_s, exit=True)  # no standard error: no timer
+            if self._end_at_s is not None:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)  # the end comes by the clock
+                after_s = max(_MARGIN_S, self._end_at_s - now_s + _MARGIN_S)
+                faulthandler.dump_traceback_later(after_s, exit=True)
+            elif self._loop is not None and now_s - self._armed_at_s >= _ARM_S:
+                self._armed_at_s = now_s
+                signal.setitimer(signal.ITIMER_VIRTUAL, self._processor_s)
+                faulthandler.dump_traceback_later(self._stall_s + _HELD_S)
 
     def _stack(self) -> list[str]:
         """Return where the loop's thread is, the innermost place last."""
@@ -130,19 +146,25 @@ class Watchdog:
         return found[::-1]
 
 
+def _cores() -> int:
+    """Return how many threads of this process can compute at once."""
+    own = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(own(0)) if own is not None else os.cpu_count() or 1
+
+
 def _leave(event: str, code: int, **facts: object) -> None:
     """Say so, and be gone. A thread of its own says it: what hangs may hold the log's lock."""
     facts = {"exit_code": code, **facts}
     saying = threading.Thread(target=log.critical, args=(event,), kwargs={"extra": facts})
     saying.daemon = True
     saying.start()
-    saying.join(_SAY_S if code == STALLED else _MARGIN_S / 3)
+    saying.join(_SAY_S if code == STALLED else _MARGIN_S / 2)
     os._exit(code)
 
 
 def run_until_told(
     loop: asyncio.AbstractEventLoop,
-    main: Callable[[Callable[[], None]], Coroutine[Any, Any, _T]],
+    main: Callable[[Listen], Coroutine[Any, Any, _T]],
     watchdog: Watchdog,
     *,
     stop: Callable[[], None],
@@ -165,22 +187,26 @@ def run_until_told(
         Exception: As `main` raises it.
     """
 
+    def seen() -> None:
+        watchdog.end_within(drain_s + CLOSE_S - _FORCE_S)
+
     def told(_number: int, _frame: FrameType | None) -> None:
         # Runs between two instructions of whatever the main thread does, also where the loop hangs.
-        watchdog.end_within(drain_s + CLOSE_S - _MARGIN_S)
+        seen()
         with suppress(RuntimeError):  # the loop is closed: all is over
             loop.call_soon_threadsafe(stop)
 
-    def listen() -> None:
+    def listen() -> Callable[[], None]:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, told)
+        return seen
 
     loop.set_exception_handler(on_loop_error)
     watchdog.start()
     try:
         return _drive(loop, loop.create_task(main(listen)))
     finally:
-        watchdog.end_within(CLOSE_S - _MARGIN_S)
+        watchdog.end_within(CLOSE_S - _FORCE_S)
         watchdog.watch(None)
         _close(loop)
 

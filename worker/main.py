@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import secrets
+import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +29,7 @@ from worker.agents import AgentsFile, BadAgents, Planner
 from worker.batching import ScriptBatcher
 from worker.checking import Checker
 from worker.conversation import ConversationDriver
-from worker.ending import CLOSE_S, Watchdog, run_until_told, within
+from worker.ending import CLOSE_S, Listen, Watchdog, run_until_told, within
 from worker.jobs import run_conversation
 from worker.observing import Observer
 from worker.pipeline.calls import CallObserver
@@ -51,7 +52,7 @@ from worker.store.traces import TraceLimits, Traces
 from worker.telemetry.setup import Telemetry, TelemetryError, TelemetrySettings, TracedHeaders
 from worker.tool_calls import ToolLimits
 from worker.tools.loading import load_tools
-from worker.tools.running import Toolbox
+from worker.tools.running import ResourcesFailed, Toolbox
 
 log = logging.getLogger("turnline.worker")
 _CLOSE_S = 5.0
@@ -232,7 +233,7 @@ class Fleet:
             self._starting.cancel()
         self._told.set()
         if self._end_by_s is None:
-            self._end_by_s = time.monotonic() + self._settings.drain_s + CLOSE_S - 0.5
+            self._end_by_s = time.monotonic() + self._settings.drain_s + CLOSE_S - 0.6
         for worker in self.workers:
             if worker.allow_pick_jobs:
                 worker.drain()
@@ -309,10 +310,8 @@ class Fleet:
         try:
             with said_if_slow("the resources of the tools"):
                 await self._toolbox.start()
-        except Exception as error:  # foreign code
-            raise StartFailed(
-                f"The resources of the tools cannot be opened: {type(error).__name__}: {error}"
-            ) from error
+        except ResourcesFailed as error:
+            raise StartFailed(f"The resources of the tools cannot be opened: {error}") from None
 
     async def close(self) -> None:
         """Close everything, whatever becomes of the rest; what was opened last goes first.
@@ -425,23 +424,25 @@ def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:
         StartFailed: The redactor cannot be used.
     """
     where = urlsplit(settings.base_url)
+    asked = f"the import of {settings.redactor}" if settings.redactor else "telemetry"
     try:
         version = metadata.version("turnline")
     except metadata.PackageNotFoundError:
         version = "0"
     try:
-        return Telemetry(
-            TelemetrySettings(
-                worker=worker_id,
-                address=where.hostname or "",
-                port=where.port or (80 if where.scheme == "http" else 443),
-                redactor=settings.redactor,
-                send_traceparent=settings.send_traceparent,
-                metrics_port=settings.metrics_port,
-            ),
-            os.environ,
-            version=version,
-        )
+        with said_if_slow(asked):
+            return Telemetry(
+                TelemetrySettings(
+                    worker=worker_id,
+                    address=where.hostname or "",
+                    port=where.port or (80 if where.scheme == "http" else 443),
+                    redactor=settings.redactor,
+                    send_traceparent=settings.send_traceparent,
+                    metrics_port=settings.metrics_port,
+                ),
+                os.environ,
+                version=version,
+            )
     except TelemetryError as error:
         raise StartFailed(str(error)) from None
 
@@ -498,9 +499,7 @@ def run(settings: Settings) -> int:
     )
 
 
-async def _run(
-    settings: Settings, fleets: list[Fleet], watchdog: Watchdog, listen: Callable[[], None]
-) -> int:
+async def _run(settings: Settings, fleets: list[Fleet], watchdog: Watchdog, listen: Listen) -> int:
     loop = asyncio.get_running_loop()
     fleet = Fleet(settings, on_serving=lambda: watchdog.watch(loop))
     fleets.append(fleet)
@@ -511,7 +510,8 @@ async def _run(
     gc.set_threshold(10_000, 50, 100)
     told: list[int] = []
     await fleet.run(obeyed(listen, told))
-    return 0 if fleet.has_served else ended_by(told[0])
+    # The thread that takes note of signals may be behind.
+    return 0 if fleet.has_served else ended_by(next(iter(told), signal.SIGTERM))
 
 
 def check(settings: Settings) -> Found:

@@ -82,6 +82,8 @@ def bench(
     """
     if sum((full, growth, soak_minutes is not None)) > 1:
         raise Failure("--full, --growth and --soak exclude one another")
+    if page is not None:
+        reporting.need_plots()
     chosen, parts = _chosen(only, full=full, growth=growth, soak=soak_minutes is not None)
     if listing:
         _list(chosen, as_json=as_json)

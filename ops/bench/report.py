@@ -1,5 +1,6 @@
 """Shows a report: tables in the terminal, a page with a plot for the documentation."""
 
+import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -233,6 +234,15 @@ def show(report: Report, console: Console) -> None:
     for sentence in comparisons(report):
         console.print(sentence)
     console.print(f"{report.machine}; {report.date}; {report.seconds:.0f} s")
+
+
+def need_plots() -> None:
+    """Import what draws, before anything is measured.
+
+    Raises:
+        ModuleNotFoundError: A package is missing.
+    """
+    importlib.import_module("ops.bench.plot")
 
 
 def write_page(report: Report, page: Path) -> None:

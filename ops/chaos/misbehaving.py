@@ -4,6 +4,8 @@ import asyncio
 import atexit
 import ctypes
 import os
+import re
+import signal
 import sys
 import threading
 import time
@@ -171,6 +173,35 @@ async def spins_in_the_loop() -> str:
     _begun()
     while True:
         pass
+
+
+@tool(retry_safe=True)
+async def takes_the_signal() -> str:
+    """Hold the loop, while another thread is the one that the system gives SIGTERM to."""
+
+    def take() -> None:
+        time.sleep(0.2)
+        _begun()
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    threading.Thread(target=take, daemon=True).start()
+    time.sleep(3_600)  # noqa: ASYNC251  that is the point
+    return ""
+
+
+@tool(retry_safe=True)
+async def matches_for_ever() -> str:
+    """Hold the interpreter's lock in native code that heeds signals."""
+    _begun()
+    re.match("(a+)+$", "a" * 99 + "b")
+    return ""
+
+
+@tool(retry_safe=True)
+async def sums_for_ever() -> str:
+    """Hold the interpreter's lock in native code that heeds nothing."""
+    _begun()
+    return str(sum(range(10**13)))
 
 
 @tool(retry_safe=True)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, NamedTuple
 
@@ -36,15 +36,18 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def obeyed(
-    listen: Callable[[], None], told: list[int], grace_s: float = GRACE_S
+    listen: Callable[[], Callable[[], None]], told: list[int], grace_s: float = GRACE_S
 ) -> Generator[None]:
     """Begin to listen to signals; if one comes within the block, the process has `grace_s` to end.
 
     What runs in the block is foreign code, which may hold up the thread of the loop. So the bytes
     by which the interpreter tells the loop of signals go to a thread first, which hands them on.
+    It does so behind the block too. Of two signals in quick succession the system may give both to
+    another thread than the loop's, and where that one waits in foreign code it is not woken, so
+    that its handlers do not run: that thread sees them all the same.
 
     Args:
-        listen: Lets the signals call what stops the program.
+        listen: Lets the signals call what stops the program; returns what the thread calls too.
         told: Takes the numbers of the signals that came within the block.
         grace_s: Seconds from the first of them until the process is ended.
     """
@@ -52,39 +55,42 @@ def obeyed(
     inside.setblocking(False)
     over = threading.Event()
     of_loop = signal.set_wakeup_fd(inside.fileno(), warn_on_full_buffer=False)
-    watch = _Watch(inside, outside, of_loop, over, told, grace_s)
-    thread = threading.Thread(target=watch.run, name="turnline-signals", daemon=True)
-    thread.start()
-    listen()
+    of_loop = os.dup(of_loop) if of_loop >= 0 else of_loop  # the loop closes its own
+    watch = _Watch(inside, outside, of_loop, over, told, listen(), grace_s)
+    threading.Thread(target=watch.run, name="turnline-signals", daemon=True).start()
     yield
     over.set()
-    signal.set_wakeup_fd(of_loop, warn_on_full_buffer=False)
-    inside.close()
-    thread.join()
 
 
 class _Watch(NamedTuple):
     """Hands signals on; after the first, ends the process unless the block is over in time."""
 
     inside: socket.socket
-    """Written to by the interpreter; held here, since an exception leaves the block without it."""
+    """Written to by the interpreter; held here, since nothing else lives as long."""
     signals: socket.socket
     of_loop: int
     over: threading.Event
     told: list[int]
+    seen: Callable[[], None]
     grace_s: float
 
     def run(self) -> None:
         deadline_s: float | None = None
-        with self.signals:
-            while True:
-                left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-                if not select.select([self.signals], [], [], left_s)[0]:
-                    os._exit(ended_by(self.told[0]))
-                if not (numbers := self.signals.recv(64)):
-                    return
-                self.told.extend(number for number in numbers if number in STOP)
+        while True:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            if select.select([self.signals], [], [], left_s)[0]:
+                numbers = self.signals.recv(64)
+                stop = [number for number in numbers if number in STOP]
+                if stop:
+                    self.seen()
+                if not self.over.is_set():
+                    self.told.extend(stop)
+                    if stop and deadline_s is None:
+                        deadline_s = time.monotonic() + self.grace_s
                 if self.of_loop >= 0:
-                    os.write(self.of_loop, numbers)
-                if deadline_s is None and self.told and not self.over.is_set():
-                    deadline_s = time.monotonic() + self.grace_s
+                    with suppress(OSError):  # the loop is closed, or has enough to read
+                        os.write(self.of_loop, numbers)
+            elif self.over.is_set():
+                deadline_s = None
+            else:
+                os._exit(ended_by(self.told[0]))

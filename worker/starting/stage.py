@@ -18,6 +18,7 @@ WORDS_CHARS: Final = 300
 SENTENCE_CHARS: Final = 2_000
 SAY_AFTER_S: Final = 1.0
 """Seconds of silence after which it is said what is waited for; then again, ever later."""
+_MOST_SILENCE_S: Final = 8.0
 _LEAST_SECRET: Final = 4
 """Characters of a secret that can be told from a coincidence."""
 _UNSEEN: Final = re.compile(f"[{INVISIBLE}\ud800-\udfff]")
@@ -45,7 +46,7 @@ def said_if_slow(what: str) -> Generator[None]:
         waited_s = wait_s = SAY_AFTER_S
         while not done.wait(wait_s):
             log.info("start.waiting", extra={"waiting_for": what, "seconds": waited_s})
-            wait_s = min(60.0, 2 * wait_s)
+            wait_s = min(_MOST_SILENCE_S, 2 * wait_s)
             waited_s += wait_s
 
     thread = threading.Thread(target=watch, name="turnline-start", daemon=True)

@@ -51,6 +51,16 @@ class Sender(Protocol):
         ...
 
 
+_SAMPLER: Final = "parentbased_always_on"
+_SAMPLERS: Final = frozenset(
+    f"{of}{how}"
+    for of in ("", "parentbased_")
+    for how in ("always_on", "always_off", "traceidratio")
+)
+_MOST_NUMBER: Final = 86_400_000
+"""As milliseconds, a day."""
+
+
 class Sampler:
     """Decides once per trace, by its id alone, so that all workers decide alike.
 
@@ -59,14 +69,14 @@ class Sampler:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Read `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`."""
-        name = environ.get("OTEL_TRACES_SAMPLER", "parentbased_always_on").strip().lower()
+        name = environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() or _SAMPLER
+        if name not in _SAMPLERS:
+            log.warning("telemetry.sampler_ignored", extra={"uses": _SAMPLER})
+            name = _SAMPLER
         self._heeds_parent = name.startswith("parentbased")
         ratio = 0.0 if name.endswith("always_off") else 1.0
         if name.endswith("traceidratio"):
-            try:
-                ratio = min(1.0, max(0.0, float(environ.get("OTEL_TRACES_SAMPLER_ARG", "1"))))
-            except ValueError:
-                log.warning("telemetry.sampler_ignored", extra={"sampler": name})
+            ratio = _ratio(environ.get("OTEL_TRACES_SAMPLER_ARG") or "1")
         self._bound = int(ratio * (1 << 64))
 
     def takes(self, turn: TurnSpans) -> bool:
@@ -249,9 +259,17 @@ def _rejected(body: bytes) -> int:
     return max(0, int(answer.partial_success.rejected_spans))
 
 
+def _ratio(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (ratio := float(text)) <= 1:
+            return ratio
+    log.warning("telemetry.sampler_ignored", extra={"uses": 1.0})
+    return 1.0
+
+
 def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
-    try:
-        return max(1, int(environ.get(name) or default))
-    except ValueError:
-        log.warning("telemetry.number_ignored", extra={"variable": name, "uses": default})
-        return default
+    with contextlib.suppress(ValueError):
+        if 1 <= (number := int(environ.get(name, "").strip() or default)) <= _MOST_NUMBER:
+            return number
+    log.warning("telemetry.number_ignored", extra={"variable": name, "uses": default})
+    return default

@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import logging
 import random
+import re
 import socket
 import ssl
 import threading
@@ -19,9 +20,16 @@ from urllib.parse import unquote
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from contracts.addresses import host_and_port
+from contracts.errors import InvalidAddress
+from worker.files import UnusableFile, read_text
+
 log = logging.getLogger("turnline.telemetry")
 
 _TIMEOUT_S: Final = 10.0
+_MOST_TIMEOUT_S: Final = 3_600.0
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}", re.ASCII)
+_VALUE: Final = re.compile(r"[ -~]{0,8000}", re.ASCII)
 _GZIP_LEVEL: Final = 1
 """A third of the time of the highest level, for a tenth more bytes."""
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
@@ -31,6 +39,10 @@ _ANSWER_BYTES: Final = 65_536
 """Most that is read of an answer."""
 
 Signal = Literal["traces", "metrics"]
+
+
+class BadVariable(Exception):
+    """An `OTEL_*` variable with which nothing could ever be sent; repeats nothing of its value."""
 
 
 class Target(NamedTuple):
@@ -49,27 +61,38 @@ class Target(NamedTuple):
 def target_of(environ: Mapping[str, str], signal: Signal) -> Target:
     """Read the `OTEL_EXPORTER_OTLP_*` variables; those of the signal win.
 
-    Time-outs are in seconds, as in OpenTelemetry's other Python programs.
+    Time-outs are in seconds, as in OpenTelemetry's other Python programs. A number or a name that
+    is none is warned of and ignored, as OpenTelemetry has it.
+
+    Raises:
+        BadVariable: No address, header or certificate, so that nothing would ever arrive.
     """
+    base = "OTEL_EXPORTER_OTLP_"
+
+    def variable(name: str) -> str:
+        own = f"{base}{signal.upper()}_{name}"
+        return own if environ.get(own, "").strip() else base + name
 
     def given(name: str) -> str:
-        base = "OTEL_EXPORTER_OTLP_"
-        own = environ.get(f"{base}{signal.upper()}_{name}")
-        return (own or environ.get(base + name) or "").strip()
+        return environ.get(variable(name), "").strip()
 
     if given("PROTOCOL") not in {"", "http/protobuf"}:
         log.warning("telemetry.protocol_ignored", extra={"uses": "http/protobuf"})
-    url = environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "").strip()
+    url = environ.get(f"{base}{signal.upper()}_ENDPOINT", "").strip()
+    _check_url(variable("ENDPOINT"), url or given("ENDPOINT"))
     headers = {"content-type": "application/x-protobuf"}
     for pair in given("HEADERS").split(","):
         name, found, value = pair.partition("=")
         if found:
             headers[unquote(name.strip()).lower()] = unquote(value.strip())
-    try:
-        timeout_s = float(given("TIMEOUT") or _TIMEOUT_S)
-    except ValueError:
-        log.warning("telemetry.timeout_ignored", extra={"uses_s": _TIMEOUT_S})
-        timeout_s = _TIMEOUT_S
+    if not all(_HEADER.fullmatch(name) and _VALUE.fullmatch(it) for name, it in headers.items()):
+        raise BadVariable(
+            f"{variable('HEADERS')}: written NAME=VALUE,NAME=VALUE; what is not visible ASCII, "
+            "or a comma, as %20 and the like"
+        )
+    for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
+        _check_file(variable(name), given(name))
+    timeout_s = _seconds(given("TIMEOUT"))
     return Target(
         url=url or f"{given('ENDPOINT').rstrip('/')}/v1/{signal}",
         headers=headers,
@@ -79,6 +102,36 @@ def target_of(environ: Mapping[str, str], signal: Signal) -> Target:
         certificate_file=given("CLIENT_CERTIFICATE"),
         key_file=given("CLIENT_KEY"),
     )
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text or _TIMEOUT_S)) <= _MOST_TIMEOUT_S:
+            return seconds
+    log.warning("telemetry.timeout_ignored", extra={"uses_s": _TIMEOUT_S})
+    return _TIMEOUT_S
+
+
+def _check_url(variable: str, url: str) -> None:
+    """Check that an address of a collector is one; it may hold a password."""
+    scheme, _, rest = url.partition("://")
+    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if scheme.lower() not in {"http", "https"}:
+        raise BadVariable(f"{variable}: it begins with http:// or https://")
+    if not re.fullmatch(r"[!-~]{1,2048}", url, re.ASCII) or "\\" in url:
+        raise BadVariable(f"{variable}: up to 2048 visible ASCII characters without spaces")
+    try:
+        host_and_port(netloc.rpartition("@")[2], 4318)
+    except InvalidAddress as error:
+        raise BadVariable(f"{variable}: {error}") from None
+
+
+def _check_file(variable: str, path: str) -> None:
+    if path:
+        try:
+            read_text(path)
+        except UnusableFile as error:
+            raise BadVariable(f"{variable}: {error}") from None
 
 
 class Answer(NamedTuple):

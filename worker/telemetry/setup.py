@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, Protocol, cast
 
 import msgspec
 
+from worker.logs import places, type_name
 from worker.observing import Observer
 from worker.telemetry import content
 from worker.telemetry.describing import CallPlace
@@ -99,7 +100,7 @@ class Telemetry:
         """Prepare what is asked for; `open` starts it.
 
         Raises:
-            TelemetryError: The redactor cannot be imported.
+            TelemetryError: The redactor cannot be imported, or an `OTEL_*` variable is unusable.
         """
         self.meters = TurnMeters()
         self._settings = settings
@@ -120,17 +121,22 @@ class Telemetry:
     def _prepare_otlp(self, version: str, *, traces: bool, metrics: bool) -> None:
         from worker.telemetry import otlp  # noqa: PLC0415  time and memory, if asked for only
         from worker.telemetry.encoding import resource_of  # noqa: PLC0415
-        from worker.telemetry.sending import Sender, target_of  # noqa: PLC0415
+        from worker.telemetry.sending import BadVariable, Sender, target_of  # noqa: PLC0415
 
         environ, meters = self._environ, self.meters
+        try:
+            of_traces = target_of(environ, "traces") if traces else None
+            of_metrics = target_of(environ, "metrics") if metrics else None
+        except BadVariable as error:
+            raise TelemetryError(f"{error}. OTEL_SDK_DISABLED=true sends nothing.") from None
         resource = resource_of(environ, worker=self._settings.worker, version=version)
-        if traces:
-            sender = Sender(target_of(environ, "traces"))
+        if of_traces is not None:
+            sender = Sender(of_traces)
             spans = otlp.OtlpSpans(environ, resource, meters, sender)
             self._spans.append(spans)
             self._senders.append(spans)
-        if metrics:
-            sender = Sender(target_of(environ, "metrics"))
+        if of_metrics is not None:
+            sender = Sender(of_metrics)
             self._senders.append(otlp.OtlpMetrics(environ, resource, meters, sender))
 
     def observer(
@@ -263,7 +269,8 @@ def _endpoint(environ: Mapping[str, str], signal: str) -> bool:
     if environ.get(f"OTEL_{signal}_EXPORTER", "otlp").strip().lower() == "none":
         return False
     base = "OTEL_EXPORTER_OTLP_"
-    return bool(environ.get(f"{base}{signal}_ENDPOINT") or environ.get(f"{base}ENDPOINT"))
+    both = (f"{base}{signal}_ENDPOINT", f"{base}ENDPOINT")
+    return any(environ.get(name, "").strip() for name in both)
 
 
 def _imported(path: str) -> Redactor | None:
@@ -274,6 +281,11 @@ def _imported(path: str) -> Redactor | None:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         found = None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code
+        raise TelemetryError(
+            f"TURNLINE_REDACTOR: {module} cannot be imported: {type_name(error)} "
+            f"({', '.join(places(error.__traceback__)[-1:])})"
+        ) from None
     if not callable(found):
         raise TelemetryError(
             f"TURNLINE_REDACTOR: {path} is no function; it is written module:function"

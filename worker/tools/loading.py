@@ -13,6 +13,7 @@ import msgspec
 from contracts.conversation import ToolDefinition
 from contracts.schemas import BadSchema, Schemas
 from worker.files import UnusableFile, read_json
+from worker.logs import places, type_name
 from worker.tools.declaring import Tool, ToolOptions, name_of
 from worker.tools.describing import Described, describe
 from worker.tools.types import BadTool
@@ -67,7 +68,7 @@ def load_tools(modules: str, schemas: str = "") -> LoadedTools:
         try:
             module = importlib.import_module(name)
         except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code; its author has to hear of it
-            problems.append(f"{name}: it cannot be imported: {type(error).__name__}: {error}")
+            problems.append(f"{name}: it cannot be imported: {_what(error)}")
             continue
         found = list(_tools_of(module, problems))
         if not found:
@@ -83,6 +84,13 @@ def load_tools(modules: str, schemas: str = "") -> LoadedTools:
     if len(names) > MOST_TOOLS:
         problems.append(f"{len(names)} tools: a model takes {MOST_TOOLS} at most")
     return LoadedTools(tuple(tools), tuple(resources), tuple(definitions), tuple(problems))
+
+
+def _what(error: BaseException) -> str:
+    """Say what an import raised: in words where these are Python's own, else type and place."""
+    if isinstance(error, (ImportError, NameError, SyntaxError)):
+        return f"{type_name(error)}: {error}"
+    return f"{type_name(error)} ({', '.join(places(error.__traceback__)[-1:])})"
 
 
 def _words(text: str) -> list[str]:

@@ -8,17 +8,24 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from worker.logs import facts_of, type_name
+from worker.logs import facts_of, places, type_name
 from worker.tool_calls import CallIds
 from worker.tools.declaring import ToolContext, ToolFailed, ToolOptions, name_of
 from worker.tools.loading import LoadedTool, LoadedTools
 from worker.tools.values import NotJson, decoded, told
 
 log = logging.getLogger("turnline.tools")
+
+OPENING_S: Final = 120.0
+"""What opening all resources may take: pools connect, models load."""
+
+
+class ResourcesFailed(Exception):
+    """Resources cannot be opened; names the module, and of what it raised type and place."""
 
 
 class Toolbox:
@@ -34,6 +41,7 @@ class Toolbox:
             raise ValueError("; ".join(loaded.problems))
         self._tools = {tool.name: tool for tool in loaded.tools}
         self._opening = loaded.resources
+        self._at = ""
         self._resources: dict[str, Any] = {}
         self._closing = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -55,31 +63,37 @@ class Toolbox:
         """Open what the modules' `resources` open.
 
         Raises:
-            Exception: As a module raises it; what was opened is closed again.
+            ResourcesFailed: One could not, or not within `OPENING_S`; what was opened is closed.
         """
         opened = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(opened))
         try:
-            await opened
+            done, _ = await asyncio.wait({opened}, timeout=OPENING_S)
         except asyncio.CancelledError:
             self._keeper.cancel()
             raise
+        if not done:
+            opened.cancel()
+            self._keeper.cancel()
+            raise ResourcesFailed(f"{self._at}: not open after {OPENING_S:g} s")
+        if (error := opened.result()) is not None:
+            place = ", ".join(places(error.__traceback__)[-1:])
+            raise ResourcesFailed(f"{self._at}: {type_name(error)} ({place})")
 
-    async def _keep(self, opened: "asyncio.Future[None]") -> None:
+    async def _keep(self, opened: "asyncio.Future[BaseException | None]") -> None:
         """Open the resources and close them: in one task, as some of them need it."""
         try:
             async with AsyncExitStack() as stack:
                 for module, opening in self._opening:
+                    self._at = module
                     self._resources[module] = await stack.enter_async_context(opening())
                 opened.set_result(None)
                 await self._closing.wait()
         except BaseException as error:  # noqa: BLE001  foreign code; it must not end the process
             if opened.done():
                 log.warning("tool.resources_unclosed", extra=facts_of(error))
-            elif isinstance(error, Exception):
-                opened.set_exception(error)
             else:
-                opened.set_exception(RuntimeError(type_name(error)))
+                opened.set_result(error)
 
     async def stop(self) -> None:
         """Close the resources, the last opened first; what that raises is logged."""

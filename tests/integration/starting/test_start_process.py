@@ -128,11 +128,13 @@ def worker(folder: Path, *words: str, **environ: str) -> Iterator[subprocess.Pop
         ({"TURNLINE_AGENTS": "none.toml"}, "none.toml: it cannot be read"),
         (
             {"TURNLINE_TOOLS": "broken"},
-            "broken: it cannot be imported: SystemExit: \\x1b[2J two lines",
+            "broken: it cannot be imported: ImportError: \\x1b[2J two lines",
         ),
         ({"SSL_CERT_FILE": "/none.pem"}, "SSL_CERT_FILE"),
         ({"HTTPS_PROXY": "http://me:s3cret@h:port"}, "HTTPS_PROXY"),
         ({"TURNLINE_TOOL_SCHEMAS": "broken.json"}, "(line 1, column "),
+        ({"TURNLINE_TOOLS": "leaving"}, "leaving: it cannot be imported: SystemExit ("),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "s3cret:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: "),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_two(
@@ -140,9 +142,10 @@ def test_what_is_wrong_is_one_sentence_and_two(
 ) -> None:
     """No traceback, no secret, no control character; the form of logs does not matter."""
     (tmp_path / "broken.py").write_text(
-        'raise SystemExit("\\x1b[2J two\\nlines s3cret " + "x" * 9_000)'
+        'raise ImportError("\\x1b[2J two\\nlines s3cret " + "x" * 9_000)'
     )
     (tmp_path / "broken.json").write_text("[1,]")
+    (tmp_path / "leaving.py").write_text('raise SystemExit("s3cret")')
     defaults = {
         "TURNLINE_REDIS_URL": redis_url,
         "TURNLINE_BASE_URL": "https://127.0.0.1:9/v1",
@@ -254,6 +257,7 @@ async def test_what_is_waited_for_is_said_and_can_be_ended(
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.timeout(60 + 10 * MOMENTS)
 async def test_a_worker_is_gone_whenever_in_its_start_it_is_told(
     tmp_path: Path, redis_url: str, sim: Simulator
 ) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -137,13 +138,15 @@ async def test_names_are_looked_up() -> None:
         assert len(collector.requests) == 1
 
 
-def test_the_variables_of_a_signal_win() -> None:
+def test_the_variables_of_a_signal_win(tmp_path: Path) -> None:
     """Over those for all; a path is added only to the endpoint for all."""
+    authority = tmp_path / "ca.pem"
+    authority.touch()
     environ = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "https://all:4318/base/",
         "OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b, tenant=t",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "7",
-        "OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(authority),
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://traces:1/exactly",
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "API-Key=mine",
         "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": "none",
@@ -155,7 +158,7 @@ def test_the_variables_of_a_signal_win() -> None:
 
     assert traces.url == "http://traces:1/exactly"
     assert traces.headers == {**kind, "api-key": "mine"}
-    assert (traces.compression, traces.timeout_s, traces.ca_file) == ("none", 10.0, "ca.pem")
+    assert (traces.compression, traces.timeout_s, traces.ca_file) == ("none", 10.0, str(authority))
     assert metrics.url == "https://all:4318/base/v1/metrics"
     assert metrics.headers == {**kind, "api-key": "a b", "tenant": "t"}
     assert (metrics.compression, metrics.timeout_s) == ("gzip", 7.0)

@@ -4,6 +4,8 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from contracts import Receipt, SyncTurnClient, TurnCompleted, TurnFailed, UserMe
 from ops.chaos.misbehaving import CANARY, CLOSING, MARK
 from ops.simulator import Simulator
 from tests.integration.tools.bench import calling
-from tests.support.processes import WorkerProcess, worker_process
+from tests.support.processes import REPOSITORY, WorkerProcess, worker_process
 from tests.support.wait import wait_until_sync
 
 MODULE = "ops.chaos.misbehaving"
@@ -140,6 +142,106 @@ async def test_a_worker_is_gone_in_time_though_a_tool_runs_on(
             assert isinstance(client.result(receipt, timeout_s=20), TurnCompleted)
 
     await asyncio.to_thread(drill)
+
+
+async def test_a_signal_that_another_thread_takes_is_heard_while_the_loop_is_held(
+    redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """The system may give it to any thread, and wakes only that one."""
+    mark = tmp_path / "sent"
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            sim.inject(calling("takes_the_signal"))
+            worker = start(**{MARK: str(mark)})
+            ask(client)
+            wait_until_sync(mark.exists, "the signal is sent", 20)
+            worker.gone_within(GONE_S + 1)
+            assert worker.process.returncode == 75
+            assert_lines(worker)
+
+    await asyncio.to_thread(drill)
+
+
+async def test_a_worker_is_gone_in_time_though_native_code_keeps_the_lock(
+    redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Where no thread can look, the interpreter's timer does: the handler of the signal set it."""
+    mark = tmp_path / "begun"
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            sim.inject(calling("matches_for_ever"))
+            worker = start(**{MARK: str(mark)})
+            ask(client)
+            wait_until_sync(mark.exists, "the tool runs", 20)
+            worker.signal(signal.SIGTERM)
+            worker.gone_within(GONE_S + 1)
+            assert worker.process.returncode == 1
+            assert "matches_for_ever" in worker.says()
+            assert CANARY not in worker.says()
+
+    await asyncio.to_thread(drill)
+
+
+@pytest.mark.parametrize("name", ["matches_for_ever", "sums_for_ever"])
+async def test_native_code_that_keeps_the_lock_ends_the_process(
+    name: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
+) -> None:
+    """By the system, after so much time of the processor; where it was is said."""
+
+    def drill() -> None:
+        with SyncTurnClient.connect(redis_url) as client:
+            sim.inject(calling(name))
+            worker = start(stall_s="0.5")
+            ask(client)
+            worker.gone_within(60)
+            assert worker.process.returncode == -signal.SIGVTALRM
+            assert name in worker.says()
+            assert CANARY not in worker.says()
+
+    await asyncio.to_thread(drill)
+
+
+HELD = """
+import asyncio, sys
+import worker.ending as ending
+
+ending._HELD_S = 0.5
+
+async def main(listen):
+    listen()
+    watchdog.watch(asyncio.get_running_loop())
+    print("running", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    return 0
+
+watchdog = ending.Watchdog(0.5)
+sys.exit(ending.run_until_told(
+    asyncio.new_event_loop(), main, watchdog, stop=lambda: None, drain_s=1
+))
+"""
+
+
+def test_a_process_that_was_stopped_for_longer_than_any_limit_goes_on() -> None:
+    """None of its timers takes time by the clock for time in which it ran."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        began_s = time.monotonic()
+        process.send_signal(signal.SIGSTOP)
+        wait_until_sync(lambda: time.monotonic() - began_s > 2.5, "that is longer", 10)
+        process.send_signal(signal.SIGCONT)
+        process.communicate("go on\n", timeout=20)
+
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("name", ["sleeps_in_the_loop", "spins_in_the_loop"])

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -170,7 +172,11 @@ def test_secrets_do_not_print() -> None:
     assert "xai-secret" not in str(settings.api_key)
 
 
-def start_worker(redis_url: str, sim: Simulator, name: str, **more: str) -> subprocess.Popen[str]:
+@contextmanager
+def start_worker(
+    redis_url: str, sim: Simulator, name: str, **more: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a worker; it is gone behind the block, however that ends."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("TURNLINE_")}
     environ |= {
         "TURNLINE_REDIS_URL": redis_url,
@@ -179,13 +185,18 @@ def start_worker(redis_url: str, sim: Simulator, name: str, **more: str) -> subp
         "TURNLINE_WORKER_NAME": name,
         **more,
     }
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "worker"],
         cwd=REPOSITORY,
         env=environ,
         stderr=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.promise("P1", "P5", "P10")
@@ -195,15 +206,19 @@ async def test_killed_stopped_and_terminated_processes_lose_nothing(
     """SIGKILL mid-stream: another process goes on; SIGTERM: exit 0; no user text in the logs."""
 
     def drill() -> str:
-        with SyncTurnClient.connect(redis_url) as client, redis_sync.Redis.from_url(redis_url) as r:
-            first = start_worker(redis_url, sim, "one")
+        with (
+            SyncTurnClient.connect(redis_url) as client,
+            redis_sync.Redis.from_url(redis_url) as r,
+            ExitStack() as workers,
+        ):
+            first = workers.enter_context(start_worker(redis_url, sim, "one"))
             wait_until_sync(lambda: r.zcard("turnline:{s0}:workers") == 1, "one worker", 20)
             sim.inject("stall;at=tokens:4")
             receipt = client.submit(UserMessage(conversation_id="c", text="my secret words"))
             for text in client.text(receipt):
                 if text:
                     break
-            second = start_worker(redis_url, sim, "two")
+            second = workers.enter_context(start_worker(redis_url, sim, "two"))
             wait_until_sync(lambda: r.zcard("turnline:{s0}:workers") == 2, "two workers", 20)
             first.send_signal(signal.SIGKILL)
             result = client.result(receipt, timeout_s=20)
@@ -214,7 +229,6 @@ async def test_killed_stopped_and_terminated_processes_lose_nothing(
             second.send_signal(signal.SIGTERM)
             _, log = second.communicate(timeout=20)
             assert second.returncode == 0
-            first.communicate()
             return log
 
     log = await asyncio.to_thread(drill)

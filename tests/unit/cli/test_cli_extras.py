@@ -58,6 +58,16 @@ def test_with_a_producers_packages(words: tuple[str, ...], tmp_path: Path) -> No
     )
 
 
+def test_a_page_of_figures_needs_what_draws_before_anything_is_measured(tmp_path: Path) -> None:
+    """Measuring for minutes and then saying so would lose all of it."""
+    ran = run(tmp_path, DEV, "bench", "--only", "instant-20", "--page", "page.md")
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        "turnline: the package matplotlib is missing: pip install 'turnline[dev]'\n"
+    )
+
+
 EACH_HELP = """
 import sys
 from click.testing import CliRunner
