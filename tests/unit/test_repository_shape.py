@@ -297,3 +297,12 @@ def test_a_producer_needs_two_packages() -> None:
     project = tomllib.loads(text_of(Path("pyproject.toml")))["project"]
 
     assert project["dependencies"] == ["msgspec>=0.20", "redis>=5.0.1,<9"]
+
+
+def test_each_command_that_the_entry_lists_is_taken() -> None:
+    """`ops/run help` and the list of commands that `ops/run` lets through are the same."""
+    script = (REPOSITORY / "ops" / "run").read_text()
+    listed = set(re.findall(r"^  ([a-z]+) (?:\.\.\.)? {2,}", script, re.MULTILINE)) | {"lock"}
+    (taken,) = re.findall(r"^(demo \|.*)\) ;;$", script, re.MULTILINE)
+
+    assert listed == {*taken.split(" | "), "lock"}
