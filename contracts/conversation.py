@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from contracts.errors import InvalidMessage
+from contracts.numbers import number
 
 TEXT_MAX_BYTES = 256 * 1024
 """Longest text of one message, UTF-8 bytes."""
@@ -161,7 +162,7 @@ class ToolEntry(ContextMessage, frozen=True, kw_only=True, tag="tool"):
 
 
 ContextEntry = SystemEntry | UserEntry | AssistantEntry | ToolEntry
-decode_context_entry = msgspec.json.Decoder(ContextEntry).decode
+decode_context_entry = msgspec.json.Decoder(ContextEntry, float_hook=number).decode
 
 
 class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

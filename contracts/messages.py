@@ -33,6 +33,7 @@ from contracts.conversation import (
     check_visible,
 )
 from contracts.errors import InvalidMessage
+from contracts.numbers import number
 
 WhenBusy = Literal["enqueue", "interrupt", "rollback", "reject"]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -167,7 +168,7 @@ TYPES = (
     "tool_result, context_append, context_replace, configure"
 )
 
-_decoder: msgspec.json.Decoder[Inbound] = msgspec.json.Decoder(Inbound)
+_decoder: msgspec.json.Decoder[Inbound] = msgspec.json.Decoder(Inbound, float_hook=number)
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
 _AT = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$")

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from contracts.conversation import ContextEntry, Usage, UsageState
 from contracts.messages import ToolResult
+from contracts.numbers import number
 
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ class ToolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         )
 
 
-decode_tool_request = msgspec.json.Decoder(ToolRequest).decode
+decode_tool_request = msgspec.json.Decoder(ToolRequest, float_hook=number).decode
 
 
 class Terminal(Event, frozen=True, kw_only=True):
@@ -156,7 +157,7 @@ AnyEvent = TurnStarted | TextDelta | ToolCallStarted | ToolCallFinished | AnyTer
 TERMINAL = (TurnCompleted, TurnFailed, TurnInterrupted, TurnAbsorbed)
 
 encode_event = msgspec.json.Encoder().encode
-_event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent, float_hook=number)
 
 
 def decode_event(data: bytes | str, event_id: str = "") -> AnyEvent:
@@ -239,7 +240,7 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return event
 
 
-decode_record = msgspec.json.Decoder(TurnRecord).decode
+decode_record = msgspec.json.Decoder(TurnRecord, float_hook=number).decode
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,6 +46,7 @@ from contracts.messages import (
     encode,
     validated,
 )
+from contracts.numbers import number
 from contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -79,7 +80,7 @@ TOTAL_FIELDS = (
 """Fields of the state hash that hold totals: `u.` for answers, `a.` for abandoned spend."""
 
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
-decode_settings = msgspec.json.Decoder(ConversationSettings).decode
+decode_settings = msgspec.json.Decoder(ConversationSettings, float_hook=number).decode
 
 
 class Limits(NamedTuple):

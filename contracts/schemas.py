@@ -17,6 +17,7 @@ import msgspec
 
 from contracts.errors import InvalidMessage
 from contracts.messages import Configure, Inbound
+from contracts.numbers import number
 
 SCHEMA_MAX_BYTES: Final = 256 * 1024
 """Largest schema, bytes of JSON."""
@@ -264,7 +265,7 @@ def library() -> ModuleType | None:
 def _compile(source: bytes) -> tuple[Schema, int]:
     """Return a schema ready for use, and how many regular expressions it holds."""
     try:
-        schema = msgspec.json.decode(source)
+        schema = _decode(source)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise BadSchema((), "no JSON") from None
     counts = _Counts(schema)
@@ -342,7 +343,9 @@ class _Counts:
                 self.others += 1
 
 
+_decode = msgspec.json.Decoder(float_hook=number).decode
 _POINTER = re.compile(r"#(/|$)")
+_INDEX = re.compile(r"[0-9]{1,6}")
 _OTHER: Final = ("$id", "id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveRef")
 
 
@@ -446,7 +449,7 @@ class _Weighing:
                 found = cast("dict[str, Any]", found).get(name)
             elif (
                 isinstance(found, list)
-                and name.isdecimal()
+                and _INDEX.fullmatch(name)
                 and int(name) < len(cast("Sequence[Any]", found))
             ):
                 found = cast("Sequence[Any]", found)[int(name)]

@@ -1,5 +1,6 @@
 """Agents: named profiles from a file, and what one turn works with: settings, tools, limits."""
 
+import asyncio
 import logging
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ log = logging.getLogger("turnline.agents")
 
 _MOST_TOOLS = 128
 """Functions that Grok takes in one request."""
+_MOST_BYTES = 1024 * 1024
+"""Of the agents file; a second or two of reading, apart from the loop."""
 Seconds = Annotated[float, Meta(gt=0, le=2_592_000)]
 
 
@@ -79,7 +82,7 @@ def read_agents(
         BadAgents: It cannot be read, or something in it is wrong.
     """
     try:
-        tables = tomllib.loads(read_text(path))
+        tables = tomllib.loads(read_text(path, most_bytes=_MOST_BYTES))
     except UnusableFile as error:
         raise BadAgents(f"{path}: {error}") from None
     except RecursionError:
@@ -118,21 +121,30 @@ class AgentsFile:
         """
         self._path = path
         self._tools = tools
-        self._schemas = schemas or Schemas()
+        self._refreshing = asyncio.Lock()
         self._stamp = self._look()
-        self.agents: Mapping[str, Agent] = read_agents(path, tools, self._schemas)
+        self.agents: Mapping[str, Agent] = read_agents(path, tools, schemas)
 
     def get(self, name: str) -> Agent | None:
-        """Return an agent as the file has it now; what it had before where it is broken now."""
-        stamp = self._look()
-        if stamp != self._stamp:
-            self._stamp = stamp
+        """Return an agent as the file had it when it was last read."""
+        return self.agents.get(name)
+
+    async def refresh(self) -> None:
+        """Read the file again, in a thread, if it changed; a broken one changes nothing."""
+        if self._look() == self._stamp:
+            return
+        async with self._refreshing:
+            stamp = self._look()
+            if stamp == self._stamp:
+                return
             try:
-                self.agents = read_agents(self._path, self._tools, self._schemas)
+                self.agents = await asyncio.to_thread(
+                    read_agents, self._path, self._tools, Schemas()
+                )
                 log.info("agents.loaded", extra={"agents": ",".join(self.agents)})
             except BadAgents as error:
                 log.error("agents.unusable", extra={"error": str(error)})  # noqa: TRY400  told
-        return self.agents.get(name)
+            self._stamp = stamp
 
     def _look(self) -> tuple[int, int, int]:
         try:
@@ -187,6 +199,11 @@ class Planner:
             for name, tool, _ in definitions
             if toolbox is not None and toolbox.options(name) is None
         }
+
+    async def refresh(self) -> None:
+        """Take note of a change of the agents file; before a turn's first plan."""
+        if self._agents is not None:
+            await self._agents.refresh()
 
     def plan(
         self,

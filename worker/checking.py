@@ -18,10 +18,11 @@ from typing import Any, BinaryIO, Final, NoReturn
 
 import msgspec
 
+from contracts.numbers import number as read_number
 from contracts.schemas import Schema, Schemas
 
-CHEAP_STEPS: Final = 1_000_000
-"""Rules times bytes up to which a check runs in the event loop: some 10 ms at the very worst."""
+CHEAP_STEPS: Final = 250_000
+"""Rules times bytes up to which a check runs in the event loop: some 20 ms at the very worst."""
 CHECK_S: Final = 0.03
 """Processor seconds for each begun 100 KB of what is checked."""
 _CHECK_BYTES: Final = 100_000
@@ -31,11 +32,19 @@ _MEMORY_BYTES: Final = 1024 * 1024 * 1024
 _WAIT_S: Final = 30.0
 """For a busy machine to give a check its processor time."""
 _AT_ONCE: Final = 4
+_TRIES: Final = 2
+"""Of a check, if the process that forks ends in the middle: killed for memory, or by hand."""
 _HEAD: Final = struct.Struct(">III")
 """Number of the check, bytes of the schema, bytes of the value."""
-_LONG_NUMBER: Final = re.compile(rb"\d{40}")
+_SLOW_NUMBER: Final = re.compile(rb"\d{30}|\.0{5}|\d[eE](-|\+?\d\d)")
 
 TOO_COSTLY: Final = "it cannot be checked in bounded time and memory: the schema is too costly"
+NOT_JSON: Final = "#: no JSON"
+NOT_CHECKED: Final = "it could not be checked: the process for it ended, or did not answer in time"
+
+
+class _Ended(Exception):
+    """The process that checks ended before it had answered; the check is not to blame for it."""
 
 
 class Checker:
@@ -50,22 +59,27 @@ class Checker:
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._waiting: dict[int, asyncio.Future[str | None]] = {}
         self._number = 0
+        self._closed = False
 
     async def fault(self, schema: Schema, value: Any, data: bytes) -> str | None:
         """Return where a value does not fit and why, in one line; None if it fits.
 
         Args:
             schema: A compiled one.
-            value: JSON, decoded.
+            value: JSON, decoded; not used for a check that runs apart (see `is_cheap`).
             data: The same as JSON text.
         """
         if is_cheap(schema, data):
             return schema.fault(value)
         async with self._places:
-            return await self._ask(schema.source, data)
+            for _ in range(_TRIES):
+                with contextlib.suppress(_Ended):
+                    return await self._ask(schema.source, data)
+        return NOT_CHECKED
 
     async def close(self) -> None:
         """End the process, if there is one."""
+        self._closed = True
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None
@@ -85,17 +99,24 @@ class Checker:
             assert process.stdin is not None
             process.stdin.write(_HEAD.pack(number, len(schema), len(data)) + schema + data)
             async with asyncio.timeout(_WAIT_S):
-                await process.stdin.drain()
+                with contextlib.suppress(OSError):  # it has ended: `_read` says so
+                    await process.stdin.drain()
                 return await answer
-        except (TimeoutError, OSError):
-            return TOO_COSTLY
+        except TimeoutError:  # it hangs: whoever asks next gets another one
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            if self._reading is not None:
+                await asyncio.wait({self._reading})
+            raise _Ended from None
         finally:
             self._waiting.pop(number, None)
 
     async def _started(self) -> asyncio.subprocess.Process:
         async with self._starting:
             process = self._process
-            if process is None or process.returncode is not None:
+            if self._reading is None or self._reading.done():
+                if self._closed:
+                    raise _Ended
                 process = self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *("-P", "-m", "worker.checking"),  # -P: never from the working directory
@@ -105,6 +126,7 @@ class Checker:
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 )
                 self._reading = asyncio.create_task(self._read(process))
+            assert process is not None
             return process
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
@@ -115,17 +137,20 @@ class Checker:
             answer = self._waiting.get(number)
             if answer is not None and not answer.done():
                 answer.set_result(text)
+        with contextlib.suppress(ProcessLookupError):  # if it closed its output alone
+            process.kill()
         await process.wait()
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_result(TOO_COSTLY)
+                answer.set_exception(_Ended())
+                answer.exception()  # whoever waited may be gone
 
 
 def is_cheap(schema: Schema, data: bytes) -> bool:
     """Whether a check may hold the event loop."""
     if schema.weight is None or schema.weight * len(data) > CHEAP_STEPS:
         return False
-    return _LONG_NUMBER.search(data) is None  # arithmetic with these is slow
+    return _SLOW_NUMBER.search(data) is None  # the library takes long to write these out
 
 
 def budget_s(size: int) -> float:
@@ -194,10 +219,18 @@ def _check(number: int, schema: Schema, data: bytes) -> NoReturn:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, budget_s(len(data)))
     try:
-        _answer(number, schema.fault(msgspec.json.decode(data)))
+        try:
+            value = _decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            _answer(number, NOT_JSON)
+        else:
+            _answer(number, schema.fault(value))
     except BaseException:  # noqa: BLE001  whatever it is, the process that waits reports it
         os._exit(1)
     os._exit(0)
+
+
+_decode = msgspec.json.Decoder(float_hook=read_number).decode
 
 
 def _answer(number: int, text: str | None) -> None:

@@ -76,6 +76,7 @@ class ConversationDriver:
                 await self._give_up(lease, loaded, began_at_s)
                 loaded = await self._parts.store.load(lease)
                 continue
+            await self._parts.planner.refresh()
             run = TurnRun(self._parts, lease, loaded, began_at_s)
             outcome = await run.run(go_on=turns < self._parts.settings.turn_quota)
             if isinstance(outcome, Parked):

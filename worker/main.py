@@ -138,8 +138,8 @@ class Fleet:
         self._services = services_of(settings)
         self._cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
         self.telemetry = telemetry_of(settings, self.worker_id)
-        self._toolbox = toolbox_of(settings)
         self._checker = Checker()
+        self._toolbox = toolbox_of(settings, self._checker)
         self._planner, self._agents = planner_of(settings, self._toolbox, self._checker)
         self.workers: list[LeasedWorker] = []
         self.has_served = False
@@ -378,7 +378,7 @@ def services_of(settings: Settings) -> GrokServices:
         raise StartFailed(cannot_connect(error)) from None
 
 
-def toolbox_of(settings: Settings) -> Toolbox:
+def toolbox_of(settings: Settings, checker: Checker | None = None) -> Toolbox:
     """Load the tools that the settings name.
 
     Raises:
@@ -390,7 +390,7 @@ def toolbox_of(settings: Settings) -> Toolbox:
         raise StartFailed(
             "The tools cannot be used (`turnline tools` shows them): " + "; ".join(loaded.problems)
         )
-    return Toolbox(loaded)
+    return Toolbox(loaded, checker)
 
 
 def planner_of(

@@ -5,8 +5,9 @@ from typing import Any
 
 import msgspec
 
+from contracts.numbers import number
 from contracts.schemas import WRAPPERS, Schema
-from worker.checking import Checker
+from worker.checking import CHEAP_STEPS, NOT_JSON, Checker
 
 
 class InvalidReply(Exception):
@@ -26,18 +27,23 @@ def request_format(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": named}
 
 
+_decode = msgspec.json.Decoder(float_hook=number).decode
+
+
 async def parsed_reply(text: str, schema: Schema, checker: Checker) -> Any:
-    """Return the value of a reply.
+    """Return the value of a reply; a long one is only decoded apart, and returned as it is.
 
     Raises:
         InvalidReply: It is no JSON, or does not fit the schema.
     """
     try:
         data = text.encode()
-        value = msgspec.json.decode(data)
+        value = _decode(data) if len(data) <= CHEAP_STEPS else msgspec.Raw(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise InvalidReply("the reply is not JSON") from None
     fault = await checker.fault(schema, value, data)
+    if fault == NOT_JSON:
+        raise InvalidReply("the reply is not JSON")
     if fault is not None:
         raise InvalidReply(f"the reply does not fit its schema: {fault}")
     return value

@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from contracts.numbers import number
 from worker.effects import Copy
 from worker.lease import Lease
 from worker.pipeline.context import IN_PROGRESS, Message
@@ -55,7 +56,7 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 _encode = msgspec.json.Encoder().encode
-decode_message = msgspec.json.Decoder(dict).decode
+decode_message = msgspec.json.Decoder(dict, float_hook=number).decode
 decode_finished = msgspec.json.Decoder(Finished).decode
 decode_lost = msgspec.json.Decoder(Lost).decode
 decode_elsewhere = msgspec.json.Decoder(Elsewhere).decode

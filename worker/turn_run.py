@@ -10,6 +10,7 @@ import msgspec
 
 from contracts.conversation import CallEntry, Usage
 from contracts.messages import ContextAppend, Interrupt, UserMessage
+from contracts.numbers import number
 from contracts.replies import (
     AnyTerminal,
     TurnCompleted,
@@ -61,7 +62,7 @@ from worker.tool_calls import ToolCalls, TurnFacts
 from worker.turn import Turn, Used, message_of
 
 _encode = msgspec.json.Encoder().encode
-_decode_message = msgspec.json.Decoder(dict).decode
+_decode_message = msgspec.json.Decoder(dict, float_hook=number).decode
 _SPEECH_PARK_MS = 60_000
 _BEYOND_S = 1.0
 """Seconds beyond a turn's budget: what stops by itself says why."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from contracts.numbers import number
 from worker.errors import ReplyTooLarge
 
 CALLS_MAX: Final = 128
@@ -38,7 +39,7 @@ class ToolCallParts(msgspec.Struct):
     arguments: str = ""
 
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode
 _TOKENS: Final = re.compile(r'["\\{}\[\]]')
 
 

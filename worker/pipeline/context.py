@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
 
+from contracts.numbers import number
 from worker.pipeline.hooks import overridden
 from worker.pipeline.tools import NOT_GIVEN, NotGiven, ToolsSchema
 
@@ -19,7 +20,7 @@ COMPLETED = "COMPLETED"
 CANCELLED = "CANCELLED"
 
 _encoder = msgspec.json.Encoder()
-_decode = msgspec.json.Decoder(Message).decode
+_decode = msgspec.json.Decoder(Message, float_hook=number).decode
 _IMAGE_TYPES: Mapping[str, str] = {
     "JPEG": "image/jpeg",
     "JPG": "image/jpeg",

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
+from contracts.numbers import number
 from worker.pipeline.context import OpenAILLMContext
 from worker.pipeline.frames import (
     Frame,
@@ -457,4 +458,4 @@ _DEEPEST = 100
 """Levels. The parsers of some providers end at 128, with what stands around the arguments."""
 
 
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
+from contracts.numbers import number
 from worker.pipeline.call_parts import ToolCallDelta, whole_characters
 from worker.pipeline.shapes import (
     Counts,
@@ -217,9 +218,9 @@ class _FirstFrame(_Frame, gc=False):
     model: str | None = None
 
 
-_decode_frame = msgspec.json.Decoder(_Frame).decode
-_decode_first_frame = msgspec.json.Decoder(_FirstFrame).decode
-_decode_any = msgspec.json.Decoder().decode
+_decode_frame = msgspec.json.Decoder(_Frame, float_hook=number).decode
+_decode_first_frame = msgspec.json.Decoder(_FirstFrame, float_hook=number).decode
+_decode_any = msgspec.json.Decoder(float_hook=number).decode
 _UNDECODED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _lenient: Final = json.JSONDecoder(strict=False)
 _LAST_HALF: Final = ("\ud800", "\udbff")

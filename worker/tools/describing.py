@@ -15,7 +15,16 @@ import msgspec
 from contracts.conversation import FUNCTION_NAME_PATTERN, FunctionDefinition
 from contracts.schemas import BadSchema, Schemas
 from worker.tools.declaring import Tool, ToolContext, ToolOptions
-from worker.tools.types import BadTool, adapted, is_union, readable, schema_of
+from worker.tools.types import (
+    BadTool,
+    adapted,
+    is_union,
+    parts_of,
+    readable,
+    refuse_patterns,
+    schema_of,
+    without_patterns,
+)
 
 _SECTION = re.compile(
     r"^(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?|Source):", re.MULTILINE
@@ -33,6 +42,8 @@ class Described(NamedTuple):
     context_parameter: str | None
     """Name of the parameter that takes the `ToolContext`."""
     is_async: bool
+    patterns: dict[str, Any] | None = None
+    """Schema of the parameters with regular expressions, which decoding does not look at."""
 
 
 def describe(tool: Tool[Any, Any]) -> Described:
@@ -53,8 +64,17 @@ def describe(tool: Tool[Any, Any]) -> Described:
         raise BadTool("it has no docstring: the model would not know what it is for")
     fields, context_parameter = _fields(function, inner)
     names = _names(fields, options)
-    arguments = _struct(fields, names)
-    parameters = schema_of(arguments, [(names[name], kind) for name, kind, _ in fields])
+    whole = _struct(fields, names)
+    parameters = schema_of(whole, [(names[name], kind) for name, kind, _ in fields])
+    stripped = [(name, without_patterns(kind), default) for name, kind, default in fields]
+    arguments = _struct(stripped, names)
+    kinds = [(names[name], kind) for name, kind, _ in stripped]
+    refuse_patterns(schema_of(arguments, kinds, adapters=False))
+    checked = {
+        names[name]: parameters["properties"][names[name]]
+        for (name, kind, _), (_, other, _) in zip(fields, stripped, strict=True)
+        if kind is not other
+    }
     for name, words in _argument_texts(sections).items():
         about = parameters["properties"].get(names.get(name, name))
         if about is not None:
@@ -66,7 +86,11 @@ def describe(tool: Tool[Any, Any]) -> Described:
     definition = FunctionDefinition(
         name=options.name, description=description, parameters=parameters
     )
-    return Described(definition, arguments, context_parameter, _is_async(function, inner))
+    patterns = None
+    if checked:
+        patterns = {"properties": checked, "$defs": parameters.get("$defs", {})}
+    is_async = _is_async(function, inner)
+    return Described(definition, arguments, context_parameter, is_async, patterns)
 
 
 def innermost(function: Any) -> Any:
@@ -157,12 +181,19 @@ def _fields(function: Any, inner: Any) -> tuple[list[tuple[str, Any, Any]], str 
                 raise BadTool(f"parameter {parameter.name}: a second ToolContext")
             context_parameter = parameter.name
             continue
-        kind = readable(parameter.name, kind)
+        kind = _readable(parameter.name, kind)
         if parameter.default is parameter.empty:
             fields.append((parameter.name, kind, msgspec.NODEFAULT))
         else:
             fields.append((parameter.name, kind, _default(parameter.name, parameter.default)))
     return fields, context_parameter
+
+
+def _readable(name: str, kind: Any) -> Any:
+    """Return an argument's type as msgspec takes it; the model never makes up a context."""
+    if any(map(_is_context, parts_of(kind))):
+        raise BadTool(f"parameter {name}: a ToolContext inside another type")
+    return readable(name, kind)
 
 
 def _given_names(function: Any) -> set[str]:
@@ -178,6 +209,8 @@ def _is_context(kind: Any) -> bool:
     """Whether a parameter takes the `ToolContext`, with its type of resources or as one of two."""
     if kind is ToolContext or typing.get_origin(kind) is ToolContext:
         return True
+    if typing.get_origin(kind) is typing.Annotated:
+        return _is_context(kind.__origin__)
     return is_union(kind) and any(map(_is_context, typing.get_args(kind)))
 
 

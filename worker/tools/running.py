@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from worker.checking import Checker
 from worker.logs import facts_of, places, type_name
 from worker.tool_calls import CallIds
 from worker.tools.declaring import ToolContext, ToolFailed, ToolOptions, name_of
@@ -31,8 +32,12 @@ class ResourcesFailed(Exception):
 class Toolbox:
     """The tools of one process, shared by all its conversations."""
 
-    def __init__(self, loaded: LoadedTools) -> None:
+    def __init__(self, loaded: LoadedTools, checker: Checker | None = None) -> None:
         """Hold what was loaded; `start` opens the resources.
+
+        Args:
+            loaded: The tools.
+            checker: Checks arguments by the tools' regular expressions.
 
         Raises:
             ValueError: There are problems with what was loaded.
@@ -40,6 +45,13 @@ class Toolbox:
         if loaded.problems:
             raise ValueError("; ".join(loaded.problems))
         self._tools = {tool.name: tool for tool in loaded.tools}
+        self._own_checker = checker is None
+        self._checker = checker or Checker()
+        self._patterns = {
+            tool.name: self._checker.schemas.compiled(tool.described.patterns)
+            for tool in loaded.tools
+            if tool.described.patterns is not None
+        }
         self._opening = loaded.resources
         self._at = ""
         self._resources: dict[str, Any] = {}
@@ -100,6 +112,8 @@ class Toolbox:
         self._closing.set()
         if self._keeper is not None:
             await asyncio.wait({self._keeper})
+        if self._own_checker:
+            await self._checker.close()
 
     def options(self, name: str) -> ToolOptions | None:
         """Return how a tool is run; None if this worker does not have it."""
@@ -119,6 +133,7 @@ class Toolbox:
         """
         tool = self._tools[name]
         described = tool.described
+        await self._check_patterns(name, arguments)
         named = decoded(arguments, described)
         if described.context_parameter is not None:
             named[described.context_parameter] = ToolContext(
@@ -143,6 +158,14 @@ class Toolbox:
         except BaseException as error:
             log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
             raise
+
+    async def _check_patterns(self, name: str, arguments: Mapping[str, Any]) -> None:
+        schema = self._patterns.get(name)
+        if schema is not None:
+            data = msgspec.json.encode(arguments)
+            fault = await self._checker.fault(schema, arguments, data)
+            if fault is not None:
+                raise ToolFailed(f"The arguments do not fit: {fault}")
 
     async def _run(self, tool: LoadedTool, named: dict[str, Any]) -> Any:
         places = self._places.get(tool.name)

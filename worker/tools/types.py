@@ -1,6 +1,7 @@
 """Types of tools' parameters: what msgspec reads, what pydantic reads, and their JSON Schema."""
 
 import datetime as dt
+import re
 import sys
 import types
 import typing
@@ -9,6 +10,8 @@ from typing import Annotated, Any, Final, cast
 
 import msgspec
 
+from contracts.schemas import one_line
+
 _FORMATS: Final[dict[Any, str]] = {dt.datetime: "date-time", dt.time: "time"}
 """Of types that msgspec describes as any text."""
 _BY_PYDANTIC: Final = frozenset({"pydantic", "pydantic_core", "annotated_types"})
@@ -16,7 +19,11 @@ _BY_PYDANTIC: Final = frozenset({"pydantic", "pydantic_core", "annotated_types"}
 
 
 class BadTool(Exception):
-    """A function cannot be a tool; the text says why."""
+    """A function cannot be a tool; the text says why, in one line."""
+
+    def __init__(self, why: str) -> None:
+        """Say why; whatever the text of a library holds, it becomes one line."""
+        super().__init__(one_line(" ".join(why.split())))
 
 
 class _Adapted:
@@ -67,12 +74,15 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, _Adapted) else value
 
 
-def schema_of(arguments: type[msgspec.Struct], fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def schema_of(
+    arguments: type[msgspec.Struct], fields: Sequence[tuple[str, Any]], *, adapters: bool = True
+) -> dict[str, Any]:
     """Return the JSON Schema of the arguments, an object at its root.
 
     Args:
         arguments: What they are decoded into.
         fields: (name as the model has it, type) of each.
+        adapters: Whether what pydantic reads is described too.
 
     Raises:
         BadTool: A type has none.
@@ -86,7 +96,7 @@ def schema_of(arguments: type[msgspec.Struct], fields: Sequence[tuple[str, Any]]
     try:
         (root, *others), components = msgspec.json.schema_components(
             [arguments, *classes.values()],
-            schema_hook=_adapted_schema,
+            schema_hook=_adapted_schema if adapters else _unread_schema,
             ref_template="#/$defs/{name}",
         )
     except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
@@ -100,7 +110,7 @@ def schema_of(arguments: type[msgspec.Struct], fields: Sequence[tuple[str, Any]]
     whole = parts.pop(_component(root))
     for name, kind in fields:
         _explain(whole["properties"][name], kind)
-        if isinstance(kind, type) and issubclass(kind, _Adapted):
+        if adapters and isinstance(kind, type) and issubclass(kind, _Adapted):
             for inner, schema in kind.schema.get("$defs", {}).items():
                 parts[f"{kind.__name__}.{inner}"] = schema
     schema = {
@@ -110,6 +120,88 @@ def schema_of(arguments: type[msgspec.Struct], fields: Sequence[tuple[str, Any]]
         "additionalProperties": False,
     }
     return {**schema, "$defs": parts} if parts else schema
+
+
+def parts_of(kind: Any) -> Iterator[Any]:
+    """Yield a type and all the types that it consists of."""
+    return _parts(kind, {})
+
+
+# -- regular expressions ------------------------------------------------------------------------
+
+
+def without_patterns(kind: Any) -> Any:
+    """Return a type without the regular expressions that stand in it, classes left as they are.
+
+    msgspec would run them by Python's `re`, whose time has no bound.
+    """
+    origin = typing.get_origin(kind)
+    if not any(_pattern_of(part) for part in _parts(kind, {})):
+        return kind
+    if origin is Annotated:
+        metadata = (_without_pattern(it) for it in kind.__metadata__)
+        return Annotated[(without_patterns(kind.__origin__), *metadata)]
+    for name in ("__supertype__", "__value__"):
+        if hasattr(kind, name) and origin is None:
+            return without_patterns(getattr(kind, name))
+    if origin is None:
+        return kind
+    inner = tuple(map(without_patterns, typing.get_args(kind)))
+    return typing.Union[inner] if is_union(kind) else origin[inner]  # noqa: UP007
+
+
+def refuse_patterns(schema: Any) -> None:
+    """Refuse regular expressions that `re` would run and that may take more than linear time.
+
+    Args:
+        schema: Of what msgspec decodes into.
+
+    Raises:
+        BadTool: There is one: it stands in a class.
+    """
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            rules = cast("dict[str, Any]", part)
+            pattern = rules.get("pattern")
+            if isinstance(pattern, str) and not _is_plain(pattern):
+                raise BadTool(_NOT_PLAIN)
+            waiting += rules.values()
+        elif isinstance(part, list):
+            waiting += cast("Sequence[Any]", part)
+
+
+_NOT_PLAIN: Final = (
+    "a pattern of a class has to begin with ^ and repeat one thing at most, without groups "
+    "and |, to take linear time; or stand at the parameter itself"
+)
+_ONE_THING: Final = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_REPEATED: Final = re.compile(r"[*+]|\{\d*,\d*\}")
+_MOST_OPTIONAL: Final = 5
+"""Each doubles the time at worst."""
+
+
+def _is_plain(pattern: str) -> bool:
+    """Whether Python's `re` certainly takes linear time for a pattern."""
+    rest = _ONE_THING.sub("x", pattern)
+    if not rest.startswith("^") or "(" in rest or "|" in rest:
+        return False
+    return len(_REPEATED.findall(rest)) < 2 and rest.count("?") <= _MOST_OPTIONAL
+
+
+def _pattern_of(part: Any) -> bool:
+    return isinstance(part, msgspec.Meta) and part.pattern is not None
+
+
+def _without_pattern(part: Any) -> Any:
+    if not _pattern_of(part):
+        return part
+    words = (
+        *("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "tz", "title"),
+        *("description", "examples", "extra_json_schema", "extra"),
+    )
+    return msgspec.Meta(**{word: getattr(part, word) for word in words})
 
 
 def is_union(kind: Any) -> bool:
@@ -228,7 +320,42 @@ def _by_pydantic(name: str, kind: Any) -> type[_Adapted]:
     except Exception as error:  # noqa: BLE001  whatever it is, the author has to hear of it
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise BadTool(f"parameter {name}: pydantic cannot read its type: {why}") from None
+    _refuse_own_engine(name, adapter.core_schema)
     return type(name, (_Adapted,), {"adapter": adapter, "schema": schema})
+
+
+def _refuse_own_engine(name: str, core: Any) -> None:
+    """Refuse patterns that pydantic runs by Python's `re`, if they may take more than linear time.
+
+    Raises:
+        BadTool: There is one.
+    """
+    waiting, seen = [core], dict[int, Any]()
+    by_re = False
+    patterns: list[str] = []
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if isinstance(part, dict):
+            rules = cast("dict[str, Any]", part)
+            by_re = by_re or rules.get("regex_engine") == "python-re"
+            if isinstance(pattern := rules.get("pattern"), str):
+                patterns.append(pattern)
+            waiting += rules.values()
+        elif isinstance(part, list | tuple):
+            waiting += cast("Sequence[Any]", part)
+        elif isinstance(part, re.Pattern):
+            by_re = True
+            patterns.append(str(part.pattern))
+    if by_re and not all(map(_is_plain, patterns)):
+        raise BadTool(f"parameter {name}: a pattern that Python's `re` would run: {_NOT_PLAIN}")
+
+
+def _unread_schema(kind: type) -> dict[str, Any]:
+    _adapted_schema(kind)
+    return {"title": kind.__name__}
 
 
 def _adapted_schema(kind: type) -> dict[str, Any]:

@@ -27,10 +27,12 @@ def decoded(arguments: Mapping[str, Any], described: Described) -> dict[str, Any
     kind = described.arguments
     try:
         try:
-            made = msgspec.convert(arguments, kind, dec_hook=adapted)
+            made = msgspec.convert(arguments, kind, dec_hook=adapted, str_keys=True)
         except msgspec.ValidationError:  # 1.0 is an integer, as JSON Schema has it
-            made = msgspec.convert(_with_whole_numbers(arguments), kind, dec_hook=adapted)
-    except (msgspec.ValidationError, RecursionError) as error:
+            made = msgspec.convert(
+                _with_whole_numbers(arguments), kind, dec_hook=adapted, str_keys=True
+            )
+    except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
         raise ToolFailed(one_line(f"The arguments do not fit: {error}")) from None
     return {field: plain(getattr(made, field)) for field in kind.__struct_fields__}
 
@@ -55,7 +57,7 @@ def told(result: Any) -> str:
         NotJson: It has no JSON form.
     """
     if isinstance(result, str):
-        return result
+        return str.__str__(result)  # not what a class made of it
     if result is None:
         return COMPLETED
     if inspect.isgenerator(result) or inspect.isasyncgen(result):

@@ -129,6 +129,26 @@ async def test_a_changed_file_counts_from_the_next_turn_on(
     assert [body["messages"][0]["content"] for body in requests(sim)] == ["You help people."] * 2
 
 
+async def test_a_changed_file_is_read_beside_the_loop(tmp_path: Path) -> None:
+    """However long that takes, once for all who ask; one that is too large changes nothing."""
+    path = tmp_path / "agents.toml"
+    path.write_text(AGENTS)
+    agents = AgentsFile(path, TOOLS)
+    table = "[a{}]\nmetadata = 1\n".replace("metadata = 1", 'description = "x"')
+    path.write_text(AGENTS + "".join(table.format(n) for n in range(10_000)))
+    asked = [asyncio.create_task(agents.refresh()) for _ in range(20)]
+    turns = 0
+    while not all(task.done() for task in asked):
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 20
+    known = agents.agents
+    assert len(known) > 10_000
+    path.write_text(AGENTS + "#" * 1024 * 1024)
+    await agents.refresh()
+    assert agents.agents is known
+
+
 class Order(msgspec.Struct):
     """What a customer orders."""
 

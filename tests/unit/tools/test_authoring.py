@@ -6,6 +6,7 @@ import decimal
 import enum
 import functools
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
@@ -29,7 +30,10 @@ async def call(made: Tool[Any, Any], **arguments: Any) -> str:
     """Run a tool as a turn does, with arguments that went through JSON."""
     box = Toolbox(LoadedTools((LoadedTool("m", made, describe(made)),), (), (), ()))
     sent = msgspec.json.decode(msgspec.json.encode(arguments))
-    return await box.call(made.options.name, sent, IDS)
+    try:
+        return await box.call(made.options.name, sent, IDS)
+    finally:
+        await box.stop()
 
 
 def properties(made: Tool[Any, Any]) -> dict[str, Any]:
@@ -417,3 +421,125 @@ async def test_results_become_text(result: Any, told: str) -> None:
         return result
 
     assert await call(give) == told
+
+
+Slow = Annotated[str, msgspec.Meta(pattern="^(a+)+$", max_length=99)]
+
+
+@dataclasses.dataclass
+class SlowField:
+    word: Slow
+
+
+@dataclasses.dataclass
+class QuickField:
+    word: Annotated[str, msgspec.Meta(pattern=r"^-?[a-z(|]{3}\d+$")]
+
+
+class OwnEngine(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(regex_engine="python-re")
+    word: str = pydantic.Field(pattern="^(a+)+$")
+
+
+class Compiled(pydantic.BaseModel):
+    word: str = pydantic.Field(pattern=re.compile("^(a+)+$"))  # type: ignore[arg-type]
+
+
+class Linear(pydantic.BaseModel):
+    word: str = pydantic.Field(pattern="^(a+)+$")
+
+
+async def patterns_everywhere(
+    one: Slow = "a",
+    several: list[Slow] | None = None,
+    named: dict[str, tuple[Slow, ...]] = {},  # noqa: B006  a tool copies it
+    quick: QuickField | None = None,
+    linear: Linear | None = None,
+) -> str:
+    """Match."""
+    return "did"
+
+
+@pytest.mark.parametrize(
+    ("good", "evil"),
+    [
+        ({"one": "aa"}, {"one": "a" * 40 + "!"}),
+        ({"several": ["aa"]}, {"several": ["a" * 40 + "!"]}),
+        ({"named": {"k": ["aa"]}}, {"named": {"k": ["a" * 40 + "!"]}}),
+        ({"quick": {"word": "-abc1"}}, {"quick": {"word": "abc"}}),
+        ({"linear": {"word": "aa"}}, {"linear": {"word": "a" * 40 + "!"}}),
+    ],
+)
+async def test_patterns_take_linear_time(good: dict[str, Any], evil: dict[str, Any]) -> None:
+    """Wherever they stand in a parameter, whatever the model sends: `re` would never return."""
+    made = tool(patterns_everywhere)
+    assert await call(made, **good) == "did"
+    with pytest.raises(ToolFailed, match="do not fit"):
+        await call(made, **evil)
+
+
+@pytest.mark.parametrize("kind", [SlowField, list[SlowField], OwnEngine, Compiled])
+def test_patterns_that_only_re_could_run_are_refused(kind: Any) -> None:
+    """In classes, unless they are plain; in pydantic's models that ask for `re`."""
+
+    async def take(it: Any) -> None:
+        """Take."""
+
+    take.__annotations__["it"] = kind
+    with pytest.raises(BadTool, match="linear time"):
+        describe(tool(take))
+
+
+async def test_keys_are_what_their_type_says() -> None:
+    """JSON has only texts as names; a tool may ask for numbers, dates and the like."""
+
+    @tool
+    async def sums(amounts: dict[int, float], days: dict[dt.date, int]) -> str:
+        """Sum."""
+        return f"{amounts} {[*days]}"
+
+    told = await call(sums, amounts={"7": 1}, days={"2026-01-02": 3})
+    assert told == "{7: 1.0} [datetime.date(2026, 1, 2)]"
+    with pytest.raises(ToolFailed, match="Expected `int`"):
+        await call(sums, amounts={"x": 1}, days={})
+
+
+async def test_the_model_cannot_make_up_a_context() -> None:
+    """`ToolContext` is never an argument, however it is written; inside others it is refused."""
+
+    @tool
+    async def tell(context: Annotated[ToolContext[None], "of the call"]) -> str:
+        """Tell."""
+        return context.conversation_id
+
+    async def many(contexts: list[ToolContext[None]]) -> None:
+        """Take."""
+
+    assert properties(tell) == {}
+    assert await call(tell) == "c"
+    with pytest.raises(BadTool, match="inside another"):
+        describe(tool(many))
+
+
+def test_a_reason_is_one_line() -> None:
+    """Whatever the library said of the type."""
+
+    async def take(it: complex) -> None:
+        """Take."""
+
+    with pytest.raises(BadTool) as raised:
+        describe(tool(take))
+    assert str(raised.value).isprintable()
+
+
+async def test_a_text_is_what_it_holds() -> None:
+    """Not what its class says of it."""
+    kind = type("Odd", (str,), {"__str__": lambda _: 1 / 0, "encode": lambda *_: 1 / 0})
+
+    @tool
+    def give() -> Any:
+        """Give."""
+        return kind("text")
+
+    told = await call(give)
+    assert (told, type(told)) == ("text", str)

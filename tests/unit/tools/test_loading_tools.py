@@ -46,7 +46,7 @@ async def ship(  # noqa: D417  as a tool's author may write it
 
 def test_the_schema_comes_from_the_signature() -> None:
     """Types, defaults, descriptions; the context is no argument."""
-    definition, arguments, context, is_async = describe(ship)
+    definition, arguments, context, is_async, _ = describe(ship)
 
     assert (definition.name, definition.description) == ("ship", "Ship an order.\n\nTakes a while.")
     assert (context, is_async) == ("context", True)

@@ -19,6 +19,7 @@ from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from openai import NotGiven as OpenAINotGiven
 
+from contracts.numbers import number
 from worker.errors import (
     ProviderUnavailable,
     ReplyTooLarge,
@@ -102,7 +103,7 @@ from worker.services.openai.wire import ChatStream, TimeLimits
 log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
-_decode_messages = msgspec.json.Decoder(list[Message]).decode
+_decode_messages = msgspec.json.Decoder(list[Message], float_hook=number).decode
 USER_PARAMS: Final = LLMUserAggregatorParams(aggregation_timeout=0.5)
 ASSISTANT_PARAMS: Final = LLMAssistantAggregatorParams(expect_stripped_words=True)
 """Defaults as the seed spells them; aggregators copy what they are given."""
