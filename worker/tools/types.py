@@ -348,7 +348,7 @@ def _refuse_own_engine(name: str, core: Any) -> None:
             waiting += cast("Sequence[Any]", part)
         elif isinstance(part, re.Pattern):
             by_re = True
-            patterns.append(str(part.pattern))
+            patterns.append(str(cast("Any", part).pattern))
     if by_re and not all(map(_is_plain, patterns)):
         raise BadTool(f"parameter {name}: a pattern that Python's `re` would run: {_NOT_PLAIN}")
 

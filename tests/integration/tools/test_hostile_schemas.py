@@ -61,8 +61,6 @@ def cost_apart_s(schema: Schema, data: bytes) -> float:
         apart(schema, data)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
-        if spent[-1] < budget_s(len(data)):
-            break
     return min(spent)
 
 
@@ -111,7 +109,8 @@ async def test_checking_takes_bounded_time(cases: list[Hostile]) -> None:
                 assert cost_s(check) < LOOP_S, case.name
             else:
                 most_s = budget_s(len(case.value)) + TICK_S
-                assert cost_apart_s(schema, case.value) < most_s, case.name
+                forking_s = cost_apart_s(Schemas().read(b"true"), b"1")  # of all that pytest is
+                assert cost_apart_s(schema, case.value) < most_s + 2 * forking_s, case.name
                 allowed_s += most_s + TICK_S
             fault = await checker.fault(schema, value, case.value)
             assert fault is None or (len(fault) <= 300 and fault.isprintable())
