@@ -257,6 +257,8 @@ def _unknown(name: str, known: list[str]) -> str:
 def _misfit(error: msgspec.ValidationError) -> str:
     at = re.search(r"`\$\.(\w+)`", str(error))
     expected = str(error).split(" - at ")[0]
+    if "enum value" in expected:  # it would be repeated
+        expected = "Expected one of the values that `turnline worker --help` lists"
     if "matching regex" in expected:
         expected = "Expected 1 to 200 visible ASCII characters without spaces"
     return f"{PREFIX}{(at[1] if at else '?').upper()}: {expected}"

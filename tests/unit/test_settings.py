@@ -245,3 +245,12 @@ def test_a_hostname_of_any_letters_makes_a_name(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("socket.gethostname", lambda: "meine b\u00fcchse")
 
     assert from_env({}).worker_name == f"meine_b_chse-{os.getpid()}"
+
+
+@pytest.mark.parametrize("name", ["TURNLINE_LOG_LEVEL", "TURNLINE_LOG_FORMAT"])
+def test_a_value_that_is_no_choice_is_not_repeated(name: str) -> None:
+    """It may be what belongs into another variable."""
+    with pytest.raises(SettingsError, match=f"{name}: Expected one of") as raised:
+        from_env({name: "wombat"})
+
+    assert "wombat" not in str(raised.value)
