@@ -804,7 +804,11 @@ class OpenAILLMService(FrameProcessor):
         if framed:
             await self.push_frame(LLMFullResponseStartFrame())
         try:
-            await self._run_hooks(run)
+            run.uses_sdk = self._uses_sdk()
+            if run.uses_sdk:
+                await self._run_hooks(run)
+            else:  # no coroutine in between: each chunk would wake it up
+                await self._process_context(run.context)
             outcome = "interrupted" if run.interrupted else "completed"
         except WorkerError as error:
             code = error.code
@@ -833,16 +837,12 @@ class OpenAILLMService(FrameProcessor):
             await self._run_calls(run, run.batch)
 
     async def _run_hooks(self, run: _Run) -> None:
-        """Make the response, by the code of a subclass if there is any.
+        """Make the response, by the code of a subclass.
 
         Raises:
             Retryable: See `process_frame`.
             Terminal: See `process_frame`.
         """
-        run.uses_sdk = self._uses_sdk()
-        if not run.uses_sdk:
-            await self._process_context(run.context)
-            return
         run.inner = asyncio.create_task(self._process_context(run.context))
         try:
             await asyncio.wait([run.inner])
