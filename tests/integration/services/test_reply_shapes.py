@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from contracts.conversation import check_visible
 from tests.integration.services.wire import (
     CLOSE_HEAD,
     END_OF_BODY,
@@ -612,7 +613,7 @@ async def test_arguments_that_are_an_object_after_all(arguments: str, expected: 
     assert seen == [expected]
 
 
-@pytest.mark.parametrize("call_id", ["x" * 100_000, "a\nb", "\u200b", ""])
+@pytest.mark.parametrize("call_id", ["x" * 100_000, "a\nb", "\u200b", "a\u3164b", "a\ufe0f", ""])
 async def test_ids_and_names_can_be_read_back(call_id: str) -> None:
     """An id that the contract cannot hold gets another one; a name is cut to what names are."""
     name = "get weather\n" * 10_000
@@ -626,6 +627,7 @@ async def test_ids_and_names_can_be_read_back(call_id: str) -> None:
         made = server.requests[1].body["messages"][1]["tool_calls"][0]
         assert 0 < len(made["id"]) <= 200
         assert made["id"].isprintable()
+        check_visible(made["id"], "call_id")  # else no producer could send its result
         assert made["function"]["name"] == ("get_weather_" * 10)[:64]
 
 

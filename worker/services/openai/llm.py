@@ -19,6 +19,8 @@ from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from openai import NotGiven as OpenAINotGiven
 
+from contracts.conversation import check_visible
+from contracts.errors import InvalidMessage
 from contracts.numbers import number
 from worker.errors import (
     ProviderUnavailable,
@@ -1168,8 +1170,7 @@ class OpenAILLMService(FrameProcessor):
         taken: set[str] = set()
         for call in run.made:
             call_id = call.tool_call_id
-            is_usable = 0 < len(call_id) <= NAME_MAX_CHARS and call_id.isprintable()
-            if not is_usable or call_id in taken or run.context.names_call(call_id):
+            if not _can_be_answered(call_id) or call_id in taken or run.context.names_call(call_id):
                 call.tool_call_id = f"call_{uuid.uuid4().hex[:16]}"
             taken.add(call.tool_call_id)
         await self._call_event_handler("on_function_calls_started", run.made)
@@ -1411,6 +1412,15 @@ def create_client(
     client.admin_api_key = None
     setattr(client, "_custom_headers", dict(default_headers or {}))  # noqa: B010
     return client
+
+
+def _can_be_answered(call_id: str) -> bool:
+    """Tell whether a producer may send a result under this id."""
+    try:
+        check_visible(call_id, "call_id")
+    except InvalidMessage:
+        return False
+    return 0 < len(call_id) <= NAME_MAX_CHARS and call_id.isprintable()
 
 
 async def _let_others_send() -> None:
