@@ -84,8 +84,7 @@ class Checker:
         if process is not None:
             assert process.stdin is not None
             process.stdin.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             await process.wait()
         if self._reading is not None:
             await self._reading
@@ -103,8 +102,7 @@ class Checker:
                     await process.stdin.drain()
                 return await answer
         except TimeoutError:  # it hangs: whoever asks next gets another one
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             if self._reading is not None:
                 await asyncio.wait({self._reading})
             raise _Ended from None
@@ -123,6 +121,7 @@ class Checker:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # a group of its own, its checks included
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 )
                 self._reading = asyncio.create_task(self._read(process))
@@ -137,13 +136,18 @@ class Checker:
             answer = self._waiting.get(number)
             if answer is not None and not answer.done():
                 answer.set_result(text)
-        with contextlib.suppress(ProcessLookupError):  # if it closed its output alone
-            process.kill()
+        _kill(process)  # if it closed its output alone
         await process.wait()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(_Ended())
                 answer.exception()  # whoever waited may be gone
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """End a process that forks, and its checks: what they hold open would never end else."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_cheap(schema: Schema, data: bytes) -> bool:
@@ -167,6 +171,7 @@ class _Forking:
     def __init__(self) -> None:
         self._schemas = Schemas()
         self._running: dict[int, int] = {}
+        self._forking = False
 
     def serve(self, questions: BinaryIO) -> None:
         """Answer until nobody asks any more."""
@@ -177,16 +182,20 @@ class _Forking:
             schema = questions.read(schema_bytes)
             data = questions.read(data_bytes)
             compiled = self._schemas.read(schema)  # here, so that it is kept for the next
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            self._forking = True  # a mask does not keep back what Python has taken already
             pid = os.fork()
             if not pid:
                 _check(number, compiled, data)
             self._running[pid] = number
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            self._forking = False
+            self._reap()
 
     def _reap(self, *_: object) -> None:
-        while self._running:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+        while self._running and not self._forking:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:  # a call of this within this call was first
+                return
             if not pid:
                 return
             number = self._running.pop(pid)
