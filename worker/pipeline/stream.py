@@ -455,9 +455,11 @@ class CompletionStream:
                 data.append(value)
         payloads = data if len(data) > 1 and all(map(_is_payload, data)) else [b"\n".join(data)]
         for payload in payloads if data else ():
+            if self._done:
+                return
             if name == b"error":
                 self._read_with_care(payload, events, is_error=True)
-            elif not self._done:
+            else:
                 self._read_payload(payload, events)
 
     # Payloads

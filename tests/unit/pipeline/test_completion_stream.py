@@ -124,6 +124,10 @@ SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
     "done_only": (sse(b"[DONE]"), [StreamDone()]),
     "done_without_blank_line": (HEY + b"data: [DONE]", [*HEY_EVENTS, StreamDone()]),
     "data_after_done": (sse(b"[DONE]") + HEY, [StreamDone()]),
+    "an_error_after_done_in_one_event": (
+        b"data:[DONE]\ndata:{}\nevent:error\n\n",
+        [StreamDone()],
+    ),
     "finish": (sse(FINISH), [FinishReason("stop")]),
     "finish_on_content": (
         sse(frame(choices=[{"delta": {"content": "a"}, "finish_reason": "stop"}])),
