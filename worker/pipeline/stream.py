@@ -19,14 +19,16 @@ import msgspec
 from contracts.numbers import number
 from worker.pipeline.call_parts import ToolCallDelta, whole_characters
 from worker.pipeline.shapes import (
+    NO_COUNTS,
     Counts,
     Fields,
     Unreadable,
+    UsualUsage,
     Words,
     counts_in,
-    counts_of,
     finish_of,
     short,
+    usual_counts,
     words_of,
 )
 
@@ -208,8 +210,10 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Frame(msgspec.Struct, gc=False):
+    """A usual frame. What is not of these types needs care: also a `Raw` that is not null."""
+
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw | None = None
+    usage: UsualUsage | None = None
     error: msgspec.Raw | None = None
 
 
@@ -251,7 +255,7 @@ class CompletionStream:
         """Characters of it that came in messages, not in deltas."""
         self._grows: bool | None = None
         """Whether messages in place of deltas hold the text so far; None if that is not clear."""
-        self._counts = Counts()
+        self._counts = NO_COUNTS
         self.unread = False
         """Whether words came in fields that are not known, which is of no matter beside text."""
 
@@ -479,10 +483,11 @@ class CompletionStream:
             return
         choices = frame.choices
         if not choices:
-            if frame.usage is None or not self._plain:
-                self._read_with_care(payload, events)
+            usage = frame.usage if self._plain else None
+            if usage is not None and (counts := usual_counts(usage, payload)) is not None:
+                self._report(counts, len(payload), events, alone=True)
             else:
-                self._report(counts_of(_decode_any(frame.usage)), len(payload), events, alone=True)
+                self._read_with_care(payload, events)
             return
         if len(choices) == 1 and self._read_usual(choices[0], payload, events, frame):
             return
@@ -521,7 +526,8 @@ class CompletionStream:
         self, counts: Counts | None, size: int, events: list[StreamEvent], *, alone: bool
     ) -> None:
         if counts is not None:
-            self._counts = counts.over(self._counts)
+            before = self._counts
+            self._counts = counts if before is NO_COUNTS else counts.over(before)
             events.append(UsageReport(_usage_of(self._counts), alone))
             if alone:
                 self._note_silence(size, events)
