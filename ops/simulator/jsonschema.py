@@ -153,4 +153,8 @@ def _schemas(value: Json) -> list[Mapping[str, Json]]:
 
 
 def _integer(value: Json, default: int) -> int:
-    return value if isinstance(value, int) else default
+    return min(max(value, 0), _LONGEST) if isinstance(value, int) else default
+
+
+_LONGEST = 2048
+"""Characters or items; more would be a text that no model writes, or none that fits in memory."""

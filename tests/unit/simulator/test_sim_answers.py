@@ -253,3 +253,11 @@ def test_every_recorded_dialogue_can_be_replayed(shared_data: Path) -> None:
             messages.append(ChatMessage("assistant", system.text))
 
     assert (wrong, calls, len(dialogues)) == (0, 1567, 768)
+
+
+@pytest.mark.parametrize("bound", ["minLength", "maxLength", "minItems", "maxItems"])
+@pytest.mark.parametrize("size", [2**64, -(2**64), 10**4000], ids=["large", "negative", "huge"])
+def test_an_instance_for_a_schema_of_any_size(bound: str, size: int) -> None:
+    """A server that broke off the connection would be asked again and again."""
+    for kind in ("string", "array"):
+        assert len(msgspec.json.encode(instance({"type": kind, bound: size}))) < 30_000
