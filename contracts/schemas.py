@@ -237,8 +237,9 @@ def _only(found: Mapping[str, Any], known: set[str], where: Sequence[str]) -> No
 
 def one_line(text: str) -> str:
     """Return a text as one printable line of at most 300 characters."""
-    cut = text if len(text) <= _TEXT_MAX_CHARS else text[: _TEXT_MAX_CHARS - 3] + "..."
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cut)
+    begun = text[: _TEXT_MAX_CHARS + 1]
+    line = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in begun)
+    return line if len(line) <= _TEXT_MAX_CHARS else line[: _TEXT_MAX_CHARS - 3] + "..."
 
 
 def pointer(where: Sequence[str | int]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from contracts import Configure, InvalidMessage, UserMessage
 from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
 from contracts.requests import Requests
-from contracts.schemas import BadSchema, Schemas
+from contracts.schemas import BadSchema, Schemas, one_line
 from tests.support.recordings import REPOSITORY
 
 BAD: dict[str, Any] = {"properties": {"a": {"required": 5}}}
@@ -94,3 +94,13 @@ def test_what_is_kept_is_bounded() -> None:
         told.append(str(raised.value))
     assert told == ["#/required: expected array"] * 2
     assert schemas._bytes <= 100_000
+
+
+@pytest.mark.parametrize("text", ["a", "x" * 300, "x" * 301, "\x7f" * 43, "\x7f" * 300, "\n" * 49])
+def test_a_line_is_bounded_also_where_characters_are_written_out(text: str) -> None:
+    """A character that cannot be shown takes six."""
+    line = one_line(text)
+
+    assert len(line) <= 300
+    assert line.isprintable()
+    assert line == text or len(text) > 300 or not text.isprintable()
