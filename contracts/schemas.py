@@ -21,7 +21,7 @@ from contracts.numbers import number
 
 SCHEMA_MAX_BYTES: Final = 256 * 1024
 """Largest schema, bytes of JSON."""
-SCHEMA_MAX_VALUES: Final = 16_384
+SCHEMA_MAX_VALUES: Final = 8_192
 """Most JSON values in one schema: objects, arrays, texts, numbers and words."""
 SCHEMA_MAX_DEPTH: Final = 100
 """How deep a schema may nest, references followed."""

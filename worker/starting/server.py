@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 from redis.exceptions import (
@@ -101,7 +102,6 @@ class _Asking:
     async def _answer(self, redis: AsyncRedis) -> None:
         """Wait until it answers: not for long where nobody is there, longer while it loads."""
         began_s = time.monotonic()
-        full: Exception | None = None  # a server without places may close before it is read
         while True:
             try:
                 await redis.execute_command("PING")
@@ -110,9 +110,8 @@ class _Asking:
             except NoPermissionError:
                 return  # an answer
             except (LostConnection, ConnectionTimeout, OSError) as error:
-                full = error if "max number of clients" in str(error) else full
                 if not _may_pass(error) or time.monotonic() - began_s > PATIENCE_S:
-                    raise (full or error) from None
+                    raise (await _parting_words(self._address) or error) from None
             else:
                 return
             await asyncio.sleep(_PAUSE_S)
@@ -235,6 +234,33 @@ def _may_pass(error: Exception) -> bool:
     return not isinstance(error, (AuthenticationError, AuthorizationError)) and "SSL" not in str(
         error
     )
+
+
+async def _parting_words(address: Address) -> LostConnection | None:
+    """Ask nothing and read why a server hangs up, if it says so.
+
+    One without places says it and closes; whoever has written by then reads nothing any more.
+    """
+    url = urlsplit(address.plain)
+    try:
+        async with asyncio.timeout(1.0):
+            match url.scheme:
+                case "redis":
+                    opening = asyncio.open_connection(url.hostname, url.port or 6379)
+                case "unix":
+                    opening = asyncio.open_unix_connection(url.path)
+                case _:
+                    return None
+            reader, writer = await opening
+            try:
+                said = await reader.read(1_000)
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return None
+    if not said.startswith(b"-"):
+        return None
+    return LostConnection(said[1:].decode(errors="replace").strip().removeprefix("ERR "))
 
 
 async def _allowed(ask: Callable[[], Awaitable[Any]]) -> Any:
