@@ -23,6 +23,8 @@ SCHEMA_MAX_BYTES: Final = 256 * 1024
 """Largest schema, bytes of JSON."""
 SCHEMA_MAX_VALUES: Final = 8_192
 """Most JSON values in one schema: objects, arrays, texts, numbers and words."""
+SCHEMA_MAX_WRITTEN_OUT: Final = 16_384
+"""Most rules in one schema, each as often as references lead to it."""
 SCHEMA_MAX_DEPTH: Final = 100
 """How deep a schema may nest, references followed."""
 SCHEMA_MAX_PATTERNS: Final = 100
@@ -383,8 +385,9 @@ class _Weighing:
     def __init__(self, schema: Any) -> None:
         """Prepare."""
         self._root = schema
-        self._weights: dict[int, tuple[int | None, int]] = {}
-        """By identity: (weight, how deep it nests); in the making: None and 0."""
+        self._weights: dict[int, tuple[int | None, int, int]] = {}
+        """By identity: (weight, how deep it nests, schemas in it with references written out); in
+        the making: None, 0 and 1."""
 
     def weight(self) -> int | None:
         """Return the number of rules, references followed; None if a check may cost more.
@@ -395,30 +398,34 @@ class _Weighing:
         self._refuse_circles()
         return self._of(self._root, 0)[0]
 
-    def _of(self, schema: Any, depth: int) -> tuple[int | None, int]:
+    def _of(self, schema: Any, depth: int) -> tuple[int | None, int, int]:
         if not isinstance(schema, dict):
-            return 1, 1
+            return 1, 1, 1
         known = self._weights.get(id(cast("Any", schema)))
         if known is not None:
             return known
         if depth > SCHEMA_MAX_DEPTH:
             raise BadSchema((), f"its references nest more than {SCHEMA_MAX_DEPTH} deep")
         rules = cast("dict[str, Any]", schema)
-        self._weights[id(rules)] = (None, 0)  # met again below: a recursion
+        self._weights[id(rules)] = (None, 0, 1)  # met again below: a recursion
         total: int | None = 1
-        deepest = 0
+        deepest, written_out = 0, 1
         for word, value in rules.items():
             if not self._is_flat(word, value):
                 total = None
             elif total is not None and isinstance(value, list | dict) and word in _FLAT:
                 total += 0 if word in _DEFINING else len(cast("Sequence[Any]", value))
         for _, part in self._parts(rules):
-            weight, below = self._of(part, depth + 1)
-            deepest = max(deepest, below)
+            weight, below, size = self._of(part, depth + 1)
+            deepest, written_out = max(deepest, below), written_out + size
             total = None if total is None or weight is None else total + 1 + weight
         if deepest >= SCHEMA_MAX_DEPTH:
             raise BadSchema((), f"its references nest more than {SCHEMA_MAX_DEPTH} deep")
-        self._weights[id(rules)] = found = (total, deepest + 1)
+        if written_out > SCHEMA_MAX_WRITTEN_OUT:  # compiling would write them out
+            raise BadSchema(
+                (), f"its references repeat its rules more than {SCHEMA_MAX_WRITTEN_OUT} times"
+            )
+        self._weights[id(rules)] = found = (total, deepest + 1, written_out)
         return found
 
     def _is_flat(self, word: str, value: Any) -> bool:

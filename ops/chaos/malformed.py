@@ -21,10 +21,7 @@ _HALF: Final = 12
 _SIZED: Final = 4_500_000
 """Bytes of replies without measure."""
 _PATIENCE_S: Final = 60.0
-_SHAPES: Final = (
-    *("parts", "no-finish", "surrogates", "whole-json", "garbage", "endless"),
-    *("arguments", "calls", "long-names", "deep"),
-)
+_SHAPES: Final = ("parts", "no-finish", "surrogates", "whole-json", "garbage", "endless")
 _MALFORMED: Final = (
     "truncated-json;at=tokens:1",
     "bad-utf8;at=tokens:2",

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts import Configure, InvalidMessage, UserMessage
@@ -104,3 +105,16 @@ def test_a_line_is_bounded_also_where_characters_are_written_out(text: str) -> N
     assert len(line) <= 300
     assert line.isprintable()
     assert line == text or len(text) > 300 or not text.isprintable()
+
+
+@pytest.mark.parametrize("word", ["allOf", "anyOf", "oneOf"])
+def test_references_that_double_at_each_step_are_refused_at_once(word: str) -> None:
+    """Written out they would be 2 to the power of 46 rules, which no library ends with."""
+    defs = {
+        f"d{n}": {word: [{"$ref": f"#/$defs/d{n + 1}"}, {"$ref": f"#/$defs/d{n + 1}"}]}
+        for n in range(46)
+    }
+    schema = {"$ref": "#/$defs/d0", "$defs": {**defs, "d46": {"required": ["a"]}}}
+
+    with pytest.raises(BadSchema, match="repeat its rules"):
+        Schemas().read(msgspec.json.encode(schema))
