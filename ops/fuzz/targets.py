@@ -282,7 +282,8 @@ def _plainly_merged(
         if index is None or index < 0 or begins == (index in calls) or len(ids) != len(set(ids)):
             return None
         if begins:
-            calls[index] = call_parts.ToolCallParts(delta.call_id or "", delta.name or "")
+            words = (call_parts.whole_characters(it or "") for it in (delta.call_id, delta.name))
+            calls[index] = call_parts.ToolCallParts(*words)
         elif delta.call_id or delta.name:
             return None
         calls[index].arguments += delta.arguments or ""
@@ -302,10 +303,9 @@ def _check_nothing_is_missing(body: bytes, events: Sequence[stream.StreamEvent])
 
     A reply may also be refused: then it is not taken for whole.
     """
-    said = "".join(
-        event.text
-        for event in events
-        if isinstance(event, stream.TextDelta | stream.ReasoningDelta | stream.Refusal)
+    kinds = (stream.TextDelta | stream.Refusal, stream.ReasoningDelta)
+    said = "\0".join(  # thoughts may come between the pieces of a text
+        "".join(event.text for event in events if isinstance(event, kind)) for kind in kinds
     )
     for choice in _plain_choices(body):
         contents = [choice.get("text"), choice.get("delta"), choice.get("message")]
