@@ -303,10 +303,9 @@ def _check_nothing_is_missing(body: bytes, events: Sequence[stream.StreamEvent])
 
     A reply may also be refused: then it is not taken for whole.
     """
-    kinds = (stream.TextDelta | stream.Refusal, stream.ReasoningDelta)
-    said = "\0".join(  # thoughts may come between the pieces of a text
-        "".join(event.text for event in events if isinstance(event, kind)) for kind in kinds
-    )
+    texts = [it.text for it in events if isinstance(it, stream.TextDelta | stream.Refusal)]
+    thoughts = [it.text for it in events if isinstance(it, stream.ReasoningDelta)]
+    said = "\0".join(("".join(texts), "".join(thoughts)))  # thoughts may come between the texts
     for choice in _plain_choices(body):
         contents = [choice.get("text"), choice.get("delta"), choice.get("message")]
         for content in contents:
