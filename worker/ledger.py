@@ -99,6 +99,19 @@ def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
     )
 
 
+def note_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
+    """Return what is noted of a call before its request is sent: all that a lost worker leaves."""
+    return CallEntry(
+        call_id=f"{turn_id}/{attempt}/{call.number}",
+        turn_id=turn_id,
+        attempt=attempt,
+        model=call.model,
+        state="unknown",
+        abandoned=True,
+        started_at_ms=_wall_ms(call.started_at),
+    )
+
+
 def usage_of(call: LLMCall) -> Usage:
     """Return what a call used, reported or estimated, and whether its cost is known."""
     counted = call.counted_usage

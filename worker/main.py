@@ -111,7 +111,7 @@ class GrokServices:
             api_key=self._settings.api_key.value,
             base_url=self._settings.base_url,
             model=settings.model or self._settings.model,
-            params=OpenAIInputParams(**given, extra=extra),
+            params=OpenAIInputParams(**given, extra=extra) if given or extra else None,
             client=self.client,
             extra_headers=headers,
             observer=observer,

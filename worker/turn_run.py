@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from contracts.conversation import CallEntry, Usage
+from contracts.conversation import CallEntry
 from contracts.messages import ContextAppend, Interrupt, UserMessage
 from contracts.numbers import number
 from contracts.replies import (
@@ -35,7 +35,7 @@ from worker.errors import (
 from worker.event_writer import EventWriter
 from worker.inbox import Inbox
 from worker.lease import Lease
-from worker.ledger import Ledger, entry_of
+from worker.ledger import Ledger, entry_of, note_of
 from worker.logs import say_with
 from worker.outcome import Done, Outcome, Parked
 from worker.pipeline.aggregators import (
@@ -466,7 +466,7 @@ class TurnRun:
         deadline_at_ms = primary.message.deadline_at_ms
         if deadline_at_ms is not None and self._now_ms() > deadline_at_ms:
             return self._failed(primary, "deadline_exceeded", "the producer's deadline has passed")
-        return self._given_up(primary)
+        return self._given_up(primary) if loaded.attempt > 1 else None
 
     async def _later(self, primary: Used, error: Retryable) -> TurnFailed | Parked:
         """Note what was spent and wait without a slot; past the budget, fail."""
@@ -681,9 +681,8 @@ class TurnRun:
             ids = self._ids(primary)
             del ids["metadata"]
             started = TurnStarted(**ids, worker=self._settings.worker_name)
-        entry = entry_of(call, primary.turn_id, self._loaded.attempt)
-        entry = msgspec.structs.replace(entry, state="unknown", abandoned=True, usage=Usage())
-        return self._writer.begin_call(started, entry)
+        note = note_of(call, primary.turn_id, self._loaded.attempt)
+        return self._writer.begin_call(started, note)
 
     async def on_call_finished(self, call: LLMCall) -> None:
         """Nothing more: calls are read from the service when the turn ends."""

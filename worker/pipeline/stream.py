@@ -229,6 +229,8 @@ _UNDECODED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _lenient: Final = json.JSONDecoder(strict=False)
 _LAST_HALF: Final = ("\ud800", "\udbff")
 _BOM = b"\xef\xbb\xbf"
+_CR, _LF = b"\r\n"
+"""As numbers: to look for a byte as bytes costs CPython an exception within."""
 
 
 class CompletionStream:
@@ -272,7 +274,7 @@ class CompletionStream:
             data = self._start(data)
         if self._body is not None:
             return self._take_body(data)
-        if self._drop_newline or b"\r" in data:
+        if self._drop_newline or _CR in data:
             data = self._with_plain_newlines(data)
         events = self._complete_events(data)
         self._left -= len(data)
@@ -405,7 +407,7 @@ class CompletionStream:
         write = self._write
         for event in complete.split(b"\n\n"):
             payload = event[6:]
-            if event[:6] != b"data: " or b"\n" in payload:
+            if event[:6] != b"data: " or _LF in payload:
                 if event:
                     self._read_event(event, events)
             elif self._plain:
@@ -810,7 +812,7 @@ def _usually_said(choice: _Choice, payload: bytes) -> Sequence[StreamEvent] | No
         if kinds > 1 or reason is not None or not all(said):
             return None
         return cast("list[StreamEvent]", said)
-    if b'"delta":{}' not in payload or reason not in _REASONS or b"error" in payload:
+    if payload.find(b'"delta":{}') < 0 or reason not in _REASONS or payload.find(b"error") >= 0:
         return None
     return [] if reason is None else [FinishReason(reason)]
 

@@ -239,6 +239,7 @@ class OpenAIInputParams:
                 raise ValueError(f"{name}: {lowest:g} to {highest:g}")
 
 
+_DEFAULT_PARAMS: Final = OpenAIInputParams()
 _HOOKS: Final[Mapping[str, Sequence[str]]] = {
     "_process_context": ("context",),
     "_stream_chat_completions": ("context",),
@@ -450,7 +451,7 @@ class OpenAILLMService(FrameProcessor):
         super().__init__(name=name)
         if not api_key:
             raise ValueError(f"{type(self).__name__} needs an api_key; none is looked up elsewhere")
-        params = params or OpenAIInputParams()
+        params = params or _DEFAULT_PARAMS
         self._settings: dict[str, Any] = {
             name: value if is_given(value := getattr(params, name)) else OPENAI_NOT_GIVEN
             for name in _SENT_PARAMETERS

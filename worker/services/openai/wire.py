@@ -248,6 +248,7 @@ class ChatStream:
             request = self._request()
             transport = _transport_for(self._client, request.url)
             response = self.response = await transport.handle_async_request(request)
+            response.headers.encoding = "iso-8859-1"  # takes any byte; likewise
             if not response.is_success:
                 body = await _start_of(response)
                 raise failure_of_response(response.status_code, response.headers, body)
@@ -271,13 +272,15 @@ class ChatStream:
         headers = {name.lower(): value for name, value in merged.items()}
         headers["content-length"] = str(len(self._body))
         query = tuple((name, str(value)) for name, value in client.default_query.items())
-        return httpx2.Request(
+        request = httpx2.Request(
             "POST",
             _url(client.base_url, query),
             headers={name: value for name, value in headers.items() if isinstance(value, str)},
             stream=_Body(self._body, self._after),
             extensions={"timeout": {"connect": self._limits.connect_s}},
         )
+        request.headers.encoding = "ascii"  # else each look decodes all of them to find out
+        return request
 
     async def _close(self) -> None:
         if self._handle is not None:
