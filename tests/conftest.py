@@ -6,19 +6,37 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import redis as redis_sync
 from hypothesis import HealthCheck, Phase, settings
 from redis.asyncio import Redis
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from ops.embedded import EmbeddedRedis, finding
 from tests.support.recordings import SHARED_DATA, needs_absent_recordings
 
 DATABASES = 1024
+TAKE_SECONDS = (
+    "tests/integration/chaos/",
+    "tests/integration/fuzz/",
+    "tests/integration/bench/test_bench_runs.py",
+    "tests/integration/cli/test_replay_command.py",
+    "tests/integration/cli/test_stack.py",
+    "tests/integration/worker/test_endings.py",
+    "tests/integration/tools/test_replay_tools.py",
+    "tests/integration/starting/test_start_process.py",
+    "tests/integration/telemetry/test_lost_attempts.py::test_a_killed_worker",
+    "tests/integration/tools/test_hostile_schemas.py",
+    "tests/unit/fuzz/test_fuzz_search.py",
+    "tests/unit/cli/test_cli_extras.py",
+)
+"""Beginnings of the names of tests that start many processes, or compute for long."""
+SHARING = ("tests/integration/cli/test_stack.py",)
+"""Those of these files whose tests share processes."""
 
 # Chosen with --hypothesis-profile. `default` repeats itself from run to run; the others search, and
 # print how to repeat what they find. `ci` does not shrink that: it may take five minutes, and the
@@ -65,12 +83,45 @@ def pytest_report_header() -> str:
     return f"server: {path} {server.version}"
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests of recorded data where there is none: a skip looks like unfinished work."""
+    """Leave out tests of recorded data where there is none: a skip looks like unfinished work.
+
+    Tests that take seconds come first, in random order as the others: so all test processes end
+    at about the same time.
+    """
     left_out = [item for item in items if needs_absent_recordings(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: not item.nodeid.startswith(TAKE_SECONDS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many test processes to start: tests wait for about half of their time."""
+    return max(1, 3 * (os.cpu_count() or 1) // 2)
+
+
+class _ByFile(LoadScopeScheduling):
+    """Gives a file to one process, so that it starts what its tests share once.
+
+    Tests that take seconds, and share nothing, are given out one by one.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, _ = nodeid.partition("::")
+        is_alone = nodeid.startswith(TAKE_SECONDS) and file not in SHARING
+        return nodeid if is_alone else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile | None:
+    """Give tests out in their order, unless `--dist` asks for another way."""
+    if config.getvalue("dist") != "load":
+        return None
+    config.option.loadscopereorder = False
+    return _ByFile(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -137,14 +188,24 @@ def _databases() -> Iterator[int]:
 
 
 @pytest.fixture
-def redis_url(redis_server: EmbeddedRedis, _databases: Iterator[int]) -> str:
+def new_redis_url(redis_server: EmbeddedRedis, _databases: Iterator[int]) -> Callable[[], str]:
+    """Each call gives the URL of an empty database that nobody else uses."""
+
+    def new() -> str:
+        number = next(_databases)
+        url = redis_server.url_of(number % DATABASES)
+        if number >= DATABASES:
+            with redis_sync.Redis.from_url(url) as client:
+                client.flushdb()
+        return url
+
+    return new
+
+
+@pytest.fixture
+def redis_url(new_redis_url: Callable[[], str]) -> str:
     """URL of an empty database that no other test uses."""
-    number = next(_databases)
-    url = redis_server.url_of(number % DATABASES)
-    if number >= DATABASES:
-        with redis_sync.Redis.from_url(url) as client:
-            client.flushdb()
-    return url
+    return new_redis_url()
 
 
 @pytest.fixture

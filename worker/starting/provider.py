@@ -4,15 +4,17 @@ import logging
 import ssl
 import time
 import zlib
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import aiohttp
 import httpx2
 import msgspec
-from openai import AsyncOpenAI
 
 from worker.settings import KEY, Settings
 from worker.starting.stage import WORDS_CHARS, StartFailed, plain, within
+
+if TYPE_CHECKING:  # half a second, which those who read answers without asking need not wait
+    from openai import AsyncOpenAI
 
 log = logging.getLogger("turnline.worker")
 
@@ -59,7 +61,7 @@ def need_key(settings: Settings) -> None:
         raise StartFailed(_NO_KEY)
 
 
-async def check_provider(settings: Settings, client: AsyncOpenAI) -> ProviderFound:
+async def check_provider(settings: Settings, client: "AsyncOpenAI") -> ProviderFound:
     """Ask the provider whether it takes the key and serves the model.
 
     A provider that does not answer is no reason not to start: turns wait and are tried again.
@@ -168,7 +170,7 @@ def _unchecked(why: str, words: str = "") -> ProviderFound:
     return ProviderFound(unchecked=f"{why}: {words}" if words else why)
 
 
-async def _ask(client: AsyncOpenAI) -> Answer:
+async def _ask(client: "AsyncOpenAI") -> Answer:
     """Send one request through the client's own transport, and read so much of the answer."""
     http: httpx2.AsyncClient = getattr(client, "_client")  # noqa: B009  the SDK reads without limits
     headers = {**client.auth_headers, **client.default_headers, "Accept-Encoding": "identity"}

@@ -16,6 +16,7 @@ from ops.bench.producers import producers
 from ops.bench.running import burst, sample
 from ops.bench.scenarios import ABOUT, DIRECT, INSTANT, Model, Scenario
 from ops.bench.soak import soak
+from tests.support.lengths import length
 from tests.support.recordings import REPOSITORY
 
 TINY = Scenario(name="tiny", title="tiny", model=INSTANT, conversations=2, seconds=0.02)
@@ -68,7 +69,7 @@ async def test_a_paced_model_is_slower_than_an_instant_one() -> None:
 
 async def test_growth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small sizes of each curve give points; idle conversations are whole ones that answer."""
-    monkeypatch.setattr(growth, "_WORKERS", (1, 2, 3))
+    monkeypatch.setattr(growth, "_WORKERS", length((1, 2), (1, 2, 3)))
     monkeypatch.setattr(growth, "_ROUND_S", 0.05)
     monkeypatch.setattr(growth, "_INBOXES", (1, 5, 20))
     monkeypatch.setattr(growth, "_KEYS", (0, 1_000, 8_000))

@@ -4,6 +4,7 @@ import pytest
 
 from ops.chaos import session
 from ops.chaos.report import Report
+from tests.support.lengths import length
 
 SEED = 20_261_122
 
@@ -33,9 +34,10 @@ def run(
 
 @pytest.mark.promise("P1", "P2", "P3", "P4", "P6", "P7")
 @pytest.mark.timeout(180)
-def test_twenty_seconds_of_chaos_break_no_promise() -> None:
+def test_seconds_of_chaos_break_no_promise() -> None:
     """Kills, stops, terminations, Redis restarts and model faults, and every column is zero."""
-    report = run(20, scale=1.5, patience_s=60)
+    seconds, scale = length((10, 3), (20, 1.5))  # as many disturbances, closer together
+    report = run(seconds, scale=scale, patience_s=60)
 
     assert report.named == [], report.command
     assert report.token_difference == 0
@@ -57,6 +59,6 @@ def test_a_broken_promise_is_named(sabotage: str, column: str) -> None:
     The other sabotages need a kill or a zombie at the right moment and more time than a suite has:
     `turnline chaos --sabotage NAME`.
     """
-    report = run(10, scale=3, sabotage=sabotage, patience_s=5, itl_ms=40)
+    report = run(length(5, 10), scale=3, sabotage=sabotage, patience_s=5, itl_ms=40)
 
     assert report.violations[column] > 0, report.violations

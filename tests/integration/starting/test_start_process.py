@@ -10,21 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from ops.simulator import Simulator
 from tests.integration.starting.answering import answering
+from tests.support.lengths import length
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
 
 KEY = "xai-s3cret"
 GONE_S = 2.0
 """Within which a process is gone that was told to stop while it started."""
-MOMENTS = {"default": 5, "ci": 20}.get(settings.get_current_profile_name(), 50)
+MOMENTS = length(5, 20)
 
 TOOLS = """
 import asyncio, contextlib, pathlib, sys, time
@@ -174,22 +174,28 @@ async def test_check_says_what_was_found(tmp_path: Path, redis_url: str, sim: Si
         "TURNLINE_TOOLS": "mine",
     }
     said = []
-    for words in (["--check"], ["--check", "--json"]):
-        with worker(tmp_path, *words, **environ) as process:
+    with ExitStack() as running:
+        found, refusing = (
+            [
+                running.enter_context(worker(tmp_path, *words, **environ, TURNLINE_MODEL=model))
+                for words in (["--check"], ["--check", "--json"])
+            ]
+            for model in ("grok-4.3", "grok-99")
+        )
+        for process in found:
             out, _ = await _ended(process)
             assert process.returncode == 0
             said.append(out)
-    for words in (["--check"], ["--check", "--json"]):
-        with worker(tmp_path, *words, **environ, TURNLINE_MODEL="grok-99") as process:
+        for process in refusing:
             out, err = await _ended(process)
             assert process.returncode == 2
             assert "does not serve the model grok-99" in err
             said.append(out)
 
-    line, found, nothing, refused = said
+    line, as_json, nothing, refused = said
     assert line.startswith("turnline worker: ready to start: Redis 7.")
     assert f"grok-4.3 at {sim.base_url}, 1 tools, 0 agents" in line
-    facts = json.loads(found)
+    facts = json.loads(as_json)
     assert facts["ok"] is True
     assert facts["provider"]["model"] == "grok-4.3"
     assert facts["tools"] == ["hello"]

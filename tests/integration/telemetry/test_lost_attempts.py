@@ -55,6 +55,8 @@ async def real_worker(redis_url: str, sim: Simulator, folder: Path) -> AsyncIter
         "PYTHONPATH": str(folder),
         "SIGN": str(folder / "begun"),
         "NO_PROXY": "127.0.0.1",
+        "TURNLINE_LEASE_S": "1",
+        "TURNLINE_HEARTBEAT_S": "0.2",
     }
     stack = Stack(1, live=True, redis_url=redis_url, environ=environ, worker_env=worker_env)
     await asyncio.to_thread(stack.__enter__)  # the model answers from this event loop

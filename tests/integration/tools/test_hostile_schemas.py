@@ -20,6 +20,7 @@ from contracts.schemas import BadSchema, Schema, Schemas
 from ops.fuzz.hostile import Hostile, hostile_schemas
 from ops.simulator import Simulator
 from tests.support.driving import fleet
+from tests.support.lengths import length
 from worker.agents import BadAgents, read_agents
 from worker.checking import TOO_COSTLY, Checker, apart, budget_s, is_cheap
 from worker.files import UnusableFile, read_json
@@ -35,10 +36,10 @@ TICK_S = 0.02
 
 @pytest.fixture
 def cases() -> list[Hostile]:
-    """200 of them, of a seed that a failure shows."""
+    """Each kind twice, or 200 of them, of a seed that a failure shows."""
     seed = secrets.randbelow(1_000_000)
     print(f"seed {seed}")  # noqa: T201  shown where the test fails
-    return hostile_schemas(seed)
+    return hostile_schemas(seed, length(64, 200))
 
 
 def cost_s(work: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,24 +22,27 @@ from tests.support.wait import wait_until_sync
 MODULE = "ops.chaos.misbehaving"
 DRAIN_S = 1.0
 GONE_S = DRAIN_S + 2
+SOON = {"lease_s": "1", "heartbeat_s": "0.2"}
+"""What a worker leaves behind without a word, another one has soon."""
 
 
 @pytest.fixture
 def start(redis_url: str, sim: Simulator) -> Iterator[Callable[..., WorkerProcess]]:
-    """Start a worker with the misbehaving tools; it is gone at the end of the test."""
-    running: list[object] = []
+    """Start a worker with the misbehaving tools; it is gone at the end of the test.
 
-    def started(**settings: str) -> WorkerProcess:
+    It runs already, unless `is_ready=False`.
+    """
+    running = ExitStack()
+
+    def started(*, is_ready: bool = True, **settings: str) -> WorkerProcess:
         given = {"tools": MODULE, "drain_s": str(DRAIN_S), "stall_s": "60", **settings}
-        block = worker_process(redis_url, sim.base_url, **given)
-        worker = block.__enter__()
-        running.append(block)
-        wait_until_sync(lambda: "worker.started" in worker.says(), "the worker runs", 30)
+        worker = running.enter_context(worker_process(redis_url, sim.base_url, **given))
+        if is_ready:
+            wait_until_sync(lambda: "worker.started" in worker.says(), "the worker runs", 30)
         return worker
 
-    yield started
-    for block in running:
-        block.__exit__(None, None, None)  # type: ignore[attr-defined]
+    with running:
+        yield started
 
 
 def ask(client: SyncTurnClient, conversation: str = "c") -> Receipt:
@@ -259,7 +263,7 @@ async def test_a_worker_whose_loop_stands_still_says_where_and_ends(
     def drill() -> None:
         with SyncTurnClient.connect(redis_url) as client:
             sim.inject(calling(name))
-            worker = start(stall_s="1")
+            worker = start(stall_s="1", **SOON)
             receipt = ask(client)
             worker.gone_within(10)
             assert worker.process.returncode == 70
@@ -302,9 +306,9 @@ async def test_a_turn_that_ends_its_workers_becomes_a_dead_letter(
         with SyncTurnClient.connect(redis_url) as client:
             sim.inject(calling(name), times=None)
             receipt = ask(client)
-            for _ in range(2):
-                worker = start(stall_s="1", max_crashes="2")
-                worker.gone_within(20)
+            settings = {"stall_s": "1", "max_crashes": "2", **SOON}
+            for worker in [start(is_ready=False, **settings) for _ in range(2)]:
+                worker.gone_within(30)
                 assert worker.process.returncode in {5, 70}
             start(max_crashes="2")
             result = client.result(receipt, timeout_s=20)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,21 +56,33 @@ async def test_a_token_that_is_none_is_given_up(
     assert max(tokens) < 2**53
 
 
-@pytest.mark.parametrize("kind", ["queue", "token", "wake", "workers", "breakers"])
+KINDS = ("queue", "token", "wake", "workers", "breakers")
+
+
 @pytest.mark.parametrize("value", ["words", {"a": 1}, ["a"], {"a"}, (("a", 1.0),)], ids=repr)
 async def test_a_key_of_a_shard_with_a_foreign_value_stops_nobody(
-    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient, kind: str, value: Any
+    new_redis_url: Callable[[], str], sim: Simulator, value: Any
 ) -> None:
-    """Turns are answered while the workers run, and their leases are kept."""
-    async with fleet(redis_url, sim, lease_s="0.6", heartbeat_s="0.1"):
-        assert isinstance(await client.ask("a", "Hello", timeout_s=10), TurnCompleted)
-        await write(redis, getattr(SHARD, kind), value)
-        await asyncio.sleep(0.7)  # longer than a lease and a poll
-        sim.inject("pace;itl_ms=50")
-        result = await client.ask("b", "Hello", timeout_s=10)
+    """Turns are answered while the workers run, and their leases are kept; a fleet for each key."""
 
-    assert isinstance(result, TurnCompleted)
-    assert result.attempt == 1
+    async def turns(kind: str) -> None:
+        url = new_redis_url()
+        async with (
+            Redis.from_url(url, protocol=2) as redis,
+            TurnClient.connect(url) as client,
+            fleet(url, sim, lease_s="0.6", heartbeat_s="0.1"),
+        ):
+            assert isinstance(await client.ask("a", "Hello", timeout_s=10), TurnCompleted), kind
+            await write(redis, getattr(SHARD, kind), value)
+            await asyncio.sleep(0.7)  # longer than a lease and a poll
+            sim.inject("pace;itl_ms=50", conversation=kind)
+            result = await client.ask(kind, "Hello", timeout_s=10)
+        assert isinstance(result, TurnCompleted), kind
+        assert result.attempt == 1, kind
+
+    async with asyncio.TaskGroup() as group:
+        for kind in KINDS:
+            group.create_task(turns(kind))
 
 
 @pytest.mark.parametrize(
