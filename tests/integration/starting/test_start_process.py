@@ -117,25 +117,31 @@ def worker(folder: Path, *words: str, **environ: str) -> Iterator[subprocess.Pop
         process.communicate()
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
+WRONG: list[tuple[dict[str, str], str]] = [
+    ({"XAI_API_KEY": ""}, "XAI_API_KEY is not set"),
+    ({"XAI_API_KEY_FILE": "none"}, "XAI_API_KEY and XAI_API_KEY_FILE are both set"),
+    ({"TURNLINE_SLOT": "1"}, "did you mean TURNLINE_SLOTS?"),
+    ({"TURNLINE_REDIS_URL": "redis://:s3cret/x@h"}, "TURNLINE_REDIS_URL: "),
+    ({"TURNLINE_AGENTS": "none.toml"}, "none.toml: it cannot be read"),
+    (
+        {"TURNLINE_TOOLS": "broken"},
+        "broken: it cannot be imported: ImportError: \\x1b[2J two lines",
+    ),
+    ({"SSL_CERT_FILE": "/none.pem"}, "SSL_CERT_FILE"),
+    ({"HTTPS_PROXY": "http://me:s3cret@h:port"}, "HTTPS_PROXY"),
+    ({"TURNLINE_TOOL_SCHEMAS": "broken.json"}, "(line 1, column "),
+    ({"TURNLINE_TOOLS": "leaving"}, "leaving: it cannot be imported: SystemExit ("),
+    ({"OTEL_EXPORTER_OTLP_ENDPOINT": "s3cret:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: "),
+]
+FORMS = ("text", "json")
+
+
 @pytest.mark.parametrize(
-    ("environ", "words"),
-    [
-        ({"XAI_API_KEY": ""}, "XAI_API_KEY is not set"),
-        ({"XAI_API_KEY_FILE": "none"}, "XAI_API_KEY and XAI_API_KEY_FILE are both set"),
-        ({"TURNLINE_SLOT": "1"}, "did you mean TURNLINE_SLOTS?"),
-        ({"TURNLINE_REDIS_URL": "redis://:s3cret/x@h"}, "TURNLINE_REDIS_URL: "),
-        ({"TURNLINE_AGENTS": "none.toml"}, "none.toml: it cannot be read"),
-        (
-            {"TURNLINE_TOOLS": "broken"},
-            "broken: it cannot be imported: ImportError: \\x1b[2J two lines",
-        ),
-        ({"SSL_CERT_FILE": "/none.pem"}, "SSL_CERT_FILE"),
-        ({"HTTPS_PROXY": "http://me:s3cret@h:port"}, "HTTPS_PROXY"),
-        ({"TURNLINE_TOOL_SCHEMAS": "broken.json"}, "(line 1, column "),
-        ({"TURNLINE_TOOLS": "leaving"}, "leaving: it cannot be imported: SystemExit ("),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "s3cret:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: "),
-    ],
+    ("environ", "words", "form"),
+    length(
+        [(*wrong, FORMS[n % 2]) for n, wrong in enumerate(WRONG)],
+        [(*wrong, form) for wrong in WRONG for form in FORMS],
+    ),
 )
 def test_what_is_wrong_is_one_sentence_and_two(
     tmp_path: Path, redis_url: str, environ: dict[str, str], words: str, form: str
