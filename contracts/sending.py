@@ -45,7 +45,7 @@ class Sending:
             return self
         try:
             self.submissions = [self._traced(message) for message in self._messages]
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, the spans begun must end; it is passed on
             self._end(error)
             raise
         return self

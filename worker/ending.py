@@ -216,7 +216,7 @@ def _drive(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[_T]") -> _T:
     while True:
         try:
             return loop.run_until_complete(task)
-        except BaseException as error:
+        except BaseException as error:  # what a callback raised: it ends the loop, not the task
             if task.done():
                 raise
             log.error("loop.escaped", extra=facts_of(error))  # noqa: TRY400  not its text

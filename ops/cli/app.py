@@ -25,7 +25,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
         "replay": Place("ops.cli.replay", "replay", "Run recorded dialogues and check each reply."),
     },
     "Run it": {
-        "worker": Place("worker.__main__", "worker", "Run a worker until SIGTERM."),
+        "worker": Place("worker.command", "worker", "Run a worker until SIGTERM."),
         "redis": Place("ops.embedded.cli", "redis", "Run a private Redis until Ctrl-C."),
         "sim": Place("ops.simulator.cli", "sim", "Run a simulated Grok until Ctrl-C."),
     },

@@ -6,8 +6,6 @@ from typing import IO, Any, Final, cast
 
 import click
 
-from ops.cli.extras import missing
-
 USAGE: Final = 2
 FAILED: Final = 1
 _CONTROLS: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -39,8 +37,11 @@ def told(error: Exception) -> Failure | None:
     if isinstance(error, ExceptionGroup):
         group = cast("ExceptionGroup[Exception]", error)
         return next(filter(None, map(told, group.exceptions)), None)
-    if isinstance(error, ModuleNotFoundError) and (sentence := missing(error)):
-        error = Failure(sentence)
+    if isinstance(error, ModuleNotFoundError):
+        from worker.extras import missing  # noqa: PLC0415  nothing of the worker's for the help
+
+        if sentence := missing(error):
+            error = Failure(sentence)
     if isinstance(error, Failure):
         return error
     contracts = sys.modules.get("contracts.errors")

@@ -9,21 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from ops.cli.extras import DEV, WORKER
 from tests.support.recordings import REPOSITORY
+from worker.extras import DEV, WORKER
 
 MODULES = {"jsonschema-rs": "jsonschema_rs", "opentelemetry-proto": "opentelemetry"}
 
 
 def run(
-    tmp_path: Path, names: frozenset[str], *words: str, program: str = ""
+    tmp_path: Path,
+    names: frozenset[str],
+    *words: str,
+    program: str = "",
+    module: str = "ops.cli",
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line where these packages cannot be imported."""
     code = "raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n"
     for name in names:
         (tmp_path / f"{name}.py").write_text(code)
     return subprocess.run(
-        [sys.executable, *(["-c", program] if program else ["-m", "ops.cli", *words])],
+        [sys.executable, *(["-c", program] if program else ["-m", module, *words])],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
         cwd=tmp_path,
         capture_output=True,
@@ -51,6 +55,20 @@ def test_the_names_are_those_of_the_extras() -> None:
 def test_with_a_producers_packages(words: tuple[str, ...], tmp_path: Path) -> None:
     """One sentence, exit code 2, whatever was asked for."""
     ran = run(tmp_path, WORKER | DEV, *words)
+
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert re.fullmatch(
+        r"turnline: the package \w+ is missing: pip install 'turnline\[worker\]'\n", ran.stderr
+    )
+
+
+@pytest.mark.parametrize("names", [WORKER | DEV, WORKER - {"click"}], ids=["none", "click"])
+@pytest.mark.parametrize("words", [(), ("--check",)])
+def test_a_worker_with_a_producers_packages(
+    words: tuple[str, ...], names: frozenset[str], tmp_path: Path
+) -> None:
+    """`python -m worker` says the same, also where somebody else brought some of them."""
+    ran = run(tmp_path, names, *words, module="worker")
 
     assert (ran.returncode, ran.stdout) == (2, "")
     assert re.fullmatch(
