@@ -34,6 +34,10 @@ _WAIT_S: Final = 30.0
 _AT_ONCE: Final = 4
 _TRIES: Final = 2
 """Of a check, if the process that forks ends in the middle: killed for memory, or by hand."""
+_LIKELY_BYTES: Final = 4_000
+"""Of a value that is not there yet."""
+_KEPT_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME")
+"""What the process needs of the environment; keys and addresses it does not."""
 _HEAD: Final = struct.Struct(">III")
 """Number of the check, bytes of the schema, bytes of the value."""
 _SLOW_NUMBER: Final = re.compile(rb"\d{30}|\.0{5}|\d[eE](-|\+?\d\d)")
@@ -56,10 +60,21 @@ class Checker:
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._early: asyncio.Task[None] | None = None
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._waiting: dict[int, asyncio.Future[str | None]] = {}
         self._number = 0
         self._closed = False
+
+    def expect(self, schema: Schema) -> None:
+        """Get the process ready if a check of this schema may need it: starting takes a while."""
+        likely = schema.weight is None or schema.weight * _LIKELY_BYTES > CHEAP_STEPS
+        if likely and self._early is None:
+            self._early = asyncio.create_task(self._get_ready())
+
+    async def _get_ready(self) -> None:
+        with contextlib.suppress(_Ended, OSError):  # whoever needs it hears of that
+            await self._started()
 
     async def fault(self, schema: Schema, value: Any, data: bytes) -> str | None:
         """Return where a value does not fit and why, in one line; None if it fits.
@@ -80,6 +95,8 @@ class Checker:
     async def close(self) -> None:
         """End the process, if there is one."""
         self._closed = True
+        if self._early is not None:
+            await self._early
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None
@@ -122,7 +139,7 @@ class Checker:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,
                     start_new_session=True,  # a group of its own, its checks included
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    env=_environment(),
                 )
                 self._reading = asyncio.create_task(self._read(process))
             assert process is not None
@@ -142,6 +159,12 @@ class Checker:
             if not answer.done():
                 answer.set_exception(_Ended())
                 answer.exception()  # whoever waited may be gone
+
+
+def _environment() -> dict[str, str]:
+    """Return what the process is given: neither the provider's key nor Redis' password."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -37,6 +37,48 @@ async def fault(checker: Checker, schema: object, value: object) -> str | None:
     return await checker.fault(compiled(schema), value, msgspec.json.encode(value))
 
 
+async def test_the_process_holds_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What checks values of others' making has nothing of the worker's environment to lose."""
+    monkeypatch.setenv("XAI_API_KEY", "xai-secret")
+    monkeypatch.setenv("TURNLINE_REDIS_URL", "redis://:secret@127.0.0.1/0")
+    checker = Checker()
+    try:
+        assert await fault(checker, PATTERN, ["aa"]) is None
+        found = helper(checker).environ()
+    finally:
+        await checker.close()
+
+    assert "PYTHONPATH" in found
+    assert [name for name, value in found.items() if "secret" in value] == []
+
+
+async def test_the_process_is_there_before_it_is_needed() -> None:
+    """A schema that may cost much has it started at once; a cheap one does not."""
+    checker = Checker()
+    try:
+        checker.expect(compiled({"type": "object"}))
+        await asyncio.sleep(0)
+        assert checker._early is None
+        checker.expect(compiled(PATTERN))
+        await wait_until(lambda: checker._process is not None, "the process")
+        first = helper(checker)
+        assert await fault(checker, PATTERN, ["aa"]) is None
+        assert helper(checker) == first
+    finally:
+        await checker.close()
+    assert is_over(first)
+
+
+async def test_closing_while_it_starts_leaves_nothing_behind() -> None:
+    """The process ends, however early that is."""
+    checker = Checker()
+    checker.expect(compiled(PATTERN))
+    await asyncio.sleep(0)
+    await checker.close()
+
+    assert psutil.Process().children() == [] or checker._process is None
+
+
 async def test_a_killed_process_is_replaced() -> None:
     """Between checks and in the middle of one: none is refused for it."""
     checker = Checker()
