@@ -129,6 +129,8 @@ class TurnRun:
     def _use_plan(self, plan: Plan) -> None:
         """Work with these settings and tools."""
         self._plan, context = plan, self._context
+        if plan.reply is not None:
+            self._parts.planner.checker.expect(plan.reply)  # while the model is at work
         choice = plan.settings.tool_choice
         context.set_tools(plan.tools or NOT_GIVEN)
         context.set_tool_choice(choice if choice is not None else NOT_GIVEN)
@@ -312,6 +314,10 @@ class TurnRun:
             await self._run_model(primary, tools)
         except WorkerError as error:
             self._said = error.said
+            if isinstance(error, Retryable | Terminal):
+                # Its frames hold the task that holds it, and megabytes of a reply: they would stay
+                # until a collection, while turns after turns fail.
+                error.__traceback__ = None
             if isinstance(error, UnusableReply | Terminal):
                 await breakers.succeeded(provider)  # it does answer
             elif isinstance(error, ProviderUnavailable) and not isinstance(error, RateLimited):

@@ -1,27 +1,36 @@
 """The drill of malformed replies: half of the conversations get them, the others feel nothing."""
 
 import asyncio
+import bisect
 import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from contracts import TextDelta, TurnClient, UserMessage
 from contracts.replies import TERMINAL
+from ops.chaos.endless import rss_mb
 from ops.chaos.figures import Drilled, Row, Tell, fleet
 from ops.chaos.recovery import percentile
-from ops.chaos.simulated import Entry, SimAdmin
+from ops.chaos.simulated import SimAdmin
 
 _SLICE_S: Final = 5.0
 """How long the odd conversations get the one kind of reply before they get the other."""
+_WORKERS: Final = 2
 _HALF: Final = 12
 """Conversations of either half."""
+_EVERY_S: Final = 0.4
+"""A conversation asks once in so long, as it can when its turns are answered.
+
+Turns that fail at once would else be asked for ten times as often, and many questions, not the
+replies to them, would be what the others feel.
+"""
 _SIZED: Final = 4_500_000
 """Bytes of replies without measure."""
 _PATIENCE_S: Final = 60.0
-_SHAPES: Final = ("parts", "no-finish", "surrogates", "whole-json", "garbage", "endless")
+_SHAPES: Final = (
+    *("parts", "no-finish", "surrogates", "whole-json", "garbage", "endless"),
+    *("arguments", "calls", "long-names", "deep"),
+)
 _MALFORMED: Final = (
     "truncated-json;at=tokens:1",
     "bad-utf8;at=tokens:2",
@@ -42,6 +51,8 @@ class _Half:
         self.ended: Counter[str] = Counter()
         self.waits_s: dict[bool, list[float]] = {False: [], True: []}
         """From the submission to the first delta, without and with malformed replies."""
+        self.submitted_ms: dict[str, list[float]] = {it: [] for it in self.names}
+        """When each turn of a conversation was submitted: none before the one ahead had ended."""
         self._client = client
         self._sent = 0
 
@@ -53,6 +64,7 @@ class _Half:
         while time.monotonic() < until_s:
             self._sent += 1
             message = UserMessage(conversation_id=name, text=f"#{self._sent} tell me", run=True)
+            self.submitted_ms[name].append(time.time() * 1000)
             began_s = time.monotonic()
             receipt = await self._client.submit(message)
             first_s = None
@@ -64,6 +76,7 @@ class _Half:
                         self.ended[getattr(event, "code", "") or "answered"] += 1
             self.turns[odd] += 1
             self.waits_s[odd].append(_PATIENCE_S if first_s is None else first_s)
+            await asyncio.sleep(began_s + _EVERY_S - time.monotonic())
 
 
 async def drill(rounds: int, tell: Tell) -> Drilled:
@@ -71,7 +84,8 @@ async def drill(rounds: int, tell: Tell) -> Drilled:
 
     The slices of both kinds lie side by side in one run, so that the machine is the same for both.
     """
-    with fleet(2) as stack:
+    memory_mb = 0.0
+    with fleet(_WORKERS) as stack:
         sim = SimAdmin(stack.base_url)
         async with TurnClient.connect(stack.redis_url) as client:
             healthy, odd = _Half(client, "healthy"), _Half(client, "odd")
@@ -88,26 +102,32 @@ async def drill(rounds: int, tell: Tell) -> Drilled:
                 until_s = time.monotonic() + _SLICE_S
                 await asyncio.gather(*(half.talk(until_s, odd=is_odd) for half in (healthy, odd)))
                 sim.remove_faults()
-        paid = await asyncio.to_thread(_paid, sim, odd.names)
-    return _figures(rounds, healthy, odd, paid)
+                memory_mb = max(memory_mb, *(rss_mb(stack.pid(it)) for it in range(_WORKERS)))
+        paid = await asyncio.to_thread(_paid, sim, odd)
+    return _figures(rounds, healthy, odd, paid, memory_mb)
 
 
-def _paid(sim: SimAdmin, names: Sequence[str]) -> Counter[str]:
-    """Return how often each turn of these conversations was paid for a malformed reply."""
-    paid: Counter[str] = Counter()
-    for name in names:
-        for entry in sim.entries(conversation=name):
+def _paid(sim: SimAdmin, half: _Half) -> Counter[tuple[str, int]]:
+    """Return how often each turn was paid for a malformed reply.
+
+    A call belongs to the turn that was submitted last before it: bodies are not needed, of which a
+    run makes more than the simulator keeps.
+    """
+    paid: Counter[tuple[str, int]] = Counter()
+    for name in half.names:
+        for entry in sim.entries(conversation=name, bodies=False):
             if entry.scenarios:
-                paid[f"{name} {_asked(entry)}"] += 1
+                paid[name, bisect.bisect(half.submitted_ms[name], entry.received_at_ms)] += 1
     return paid
 
 
-def _asked(entry: Entry) -> str:
-    body: dict[str, Any] = msgspec.json.decode(entry.body)
-    return str([it["content"] for it in body["messages"] if it["role"] == "user"][-1])
-
-
-def _figures(rounds: int, healthy: _Half, odd: _Half, paid: Counter[str]) -> Drilled:
+def _figures(
+    rounds: int,
+    healthy: _Half,
+    odd: _Half,
+    paid: Counter[tuple[str, int]],
+    memory_mb: float,
+) -> Drilled:
     plain, beside = (sorted(healthy.waits_s[kind]) for kind in (False, True))
     before_s, with_s = percentile(plain, 0.99), percentile(beside, 0.99)
     answered = healthy.ended["answered"]
@@ -125,6 +145,7 @@ def _figures(rounds: int, healthy: _Half, odd: _Half, paid: Counter[str]) -> Dri
             Row("first delta without, p99", before_s * 1000, "ms"),
             Row("first delta with, p99", with_s * 1000, "ms"),
             Row("p99 with, by that without", with_s / before_s if before_s else 0.0, "", 1.5),
+            Row("memory of the larger worker", memory_mb, "MB"),
             Row("most paid for one turn", max(paid.values(), default=0), "", 2),
             Row("turns of the others that failed", sum(healthy.ended.values()) - answered, "", 0),
         ],

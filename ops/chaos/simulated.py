@@ -79,18 +79,23 @@ class SimAdmin:
         self._ask("DELETE", "/sim/faults")
         return sum(state.hits for state in states.faults)
 
-    def entries(self, *, conversation: str | None = None) -> Iterator[Entry]:
-        """Read the record of all requests for completions, oldest first, bodies included.
+    def entries(self, *, conversation: str | None = None, bodies: bool = True) -> Iterator[Entry]:
+        """Read the record of all requests for completions, oldest first.
+
+        Args:
+            conversation: Only those of this conversation.
+            bodies: Whether to read the requests' bodies too; else they are null, and may have been
+                dropped: a long run has more of them than the simulator keeps.
 
         Raises:
-            LedgerIncomplete: Entries or bodies were dropped.
+            LedgerIncomplete: Entries were dropped, or bodies that were asked for.
         """
         since = 0
         only = f"&conversation={conversation}" if conversation else ""
         while True:
-            path = f"/sim/ledger?since={since}&limit={_PAGE}{only}"
+            path = f"/sim/ledger?since={since}&limit={_PAGE}&bodies={bodies:d}{only}"
             page = msgspec.json.decode(self._ask("GET", path), type=_Page)
-            if page.dropped_entries or page.dropped_bodies:
+            if page.dropped_entries or (bodies and page.dropped_bodies):
                 raise LedgerIncomplete(
                     f"{page.dropped_entries} entries and {page.dropped_bodies} bodies were dropped"
                 )

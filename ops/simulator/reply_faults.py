@@ -1,6 +1,7 @@
 """Scenarios of replies in shapes that other servers send, and of replies without measure."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -35,14 +36,25 @@ def _delta(chunk: Json) -> Json:
     return cast("Json", chunk["choices"][0].get("delta") or {}) if chunk.get("choices") else {}
 
 
-def _instead(plan: Plan, deltas: list[Json]) -> None:
-    """Let the answer consist of these deltas; nothing says that it ends well."""
-    (_, first), *_ = _chunks(plan)
-    plan.truncate(0)
-    for delta in deltas:
-        chunk = {**first, "choices": [{"index": 0, "delta": delta}]}
-        plan.insert(len(plan.steps), _event(chunk))
-    plan.steps.append(Frame(kind=FrameKind.DONE, data=DONE, stamped=False))
+def _instead(deltas: Callable[[int], Sequence[Json]]) -> Callable[[Plan, int], None]:
+    """Let the answer consist of these deltas; nothing says that it ends well.
+
+    They are encoded once: a simulator that is busy with megabytes holds up its other callers.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def encoded(size: int) -> Sequence[msgspec.Raw]:
+        return [msgspec.Raw(msgspec.json.encode(delta)) for delta in deltas(size)]
+
+    def replace(plan: Plan, size: int) -> None:
+        (_, first), *_ = _chunks(plan)
+        plan.truncate(0)
+        for delta in encoded(size):
+            chunk = {**first, "choices": [{"index": 0, "delta": delta}]}
+            plan.insert(len(plan.steps), _event(chunk))
+        plan.steps.append(Frame(kind=FrameKind.DONE, data=DONE, stamped=False))
+
+    return replace
 
 
 def _parts(plan: Plan, _size: int) -> None:
@@ -92,35 +104,40 @@ def _garbage(plan: Plan, _size: int) -> None:
     plan.insert(min(1, len(plan.steps)), b"data: {]]}~\n\n" * 3)
 
 
-def _endless(plan: Plan, size: int) -> None:
+@_instead
+def _endless(size: int) -> Sequence[Json]:
     """Text without an end, up to a size."""
-    _instead(plan, [{"content": _PIECE}] * max(1, size // len(_PIECE)))
+    return [{"content": _PIECE}] * max(1, size // len(_PIECE))
 
 
-def _arguments(plan: Plan, size: int) -> None:
+@_instead
+def _arguments(size: int) -> Sequence[Json]:
     """A function call whose arguments do not end, up to a size."""
     call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "find"}}
-    pieces = [{"index": 0, "function": {"arguments": _PIECE}}] * max(1, size // len(_PIECE))
-    _instead(plan, [{"tool_calls": [it]} for it in (call, *pieces)])
+    piece = {"index": 0, "function": {"arguments": _PIECE}}
+    return [{"tool_calls": [call]}, *[{"tool_calls": [piece]}] * max(1, size // len(_PIECE))]
 
 
-def _calls(plan: Plan, size: int) -> None:
+@_instead
+def _calls(size: int) -> Sequence[Json]:
     """Thousands of function calls in one response."""
     calls = [
         {"index": n, "id": f"call_{n}", "type": "function", "function": {"name": "find"}}
         for n in range(max(1, size // 1_000))
     ]
-    _instead(plan, [{"tool_calls": calls}])
+    return [{"tool_calls": calls}]
 
 
-def _long_names(plan: Plan, size: int) -> None:
+@_instead
+def _long_names(size: int) -> Sequence[Json]:
     """Ids and names of a length that nobody can store."""
     long = "x" * max(1, size // 10)
     call = {"index": 0, "id": long, "type": "function", "function": {"name": long}}
-    _instead(plan, [{"tool_calls": [call]}])
+    return [{"tool_calls": [call]}]
 
 
-def _deep(plan: Plan, size: int) -> None:
+@_instead
+def _deep(size: int) -> Sequence[Json]:
     """Arguments that are nested thousands of levels deep."""
     depth = max(1, size // 1_000)
     arguments = '{"a":' * depth + "1" + "}" * depth
@@ -130,7 +147,7 @@ def _deep(plan: Plan, size: int) -> None:
         "type": "function",
         "function": {"name": "find", "arguments": arguments},
     }
-    _instead(plan, [{"tool_calls": [call]}])
+    return [{"tool_calls": [call]}]
 
 
 SHAPES: Final[Mapping[str, Callable[[Plan, int], None]]] = {

@@ -1,6 +1,7 @@
 """Puts tool calls together from the parts in which providers send them."""
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -40,7 +41,9 @@ class ToolCallParts(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode
-_TOKENS: Final = re.compile(r'["\\{}\[\]]')
+_raw_decode: Final = json.JSONDecoder(strict=False).raw_decode
+_ESCAPE: Final = re.compile(r"\\.", re.DOTALL)
+_SPACE: Final = re.compile(r"\s*")
 
 
 class _Arguments:
@@ -52,11 +55,11 @@ class _Arguments:
         self._grows = True
         """Whether each part so far began with the one before it, and was longer."""
         self._scanned = 0
+        """Where what is not looked at yet begins."""
         self._depth = 0
+        self._has_ended = False
+        """Whether any bracket was closed."""
         self._quoted = False
-        self._escaped_at = -1
-        self._ends: list[int] = []
-        """Where values of the text so far end: the first ones, and the last."""
         self._known: tuple[int, dict[str, Any] | None] = (0, None)
         self.bytes = 0
 
@@ -73,30 +76,20 @@ class _Arguments:
         return self.bytes - before
 
     def is_complete(self) -> bool:
-        """Tell whether the text is one object, or several; each character is looked at once."""
-        start = self._scanned
-        self._joined.seek(start)
-        text = self._joined.read()
-        self._scanned += len(text)
-        for found in _TOKENS.finditer(text):
-            mark, at = found[0], start + found.start()
-            if self._quoted:
-                if at == self._escaped_at:
-                    pass
-                elif mark == "\\":
-                    self._escaped_at = at + 1
-                elif mark == '"':
-                    self._quoted = False
-            elif mark == '"':
-                self._quoted = True
-            elif mark in "{[":
-                self._depth += 1
-            elif mark in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    del self._ends[CALLS_MAX:]
-                    self._ends.append(at + 1)
-        return bool(self._ends) and self._depth == 0
+        """Tell whether the text is one object, or several; each character is looked at once.
+
+        Brackets are counted, not walked through: a million of them would hold up other turns.
+        """
+        self._joined.seek(self._scanned)
+        text = _ESCAPE.sub("", self._joined.read())
+        self._scanned = self._joined.tell() - text.endswith("\\")  # it escapes what is to come
+        pieces = text.split('"')
+        outside = "".join(pieces[self._quoted :: 2])
+        self._quoted ^= len(pieces) % 2 == 0
+        closed = outside.count("}") + outside.count("]")
+        self._depth += outside.count("{") + outside.count("[") - closed
+        self._has_ended |= closed > 0
+        return self._has_ended and self._depth == 0
 
     def says(self, other: str) -> bool:
         """Tell whether another text means the same."""
@@ -111,15 +104,29 @@ class _Arguments:
             return text
         if self._grows and self._last != text and _object(self._last) is not None:
             return self._last
-        if self.is_complete() and 1 < len(self._ends) <= CALLS_MAX:
-            starts = [0, *self._ends[:-1]]
-            texts = [text[a:b] for a, b in zip(starts, self._ends, strict=True)]
-            said = [(part, value) for part in texts if (value := _object(part)) != {}]
-            if not said:
-                return "{}"
-            if said[0][1] is not None and all(value == said[0][1] for _, value in said):
-                return said[0][0].strip()
-        return text
+        said = [(part, value) for part in _values_in(text) if (value := _object(part)) != {}]
+        if said and said[0][1] is not None and all(value == said[0][1] for _, value in said):
+            return said[0][0]
+        return text if said or not text.strip() else "{}"
+
+
+def _values_in(text: str) -> list[str]:
+    """Return the values of a text that is nothing but a few of them in a row; else the text."""
+    parts: list[str] = []
+    at = _end_of_space(text, 0)
+    while at < len(text) and len(parts) < CALLS_MAX:
+        try:
+            _, end = _raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return [text]
+        parts.append(text[at:end])
+        at = _end_of_space(text, end)
+    return parts if at == len(text) else [text]
+
+
+def _end_of_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found is not None else at
 
 
 def whole_characters(text: str) -> str:

@@ -298,6 +298,14 @@ class CompletionStream:
         self._done = True
         return events
 
+    def forget(self) -> None:
+        """Let go of what was read: nothing follows, and whoever holds this may stay for long."""
+        self._done = True
+        self._buffer = bytearray()
+        self._body = None
+        self._said = io.StringIO()
+        self._write = self._said.write
+
     # Limits
 
     def _stop(self, what: str, events: list[StreamEvent]) -> None:
@@ -310,7 +318,8 @@ class CompletionStream:
     def _look(self, events: list[StreamEvent]) -> None:
         """Measure the text; look again once so many bytes came that it may be too long."""
         self._read += self._stride - self._left
-        text = len(self._said.getvalue().encode())
+        said = self._said.getvalue()
+        text = len(said) if said.isascii() else len(said.encode())
         if text > REPLY_MAX_BYTES:
             self._stop("text", events)
         if self._read > RESPONSE_MAX_BYTES:
@@ -405,7 +414,7 @@ class CompletionStream:
 
     def _read_events(self, complete: bytes, events: list[StreamEvent]) -> None:
         write = self._write
-        for event in complete.strip(b"\n").split(b"\n\n"):  # there may be millions of blank lines
+        for event in complete.split(b"\n\n"):
             payload = event[6:]
             if event[:6] != b"data: " or _LF in payload:
                 if event:
@@ -750,7 +759,7 @@ class CompletionStream:
         """Read a body that is no event stream: a completion, an error, or nothing of use."""
         failed = None
         try:
-            value = self._decoded(body)
+            value = self._decoded(_without_done(body))
             if isinstance(value, str):
                 failed = _failed("", value)
             elif (fields := _object(value)) is not None:
@@ -775,6 +784,14 @@ _SAYING: Final = (
     *("output_text", "generated_text", "token"),
 )
 """Fields of frames without choices in which other APIs put text."""
+
+
+def _without_done(body: bytes) -> bytes:
+    """Return a whole body without the mark of a stream's end, which some servers put behind it."""
+    whole = body.rstrip()
+    if not whole.endswith(b"[DONE]"):
+        return body
+    return whole.removesuffix(b"[DONE]").rstrip().removesuffix(b"data:")
 
 
 def _behind(said: str, whole: str) -> str:

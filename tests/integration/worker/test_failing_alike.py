@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from worker.batching import ScriptBatcher
 from worker.outcome import Parked
+from worker.pipeline.stream import CompletionStream
 from worker.store.breakers import Breakers
 
 pytestmark = pytest.mark.promise("P12")
@@ -132,6 +134,50 @@ async def test_attempts_that_the_provider_began_to_answer_are_bounded(
     assert failed.message.endswith("connection")
     assert requests(sim) == 5
     assert (await client.usage("c")).abandoned.completion_tokens == 5 * 2
+
+
+def _streams() -> list[object]:
+    return [it for it in gc.get_objects() if isinstance(it, CompletionStream)]
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    ["odd-reply;shape=endless,size=4500000", "truncated-json;at=tokens:1", "eof", "status=503"],
+)
+async def test_an_attempt_that_failed_leaves_nothing_to_collect(
+    hand: Hand, client: TurnClient, sim: Simulator, scenario: str
+) -> None:
+    """It is freed as it ends, with the megabytes that it read: collections are rare."""
+    sim.inject(scenario, times=None)
+    await client.submit(user())
+    lease = await hand.must_claim()
+    gc.collect()
+    gc.disable()
+    try:
+        await hand.driver().run(lease)
+        await wait_until(lambda: not _streams(), "the response to be freed")
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("words", ["please try again", "internal error", "at capacity"])
+async def test_errors_that_may_pass_are_paid_for_within_the_same_bounds(
+    redis_url: str, client: TurnClient, sim: Simulator, words: str
+) -> None:
+    """Once words have come, an error in the stream is an attempt, and its tokens count."""
+    text = words.replace(" ", "%20")
+    sim.inject(f"error-frame;at=tokens:8,text={text}", times=None)
+    receipts = [await client.submit(user(conversation=name)) for name in ("c", "d")]
+    async with open_hand(redis_url, sim) as hand:
+        assert await run_to_the_end(hand) == 5
+    async with open_hand(redis_url, sim, turn_spend_tokens=15, turn_attempts=50) as hand:
+        tries = await run_to_the_end(hand)
+
+    ends = [await client.result(receipt, timeout_s=5) for receipt in receipts]
+    codes = {it.code for it in ends if isinstance(it, TurnFailed)}
+    assert codes == {"attempts_exhausted", "spend_exhausted"}
+    assert requests(sim) == 5 + tries
+    assert tries <= 2
 
 
 @pytest.mark.parametrize("scenario", ["status=503", "rate-limit", "ok-json", "accept-close"])

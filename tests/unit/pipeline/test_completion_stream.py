@@ -71,6 +71,15 @@ BIG = "x" * (4 << 20)
 DEEP = b"[" * 30_000 + b"]" * 30_000
 
 SHAPES: dict[str, tuple[bytes, list[StreamEvent]]] = {
+    **{
+        f"whole_with_done_{n}": (
+            frame(choices=[{"message": {"content": "Hey"}, "finish_reason": "stop"}]) + behind,
+            [TextDelta("Hey"), FinishReason("stop", alone=False), StreamDone()],
+        )
+        for n, behind in enumerate(
+            (b"\n\ndata: [DONE]\n\n", b"data: [DONE]", b"\r\ndata:[DONE]\r\n", b"\n[DONE]\n")
+        )
+    },
     "plain": (HEY, HEY_EVENTS),
     "keepalive_comments": (b": keepalive\n\n" + HEY + b": keepalive\n\n:\n\n", HEY_EVENTS),
     "comment_within_an_event": (b": k\n" + HEY, HEY_EVENTS),
@@ -564,13 +573,12 @@ def test_recorded_streams(path) -> None:
 
 
 PAD = "x" * 100_000
-COMMENTS = b": keepalive\n\n" * 500 + b": " + PAD.encode() + b"\n\n"
 
 LIMITED: dict[str, tuple[bytes, int, str]] = {
     "text": (sse(delta(content="é" * 1000)), 2_200, "text"),
     "text in few frames": (sse(delta(content="x" * 1_000_000)), 5, "text"),
     "reasoning": (sse(delta(reasoning_content="x" * 10_000)), 500, "reasoning"),
-    "comments": (COMMENTS, 700, "silence"),
+    "comments": (b": keepalive\n\n" * 5_000, 1_200, "silence"),
     "blank lines": (b"\n" * 1_000_000, 80, "silence"),
     "empty deltas": (sse(frame(x=PAD, choices=[{"delta": {}}])), 700, "silence"),
     "role only": (sse(frame(x=PAD, choices=[{"delta": {"role": "assistant"}}])), 700, "silence"),
@@ -675,3 +683,30 @@ def test_many_pieces_of_arguments_take_no_time() -> None:
     (call,) = collector.calls()
     assert len(call.arguments) == 1_000_008
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"a":' * 170_000,
+        "{" * 1_000_000,
+        '"' * 1_000_000,
+        '"' + "\\" * 1_000_000,
+        '{"a":[' + '"",' * 300_000,
+    ],
+    ids=["deep", "open", "quotes", "escapes", "texts"],
+)
+def test_arguments_that_cannot_be_read_hold_up_nobody(arguments: str) -> None:
+    """A MiB of brackets or quotes is judged in a few ms: no loop walks through them."""
+    took_s: list[float] = []
+    for _ in range(3):
+        collector = ToolCallCollector()
+        collector.add(ToolCallDelta(index=0, call_id="c", name="f", arguments=arguments))
+        began_s = time.process_time()
+        # An id that changes, without a name: is it the same call going on?
+        collector.add(ToolCallDelta(index=0, call_id="d", arguments=" "))
+        (call,) = collector.calls()
+        took_s.append(time.process_time() - began_s)
+        assert call.arguments == arguments + " "
+
+    assert min(took_s) < 0.06
