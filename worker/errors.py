@@ -120,8 +120,8 @@ class UnusableReply(ProviderUnavailable):
 
     It says nothing of the provider's health, and the second one of the same code in a turn ends the
     turn. `code` is `malformed_stream` (a frame that cannot be decoded or understood),
-    `not_a_stream` (a body that is neither a reply nor an error) or `reply_error` (an error of no
-    known kind).
+    `not_a_stream` (a body that is neither a reply nor an error), `no_final_response` (HTTP 1xx
+    again and again) or `reply_error` (an error of no known kind).
     """
 
     code = "malformed_stream"

@@ -77,6 +77,11 @@ def _trailers() -> Iterator[bytes]:
         yield b"x-trailer-%d: %b\r\n" % (n, b"y" * 4_000)
 
 
+def _extensions() -> Iterator[bytes]:
+    yield b"1;x="
+    yield from _for_ever(b"y")()
+
+
 _BOMB: Final = gzip.compress(_delta('{"content":"x"}') * 400_000)
 KINDS: Final[Mapping[str, tuple[bytes, Callable[[], Iterator[bytes]]]]] = {
     "text": (_HEAD, _for_ever(_delta('{"content":"word "}'))),
@@ -98,6 +103,63 @@ KINDS: Final[Mapping[str, tuple[bytes, Callable[[], Iterator[bytes]]]]] = {
     "compressed": (_HEAD + b"content-encoding: gzip\r\n", lambda: itertools.repeat(_BOMB)),
     "headers": (b"", _headers),
     "trailers": (_HEAD + b"transfer-encoding: chunked\r\n", _trailers),
+    "informational responses": (b"", _for_ever(b"HTTP/1.1 100 Continue\r\n\r\n")),
+    "informational responses with headers": (
+        b"",
+        _for_ever(b"HTTP/1.1 103 Early Hints\r\n" + b"link: </x>\r\n" * 100 + b"\r\n"),
+    ),
+    "empty lines ahead": (b"", _for_ever(b"\r\n")),
+    "a status line": (b"", lambda: itertools.chain([b"HTTP/1.1 200 "], _for_ever(b"x")())),
+    "a header's name": (
+        b"",
+        lambda: itertools.chain([b"HTTP/1.1 200 OK\r\n"], _for_ever(b"x")()),
+    ),
+    "a header's value": (
+        b"",
+        lambda: itertools.chain([b"HTTP/1.1 200 OK\r\nx: "], _for_ever(b"x")()),
+    ),
+    "a header in lines": (
+        b"",
+        lambda: itertools.chain([b"HTTP/1.1 200 OK\r\nx: y\r\n"], _for_ever(b" x\r\n")()),
+    ),
+    "chunk extensions": (_HEAD + b"transfer-encoding: chunked\r\n", _extensions),
+    "extensions of every chunk": (
+        _HEAD + b"transfer-encoding: chunked\r\n",
+        _for_ever(b"1;x=" + b"y" * 4_000 + b"\r\n\n\r\n"),
+    ),
+    "a chunk's length": (_HEAD + b"transfer-encoding: chunked\r\n", _for_ever(b"0")),
+    "chunks of one byte": (_HEAD + b"transfer-encoding: chunked\r\n", _for_ever(b"1\r\n\n\r\n")),
+    "a trailer": (
+        _HEAD + b"transfer-encoding: chunked\r\n",
+        lambda: itertools.chain([b"0\r\nx: "], _for_ever(b"x")()),
+    ),
+    "other protocols": (
+        b"",
+        lambda: itertools.chain(
+            [b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"],
+            _for_ever(b"x")(),
+        ),
+    ),
+    "nothing, and then more": (
+        b"",
+        lambda: itertools.chain([b"HTTP/1.1 204 No Content\r\n\r\n"], _for_ever(b"x")()),
+    ),
+    "redirects": (
+        b"",
+        lambda: itertools.chain(
+            [b"HTTP/1.1 307 X\r\nlocation: /v1/chat/completions\r\n\r\n"], _for_ever(b"x")()
+        ),
+    ),
+    "refusals of the request": (
+        b"",
+        lambda: itertools.chain([b"HTTP/1.1 400 X\r\n\r\n"], _for_ever(b"x")()),
+    ),
+    "a compressed refusal": (
+        b"",
+        lambda: itertools.chain(
+            [b"HTTP/1.1 400 X\r\ncontent-encoding: gzip\r\n\r\n"], itertools.repeat(_BOMB)
+        ),
+    ),
     "names of calls": (
         _HEAD,
         _for_ever(_delta('{"tool_calls":[{"index":0,"function":{"name":"word"}}]}')),
@@ -226,7 +288,7 @@ async def _measure(stack: Stack, kind: str, n: int) -> list[Row]:
         receipt = await client.submit(UserMessage(conversation_id=name, text="tell me everything"))
         waiting = asyncio.ensure_future(_end_of(client, receipt))
         while not waiting.done():
-            most = max(most, _rss_mb(stack.pid(0)))
+            most = max(most, rss_mb(stack.pid(0)))
             if time.monotonic() - began_s > _PATIENCE_S:
                 waiting.cancel()
                 raise Failed(f"the turn with endless {kind} does not end")
@@ -256,6 +318,7 @@ def _memory(connection: SyncRedis) -> int:
     return int(info["used_memory"]) - int(info.get("mem_clients_normal", 0))
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
+    """Return the resident memory of a process."""
     text = Path(f"/proc/{pid}/statm").read_text()
     return int(text.split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6

@@ -139,6 +139,12 @@ def _of_response(
     return _rejected(code, status, failure)
 
 
+def lost(error: Exception) -> ProviderUnavailable:
+    """Say that the connection failed, naming only the kind of error."""
+    kind = type(error).__name__
+    return ProviderUnavailable(f"the connection to the provider failed ({kind})", code="connection")
+
+
 def failure_in_stream(failure: StreamFailed, *, status: int = 200) -> Retryable | Terminal:
     """Return the error for a failure that was reported under HTTP 200.
 

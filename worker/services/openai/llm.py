@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, TypeAlias, cast
 import msgspec
 from httpx2 import Limits
 from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI
 from openai import NotGiven as OpenAINotGiven
 
 from contracts.conversation import check_visible
@@ -93,6 +93,7 @@ from worker.pipeline.stream import (
     UsageReport,
 )
 from worker.pipeline.tools import NotGiven
+from worker.services.openai.connections import HttpClient
 from worker.services.openai.failures import failure_in_stream
 from worker.services.openai.sdk import (
     SDK_OPTIONS,
@@ -1402,7 +1403,7 @@ def create_client(
         api_key=api_key,
         base_url="https://api.openai.com/v1" if base_url is None else base_url,
         max_retries=0,
-        http_client=DefaultAioHttpClient(
+        http_client=HttpClient(
             limits=Limits(max_connections=0, max_keepalive_connections=None, keepalive_expiry=30.0)
         ),
     )
@@ -1417,11 +1418,13 @@ def create_client(
 
 def _can_be_answered(call_id: str) -> bool:
     """Tell whether a producer may send a result under this id."""
+    if not (0 < len(call_id) <= NAME_MAX_CHARS and call_id.isprintable()):
+        return False
     try:
         check_visible(call_id, "call_id")
     except InvalidMessage:
         return False
-    return 0 < len(call_id) <= NAME_MAX_CHARS and call_id.isprintable()
+    return True
 
 
 async def _let_others_send() -> None:

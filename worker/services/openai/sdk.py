@@ -11,9 +11,9 @@ import httpx2
 import msgspec
 import openai
 
-from worker.errors import ProviderUnavailable, Stalled, UnusableReply
+from worker.errors import Stalled, UnusableReply, WorkerError
 from worker.pipeline.stream import CompletionStream, FinishReason, StreamEvent, StreamFailed
-from worker.services.openai.failures import failure_in_stream, failure_of_response
+from worker.services.openai.failures import failure_in_stream, failure_of_response, lost
 from worker.services.openai.wire import TimeLimits
 
 SDK_OPTIONS: Final = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
@@ -191,6 +191,7 @@ def sdk_failures() -> Generator[None]:
         ProviderRejected: The provider refuses the request.
         ContextTooLong: The model does not take a context of this length.
         Stalled: A time limit ran out.
+        WorkerError: What our own connections end with.
     """
     try:
         yield
@@ -201,11 +202,12 @@ def sdk_failures() -> Generator[None]:
         ) from None
     except (openai.APITimeoutError, httpx2.TimeoutException):
         raise stalled("idle") from None
-    except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError) as error:
-        kind = type(error).__name__
-        raise ProviderUnavailable(
-            f"the connection to the provider failed ({kind})", code="connection"
-        ) from None
+    except openai.APIConnectionError as error:
+        if isinstance(error.__cause__, WorkerError):  # what our connections end with
+            raise error.__cause__ from None
+        raise lost(error) from None
+    except (httpx2.HTTPError, aiohttp.ClientError) as error:
+        raise lost(error) from None
     except openai.APIError as error:
         failure = StreamFailed(str(error.code or error.type or ""), error.message)
         raise failure_in_stream(failure) from None

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 
 from worker.errors import ProviderUnavailable, Stalled, UnusableReply
 from worker.pipeline.stream import CompletionStream, StreamEvent
-from worker.services.openai.failures import failure_of_response
+from worker.services.openai.failures import failure_of_response, lost
 
 _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""
@@ -145,7 +145,7 @@ class ChatStream:
             return self._stopped_events()
         except _FOREIGN as error:
             self._at_end = True
-            raise _lost(error) from None
+            raise lost(error) from None
         finally:
             self._waiting = False
         if data is None:
@@ -260,7 +260,7 @@ class ChatStream:
         except _FOREIGN as error:
             if self._after is not None:
                 await self._after
-            raise _lost(error) from None
+            raise lost(error) from None
         finally:
             self._waiting = False
         self._chunks = _body_of(response)
@@ -283,6 +283,7 @@ class ChatStream:
         return request
 
     async def _close(self) -> None:
+        self._events.forget()  # megabytes, and a failure's traceback holds this in a cycle
         if self._handle is not None:
             self._handle.cancel()
         if self.response is not None:
@@ -376,9 +377,3 @@ async def _start_of(response: httpx2.Response) -> bytes:
             if size >= _MOST_OF_AN_ERROR:
                 break
     return b"".join(parts)
-
-
-def _lost(error: Exception) -> ProviderUnavailable:
-    """Say that the connection failed, naming only the kind of error."""
-    kind = type(error).__name__
-    return ProviderUnavailable(f"the connection to the provider failed ({kind})", code="connection")
