@@ -15,6 +15,7 @@ def main() -> None:
         told = missing(error)
         if told is None:
             raise
+        print(f"turnline: {told}", file=sys.stderr)  # noqa: T201  as the command line says it
         sys.exit(2)
 
 

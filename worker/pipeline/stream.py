@@ -414,7 +414,7 @@ class CompletionStream:
 
     def _read_events(self, complete: bytes, events: list[StreamEvent]) -> None:
         write = self._write
-        for event in complete.split(b"\n\n"):
+        for event in complete.strip(b"\n").split(b"\n\n"):  # there may be millions of blank lines
             payload = event[6:]
             if event[:6] != b"data: " or _LF in payload:
                 if event:
