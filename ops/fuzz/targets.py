@@ -282,7 +282,8 @@ def _plainly_merged(
         if index is None or index < 0 or begins == (index in calls) or len(ids) != len(set(ids)):
             return None
         if begins:
-            words = (call_parts.whole_characters(it or "") for it in (delta.call_id, delta.name))
+            name = (delta.name or "")[: call_parts.NAME_MAX_CHARS + 1]
+            words = (call_parts.whole_characters(it or "") for it in (delta.call_id, name))
             calls[index] = call_parts.ToolCallParts(*words)
         elif delta.call_id or delta.name:
             return None

@@ -107,11 +107,12 @@ def _read(value: Any, words: Words, kind: Kind) -> None:
             _read(item, words, kind)
     elif isinstance(value, dict):
         part = cast("Fields", value)
+        own = _kind_of(part, kind)
         inner = part.get("functionCall") or part.get("function_call")
         if inner or part.get("type") in _CALL_PARTS:
             words.calls.append(_call({"function": inner} if inner else part, None))
+            _read_part(part, words, own)
             return
-        own = _kind_of(part, kind)
         if not _read_part(part, words, own) and own == "text" and not _is_aside(part):
             raise Unreadable
     elif isinstance(value, int) and not isinstance(value, bool):

@@ -343,12 +343,13 @@ SHAPES |= {
     ),
     "calls among the parts of a content": Shape(
         sse(
-            *text([{"type": "text", "text": "Hello world"}]),
+            *text([{"type": "text", "text": "Hello"}]),
             *text([{"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}]),
+            *text([{"text": " world", "functionCall": {"name": "g", "args": {}}}]),
             *text({"parts": [{"functionCall": {"name": "f", "args": {"a": 2}}}]}),
             *END,
         ),
-        calls=[("f", {"a": 1}), ("f", {"a": 2})],
+        calls=[("f", {"a": 1}), ("g", {}), ("f", {"a": 2})],
     ),
     "calls in the choice": Shape(
         sse(
