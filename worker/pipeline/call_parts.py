@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -104,24 +104,43 @@ class _Arguments:
             return text
         if self._grows and self._last != text and _object(self._last) is not None:
             return self._last
-        said = [(part, value) for part in _values_in(text) if (value := _object(part)) != {}]
-        if said and said[0][1] is not None and all(value == said[0][1] for _, value in said):
-            return said[0][0]
-        return text if said or not text.strip() else "{}"
+        return _said_once(text)
 
 
-def _values_in(text: str) -> list[str]:
-    """Return the values of a text that is nothing but a few of them in a row; else the text."""
-    parts: list[str] = []
+def _said_once(text: str) -> str:
+    """Return the one value that a text repeats; else the text. The first other value ends it."""
+    said: tuple[str, dict[str, Any]] | None = None
+    try:
+        for part in _values_in(text):
+            value = _object(part)
+            if value == {}:
+                continue
+            if value is None or (said is not None and value != said[1]):
+                return text
+            said = said or (part, value)
+    except (ValueError, RecursionError):
+        return text
+    if said is not None:
+        return said[0]
+    return "{}" if text.strip() else text
+
+
+def _values_in(text: str) -> Iterator[str]:
+    """Yield the values of a text that is nothing but a few of them in a row.
+
+    Raises:
+        ValueError: It is something else.
+        RecursionError: Likewise.
+    """
     at = _end_of_space(text, 0)
-    while at < len(text) and len(parts) < CALLS_MAX:
-        try:
-            _, end = _raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return [text]
-        parts.append(text[at:end])
+    for _ in range(CALLS_MAX):
+        if at == len(text):
+            return
+        _, end = _raw_decode(text, at)
+        yield text[at:end]
         at = _end_of_space(text, end)
-    return parts if at == len(text) else [text]
+    if at < len(text):
+        raise ValueError("more values than a response has calls")
 
 
 def _end_of_space(text: str, at: int) -> int:

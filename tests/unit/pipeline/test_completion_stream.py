@@ -711,3 +711,16 @@ def test_arguments_that_cannot_be_read_hold_up_nobody(arguments: str) -> None:
         assert call.arguments == arguments + " "
 
     assert min(took_s) < 0.06
+
+
+def test_a_call_that_comes_again_and_again_in_a_broken_form_holds_up_nobody() -> None:
+    """What came is not read anew with each of thousands of such calls."""
+    collector = ToolCallCollector()
+    whole = json.dumps({"title": "The Lord of the Rings", "pages": "x" * 100})
+    began_s = time.process_time()
+    for n in range(3_000):
+        arguments = whole.replace("title", "ti\x06le") if n % 2 else whole
+        collector.add(ToolCallDelta(index=0, call_id="c", name="f", arguments=arguments))
+
+    assert time.process_time() - began_s < 0.4
+    assert [call.name for call in collector.calls()] == ["f"]
