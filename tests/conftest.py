@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -61,6 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     `redis` is the one on PATH, `valkey` the one in the wheel; a path is taken as it is.
     """
+    # A shell starts what it puts into the background with Ctrl-C ignored, and so would all that the
+    # tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = os.environ.get("TEST_SERVER", "")
     named = {"": None, "redis": shutil.which("redis-server"), "valkey": finding.program_in_wheel()}
     program = named.get(wanted, wanted)
