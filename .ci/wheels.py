@@ -3,7 +3,8 @@
 Usage: ops/run wheels [PYTHON]
 
 A producer without extras, once with the oldest redis-py and once with the newest, talks to a worker
-of `turnline[worker]`; each is started in an empty directory. The producers' environments then get
+of `turnline[worker]`; each is started in a directory whose own packages are called `contracts`,
+`worker` and `ops`. The producers' environments then get
 pytest too and run the tests of the clients.
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ops.embedded import EmbeddedRedis  # noqa: E402
+from turnline.ops.embedded import EmbeddedRedis  # noqa: E402
 
 PRODUCERS = {"oldest redis-py": "redis==5.0.1", "newest redis-py": "redis"}
 OF_A_PRODUCER = {"async-timeout", "msgspec", "pyjwt", "redis", "turnline", "typing-extensions"}
@@ -119,18 +120,22 @@ def build(place: Path) -> Path:
 
 
 class Environment:
-    """A virtual environment with nothing but what is named, and an empty directory beside it."""
+    """A virtual environment with nothing but what is named, and a directory to start in."""
 
     def __init__(self, at: Path, python: str, *packages: str) -> None:
         """Make it, by uv if it is installed, else by venv and pip."""
         self._at = at
-        self.empty = at.with_name(f"{at.name}-empty")
-        self.empty.mkdir()
+        self.home = at.with_name(f"{at.name}-home")
+        self.home.mkdir()
+        for name in ("contracts", "worker", "ops"):
+            package = self.home / name / "__init__.py"
+            package.parent.mkdir()
+            package.write_text("raise ImportError('these packages are not Turnline')\n")
         self._uv = shutil.which("uv")
         if self._uv:
-            run(self._uv, "venv", "--quiet", "--python", python, at, cwd=self.empty)
+            run(self._uv, "venv", "--quiet", "--python", python, at, cwd=self.home)
         else:
-            run(python, "-m", "venv", at, cwd=self.empty)
+            run(python, "-m", "venv", at, cwd=self.home)
         self.install(*packages)
         say(f"installed {at.name}: {len(self.packages())} packages")
 
@@ -145,7 +150,7 @@ class Environment:
             installer: list[object] = [self._uv, "pip", "install", "--python", self.bin / "python"]
         else:
             installer = [self.bin / "python", "-m", "pip", "install", "--disable-pip-version-check"]
-        run(*installer, "--quiet", *packages, cwd=self.empty)
+        run(*installer, "--quiet", *packages, cwd=self.home)
 
     def packages(self) -> dict[str, str]:
         """Return names and versions of what is installed."""
@@ -153,7 +158,7 @@ class Environment:
             "from importlib.metadata import distributions\n"
             "for it in distributions(): print(it.name, it.version)"
         )
-        lines = run(self.bin / "python", "-c", program, cwd=self.empty).stdout.lower().splitlines()
+        lines = run(self.bin / "python", "-c", program, cwd=self.home).stdout.lower().splitlines()
         named = dict(line.replace("_", "-").split() for line in lines)
         return {
             name: version for name, version in named.items() if name not in {"pip", "setuptools"}
@@ -165,7 +170,7 @@ def check_packages(title: str, environment: Environment) -> None:
     packages = environment.packages()
     if extra := packages.keys() - OF_A_PRODUCER:
         sys.exit(f"{title}: a producer needs no {', '.join(sorted(extra))}")
-    told = run(environment.bin / "turnline", "worker", cwd=environment.empty, expect=2).stderr
+    told = run(environment.bin / "turnline", "worker", cwd=environment.home, expect=2).stderr
     if told.count("\n") != 1 or "pip install 'turnline[worker]'" not in told:
         sys.exit(f"{title}: `turnline worker` does not say what to install:\n{told}")
     say(f"{title}: {packages['redis']}, msgspec {packages['msgspec']}; {told.strip()}")
@@ -174,16 +179,16 @@ def check_packages(title: str, environment: Environment) -> None:
 @contextlib.contextmanager
 def fleet(worker: Environment, redis_url: str, tool: str) -> Iterator[None]:
     """Run the simulated Grok and a worker, with README's tool, out of the worker's environment."""
-    (worker.empty / "my_shop.py").write_text(tool)
+    (worker.home / "my_shop.py").write_text(tool)
     turnline = worker.bin / "turnline"
-    run(turnline, "--version", cwd=worker.empty)
+    run(turnline, "--version", cwd=worker.home)
     settings = {
         "XAI_API_KEY": "xai-none",
         "TURNLINE_REDIS_URL": redis_url,
         "TURNLINE_TOOLS": "my_shop",
-        "PYTHONPATH": str(worker.empty),
+        "PYTHONPATH": str(worker.home),
     }
-    listed = run(turnline, "tools", cwd=worker.empty, **settings)
+    listed = run(turnline, "tools", cwd=worker.home, **settings)
     if "find_order" not in listed.stdout:
         sys.exit(f"`turnline tools` does not show README's tool:\n{listed.stdout}")
     with program(worker, "sim") as sim:
@@ -206,7 +211,7 @@ def program(
     """Run a command of `turnline` for the block."""
     with subprocess.Popen(
         [environment.bin / "turnline", *words],
-        cwd=environment.empty,
+        cwd=environment.home,
         env=clean_environ() | environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -225,10 +230,10 @@ def try_producer(title: str, environment: Environment, redis_url: str, readme: s
     for name in ("blocking_producer", "reply_stream"):
         programs[name] = (ROOT / "docs/examples" / f"{name}.py").read_text()
     for name, text in programs.items():
-        (environment.empty / f"{name}.py").write_text(text)
+        (environment.home / f"{name}.py").write_text(text)
         printed = run(
             *(environment.bin / "python", f"{name}.py"),
-            cwd=environment.empty,
+            cwd=environment.home,
             TURNLINE_REDIS_URL=redis_url,
         ).stdout
         if "Usage(" not in printed and "TurnCompleted" not in printed:

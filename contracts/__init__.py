@@ -1,7 +1,10 @@
-"""What crosses the wire between producers, workers and readers. Light to import."""
+"""What crosses the wire between producers, workers and readers. Light to import.
 
-from contracts.client import SyncTurnClient, TurnClient
-from contracts.errors import (
+It needs msgspec and redis-py, and nothing of workers or tools.
+"""
+
+from turnline.contracts.client import SyncTurnClient, TurnClient
+from turnline.contracts.errors import (
     ConversationBusy,
     InboxFull,
     InvalidAddress,
@@ -16,7 +19,7 @@ from contracts.errors import (
     TurnlineError,
     TurnUnknown,
 )
-from contracts.messages import (
+from turnline.contracts.messages import (
     Configure,
     ContextAppend,
     ContextReplace,
@@ -27,7 +30,7 @@ from contracts.messages import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
-from contracts.replies import (
+from turnline.contracts.replies import (
     Receipt,
     TextDelta,
     ToolRequest,

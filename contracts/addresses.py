@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from contracts.errors import InvalidAddress
+from turnline.contracts.errors import InvalidAddress
 
 _T = TypeVar("_T")
 MOST_CHARACTERS: Final = 8_192

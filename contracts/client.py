@@ -1,6 +1,6 @@
 """TurnClient (async) and SyncTurnClient: submit, stream, result, interrupt, history, usage, forget.
 
-Both are thin: what is sent and how replies are read stands once, in `contracts.requests`.
+Both are thin: what is sent and how replies are read stands once, in `turnline.contracts.protocol`.
 """
 
 import time
@@ -15,14 +15,16 @@ from typing import Any, Self
 
 from redis.exceptions import ResponseError
 
-from contracts import requests as rq
-from contracts.connection import AsyncRedis, Command, SyncRedis, open_async, open_sync
-from contracts.conversation import Totals
-from contracts.errors import ResultTimeout, TurnIdReused
-from contracts.history import HistoryReading
-from contracts.keys import shard_keys
-from contracts.messages import Inbound, Interrupt, new_turn_id
-from contracts.replies import (
+from turnline.contracts import protocol
+from turnline.contracts.connection import AsyncRedis, Command, SyncRedis, open_async, open_sync
+from turnline.contracts.conversation import Totals
+from turnline.contracts.errors import ResultTimeout, TurnIdReused
+from turnline.contracts.history import HistoryReading
+from turnline.contracts.keys import shard_keys
+from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
+from turnline.contracts.pending_claims import TAKE_OVER_S, TakingOver
+from turnline.contracts.producer_spans import Sending
+from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
     AnyTerminal,
@@ -32,9 +34,7 @@ from contracts.replies import (
     TurnRecord,
     is_end,
 )
-from contracts.scripts import run, run_sync
-from contracts.sending import Sending
-from contracts.taking_over import TAKE_OVER_S, TakingOver
+from turnline.contracts.scripts import run, run_sync
 
 BLOCK_S = 5.0
 """Longest single wait on a stream; after each, the turn's record is looked at."""
@@ -64,7 +64,7 @@ class TurnClient:
         redis: AsyncRedis,
         *,
         shards: int = 1,
-        limits: rq.Limits | None = None,
+        limits: protocol.Limits | None = None,
     ) -> None:
         """Wrap a redis-py client that does not decode responses.
 
@@ -75,12 +75,12 @@ class TurnClient:
         """
         self._redis = redis
         self._shards = [shard_keys(n) for n in range(shards)]
-        self._make = rq.Requests(shards=shards, limits=limits)
+        self._make = protocol.Requests(shards=shards, limits=limits)
 
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, *, shards: int = 1, limits: rq.Limits | None = None
+        cls, url: str, *, shards: int = 1, limits: protocol.Limits | None = None
     ) -> AsyncGenerator[Self, None]:
         """Open a client for a `redis://`, `rediss://` or `unix://` address; close it at the end."""
         redis = open_async(url, retries=RETRIES)
@@ -107,7 +107,7 @@ class TurnClient:
             try:
                 reply = await run(self._redis, submission.call)
             except ResponseError as error:
-                raise rq.refused_by_server(error) from error
+                raise protocol.refused_by_server(error) from error
             receipt = submission.receipt(reply)
             sending.outcomes([receipt])
             return receipt
@@ -156,7 +156,7 @@ class TurnClient:
         Raises:
             ResultTimeout: The turn goes on; its result can still be asked for.
         """
-        message = rq.question(conversation_id, text, response_type, agent)
+        message = protocol.question(conversation_id, text, response_type, agent)
         return await self.result(await self.submit(message), timeout_s=timeout_s)
 
     async def events(
@@ -198,7 +198,7 @@ class TurnClient:
         Raises:
             TurnUnknown: The turn is not, or no longer, known.
         """
-        reply = rq.TextAssembler()
+        reply = protocol.TextAssembler()
         async for event in self.events(receipt):
             if reply.take(event):
                 yield reply.text
@@ -256,7 +256,7 @@ class TurnClient:
         Raises:
             InvalidMessage: An unknown setting, or a value out of range.
         """
-        return await self.submit(rq.configure_message(conversation_id, settings))
+        return await self.submit(protocol.configure_message(conversation_id, settings))
 
     async def history(self, conversation_id: str) -> History:
         """Return the committed context (n messages, oldest first)."""
@@ -269,7 +269,7 @@ class TurnClient:
     async def usage(self, conversation_id: str) -> Totals:
         """Return the conversation's token and cost totals."""
         (values,) = await self._pipeline(self._make.usage(conversation_id))
-        return rq.read_totals(values)
+        return protocol.read_totals(values)
 
     async def record(self, receipt: Receipt) -> TurnRecord:
         """Return what is kept of a turn.
@@ -278,7 +278,7 @@ class TurnClient:
             TurnUnknown: The turn is not, or no longer, known.
         """
         (data,) = await self._pipeline([self._make.record(receipt)])
-        return rq.read_record(receipt, data)
+        return protocol.read_record(receipt, data)
 
     async def forget(self, conversation_id: str) -> bool:
         """Remove every trace of a conversation, also while a turn of it runs.
@@ -291,7 +291,7 @@ class TurnClient:
         while True:
             (copies,) = await self._pipeline(self._make.copies(conversation_id))
             call = self._make.forget(conversation_id, copies)
-            done, gone = rq.read_forgotten(await run(self._redis, call))
+            done, gone = protocol.read_forgotten(await run(self._redis, call))
             if done:
                 return gone > 0
 
@@ -381,9 +381,9 @@ class TurnClient:
         try:
             return await self.submit(message)
         except TurnIdReused:
-            return rq.answered_before(message)
+            return protocol.answered_before(message)
 
-    async def _next(self, reading: rq.GroupReading, left: TakingOver) -> Any:
+    async def _next(self, reading: protocol.GroupReading, left: TakingOver) -> Any:
         """Return what others left behind, or what is new, as XREADGROUP gives it."""
         try:
             abandoned: list[Any] = []
@@ -393,12 +393,12 @@ class TurnClient:
                 return abandoned
             return await self._redis.execute_command(*reading.command(BLOCK_S))
         except ResponseError as error:
-            if not rq.is_group_lost(error):
+            if not protocol.is_group_lost(error):
                 raise
             await self._create(reading)
             return ()
 
-    async def _create(self, reading: rq.GroupReading) -> None:
+    async def _create(self, reading: protocol.GroupReading) -> None:
         for command in reading.create():
             try:
                 await self._redis.execute_command(*command)
@@ -413,7 +413,7 @@ class TurnClient:
 
     async def _last(self, conversation_id: str) -> str:
         (newest,) = await self._pipeline([self._make.newest(conversation_id)])
-        return rq.read_newest(newest)
+        return protocol.read_newest(newest)
 
     async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)
@@ -426,17 +426,17 @@ class SyncTurnClient:
     """Submit turns and read what becomes of them, blocking; the verbs of `TurnClient`."""
 
     def __init__(
-        self, redis: SyncRedis, *, shards: int = 1, limits: rq.Limits | None = None
+        self, redis: SyncRedis, *, shards: int = 1, limits: protocol.Limits | None = None
     ) -> None:
         """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
         self._redis = redis
         self._shards = [shard_keys(n) for n in range(shards)]
-        self._make = rq.Requests(shards=shards, limits=limits)
+        self._make = protocol.Requests(shards=shards, limits=limits)
 
     @classmethod
     @contextmanager
     def connect(
-        cls, url: str, *, shards: int = 1, limits: rq.Limits | None = None
+        cls, url: str, *, shards: int = 1, limits: protocol.Limits | None = None
     ) -> Generator[Self, None, None]:
         """Open a client for a Redis address; close it at the end."""
         redis = open_sync(url, retries=RETRIES)
@@ -452,7 +452,7 @@ class SyncTurnClient:
             try:
                 reply = run_sync(self._redis, submission.call)
             except ResponseError as error:
-                raise rq.refused_by_server(error) from error
+                raise protocol.refused_by_server(error) from error
             receipt = submission.receipt(reply)
             sending.outcomes([receipt])
             return receipt
@@ -482,7 +482,7 @@ class SyncTurnClient:
         agent: str | None = None,
     ) -> AnyTerminal:
         """See `TurnClient.ask`."""
-        message = rq.question(conversation_id, text, response_type, agent)
+        message = protocol.question(conversation_id, text, response_type, agent)
         return self.result(self.submit(message), timeout_s=timeout_s)
 
     def events(
@@ -508,7 +508,7 @@ class SyncTurnClient:
 
     def text(self, receipt: Receipt) -> Generator[str, None, None]:
         """See `TurnClient.text`."""
-        reply = rq.TextAssembler()
+        reply = protocol.TextAssembler()
         for event in self.events(receipt):
             if reply.take(event):
                 yield reply.text
@@ -517,7 +517,7 @@ class SyncTurnClient:
         """See `TurnClient.follow`."""
         if after == "$":
             (newest,) = self._pipeline([self._make.newest(conversation_id)])
-            after = rq.read_newest(newest)
+            after = protocol.read_newest(newest)
         following = self._make.following(conversation_id, after)
         while True:
             yield from following.take(self._redis.execute_command(*following.command(BLOCK_S)))
@@ -547,7 +547,7 @@ class SyncTurnClient:
 
     def configure(self, conversation_id: str, **settings: Any) -> Receipt:
         """See `TurnClient.configure`."""
-        return self.submit(rq.configure_message(conversation_id, settings))
+        return self.submit(protocol.configure_message(conversation_id, settings))
 
     def history(self, conversation_id: str) -> History:
         """See `TurnClient.history`."""
@@ -560,19 +560,19 @@ class SyncTurnClient:
     def usage(self, conversation_id: str) -> Totals:
         """See `TurnClient.usage`."""
         (values,) = self._pipeline(self._make.usage(conversation_id))
-        return rq.read_totals(values)
+        return protocol.read_totals(values)
 
     def record(self, receipt: Receipt) -> TurnRecord:
         """See `TurnClient.record`."""
         (data,) = self._pipeline([self._make.record(receipt)])
-        return rq.read_record(receipt, data)
+        return protocol.read_record(receipt, data)
 
     def forget(self, conversation_id: str) -> bool:
         """See `TurnClient.forget`."""
         while True:
             (copies,) = self._pipeline(self._make.copies(conversation_id))
             call = self._make.forget(conversation_id, copies)
-            done, gone = rq.read_forgotten(run_sync(self._redis, call))
+            done, gone = protocol.read_forgotten(run_sync(self._redis, call))
             if done:
                 return gone > 0
 
@@ -624,9 +624,9 @@ class SyncTurnClient:
         try:
             return self.submit(message)
         except TurnIdReused:
-            return rq.answered_before(message)
+            return protocol.answered_before(message)
 
-    def _next(self, reading: rq.GroupReading, left: TakingOver) -> Any:
+    def _next(self, reading: protocol.GroupReading, left: TakingOver) -> Any:
         try:
             abandoned: list[Any] = []
             for stream, command in left.commands():
@@ -635,12 +635,12 @@ class SyncTurnClient:
                 return abandoned
             return self._redis.execute_command(*reading.command(BLOCK_S))
         except ResponseError as error:
-            if not rq.is_group_lost(error):
+            if not protocol.is_group_lost(error):
                 raise
             self._create(reading)
             return ()
 
-    def _create(self, reading: rq.GroupReading) -> None:
+    def _create(self, reading: protocol.GroupReading) -> None:
         for command in reading.create():
             try:
                 self._redis.execute_command(*command)

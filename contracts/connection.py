@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as ConnectionTimeout
 from redis.retry import Retry
 
-from contracts.addresses import Address, read_address
+from turnline.contracts.addresses import Address, read_address
 
 try:
     import hiredis
@@ -128,7 +128,7 @@ def open_async(url: str, *, retries: int) -> AsyncRedis:
             bear repetition.
 
     Raises:
-        InvalidAddress: It is none; see `contracts.addresses`.
+        InvalidAddress: It is none; see `turnline.contracts.addresses`.
     """
     retry = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), retries)
     return cast("AsyncRedis", _Client.from_pool(pool_of(url, retry=retry, **_options(retries))))
@@ -170,7 +170,7 @@ def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
     """Return a pool for a Redis address, of quicker connections.
 
     Raises:
-        InvalidAddress: It is none; see `contracts.addresses`.
+        InvalidAddress: It is none; see `turnline.contracts.addresses`.
     """
     factory = cast("Any", redis.asyncio.ConnectionPool)
     pool: redis.asyncio.ConnectionPool = _from_url(factory, url, **options)

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NewType
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from contracts.errors import InvalidMessage
-from contracts.numbers import number
+from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.numbers import number
 
 TEXT_MAX_BYTES = 256 * 1024
 """Longest text of one message, UTF-8 bytes."""

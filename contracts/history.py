@@ -8,15 +8,15 @@ seen from the text, since the context may have been replaced meanwhile.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from contracts.connection import Command
-from contracts.conversation import (
+from turnline.contracts.connection import Command
+from turnline.contracts.conversation import (
     AssistantEntry,
     ContextEntry,
     decode_context_entry,
 )
-from contracts.keys import ConversationKeys
-from contracts.replies import History, TurnInterrupted, TurnRecord, decode_record
-from contracts.requests import decode_settings
+from turnline.contracts.keys import ConversationKeys
+from turnline.contracts.protocol import decode_settings
+from turnline.contracts.replies import History, TurnInterrupted, TurnRecord, decode_record
 
 PAGE = 256
 """Records read at once."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from contracts.conversation import (
+from turnline.contracts.conversation import (
     FUNCTION_NAME_PATTERN,
     ID_EXPECTED,
     ID_PATTERN,
@@ -32,8 +32,8 @@ from contracts.conversation import (
     check_text_bytes,
     check_visible,
 )
-from contracts.errors import InvalidMessage
-from contracts.numbers import number
+from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.numbers import number
 
 WhenBusy = Literal["enqueue", "interrupt", "rollback", "reject"]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from contracts.conversation import ContextEntry, Usage, UsageState
-from contracts.messages import ToolResult
-from contracts.numbers import number
+from turnline.contracts.conversation import ContextEntry, Usage, UsageState
+from turnline.contracts.messages import ToolResult
+from turnline.contracts.numbers import number
 
 T = TypeVar("T")
 

@@ -1,1 +1,4 @@
-"""What surrounds the workers: command line, simulator, embedded Redis, benchmarks, fault drills."""
+"""What surrounds the workers: command line, simulator, embedded Redis, benchmarks, fault drills.
+
+Workers and producers run without any of it.
+"""

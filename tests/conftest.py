@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, Phase, settings
 from redis.asyncio import Redis
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-from ops.embedded import EmbeddedRedis, finding
 from tests.support.recordings import SHARED_DATA, needs_absent_recordings
+from turnline.ops.embedded import EmbeddedRedis, finding
 
 DATABASES = 1024
 TAKE_SECONDS = (

@@ -1,16 +1,16 @@
-"""`python -m worker`: run a worker, where what it needs is installed; else say what to install."""
+"""`python -m turnline.worker`: run a worker, or say what to install for it."""
 
 import sys
 
-from worker.extras import missing
+from turnline.worker.extras import missing
 
 
 def main() -> None:
     """Run a worker with settings from the environment."""
     try:
-        from worker.command import worker  # noqa: PLC0415  needs more than producers have
+        from turnline.worker.command import worker  # noqa: PLC0415  needs more than producers have
 
-        worker(prog_name="python -m worker")
+        worker(prog_name="python -m turnline.worker")
     except ModuleNotFoundError as error:
         told = missing(error)
         if told is None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from contracts.connection import AsyncRedis
-from contracts.scripts import Call
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.scripts import Call
 
 _SILENCE_S = 5.0
 """A server that says nothing for so long is gone; the callers try again on a new connection."""

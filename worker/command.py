@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from contracts.addresses import read_address
-from worker.logs import set_up
-from worker.settings import Settings, SettingsError, described, from_env
-from worker.starting.signals import end_at_once
-from worker.starting.stage import SENTENCE_CHARS, StartFailed, plain
+from turnline.contracts.addresses import read_address
+from turnline.worker.logs import set_up
+from turnline.worker.settings import Settings, SettingsError, described, from_env
+from turnline.worker.starting.signals import end_at_once
+from turnline.worker.starting.stage import SENTENCE_CHARS, StartFailed, plain
 
 if TYPE_CHECKING:
-    from worker.main import Found
+    from turnline.worker.main import Found
 
 REFUSED = 2
 """Exit code of a start that cannot be: trying again without a change is of no use."""
@@ -55,7 +55,7 @@ def worker(*, check: bool, as_json: bool) -> None:
         _refuse(str(error), as_json=as_json)
     set_up(settings.log_level, settings.log_format)
     gc.disable()  # what is imported stays: looking for garbage in it takes a tenth of the time
-    from worker import main  # noqa: PLC0415  half a second, in which signals already end this
+    from turnline.worker import main  # noqa: PLC0415  half a second, in which signals already end this
 
     gc.enable()
     try:

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from contracts.conversation import CallEntry, ConversationSettings
-from contracts.replies import AnyEvent, TurnRecord
+from turnline.contracts.conversation import CallEntry, ConversationSettings
+from turnline.contracts.replies import AnyEvent, TurnRecord
 
 _STREAM_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
@@ -64,7 +64,7 @@ class Loaded(NamedTuple):
     messages: list[bytes]
     """Committed context (n messages, JSON), oldest first. Shared with the cache: do not change."""
     steps: list[bytes]
-    """What earlier attempts left; see `worker.steps`."""
+    """What earlier attempts left; see `turnline.worker.turn.checkpoints`."""
     entries: list[Entry]
     since_ms: int
     """When the first attempt at the head began, ms, Redis' clock."""

@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-from worker.logs import facts_of, on_loop_error
+from turnline.worker.logs import facts_of, on_loop_error
 
 STALLED: Final = 70
 FORCED: Final = 75

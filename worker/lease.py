@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from contracts.keys import ConversationKeys, conversation_keys
+from turnline.contracts.keys import ConversationKeys, conversation_keys
 
 
 class Lease:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO, cast
 
-from contracts.conversation import INVISIBLE
+from turnline.contracts.conversation import INVISIBLE
 
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _HEAD: Final = frozenset({"at", "level", "logger", "event"})

@@ -21,38 +21,48 @@ from arq.connections import ArqRedis
 from openai import AsyncOpenAI
 from redis.exceptions import RedisError
 
-from contracts.connection import AsyncRedis, open_async, pool_of
-from contracts.conversation import ConversationSettings
-from contracts.jobs import deserialize_job, serialize_job
-from contracts.keys import ShardKeys, shard_keys
-from worker.agents import AgentsFile, BadAgents, Planner
-from worker.batching import ScriptBatcher
-from worker.checking import Checker
-from worker.conversation import ConversationDriver
-from worker.ending import CLOSE_S, Listen, Watchdog, run_until_told, within
-from worker.jobs import run_conversation
-from worker.observing import Observer
-from worker.pipeline.calls import CallObserver
-from worker.ports import DriverSettings
-from worker.queue import HAND_OVER_S, LeasedWorker, LeaseSettings
-from worker.reply_format import request_format
-from worker.services.grok.llm import GrokLLMService
-from worker.services.openai.llm import OpenAIInputParams, create_client
-from worker.services.openai.wire import TimeLimits
-from worker.settings import Settings
-from worker.starting.provider import ProviderFound, cannot_connect, check_provider, need_key
-from worker.starting.server import RedisFound, check_redis
-from worker.starting.signals import ended_by, obeyed
-from worker.starting.stage import StartFailed, said_if_slow
-from worker.store.breakers import Breakers
-from worker.store.cache import ContextCache
-from worker.store.conversations import Conversations, StoreLimits
-from worker.store.gauges import read_gauges
-from worker.store.traces import TraceLimits, Traces
-from worker.telemetry.setup import Telemetry, TelemetryError, TelemetrySettings, TracedHeaders
-from worker.tool_calls import ToolLimits
-from worker.tools.loading import load_tools
-from worker.tools.running import ResourcesFailed, Toolbox
+from turnline.contracts.connection import AsyncRedis, open_async, pool_of
+from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.job_format import deserialize_job, serialize_job
+from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.ending import CLOSE_S, Listen, Watchdog, run_until_told, within
+from turnline.worker.pipeline.calls import CallObserver
+from turnline.worker.queue.jobs import run_conversation
+from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker, LeaseSettings
+from turnline.worker.schema_checking import Checker
+from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.services.openai.llm import OpenAIInputParams, create_client
+from turnline.worker.services.openai.wire import TimeLimits
+from turnline.worker.settings import Settings
+from turnline.worker.starting.provider_check import (
+    ProviderFound,
+    cannot_connect,
+    check_provider,
+    need_key,
+)
+from turnline.worker.starting.redis_check import RedisFound, check_redis
+from turnline.worker.starting.signals import ended_by, obeyed
+from turnline.worker.starting.stage import StartFailed, said_if_slow
+from turnline.worker.store.breakers import Breakers
+from turnline.worker.store.cache import ContextCache
+from turnline.worker.store.conversations import Conversations, StoreLimits
+from turnline.worker.store.gauges import read_gauges
+from turnline.worker.store.traces import TraceLimits, Traces
+from turnline.worker.telemetry.setup import (
+    Telemetry,
+    TelemetryError,
+    TelemetrySettings,
+    TracedHeaders,
+)
+from turnline.worker.tools.loader import load_tools
+from turnline.worker.tools.runner import ResourcesFailed, Toolbox
+from turnline.worker.turn.driver import ConversationDriver
+from turnline.worker.turn.observer import Observer
+from turnline.worker.turn.plan import AgentsFile, BadAgents, Planner
+from turnline.worker.turn.ports import DriverSettings
+from turnline.worker.turn.reply_format import request_format
+from turnline.worker.turn.tool_calls import ToolLimits
 
 log = logging.getLogger("turnline.worker")
 _CLOSE_S = 5.0

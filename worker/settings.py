@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from contracts.addresses import host_and_port, read_address, where
-from contracts.errors import InvalidAddress
-from worker.files import UnusableFile, read_text
+from turnline.contracts.addresses import host_and_port, read_address, where
+from turnline.contracts.errors import InvalidAddress
+from turnline.worker.files import UnusableFile, read_text
 
 PREFIX = "TURNLINE_"
 KEY: Final = "XAI_API_KEY"

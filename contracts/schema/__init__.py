@@ -1,7 +1,7 @@
 """JSON Schema of messages and events, and an AsyncAPI document, made from the structs.
 
 For services in other languages. The files beside this module are written by
-`python -m contracts.schema --write`.
+`python -m turnline.contracts.schema --write`.
 
 Source: https://json-schema.org/draft/2020-12, https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple, cast, get_args
 
 import msgspec
 
-from contracts.conversation import (
+from turnline.contracts.conversation import (
     ID_PATTERN,
     MESSAGE_MAX_BYTES,
     SUBMITTED_ID_PATTERN,
     TEXT_MAX_BYTES,
 )
-from contracts.jobs import conversation_job
-from contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
-from contracts.messages import Inbound
-from contracts.replies import TERMINAL, AnyEvent, ToolRequest
-from contracts.requests import HEADROOM, Limits
-from contracts.scripts import Script, load_script
+from turnline.contracts.job_format import conversation_job
+from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
+from turnline.contracts.messages import Inbound
+from turnline.contracts.protocol import HEADROOM, Limits
+from turnline.contracts.replies import TERMINAL, AnyEvent, ToolRequest
+from turnline.contracts.scripts import Script, load_script
 
 VERSION = "1.0.0"
 """Version of the contract; new fields and messages raise the second number."""

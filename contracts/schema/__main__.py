@@ -1,15 +1,17 @@
-"""Writes or checks the generated schema files: `python -m contracts.schema [--check|--write]`."""
+"""`python -m turnline.contracts.schema [--check|--write]`: the generated schema files."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from contracts.schema import committed, documents
+from turnline.contracts.schema import committed, documents
 
 
 def main() -> int:
     """Print, write or check the files; 1 if one is not what the structs say."""
-    parser = argparse.ArgumentParser(prog="python -m contracts.schema", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m turnline.contracts.schema", description=__doc__
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="exit 1 if a file is out of date")
     mode.add_argument("--write", action="store_true", help="write the files")

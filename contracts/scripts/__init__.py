@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from redis.exceptions import NoScriptError
 
-from contracts.connection import Arg, AsyncRedis, Command, SyncRedis
+from turnline.contracts.connection import Arg, AsyncRedis, Command, SyncRedis
 
 
 class Script(NamedTuple):
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 @functools.cache
-def load_script(name: str, package: str = "contracts.scripts") -> Script:
+def load_script(name: str, package: str = "turnline.contracts.scripts") -> Script:
     """Read `<name>.lua` from a package.
 
     Raises:

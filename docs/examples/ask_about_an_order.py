@@ -3,8 +3,8 @@
 import asyncio
 import os
 
-from contracts import TurnClient, UserMessage
-from contracts.replies import ToolCallFinished, ToolCallStarted
+from turnline.contracts import TurnClient, UserMessage
+from turnline.contracts.replies import ToolCallFinished, ToolCallStarted
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from contracts import TurnClient, TurnInterrupted, UserMessage
+from turnline.contracts import TurnClient, TurnInterrupted, UserMessage
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 

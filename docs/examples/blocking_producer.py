@@ -2,7 +2,7 @@
 
 import os
 
-from contracts import Receipt, Refused, SyncTurnClient, UserMessage
+from turnline.contracts import Receipt, Refused, SyncTurnClient, UserMessage
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 

@@ -6,7 +6,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from worker.tools import ToolContext, ToolFailed, tool
+from turnline.worker.tools import ToolContext, ToolFailed, tool
 
 Orders = dict[int, str]
 

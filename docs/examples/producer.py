@@ -6,7 +6,7 @@ The same message may be submitted again, from anywhere: its turn id makes it the
 import asyncio
 import os
 
-from contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 

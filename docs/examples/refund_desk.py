@@ -10,7 +10,7 @@ import os
 
 import msgspec
 
-from contracts import TurnClient
+from turnline.contracts import TurnClient
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 SMALL = 100

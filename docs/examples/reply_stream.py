@@ -7,7 +7,7 @@ acknowledge comes again: handle each turn id once.
 import asyncio
 import os
 
-from contracts import TurnClient, UserMessage
+from turnline.contracts import TurnClient, UserMessage
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 NAMES = ("hanna", "igor", "judith")

@@ -5,7 +5,7 @@ import os
 
 import msgspec
 
-from contracts import TurnClient, TurnCompleted
+from turnline.contracts import TurnClient, TurnCompleted
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 

@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from contracts import InvalidMessage, Refused, TurnClient, UserMessage
-from contracts.messages import new_turn_id
+from turnline.contracts import InvalidMessage, Refused, TurnClient, UserMessage
+from turnline.contracts.messages import new_turn_id
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
 CLIENT = web.AppKey("client", TurnClient)

@@ -5,7 +5,7 @@ import asyncio
 import click
 import uvloop
 
-from ops.bench.raw_http import Connection, RawServer, Request
+from turnline.ops.bench.raw_http import Connection, RawServer, Request
 
 
 class Collector(RawServer):

@@ -7,15 +7,15 @@ from typing import Final, NamedTuple
 
 from arq.connections import RedisSettings, create_pool
 
-from contracts import TurnClient, TurnCompleted, UserMessage
-from contracts.jobs import deserialize_job, serialize_job
-from ops.bench import fleet_process
-from ops.bench.baselines import arq_worker
-from ops.bench.held_model import HeldModel, allow_open_files
-from ops.bench.lab import new_id
-from ops.bench.measuring import rss_mb
-from ops.bench.programs import Program
-from ops.bench.results import InFlight
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.job_format import deserialize_job, serialize_job
+from turnline.ops.bench import fleet_process
+from turnline.ops.bench.baselines import arq_worker
+from turnline.ops.bench.held_model import HeldModel, allow_open_files
+from turnline.ops.bench.lab import new_id
+from turnline.ops.bench.measuring import rss_mb
+from turnline.ops.bench.programs import Program
+from turnline.ops.bench.results import InFlight
 
 _BATCH: Final = 200
 _STUCK_S: Final = 30.0

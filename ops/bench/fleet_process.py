@@ -9,10 +9,10 @@ from arq.connections import RedisSettings
 from arq.worker import Worker
 from openai import AsyncOpenAI
 
-from contracts.jobs import deserialize_job, serialize_job
-from ops.bench.baselines import arq_worker
-from worker.main import Fleet
-from worker.settings import from_env
+from turnline.contracts.job_format import deserialize_job, serialize_job
+from turnline.ops.bench.baselines import arq_worker
+from turnline.worker.main import Fleet
+from turnline.worker.settings import from_env
 
 _OPTIONS: Final = {
     "TURNLINE_CHECK_MODEL": "false",

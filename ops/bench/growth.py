@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final, Literal, NamedTuple
 
-from contracts import TurnClient, TurnCompleted, UserMessage
-from contracts.connection import AsyncRedis, open_async
-from contracts.keys import conversation_keys, shard_keys
-from ops.bench import systems
-from ops.bench.lab import Lab, new_id
-from ops.bench.measuring import cpu_s, redis_work
-from ops.bench.programs import Program, ProgramFailed
-from ops.bench.results import Curve, Point, Row, point_of
-from ops.bench.running import sample
-from ops.bench.scenarios import CONTEXT, FLOOR, INSTANT, REPLY, TURNLINE, Scenario
-from ops.bench.systems import Timing, Turnline
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.keys import conversation_keys, shard_keys
+from turnline.ops.bench import systems
+from turnline.ops.bench.lab import Lab, new_id
+from turnline.ops.bench.measuring import cpu_s, redis_work
+from turnline.ops.bench.programs import Program, ProgramFailed
+from turnline.ops.bench.results import Curve, Point, Row, point_of
+from turnline.ops.bench.running import sample
+from turnline.ops.bench.scenarios import CONTEXT, FLOOR, INSTANT, REPLY, TURNLINE, Scenario
+from turnline.ops.bench.systems import Timing, Turnline
 
 _TEXT: Final = "Would you find me a table for two, tonight at seven?"
 _SHARD: Final = shard_keys(0)

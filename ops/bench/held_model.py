@@ -4,7 +4,7 @@ import asyncio
 import resource
 from typing import Final
 
-from ops.bench.raw_http import Connection, RawServer, Request
+from turnline.ops.bench.raw_http import Connection, RawServer, Request
 
 _FRAMES: Final = (
     b'data: {"id":"held","object":"chat.completion.chunk","model":"grok-4.3","choices":'

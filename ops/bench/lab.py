@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from contracts.connection import AsyncRedis, open_async
-from ops.bench import systems
-from ops.bench.measuring import check_platform, rss_mb
-from ops.bench.programs import Program, ProgramFailed
-from ops.bench.scenarios import ABOUT, TUNED, Model
-from ops.bench.systems import System
-from ops.embedded import EmbeddedRedis
+from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.ops.bench import systems
+from turnline.ops.bench.measuring import check_platform, rss_mb
+from turnline.ops.bench.programs import Program, ProgramFailed
+from turnline.ops.bench.scenarios import ABOUT, TUNED, Model
+from turnline.ops.bench.systems import System
+from turnline.ops.embedded import EmbeddedRedis
 
 _LONGEST_BLOCK_S: Final = 1.0
 """No system's worker waits for work in one command for longer than that."""
@@ -149,7 +149,7 @@ async def open_lab() -> AsyncGenerator[Lab]:
     check_platform()
     async with AsyncExitStack() as stack:
         server = stack.enter_context(EmbeddedRedis(port=0, databases=16))
-        program = stack.enter_context(Program("ops.simulator", *_SIMULATOR))
+        program = stack.enter_context(Program("turnline.ops.simulator", *_SIMULATOR))
         model = SimulatedModel(program, program.first_line())
         redis = open_async(server.url, retries=0)
         stack.push_async_callback(redis.aclose)

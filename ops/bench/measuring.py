@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from contracts.connection import AsyncRedis
+from turnline.contracts.connection import AsyncRedis
 
 _OWN: frozenset[str] = frozenset({"info", "config|resetstat", "ping", "hello", "client|setinfo"})
 """Commands of the measurement itself."""

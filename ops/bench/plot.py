@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from ops.bench.results import Curve, Report, Row
+from turnline.ops.bench.results import Curve, Report, Row
 
 _COLOURS: Final = {
     "turnline": "#1f77b4",

@@ -10,13 +10,13 @@ from typing import Final, NamedTuple
 
 from arq.connections import ArqRedis, RedisSettings, create_pool
 
-from contracts import SyncTurnClient, TurnClient, UserMessage
-from contracts.jobs import deserialize_job, serialize_job
-from contracts.replies import Receipt
-from ops.bench.baselines import arq_worker
-from ops.bench.lab import Lab, new_id
-from ops.bench.measuring import redis_work
-from ops.bench.results import Submitting
+from turnline.contracts import SyncTurnClient, TurnClient, UserMessage
+from turnline.contracts.job_format import deserialize_job, serialize_job
+from turnline.contracts.replies import Receipt
+from turnline.ops.bench.baselines import arq_worker
+from turnline.ops.bench.lab import Lab, new_id
+from turnline.ops.bench.measuring import redis_work
+from turnline.ops.bench.results import Submitting
 
 _COUNT: Final = 600
 """Submissions per round."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-import ops
-from ops.cli import bound
+from turnline import ops
+from turnline.ops.fleet import bound
 
 _SETTINGS: Final = ("TURNLINE_", "OTEL_")
-_ROOT: Final = Path(ops.__file__).parents[1]
+_ROOT: Final = Path(ops.__file__).resolve().parents[1]
 
 
 class ProgramFailed(Exception):

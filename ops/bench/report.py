@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ops.bench.results import Burst, Report, Row, short
-from ops.bench.scenarios import ABOUT
-from ops.bench.verdict import budget, comparisons
+from turnline.ops.bench.results import Burst, Report, Row, short
+from turnline.ops.bench.scenarios import ABOUT
+from turnline.ops.bench.verdict import budget, comparisons
 
 _COLUMNS: Final = (
     "system",
@@ -242,7 +242,7 @@ def need_plots() -> None:
     Raises:
         ModuleNotFoundError: A package is missing.
     """
-    importlib.import_module("ops.bench.plot")
+    importlib.import_module("turnline.ops.bench.plot")
 
 
 def write_page(report: Report, page: Path) -> None:
@@ -250,7 +250,7 @@ def write_page(report: Report, page: Path) -> None:
     (page.parent / _RAW).parent.mkdir(parents=True, exist_ok=True)
     raw = msgspec.json.format(msgspec.json.encode(report), indent=1)
     (page.parent / _RAW).write_bytes(raw + b"\n")
-    from ops.bench import plot  # noqa: PLC0415  matplotlib is there for pages alone
+    from turnline.ops.bench import plot  # noqa: PLC0415  matplotlib is there for pages alone
 
     if report.rows:
         (page.parent / _PLOT).write_text(plot.bars(report), encoding="utf-8")

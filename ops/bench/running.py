@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from ops.bench.lab import Lab, new_id
-from ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work, rss_mb
-from ops.bench.programs import Program
-from ops.bench.results import Burst, Sample, quantile
-from ops.bench.scenarios import ARQ, Model, Scenario
-from ops.bench.systems import ARQ_SLOTS, SLOTS, System, Timing
+from turnline.ops.bench.lab import Lab, new_id
+from turnline.ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work, rss_mb
+from turnline.ops.bench.programs import Program
+from turnline.ops.bench.results import Burst, Sample, quantile
+from turnline.ops.bench.scenarios import ARQ, Model, Scenario
+from turnline.ops.bench.systems import ARQ_SLOTS, SLOTS, System, Timing
 
 TURNS_PER_CONVERSATION: Final = 10
 """Then a client goes on with a fresh conversation, so that contexts stay as short as they are said

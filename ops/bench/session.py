@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 
-from ops.bench import fleet, growth
-from ops.bench.lab import Lab, open_lab
-from ops.bench.producers import producers
-from ops.bench.results import (
+from turnline.ops.bench import fleet, growth
+from turnline.ops.bench.lab import Lab, open_lab
+from turnline.ops.bench.producers import producers
+from turnline.ops.bench.results import (
     Burst,
     CallCost,
     Curve,
@@ -25,10 +25,10 @@ from ops.bench.results import (
     Submitting,
     row_of,
 )
-from ops.bench.running import burst, sample
-from ops.bench.scenarios import FLOOR, TUNED, TURNLINE, Scenario, workers_of
-from ops.bench.soak import soak
-from ops.bench.streaming import call_costs
+from turnline.ops.bench.running import burst, sample
+from turnline.ops.bench.scenarios import FLOOR, TUNED, TURNLINE, Scenario, workers_of
+from turnline.ops.bench.soak import soak
+from turnline.ops.bench.streaming import call_costs
 
 _PACKAGES: Final = ("arq", "openai", "redis", "hiredis", "msgspec", "uvloop", "aiohttp")
 _CALL_ROUNDS: Final = 3

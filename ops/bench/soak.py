@@ -4,15 +4,15 @@ import asyncio
 import time
 from typing import Final
 
-from contracts import TurnClient
-from ops.bench import systems
-from ops.bench.lab import Lab, new_id
-from ops.bench.measuring import rss_mb
-from ops.bench.programs import ProgramFailed
-from ops.bench.results import Soak, slope
-from ops.bench.running import TURNS_PER_CONVERSATION
-from ops.bench.scenarios import INSTANT, TURNLINE
-from ops.bench.systems import Turnline
+from turnline.contracts import TurnClient
+from turnline.ops.bench import systems
+from turnline.ops.bench.lab import Lab, new_id
+from turnline.ops.bench.measuring import rss_mb
+from turnline.ops.bench.programs import ProgramFailed
+from turnline.ops.bench.results import Soak, slope
+from turnline.ops.bench.running import TURNS_PER_CONVERSATION
+from turnline.ops.bench.scenarios import INSTANT, TURNLINE
+from turnline.ops.bench.systems import Turnline
 
 _CONVERSATIONS: Final = 20
 _SAMPLES: Final = 60

@@ -9,14 +9,14 @@ from typing import Final
 
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from ops.bench.lab import Lab
-from ops.bench.results import CallCost
-from ops.bench.scenarios import Model
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import Frame, LLMTextFrame, OpenAILLMContextFrame
-from worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
-from worker.services.grok.llm import GrokLLMService
-from worker.services.openai.llm import create_client
+from turnline.ops.bench.lab import Lab
+from turnline.ops.bench.results import CallCost
+from turnline.ops.bench.scenarios import Model
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import Frame, LLMTextFrame, OpenAILLMContextFrame
+from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.services.openai.llm import create_client
 
 _KEY: Final = "xai-bench"
 _MODEL: Final = "grok-4.3"

@@ -12,13 +12,20 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from openai import APIError, AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
-from contracts import ContextAppend, TextDelta, TurnClient, TurnCompleted, TurnFailed, UserMessage
-from contracts.connection import AsyncRedis, open_async
-from contracts.conversation import AssistantEntry, ContextEntry, UserEntry
-from contracts.jobs import deserialize_job, serialize_job
-from ops.bench import collector
-from ops.bench.baselines import arq_worker, raw_worker
-from ops.bench.programs import Program
+from turnline.contracts import (
+    ContextAppend,
+    TextDelta,
+    TurnClient,
+    TurnCompleted,
+    TurnFailed,
+    UserMessage,
+)
+from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.conversation import AssistantEntry, ContextEntry, UserEntry
+from turnline.contracts.job_format import deserialize_job, serialize_job
+from turnline.ops.bench import collector
+from turnline.ops.bench.baselines import arq_worker, raw_worker
+from turnline.ops.bench.programs import Program
 
 SLOTS: Final = 256
 """Turns that one worker runs at once, where the system has such a limit."""
@@ -129,7 +136,7 @@ class _Queued(ABC):
 
 
 class Arq(_Queued):
-    """A stock ARQ worker; see `ops.bench.baselines.arq_worker`."""
+    """A stock ARQ worker; see `turnline.ops.bench.baselines.arq_worker`."""
 
     def __init__(
         self, name: str, redis: AsyncRedis, programs: Sequence[Program], pool: ArqRedis
@@ -153,7 +160,7 @@ class Arq(_Queued):
 
 
 class Raw(_Queued):
-    """The floor; see `ops.bench.baselines.raw_worker`."""
+    """The floor; see `turnline.ops.bench.baselines.raw_worker`."""
 
     async def seed(self, conversation_id: str, messages: int) -> None:
         """Write the history."""

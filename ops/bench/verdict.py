@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-from ops.bench.results import Report, Row
-from ops.bench.scenarios import ARQ, FLOOR, TUNED, TURNLINE
+from turnline.ops.bench.results import Report, Row
+from turnline.ops.bench.scenarios import ARQ, FLOOR, TUNED, TURNLINE
 
 _SOAKED: Final = 20_000
 """Turns after which memory has settled: a shorter soak tells nothing."""

@@ -7,8 +7,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from contracts.conversation import AssistantEntry, UserEntry
-from contracts.replies import (
+from turnline.contracts.conversation import AssistantEntry, UserEntry
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import (
     TERMINAL,
     AnyTerminal,
     TextDelta,
@@ -18,11 +19,10 @@ from contracts.replies import (
     TurnInterrupted,
     TurnStarted,
 )
-from contracts.requests import TextAssembler
-from ops.chaos.disturbances import HITS_REDIS, TERMINAL_CODES, TWICE_CODES, Disturbance
-from ops.chaos.evidence import Evidence, Left, Request
-from ops.chaos.journal import Chat, Sent, Shown
-from ops.chaos.spending import check_spending
+from turnline.ops.chaos.disturbances import HITS_REDIS, TERMINAL_CODES, TWICE_CODES, Disturbance
+from turnline.ops.chaos.evidence import Evidence, Left, Request
+from turnline.ops.chaos.journal import Chat, Sent, Shown
+from turnline.ops.chaos.spending import check_spending
 
 Column = Literal[
     "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken"

@@ -9,13 +9,13 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from contracts import Receipt, TextDelta, TurnClient, TurnStarted, UserMessage
-from contracts.replies import TERMINAL, AnyEvent, TurnInterrupted
-from ops.chaos import endless, ends, malformed, sabotage, stalling
-from ops.chaos.figures import Drilled, Name, Row, Tell, fleet
-from ops.chaos.recovery import percentile
-from ops.chaos.simulated import SimAdmin
-from ops.cli.failures import Failed
+from turnline.contracts import Receipt, TextDelta, TurnClient, TurnStarted, UserMessage
+from turnline.contracts.replies import TERMINAL, AnyEvent, TurnInterrupted
+from turnline.ops.chaos import endless, ends, malformed, sabotage, stalling
+from turnline.ops.chaos.figures import Drilled, Name, Row, Tell, fleet
+from turnline.ops.chaos.recovery import percentile
+from turnline.ops.chaos.simulated import SimAdmin
+from turnline.ops.cli.failures import Failed
 
 _DRAIN_S: Final = 10.0
 """The workers' default grace period."""

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-from contracts import TurnClient, UserMessage
-from contracts.connection import SyncRedis, open_sync
-from contracts.replies import TERMINAL, AnyTerminal, TurnFailed
-from ops.chaos.figures import Drilled, Row, Tell
-from ops.cli.failures import Failed
-from ops.cli.stack import Stack
+from turnline.contracts import TurnClient, UserMessage
+from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.replies import TERMINAL, AnyTerminal, TurnFailed
+from turnline.ops.chaos.figures import Drilled, Row, Tell
+from turnline.ops.cli.failures import Failed
+from turnline.ops.fleet.stack import Stack
 
 RSS_MOST_MB: Final = 200.0
 """Resident memory of a worker, at any moment."""

@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from contracts import Receipt, ResultTimeout, TurnClient, UserMessage
-from ops.chaos import misbehaving
-from ops.chaos.figures import Drilled, Row, Tell, fleet
-from ops.chaos.recovery import percentile
-from ops.chaos.simulated import SimAdmin
-from ops.cli.stack import Stack
+from turnline.contracts import Receipt, ResultTimeout, TurnClient, UserMessage
+from turnline.ops.chaos import misbehaving
+from turnline.ops.chaos.figures import Drilled, Row, Tell, fleet
+from turnline.ops.chaos.recovery import percentile
+from turnline.ops.chaos.simulated import SimAdmin
+from turnline.ops.fleet.stack import Stack
 
 _DRAIN_S: Final = 1.0
 _PATIENCE_S: Final = 60.0

@@ -5,20 +5,20 @@ from typing import Any, Final
 
 import msgspec
 
-from contracts.connection import SyncRedis
-from contracts.conversation import (
+from turnline.contracts.connection import SyncRedis
+from turnline.contracts.conversation import (
     CallEntry,
     ContextEntry,
     Totals,
     Usage,
     decode_context_entry,
 )
-from contracts.keys import ConversationKeys, conversation_keys, shard_keys
-from contracts.replies import AnyEvent, TurnRecord, decode_event, decode_record
-from contracts.requests import TOTAL_FIELDS, read_totals
-from contracts.scripts import text
-from ops.chaos.simulated import Entry, SimAdmin
-from ops.chaos.traffic import REPLIES
+from turnline.contracts.keys import ConversationKeys, conversation_keys, shard_keys
+from turnline.contracts.protocol import TOTAL_FIELDS, read_totals
+from turnline.contracts.replies import AnyEvent, TurnRecord, decode_event, decode_record
+from turnline.contracts.scripts import text
+from turnline.ops.chaos.simulated import Entry, SimAdmin
+from turnline.ops.chaos.traffic import REPLIES
 
 _decode_call = msgspec.json.Decoder(CallEntry).decode
 _MANY: Final = 1_000_000

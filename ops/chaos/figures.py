@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from ops.cli.stack import Stack
+from turnline.ops.fleet.stack import Stack
 
 Name = Literal["kill", "stall", "term", "cancel", "malformed", "end", "endless"]
 Tell = Callable[[str], None]

@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from typing import Final
 
-from contracts import TextDelta, TurnClient, UserMessage
-from contracts.replies import TERMINAL
-from ops.chaos.endless import rss_mb
-from ops.chaos.figures import Drilled, Row, Tell, fleet
-from ops.chaos.recovery import percentile
-from ops.chaos.simulated import SimAdmin
+from turnline.contracts import TextDelta, TurnClient, UserMessage
+from turnline.contracts.replies import TERMINAL
+from turnline.ops.chaos.endless import rss_mb
+from turnline.ops.chaos.figures import Drilled, Row, Tell, fleet
+from turnline.ops.chaos.recovery import percentile
+from turnline.ops.chaos.simulated import SimAdmin
 
 _SLICE_S: Final = 5.0
 """How long the odd conversations get the one kind of reply before they get the other."""

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from worker.tools import tool
+from turnline.worker.tools import tool
 
 CANARY = "wombat-7c1f"
 CLOSING = "MISBEHAVING_CLOSING"

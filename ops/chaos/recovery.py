@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from contracts.replies import TERMINAL, AnyEvent, TextDelta, TurnStarted
-from ops.chaos.disturbances import Disturbance
+from turnline.contracts.replies import TERMINAL, AnyEvent, TextDelta, TurnStarted
+from turnline.ops.chaos.disturbances import Disturbance
 
 
 def recoveries_s(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import msgspec
 from rich.console import Console
 
-from ops.chaos.checker import COLUMNS, Violation
-from ops.chaos.disturbances import Disturbance
-from ops.chaos.driver import Outcome
-from ops.chaos.evidence import Evidence
-from ops.chaos.figures import Drilled
-from ops.chaos.recovery import percentile, recoveries_s
-from ops.cli.output import say, table
+from turnline.ops.chaos.checker import COLUMNS, Violation
+from turnline.ops.chaos.disturbances import Disturbance
+from turnline.ops.chaos.evidence import Evidence
+from turnline.ops.chaos.fault_run import Outcome
+from turnline.ops.chaos.figures import Drilled
+from turnline.ops.chaos.recovery import percentile, recoveries_s
+from turnline.ops.cli.output import say, table
 
 _NAMED = 12
 """Violations that are told one by one."""

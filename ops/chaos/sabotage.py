@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 VARIABLE: Final = "CHAOS_SABOTAGE"
-_ROOT: Final = Path(__file__).parents[2]
 
 
 class LuaPatch(NamedTuple):
@@ -31,7 +30,7 @@ def _lua(*patches: LuaPatch) -> Callable[[], None]:
 
 def _keep_abandoned() -> None:
     """Have calls of abandoned attempts counted as the answer's."""
-    ledger: Any = importlib.import_module("worker.ledger").Ledger
+    ledger: Any = importlib.import_module("turnline.worker.turn.ledger").Ledger
     plain = ledger.entries.fget
 
     def entries(it: Any) -> Any:
@@ -42,7 +41,7 @@ def _keep_abandoned() -> None:
 
 def _mix_totals() -> None:
     """Add abandoned spend to the usage in the totals, though the entries tell them apart."""
-    store: Any = importlib.import_module("worker.store.conversations")
+    store: Any = importlib.import_module("turnline.worker.store.conversations")
     plain = store._totals  # noqa: SLF001  patching is what this is for
 
     def mixed(effects: Any) -> Any:
@@ -53,7 +52,7 @@ def _mix_totals() -> None:
 
 def _forget_calls() -> None:
     """Leave calls of abandoned attempts out of the ledger."""
-    ledger: Any = importlib.import_module("worker.ledger").Ledger
+    ledger: Any = importlib.import_module("turnline.worker.turn.ledger").Ledger
     plain = ledger.entries.fget
 
     def entries(it: Any) -> Any:
@@ -64,7 +63,7 @@ def _forget_calls() -> None:
 
 def _bend_replies() -> None:
     """Publish another text than the one that is committed."""
-    conversation: Any = importlib.import_module("worker.conversation")
+    conversation: Any = importlib.import_module("turnline.worker.turn.driver")
     plain = conversation.TurnRun._text  # noqa: SLF001
 
     def text(run: Any) -> Any:
@@ -75,7 +74,7 @@ def _bend_replies() -> None:
 
 def _forget_messages() -> None:
     """Commit now and then without the messages."""
-    store: Any = importlib.import_module("worker.store.conversations")
+    store: Any = importlib.import_module("turnline.worker.store.conversations")
     plain = store._counted  # noqa: SLF001
 
     def counted(effects: Any, shared: Any) -> Any:
@@ -182,8 +181,7 @@ def environment(name: str) -> dict[str, str]:
 
     With an empty name nothing is broken; the process only looks into `site/`.
     """
-    path = [str(Path(__file__).parent / "site"), str(_ROOT)]
-    return {VARIABLE: name, "PYTHONPATH": os.pathsep.join(path)}
+    return {VARIABLE: name, "PYTHONPATH": str(Path(__file__).parent / "site")}
 
 
 def apply_from_environment() -> None:
@@ -199,7 +197,7 @@ def _patch_scripts(patches: tuple[LuaPatch, ...]) -> None:
     Raises:
         RuntimeError: (when a script is read) The text to be replaced does not stand there once.
     """
-    scripts: Any = importlib.import_module("contracts.scripts")
+    scripts: Any = importlib.import_module("turnline.contracts.scripts")
     scripts.resources = _Resources(patches)
 
 

@@ -8,17 +8,17 @@ from typing import Final
 
 import msgspec
 
-from contracts.connection import open_sync
-from ops.chaos import clocks, sabotage
-from ops.chaos.checker import check
-from ops.chaos.disturbances import MALFORMED, planned
-from ops.chaos.driver import Driver, Member, Outcome
-from ops.chaos.evidence import Evidence, Left, gather
-from ops.chaos.report import Report, judge
-from ops.chaos.simulated import SimAdmin
-from ops.chaos.traffic import TrafficPlan
-from ops.chaos.upgrade import OldWorkers
-from ops.cli.stack import Stack
+from turnline.contracts.connection import open_sync
+from turnline.ops.chaos import clocks, sabotage
+from turnline.ops.chaos.checker import check
+from turnline.ops.chaos.disturbances import MALFORMED, planned
+from turnline.ops.chaos.evidence import Evidence, Left, gather
+from turnline.ops.chaos.fault_run import Driver, Member, Outcome
+from turnline.ops.chaos.report import Report, judge
+from turnline.ops.chaos.simulated import SimAdmin
+from turnline.ops.chaos.traffic import TrafficPlan
+from turnline.ops.chaos.upgrade import OldWorkers
+from turnline.ops.fleet.stack import Stack
 
 Tell = Callable[[str], None]
 """Takes a few words about how it is going."""

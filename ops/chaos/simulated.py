@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ops.simulator.rules import Rule, RuleState
-from ops.simulator.usage import Usage
+from turnline.ops.simulator.faults.rules import Rule, RuleState
+from turnline.ops.simulator.model.usage import Usage
 
 _PAGE: Final = 200
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as the simulator noted it: what is needed of `ops.simulator.ledger.Entry`."""
+    """One request as the simulator noted it: what is needed of its ledger."""
 
     path: str
     received_at_ms: float

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from contracts.conversation import CallEntry, Usage
-from contracts.replies import TurnCompleted, TurnFailed, TurnInterrupted
-from ops.chaos.disturbances import TWICE_CODES
-from ops.chaos.evidence import Left, Request
+from turnline.contracts.conversation import CallEntry, Usage
+from turnline.contracts.replies import TurnCompleted, TurnFailed, TurnInterrupted
+from turnline.ops.chaos.disturbances import TWICE_CODES
+from turnline.ops.chaos.evidence import Left, Request
 
 _MARK: Final = re.compile(r"#(\d+)")
 _BEFORE_THE_MODEL: Final = frozenset({"invalid_message", "unknown_call"})

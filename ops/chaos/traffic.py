@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 from redis.exceptions import RedisError
 
-from contracts import (
+from turnline.contracts import (
     Configure,
     ConversationBusy,
     Interrupt,
@@ -34,12 +34,12 @@ from contracts import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
-from contracts.conversation import SettingsChange
-from contracts.messages import Inbound
-from contracts.replies import TERMINAL
-from contracts.requests import TextAssembler
-from ops.chaos import sabotage
-from ops.chaos.journal import Chat, Journal, Kind, Sent, Shown, encode_journal
+from turnline.contracts.conversation import SettingsChange
+from turnline.contracts.messages import Inbound
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import TERMINAL
+from turnline.ops.chaos import sabotage
+from turnline.ops.chaos.journal import Chat, Journal, Kind, Sent, Shown, encode_journal
 
 REPLIES: Final = "chaos"
 """Name of the reply stream."""

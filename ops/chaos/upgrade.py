@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ops.chaos.driver import Member
-from ops.cli.failures import Failure
-from ops.cli.stack import Stack
+from turnline.ops.chaos.fault_run import Member
+from turnline.ops.cli.failures import Failure
+from turnline.ops.fleet.stack import Stack
 
-_ROOT: Final = Path(__file__).parents[2]
+_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 class OldWorkers:
@@ -45,11 +45,12 @@ class OldWorkers:
                     live=True,  # not another simulator: that of the home stack
                     redis_url=self._home.redis_url,
                     environ={**os.environ, "XAI_API_KEY": "xai-simulated"},
+                    worker_module=_worker_of(tree),
                     worker_env={
                         "TURNLINE_BASE_URL": self._home.base_url,
                         "TURNLINE_WORKER_NAME": name,
                         "TURNLINE_LOG_LEVEL": "warning",
-                        "PYTHONPATH": str(tree),
+                        "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "turnline"))),
                         "PYTHONSAFEPATH": "1",  # not from the working directory
                         "NO_PROXY": "127.0.0.1",
                         "no_proxy": "127.0.0.1",
@@ -81,5 +82,13 @@ class OldWorkers:
         if archive.returncode:
             words = archive.stderr.decode(errors="replace").strip()
             raise Failure(f"git has no revision {self._revision} here: {words}")
-        subprocess.run(["tar", "-xf", "-", "-C", str(folder)], input=archive.stdout, check=True)
+        packages = folder / "turnline"
+        packages.mkdir()
+        subprocess.run(["tar", "-xf", "-", "-C", str(packages)], input=archive.stdout, check=True)
         return folder
+
+
+def _worker_of(tree: Path) -> str:
+    """Return what is run there: `worker` before all was imported as `turnline`."""
+    program = (tree / "turnline" / "worker" / "__main__.py").read_text()
+    return "turnline.worker" if "from turnline." in program else "worker"

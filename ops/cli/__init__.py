@@ -1,4 +1,8 @@
-"""The `turnline` command."""
+"""The `turnline` command.
+
+A file for each command: it reads arguments, calls a library, and prints. What other rooms could use
+stands in `fleet`, `replay` and `traces`.
+"""
 
 import sys
 
@@ -6,9 +10,9 @@ import sys
 def main() -> None:
     """Run the command line, where what it needs is installed; else say what to install."""
     try:
-        from ops.cli.app import main as run  # noqa: PLC0415  needs more than producers have
+        from turnline.ops.cli.app import main as run  # noqa: PLC0415  needs more than producers have
     except ModuleNotFoundError as error:
-        from worker.extras import missing  # noqa: PLC0415  the help loads nothing of the worker's
+        from turnline.worker.extras import missing  # noqa: PLC0415  the help loads nothing of the worker's
 
         told = missing(error)
         if told is None:

@@ -1,5 +1,5 @@
-"""`python -m ops.cli`: the `turnline` command where it is not installed."""
+"""`python -m turnline.ops.cli`: the `turnline` command where it is not installed."""
 
-from ops.cli import main
+from turnline.ops.cli import main
 
 main()

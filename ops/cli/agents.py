@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from ops.cli import output
-from ops.cli.failures import Failed, Failure
-from worker.agents import Agent, BadAgents, read_agents
-from worker.tools.loading import load_tools
+from turnline.ops.cli import output
+from turnline.ops.cli.failures import Failed, Failure
+from turnline.worker.tools.loader import load_tools
+from turnline.worker.turn.plan import Agent, BadAgents, read_agents
 
 _encode = msgspec.json.Encoder().encode
 

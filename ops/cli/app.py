@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Mapping
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 import click
 
-from ops.cli.failures import told
+from turnline.ops.cli.failures import told
 
 
 class Place(NamedTuple):
@@ -18,37 +19,61 @@ class Place(NamedTuple):
     help: str
 
 
-SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
+_ALL: Final[Mapping[str, Mapping[str, Place]]] = {
     "Try it": {
-        "demo": Place("ops.cli.demo", "demo", "Play a short conversation through two workers."),
-        "chat": Place("ops.cli.chat", "chat", "Talk to Grok over the queue."),
-        "replay": Place("ops.cli.replay", "replay", "Run recorded dialogues and check each reply."),
+        "demo": Place(
+            "turnline.ops.cli.demo", "demo", "Play a short conversation through two workers."
+        ),
+        "chat": Place("turnline.ops.cli.chat", "chat", "Talk to Grok over the queue."),
+        "replay": Place(
+            "turnline.ops.cli.replay", "replay", "Run recorded dialogues and check each reply."
+        ),
     },
     "Run it": {
-        "worker": Place("worker.command", "worker", "Run a worker until SIGTERM."),
-        "redis": Place("ops.embedded.cli", "redis", "Run a private Redis until Ctrl-C."),
-        "sim": Place("ops.simulator.cli", "sim", "Run a simulated Grok until Ctrl-C."),
+        "worker": Place("turnline.worker.command", "worker", "Run a worker until SIGTERM."),
+        "redis": Place(
+            "turnline.ops.embedded.command", "redis", "Run a private Redis until Ctrl-C."
+        ),
+        "sim": Place("turnline.ops.simulator.command", "sim", "Run a simulated Grok until Ctrl-C."),
     },
     "Use it": {
-        "send": Place("ops.cli.talk", "send", "Put one message into a conversation."),
-        "tail": Place("ops.cli.talk", "tail", "Follow what happens in a conversation."),
-        "show": Place("ops.cli.inspecting", "show", "Show a conversation and its turns."),
-        "usage": Place("ops.cli.inspecting", "usage", "Show a conversation's tokens and cost."),
-        "forget": Place("ops.cli.inspecting", "forget", "Remove every trace of a conversation."),
+        "send": Place("turnline.ops.cli.talk", "send", "Put one message into a conversation."),
+        "tail": Place("turnline.ops.cli.talk", "tail", "Follow what happens in a conversation."),
+        "show": Place("turnline.ops.cli.inspecting", "show", "Show a conversation and its turns."),
+        "usage": Place(
+            "turnline.ops.cli.inspecting", "usage", "Show a conversation's tokens and cost."
+        ),
+        "forget": Place(
+            "turnline.ops.cli.inspecting", "forget", "Remove every trace of a conversation."
+        ),
     },
     "Operate it": {
-        "queue": Place("ops.cli.queue", "queue", "Show what waits and runs, and the workers."),
-        "tools": Place("ops.cli.tools", "tools", "List the tools that a worker would offer."),
-        "agents": Place("ops.cli.agents", "agents", "List the agents that a worker would know."),
-        "dead": Place("ops.cli.dead", "dead", "List, show, replay or drop dead letters."),
-        "trace": Place("ops.cli.trace", "trace", "Draw what became of a turn, as a waterfall."),
+        "queue": Place(
+            "turnline.ops.cli.queue", "queue", "Show what waits and runs, and the workers."
+        ),
+        "tools": Place(
+            "turnline.ops.cli.tools", "tools", "List the tools that a worker would offer."
+        ),
+        "agents": Place(
+            "turnline.ops.cli.agents", "agents", "List the agents that a worker would know."
+        ),
+        "dead": Place("turnline.ops.cli.dead", "dead", "List, show, replay or drop dead letters."),
+        "trace": Place(
+            "turnline.ops.cli.trace", "trace", "Draw what became of a turn, as a waterfall."
+        ),
     },
     "Judge it": {
-        "bench": Place("ops.bench.cli", "bench", "Measure, side by side with others."),
-        "chaos": Place("ops.chaos.cli", "chaos", "Break things under load and check."),
-        "fuzz": Place("ops.fuzz.cli", "fuzz", "Feed it broken input and check."),
+        "bench": Place("turnline.ops.bench.command", "bench", "Measure, side by side with others."),
+        "chaos": Place("turnline.ops.chaos.command", "chaos", "Break things under load and check."),
+        "fuzz": Place("turnline.ops.fuzz.command", "fuzz", "Feed it broken input and check."),
     },
 }
+SECTIONS: Final = {
+    title: section
+    for title, section in _ALL.items()
+    if all(find_spec(place.module.rpartition(".")[0]) for place in section.values())
+}
+"""Without the instruments, which only the repository has."""
 _PLACES: Final = {name: place for section in SECTIONS.values() for name, place in section.items()}
 
 

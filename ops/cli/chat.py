@@ -8,12 +8,12 @@ from importlib import import_module
 import click
 from rich.console import Console
 
-from contracts import SyncTurnClient, TurnlineError, UserMessage
-from contracts.replies import Receipt
-from ops.cli import output
-from ops.cli.connecting import Connection, connected, redis_options
-from ops.cli.inspecting import history_table, totals_table
-from ops.cli.queue_state import read_queue
+from turnline.contracts import SyncTurnClient, TurnlineError, UserMessage
+from turnline.contracts.replies import Receipt
+from turnline.ops.cli import output
+from turnline.ops.cli.connecting import Connection, connected, redis_options
+from turnline.ops.cli.inspecting import history_table, totals_table
+from turnline.ops.fleet.queue_state import read_queue
 
 _HELP = (
     "/usage shows the tokens, /history the context, /quit leaves (as does Ctrl-D). "

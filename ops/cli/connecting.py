@@ -8,15 +8,15 @@ import click
 from click.core import ParameterSource
 from redis.exceptions import AuthenticationError, RedisError
 
-from contracts import InvalidAddress, SyncTurnClient
-from contracts.addresses import read_address
-from contracts.client import RETRIES
-from contracts.connection import SyncRedis, open_sync
-from contracts.keys import ShardKeys, shard_keys
-from contracts.requests import Requests
-from ops.cli.failures import Failure
-from ops.embedded.server import given_url
-from worker.settings import SettingsError
+from turnline.contracts import InvalidAddress, SyncTurnClient
+from turnline.contracts.addresses import read_address
+from turnline.contracts.client import RETRIES
+from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.contracts.protocol import Requests
+from turnline.ops.cli.failures import Failure
+from turnline.ops.embedded.server import given_url
+from turnline.worker.settings import SettingsError
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 ANSWER_S: Final = 10.0

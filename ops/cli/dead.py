@@ -6,10 +6,11 @@ from typing import Any
 import click
 import msgspec
 
-from contracts import InvalidMessage, TurnlineError
-from ops.cli import output
-from ops.cli.connecting import Connection, connected, redis_options
-from ops.cli.dead_letters import (
+from turnline.contracts import InvalidMessage, TurnlineError
+from turnline.ops.cli import output
+from turnline.ops.cli.connecting import Connection, connected, redis_options
+from turnline.ops.cli.failures import Failed, Failure
+from turnline.ops.fleet.dead_letters import (
     DeadLetter,
     chosen,
     drop_letter,
@@ -17,7 +18,6 @@ from ops.cli.dead_letters import (
     next_turn_id,
     read_letters,
 )
-from ops.cli.failures import Failed, Failure
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:

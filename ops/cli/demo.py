@@ -10,13 +10,13 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from contracts import SyncTurnClient, TextDelta, TurnFailed, UserMessage
-from contracts.conversation import Totals
-from contracts.replies import AnyTerminal, History
-from ops.cli import output
-from ops.cli.ending import ends_in_order
-from ops.cli.failures import Failed
-from ops.cli.stack import Stack
+from turnline.contracts import SyncTurnClient, TextDelta, TurnFailed, UserMessage
+from turnline.contracts.conversation import Totals
+from turnline.contracts.replies import AnyTerminal, History
+from turnline.ops.cli import output
+from turnline.ops.cli.failures import Failed
+from turnline.ops.cli.sigterm import ends_in_order
+from turnline.ops.fleet.stack import Stack
 
 _PROMPT: Final = (
     "You speak for Turnline, which runs conversations with Grok as a fleet of queue workers: turns "
@@ -69,7 +69,7 @@ def demo(*, live: bool, kill: bool, workers: int, redis_url: str | None) -> None
     All of it ends with the command.
     """
     to = output.console()
-    path = resources.files("ops.cli") / "demo.jsonl"
+    path = resources.files("turnline.ops.cli") / "demo.jsonl"
     script = msgspec.json.decode(path.read_bytes(), type=_Script)
     began_at = time.monotonic()
     with (

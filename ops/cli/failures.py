@@ -38,20 +38,20 @@ def told(error: Exception) -> Failure | None:
         group = cast("ExceptionGroup[Exception]", error)
         return next(filter(None, map(told, group.exceptions)), None)
     if isinstance(error, ModuleNotFoundError):
-        from worker.extras import missing  # noqa: PLC0415  nothing of the worker's for the help
+        from turnline.worker.extras import missing  # noqa: PLC0415  nothing of the worker's for the help
 
         if sentence := missing(error):
             error = Failure(sentence)
     if isinstance(error, Failure):
         return error
-    contracts = sys.modules.get("contracts.errors")
+    contracts = sys.modules.get("turnline.contracts.errors")
     if contracts is not None and isinstance(error, contracts.TurnlineError):
         usage = (
             *(contracts.InvalidMessage, contracts.InvalidAddress, contracts.TurnIdReused),
             contracts.StoreIncompatible,
         )
         return Failure(str(error)) if isinstance(error, usage) else Failed(str(error))
-    embedded = sys.modules.get("ops.embedded.errors")
+    embedded = sys.modules.get("turnline.ops.embedded.errors")
     if embedded is not None and isinstance(error, embedded.EmbeddedRedisError):
         return Failure(str(error))
     redis = sys.modules.get("redis.exceptions")

@@ -6,11 +6,11 @@ import click
 import msgspec
 from rich.table import Table
 
-from contracts.conversation import Totals, Usage
-from contracts.replies import History, TurnRecord, decode_record
-from ops.cli import output
-from ops.cli.connecting import Connection, connected, redis_options
-from ops.cli.failures import Failed, Failure
+from turnline.contracts.conversation import Totals, Usage
+from turnline.contracts.replies import History, TurnRecord, decode_record
+from turnline.ops.cli import output
+from turnline.ops.cli.connecting import Connection, connected, redis_options
+from turnline.ops.cli.failures import Failed, Failure
 
 _encode = msgspec.json.Encoder().encode
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from contracts.conversation import INVISIBLE, Content, TextPart, Usage
-from contracts.replies import (
+from turnline.contracts.conversation import INVISIBLE, Content, TextPart, Usage
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import (
     AnyEvent,
     AnyTerminal,
     ToolCallStarted,
@@ -23,7 +24,6 @@ from contracts.replies import (
     TurnInterrupted,
     TurnStarted,
 )
-from contracts.requests import TextAssembler
 
 _WIDTH_OF_FILES: Final = 160
 """Columns where there is no terminal to ask."""

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ops.cli import output
-from ops.cli.connecting import Connection, connected, redis_options
-from ops.cli.queue_state import QueueState, read_queue
+from turnline.ops.cli import output
+from turnline.ops.cli.connecting import Connection, connected, redis_options
+from turnline.ops.fleet.queue_state import QueueState, read_queue
 
 _encode = msgspec.json.Encoder().encode
 

@@ -13,21 +13,21 @@ import msgspec
 import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contracts import TextDelta, TurnClient, UserMessage
-from contracts.connection import AsyncRedis, open_async
-from contracts.conversation import CallEntry, Usage, decode_context_entry
-from contracts.replies import decode_event, decode_record
-from contracts.requests import TOTAL_FIELDS, Requests, read_totals
-from contracts.scripts import text
-from ops.cli import output
-from ops.cli.ending import ends_in_order
-from ops.cli.failures import FAILED, Failure
-from ops.cli.recordings import read_dialogues
-from ops.cli.replay_calls import ExecutedCalls, ReplayedServices, replayed_services
-from ops.cli.replay_check import Kept, faults_of, quantile, total
-from ops.cli.sim_ledger import read_ledger
-from ops.cli.stack import Stack
-from ops.simulator.dialogues import Dialogue
+from turnline.contracts import TextDelta, TurnClient, UserMessage
+from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.conversation import CallEntry, Usage, decode_context_entry
+from turnline.contracts.protocol import TOTAL_FIELDS, Requests, read_totals
+from turnline.contracts.replies import decode_event, decode_record
+from turnline.contracts.scripts import text
+from turnline.ops.cli import output
+from turnline.ops.cli.failures import FAILED, Failure
+from turnline.ops.cli.sigterm import ends_in_order
+from turnline.ops.fleet.stack import Stack
+from turnline.ops.replay.comparison import Kept, faults_of, quantile, total
+from turnline.ops.replay.recorded_calls import ExecutedCalls, ReplayedServices, replayed_services
+from turnline.ops.replay.recordings import read_dialogues
+from turnline.ops.replay.served import read_ledger
+from turnline.ops.simulator.model.dialogues import Dialogue
 
 _LONGEST_TURN_S: Final = 120.0
 _NAMED_FAULTS: Final = 5

@@ -6,13 +6,13 @@ import click
 import msgspec
 from rich.console import Console
 
-from contracts import Receipt, TurnFailed, TurnStarted, UserMessage
-from contracts.messages import WhenBusy, new_turn_id
-from contracts.replies import TERMINAL, AnyEvent, AnyTerminal, encode_event
-from ops.cli import output
-from ops.cli.chat import show_reply, warn_if_nobody_works
-from ops.cli.connecting import connected, redis_options
-from ops.cli.failures import Failed, Failure
+from turnline.contracts import Receipt, TurnFailed, TurnStarted, UserMessage
+from turnline.contracts.messages import WhenBusy, new_turn_id
+from turnline.contracts.replies import TERMINAL, AnyEvent, AnyTerminal, encode_event
+from turnline.ops.cli import output
+from turnline.ops.cli.chat import show_reply, warn_if_nobody_works
+from turnline.ops.cli.connecting import connected, redis_options
+from turnline.ops.cli.failures import Failed, Failure
 
 _encode_receipt = msgspec.json.Encoder().encode
 

@@ -5,9 +5,9 @@ from typing import Any
 import click
 import msgspec
 
-from ops.cli import output
-from ops.cli.failures import FAILED
-from worker.tools.loading import LoadedTool, LoadedTools, load_tools
+from turnline.ops.cli import output
+from turnline.ops.cli.failures import FAILED
+from turnline.worker.tools.loader import LoadedTool, LoadedTools, load_tools
 
 _encode = msgspec.json.Encoder().encode
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from ops.cli import output
-from ops.cli.connecting import connected, redis_options
-from ops.cli.failures import Failed, Failure
-from ops.cli.kept_traces import Choice, TracedTurn, choose, find
-from ops.cli.trace_page import page
-from ops.cli.waterfall import draw
+from turnline.ops.cli import output
+from turnline.ops.cli.connecting import connected, redis_options
+from turnline.ops.cli.failures import Failed, Failure
+from turnline.ops.traces.kept_traces import Choice, TracedTurn, choose, find
+from turnline.ops.traces.trace_page import page
+from turnline.ops.traces.waterfall import draw
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 

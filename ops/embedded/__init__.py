@@ -1,13 +1,16 @@
-"""Finds and runs a private Redis or Valkey when none is given."""
+"""Finds and runs a private Redis or Valkey when none is given.
 
-from ops.embedded.errors import (
+Nothing here knows what Turnline keeps in it.
+"""
+
+from turnline.ops.embedded.errors import (
     DirectoryInUse,
     EmbeddedRedisError,
     ServerMissing,
     ServerNotReady,
 )
-from ops.embedded.finding import ServerProgram, find_server
-from ops.embedded.server import EmbeddedRedis, given_url, redis_url
+from turnline.ops.embedded.finding import ServerProgram, find_server
+from turnline.ops.embedded.server import EmbeddedRedis, given_url, redis_url
 
 __all__ = [
     "DirectoryInUse",

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from ops.embedded.errors import ServerMissing
+from turnline.ops.embedded.errors import ServerMissing
 
 OLDEST_MAJOR: Final = 7
 """The scripts are written to what Redis 7.0 and Valkey 7.2 know."""

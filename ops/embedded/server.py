@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
 
-from ops.embedded import keeper
-from ops.embedded.errors import DirectoryInUse, EmbeddedRedisError, ServerNotReady
-from ops.embedded.finding import find_server
-from worker.settings import value_or_file
+from turnline.ops.embedded import keeper
+from turnline.ops.embedded.errors import DirectoryInUse, EmbeddedRedisError, ServerNotReady
+from turnline.ops.embedded.finding import find_server
+from turnline.worker.settings import value_or_file
 
 URL_VARIABLES: Final = ("TURNLINE_REDIS_URL", "REDIS_URL")
 """Environment variables, or with `_FILE` files, that name a running server, first one first."""

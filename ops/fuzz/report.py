@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from ops.cli.output import say, table
-from ops.fuzz.search import Found, Tally
+from turnline.ops.cli.output import say, table
+from turnline.ops.fuzz.search import Found, Tally
 
 
 class Broken(msgspec.Struct, frozen=True):

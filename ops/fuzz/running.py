@@ -12,12 +12,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-import ops
-from ops.cli import bound
-from ops.fuzz.search import Found, Tally, merged
-from ops.fuzz.shift import NOTE_BYTES, Share, noted
+from turnline import ops
+from turnline.ops.fleet import bound
+from turnline.ops.fuzz.search import Found, Tally, merged
+from turnline.ops.fuzz.shift import NOTE_BYTES, Share, noted
 
-_ROOT: Final = Path(ops.__file__).parents[1]
+_ROOT: Final = Path(ops.__file__).resolve().parents[1]
 _HANG_S: Final = 120.0
 """A process that says nothing for so long hangs in its input."""
 _LINE_BYTES: Final = 256 * 1024 * 1024
@@ -98,7 +98,7 @@ async def _carry_out(share: Share, places: asyncio.Semaphore, progress: Progress
     async with places:
         starter = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
         process = await asyncio.create_subprocess_exec(
-            *(*starter, sys.executable, "-m", "ops.fuzz.shift", *share.words()),
+            *(*starter, sys.executable, "-m", "turnline.ops.fuzz.shift", *share.words()),
             cwd=_ROOT,
             stdin=DEVNULL,
             stdout=PIPE,

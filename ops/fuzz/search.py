@@ -13,12 +13,15 @@ from typing import Final
 
 import msgspec
 
-import ops
-from ops.fuzz.coverage import Edges
-from ops.fuzz.mutation import INPUT_MAX_BYTES
-from ops.fuzz.targets import Target, Verdict, Violation
+from turnline import ops
+from turnline.ops.fuzz.coverage import Edges
+from turnline.ops.fuzz.mutation import INPUT_MAX_BYTES
+from turnline.ops.fuzz.targets import Target, Verdict, Violation
 
-_ROOT: Final = str(Path(ops.__file__).parents[1])
+_ROOTS: Final = tuple(
+    str(it.parents[1]) for it in (Path(ops.__file__), Path(ops.__file__).resolve())
+)
+"""Where our own code is: as it is imported, and as it stands in the repository."""
 _KEPT_INPUT_BYTES: Final = 8 * 1024
 """Longest input that others are made from: long ones are slow and teach little."""
 _KEPT_INPUTS: Final = 4_096
@@ -89,7 +92,9 @@ def _judge(check: Callable[[bytes], Verdict], data: bytes) -> tuple[Verdict, str
 
 def _place(error: Exception) -> str:
     """Return the innermost line of ours that an exception came through."""
-    ours = [it for it in traceback.extract_tb(error.__traceback__) if it.filename.startswith(_ROOT)]
+    ours = [
+        it for it in traceback.extract_tb(error.__traceback__) if it.filename.startswith(_ROOTS)
+    ]
     ours = ours or traceback.extract_tb(error.__traceback__)
     return f"in {Path(ours[-1].filename).name}, {ours[-1].name}" if ours else ""
 

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ops.fuzz.mutation import INPUT_MAX_BYTES
-from ops.fuzz.search import Search, Tally
-from ops.fuzz.targets import targets
+from turnline.ops.fuzz.mutation import INPUT_MAX_BYTES
+from turnline.ops.fuzz.search import Search, Tally
+from turnline.ops.fuzz.targets import targets
 
 _TELL_S: Final = 0.5
 _BATCH: Final = 16

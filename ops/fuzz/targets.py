@@ -16,21 +16,21 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
-from contracts import (
+from turnline.contracts import (
     addresses,
     conversation,
+    json_schemas,
     messages,
+    protocol,
     replies,
-    requests,
-    schemas,
     trace_context,
 )
-from contracts.conversation import ConversationSettings, decode_context_entry
-from contracts.errors import InvalidAddress, InvalidMessage
-from contracts.replies import TERMINAL, AnyEvent, TurnRecord
-from contracts.schemas import BadSchema, Schemas
-from ops.fuzz import hostile, seeds
-from ops.fuzz.mutation import (
+from turnline.contracts.conversation import ConversationSettings, decode_context_entry
+from turnline.contracts.errors import InvalidAddress, InvalidMessage
+from turnline.contracts.json_schemas import BadSchema, Schemas
+from turnline.contracts.replies import TERMINAL, AnyEvent, TurnRecord
+from turnline.ops.fuzz import hostile, seeds
+from turnline.ops.fuzz.mutation import (
     ENTRY,
     FIELD,
     MARK,
@@ -41,18 +41,19 @@ from ops.fuzz.mutation import (
     StreamMutator,
     mutate_bytes,
 )
-from worker import checking, effects, settings, turn
-from worker.effects import Entry
-from worker.errors import ReplyTooLarge
-from worker.pipeline import aggregators, call_parts, functions, shapes, stream
-from worker.pipeline.aggregators import LLMUserContextAggregator
-from worker.pipeline.context import OpenAILLMContext
-from worker.settings import check_base_url, from_env
-from worker.starting import provider, stage
-from worker.starting.stage import StartFailed
-from worker.tools import ToolFailed, describing, tool, types, values
-from worker.tools.describing import describe
-from worker.turn import Turn, record_of
+from turnline.worker import effects, schema_checking, settings
+from turnline.worker.effects import Entry
+from turnline.worker.errors import ReplyTooLarge
+from turnline.worker.pipeline import aggregators, call_parts, functions, shapes, stream
+from turnline.worker.pipeline.aggregators import LLMUserContextAggregator
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.settings import check_base_url, from_env
+from turnline.worker.starting import provider_check, stage
+from turnline.worker.starting.stage import StartFailed
+from turnline.worker.tools import ToolFailed, description, tool, types, values
+from turnline.worker.tools.description import describe
+from turnline.worker.turn import gathering
+from turnline.worker.turn.gathering import Turn, record_of
 
 _SMALL: Final = 256
 """Bytes up to which a stream is also read byte by byte."""
@@ -105,7 +106,7 @@ def check_message(data: bytes) -> Verdict:
         return Verdict("InvalidMessage", [_plain(str(error))])
     must(messages.decode(messages.encode(message)) == message, "another message after a round trip")
     try:
-        submission = requests.Requests().submission(message)
+        submission = protocol.Requests().submission(message)
     except InvalidMessage as error:  # its ids are not as clean as they have to be, or a schema
         must(MARK not in f"{error} {error!r}", "an error repeats what was sent")
         return Verdict("InvalidMessage", [_plain(str(error))])
@@ -162,7 +163,7 @@ def _read_event(data: bytes) -> AnyEvent:
         )
         kept = replies.decode_record(_encode(record)).terminal()
         must(kept == event, "another event in the turn's record")
-    shown = requests.TextAssembler()
+    shown = protocol.TextAssembler()
     shown.take(event)
     shown.take(event)
     must(not isinstance(event, TERMINAL) or shown.text == getattr(event, "text", ""), "other text")
@@ -393,7 +394,7 @@ def check_entries(data: bytes) -> Verdict:
             failed = ending.code
     for message in context.new_messages_encoded():
         decode_context_entry(message)
-    kept = requests.decode_settings(_encode(taken.settings))
+    kept = protocol.decode_settings(_encode(taken.settings))
     must(kept == taken.settings, "other settings are kept")
     return Verdict(failed, outcomes)
 
@@ -407,7 +408,7 @@ def check_answer(data: bytes) -> Verdict:
     status = int(first[:3]) if re.fullmatch(rb"[0-9]{3}", first[:3]) else 200
     rest = first[3:].decode("latin-1")
     try:
-        found = provider.judge_answer(_START, provider.Answer(status, body, rest, rest))
+        found = provider_check.judge_answer(_START, provider_check.Answer(status, body, rest, rest))
     except StartFailed as error:
         _must_be_a_sentence(str(error), 2_500)
         return Verdict("StartFailed", [_plain(str(error))[:36]])
@@ -502,7 +503,9 @@ def check_schema(data: bytes) -> Verdict:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Verdict("", ["compiled"])
     fault = (
-        schema.fault(found) if checking.is_cheap(schema, value) else checking.apart(schema, value)
+        schema.fault(found)
+        if schema_checking.is_cheap(schema, value)
+        else schema_checking.apart(schema, value)
     )
     _must_be_a_line(fault or "")
     return Verdict("", ["fits" if fault is None else _plain(fault.partition(":")[2])])
@@ -559,14 +562,14 @@ def targets() -> dict[str, Target]:
     found = (
         Target(
             "messages",
-            _files(messages, conversation, requests, trace_context),
+            _files(messages, conversation, protocol, trace_context),
             seeds.MESSAGES,
             JsonMutator(seeds.MESSAGE_WORDS),
             check_message,
         ),
         Target(
             "events",
-            _files(replies, requests),
+            _files(replies, protocol),
             seeds.EVENTS,
             JsonMutator(seeds.EVENT_WORDS),
             check_event,
@@ -580,28 +583,28 @@ def targets() -> dict[str, Target]:
         ),
         Target(
             "entries",
-            _files(turn, effects, aggregators, messages, conversation),
+            _files(gathering, effects, aggregators, messages, conversation),
             seeds.ENTRIES,
             EntriesMutator(seeds.MESSAGE_WORDS),
             check_entries,
         ),
         Target(
             "schemas",
-            _files(schemas, checking),
+            _files(json_schemas, schema_checking),
             [*hostile.seeds()],
             JsonMutator(seeds.SCHEMA_WORDS),
             check_schema,
         ),
         Target(
             "arguments",
-            _files(values, describing, types),
+            _files(values, description, types),
             seeds.ARGUMENTS,
             JsonMutator(seeds.ARGUMENT_WORDS),
             check_arguments,
         ),
         Target(
             "answers",
-            _files(provider, stage),
+            _files(provider_check, stage),
             seeds.ANSWERS,
             AnswerMutator(seeds.ANSWER_WORDS),
             check_answer,

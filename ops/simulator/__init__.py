@@ -1,15 +1,18 @@
-"""A faithful local Grok: chat completions on loopback, scriptable, with faults and a ledger."""
+"""A faithful local Grok: chat completions on loopback, scriptable, with faults and a ledger.
 
-from ops.simulator.config import (
+A double for tests of any client of xAI; it knows nothing of Turnline.
+"""
+
+from turnline.ops.simulator.config import (
     ErrorStyle,
     Pacing,
     Profile,
     ReasoningMode,
     SimulatorConfig,
 )
-from ops.simulator.ledger import Entry, Ledger, Summary, Totals
-from ops.simulator.scenario import BadScenario
-from ops.simulator.server import Simulator
+from turnline.ops.simulator.faults.scenario import BadScenario
+from turnline.ops.simulator.ledger import Entry, Ledger, Summary, Totals
+from turnline.ops.simulator.server import Simulator
 
 __all__ = [
     "BadScenario",

@@ -1,6 +1,6 @@
-"""`python -m ops.simulator`: runs the simulator until it is stopped."""
+"""`python -m turnline.ops.simulator`: runs the simulator until it is stopped."""
 
-from ops.simulator.cli import sim
+from turnline.ops.simulator.command import sim
 
 if __name__ == "__main__":
     sim()

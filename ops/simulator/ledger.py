@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import Raw
 
-from ops.simulator.usage import Usage
+from turnline.ops.simulator.model.usage import Usage
 
 Outcome = Literal["open", "whole", "cut", "error"]
 

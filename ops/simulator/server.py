@@ -8,20 +8,20 @@ from typing import Final, Self
 
 import msgspec
 
-from ops.simulator import api, models
-from ops.simulator.admin import PREFIX, Admin
-from ops.simulator.config import SimulatorConfig
-from ops.simulator.connection import Connection
-from ops.simulator.dialogues import Dialogues
-from ops.simulator.errors import JSON, PLAIN, ApiError
-from ops.simulator.grok import Grok
-from ops.simulator.http1 import Request
-from ops.simulator.http_faults import body_plan
-from ops.simulator.ledger import Entry, Ledger
-from ops.simulator.plan import Plan
-from ops.simulator.player import Player
-from ops.simulator.rules import Rule, RuleBook
-from ops.simulator.validation import Refused
+from turnline.ops.simulator.config import SimulatorConfig
+from turnline.ops.simulator.faults.http_faults import body_plan
+from turnline.ops.simulator.faults.response_plan import Plan
+from turnline.ops.simulator.faults.rules import Rule, RuleBook
+from turnline.ops.simulator.http.admin import PREFIX, Admin
+from turnline.ops.simulator.http.client_connection import Connection
+from turnline.ops.simulator.http.http1 import Request
+from turnline.ops.simulator.http.player import Player
+from turnline.ops.simulator.ledger import Entry, Ledger
+from turnline.ops.simulator.model import api, models
+from turnline.ops.simulator.model.dialogues import Dialogues
+from turnline.ops.simulator.model.error_bodies import JSON, PLAIN, ApiError
+from turnline.ops.simulator.model.grok import Grok
+from turnline.ops.simulator.model.validation import Refused
 
 HOST: Final = "127.0.0.1"
 _BACKLOG: Final = 4096

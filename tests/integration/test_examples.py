@@ -17,10 +17,10 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from contracts import SyncTurnClient, TurnCompleted, UserMessage
-from ops.cli.stack import Stack
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
+from turnline.contracts import SyncTurnClient, TurnCompleted, UserMessage
+from turnline.ops.fleet.stack import Stack
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
 

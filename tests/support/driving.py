@@ -5,21 +5,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from contracts import TurnClient
-from contracts.connection import AsyncRedis, open_async
-from contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_of, shard_keys
-from contracts.scripts import Call, load_script, run, text
-from ops.simulator import Simulator
-from worker.batching import ScriptBatcher
-from worker.conversation import ConversationDriver
-from worker.lease import Lease
-from worker.main import GrokServices
-from worker.outcome import Outcome, Parked
-from worker.ports import DriverSettings
-from worker.settings import Settings, from_env
-from worker.store.breakers import Breakers
-from worker.store.cache import ContextCache
-from worker.store.conversations import Conversations
+from turnline.contracts import TurnClient
+from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_of, shard_keys
+from turnline.contracts.scripts import Call, load_script, run, text
+from turnline.ops.simulator import Simulator
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.lease import Lease
+from turnline.worker.main import GrokServices
+from turnline.worker.outcome import Outcome, Parked
+from turnline.worker.settings import Settings, from_env
+from turnline.worker.store.breakers import Breakers
+from turnline.worker.store.cache import ContextCache
+from turnline.worker.store.conversations import Conversations
+from turnline.worker.turn.driver import ConversationDriver
+from turnline.worker.turn.ports import DriverSettings
 
 SHARD = shard_keys(0)
 
@@ -59,7 +59,7 @@ class Hand:
     async def claim(self, *, lease_ms: int = 60_000, worker: str = "hand") -> Lease | None:
         """Claim the first due conversation."""
         call = Call(
-            load_script("claim", "worker.lua"),
+            load_script("claim", "turnline.worker.queue.lua"),
             (SHARD.queue, SHARD.token, SHARD.wake),
             (1, lease_ms, worker, ARQ_IN_PROGRESS, ARQ_JOB),
         )
@@ -85,7 +85,7 @@ class Hand:
         park = outcome if isinstance(outcome, Parked) else Parked(0, "input")
         keys = lease.keys
         call = Call(
-            load_script("release", "worker.lua"),
+            load_script("release", "turnline.worker.queue.lua"),
             (
                 keys.inbox,
                 keys.state,
@@ -133,7 +133,7 @@ async def fleet(
     redis_url: str, sim: Simulator, count: int = 1, **more: str
 ) -> AsyncIterator[list[Any]]:
     """Run whole workers in this process; they are drained at the end."""
-    from worker.main import Fleet  # noqa: PLC0415  heavy, and not needed by all tests
+    from turnline.worker.main import Fleet  # noqa: PLC0415  heavy, and not needed by all tests
 
     fleets = [
         Fleet(settings_for(redis_url, sim, worker_name=f"w{n}", drain_s="1", **more))

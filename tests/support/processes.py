@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class WorkerProcess:
-    """One `python -m worker`; what it says goes to a file, so that a full pipe holds up nothing."""
+    """A worker process; what it says goes to a file, so that a full pipe holds up nothing."""
 
     def __init__(self, redis_url: str, base_url: str, **settings: str) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("TURNLINE_")}

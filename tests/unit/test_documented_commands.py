@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from ops.cli.app import turnline
-from ops.procfile import arguments
 from tests.support.recordings import REPOSITORY
+from turnline.ops.cli.app import turnline
+from turnline.ops.procfile import arguments
 
 PAGES = [
     REPOSITORY / "README.md",

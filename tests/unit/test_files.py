@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.agents import BadAgents, read_agents
-from worker.files import ANSWER_S, UnusableFile, read_json, read_text
-from worker.tools.loading import load_tools
+from turnline.worker.files import ANSWER_S, UnusableFile, read_json, read_text
+from turnline.worker.tools.loader import load_tools
+from turnline.worker.turn.plan import BadAgents, read_agents
 
 TOOL = (
     '[{"type":"function","function":{"name":"find","description":null,"parameters":null,'

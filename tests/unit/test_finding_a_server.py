@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.embedded import ServerMissing, find_server
+from turnline.ops.embedded import ServerMissing, find_server
 
 
 def program(directory: Path, name: str, script: str) -> Path:

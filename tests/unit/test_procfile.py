@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from ops.procfile import arguments
 from tests.support.recordings import REPOSITORY
+from turnline.ops.procfile import arguments
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_processes_start(words: list[str], tmp_path) -> None:
     procfile.write_text("worker: echo here-$((1 + 1))\n")
 
     ran = subprocess.run(
-        [sys.executable, "-m", "ops.procfile", "start", "-f", str(procfile), *words],
+        [sys.executable, "-m", "turnline.ops.procfile", "start", "-f", str(procfile), *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -23,6 +23,21 @@ TOP_LEVEL = {
     "tests",
     "worker",
 }
+INSTRUMENTS = {"bench", "chaos", "fuzz", "site"}
+SAME_THING_OF_SEVERAL_KINDS = {
+    "__init__.py",
+    "__main__.py",
+    "command.py",  # a command of the command line
+    "errors.py",  # what can go wrong in a room
+    "failures.py",  # how failures of others are told
+    "ledger.py",  # of a turn, and of the simulated provider
+    "llm.py",  # a service; the seed's name
+    "report.py",  # of an instrument
+    "running.py",  # of an instrument
+    "server.py",  # a server for tests: Redis, the simulated Grok
+    "session.py",  # one run of an instrument
+    "tools.py",
+}
 NEVER = [
     *(r"py[p]i\.org", r"pythonhoste[d]", r"registry\.npm[j]s", r"deb\.debia[n]"),
     r"index-ur[l]",
@@ -46,6 +61,18 @@ def is_made(name: Path) -> bool:
     """True for what running the project leaves behind."""
     hidden = name.parts[0].startswith(".") and name.parts[0] not in {".ci", ".github", ".gitignore"}
     return hidden or any(p == "__pycache__" or p.endswith(".egg-info") for p in name.parts)
+
+
+def rooms() -> list[Path]:
+    """Folders with Python files that are part of the packages."""
+    return sorted(
+        {
+            name.parent
+            for name in tracked()
+            if name.suffix == ".py" and name.parts[0] in {"contracts", "worker", "ops"}
+        }
+        - {Path("ops/site"), Path("ops/chaos/site")}
+    )
 
 
 def text_of(name: Path) -> str:
@@ -243,18 +270,51 @@ def test_data_files_of_the_packages_are_installed_with_them() -> None:
     left_out = [
         str(name)
         for name in tracked()
-        if name.parts[0] in data
+        if name.parts[0] in {"contracts", "worker", "ops"}
         and name.suffix in kinds
-        and not any(Path(*name.parts[1:]).match(glob) for glob in data[name.parts[0]])
+        and not any(Path(*name.parts[1:]).match(glob) for glob in data[f"turnline.{name.parts[0]}"])
     ]
 
     assert left_out == []
 
 
+def test_the_wheel_has_each_package_but_the_instruments() -> None:
+    """Setuptools takes the list as it stands; a new folder is written into it."""
+    setuptools = tomllib.loads(text_of(Path("pyproject.toml")))["tool"]["setuptools"]
+
+    assert sorted(setuptools["packages"]) == sorted(
+        ".".join(("turnline", *folder.parts))
+        for folder in rooms()
+        if not INSTRUMENTS & {*folder.parts}
+    )
+
+
+def test_each_folder_says_what_lives_there() -> None:
+    """A sentence for what it is, and more for what may not be there."""
+    silent = []
+    for folder in rooms():
+        docstring = ast.get_docstring(ast.parse(text_of(folder / "__init__.py"))) or ""
+        if not re.match(r"\S[^\n]*[.:]\n\n\S", docstring):
+            silent.append(str(folder))
+
+    assert silent == []
+
+
+def test_a_file_name_stands_for_one_thing() -> None:
+    """Files of one name in two rooms are the same thing of two kinds."""
+    names = [
+        name.name
+        for name in tracked()
+        if name.suffix == ".py" and name.parts[0] in {"contracts", "worker", "ops"}
+    ]
+
+    assert {name for name in names if names.count(name) > 1} - SAME_THING_OF_SEVERAL_KINDS == set()
+
+
 def test_importing_the_contracts_stays_light() -> None:
     """A producer does not load ARQ, the OpenAI client or OpenTelemetry's SDK."""
-    heavy = ["arq", "openai", "opentelemetry.sdk", "worker", "ops"]
-    program = f"import sys, contracts; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ["arq", "openai", "opentelemetry.sdk", "turnline.worker", "turnline.ops"]
+    program = f"import sys, turnline.contracts; print([m for m in {heavy} if m in sys.modules])"
 
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True

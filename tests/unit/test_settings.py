@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import FROM_FILES, Settings, SettingsError, described, from_env
+from turnline.worker.settings import FROM_FILES, Settings, SettingsError, described, from_env
 
 SECRET = "xai-s3cret"
 VARIABLES = [name for name, _, _ in described()]

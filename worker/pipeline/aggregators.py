@@ -9,8 +9,14 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from worker.pipeline.context import CANCELLED, COMPLETED, IN_PROGRESS, Message, OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.context import (
+    CANCELLED,
+    COMPLETED,
+    IN_PROGRESS,
+    Message,
+    OpenAILLMContext,
+)
+from turnline.worker.pipeline.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     CancelFrame,
@@ -41,8 +47,8 @@ from worker.pipeline.frames import (
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from worker.pipeline.hooks import overridden
-from worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.overrides import overridden
+from turnline.worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
 
 
 @dataclass

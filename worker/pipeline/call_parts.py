@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from contracts.numbers import number
-from worker.errors import ReplyTooLarge
+from turnline.contracts.numbers import number
+from turnline.worker.errors import ReplyTooLarge
 
 CALLS_MAX: Final = 128
 """Tool calls of one response."""

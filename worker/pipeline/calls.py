@@ -6,8 +6,8 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from worker.pipeline.frames import LLMTokenUsage
-from worker.pipeline.stream import ProviderUsage
+from turnline.worker.pipeline.frames import LLMTokenUsage
+from turnline.worker.pipeline.stream import ProviderUsage
 
 UsageState = Literal["reported", "estimated", "unknown"]
 Outcome = Literal["running", "completed", "failed", "cancelled", "interrupted"]

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
 
-from contracts.numbers import number
-from worker.pipeline.hooks import overridden
-from worker.pipeline.tools import NOT_GIVEN, NotGiven, ToolsSchema
+from turnline.contracts.numbers import number
+from turnline.worker.pipeline.overrides import overridden
+from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, NotGiven, ToolsSchema
 
 Message: TypeAlias = dict[str, Any]
 """A message in the shape of OpenAI's chat API."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from worker.pipeline.context import Message, OpenAILLMContext
+from turnline.worker.pipeline.context import Message, OpenAILLMContext
 
 _ids = itertools.count()
 _counts: "defaultdict[str, itertools.count[int]]" = defaultdict(itertools.count)

@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from contracts.numbers import number
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.contracts.numbers import number
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     Frame,
     FunctionCallCancelFrame,
     FunctionCallFromLLM,
@@ -21,7 +21,7 @@ from worker.pipeline.frames import (
     FunctionCallResultProperties,
     FunctionCallsStartedFrame,
 )
-from worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
 
 GRACE_S = 0.5
 """Seconds for which a cancelled handler is waited for."""

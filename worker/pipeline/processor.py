@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.frames import (
     ErrorFrame,
     Frame,
     LLMTokenUsage,
@@ -17,7 +17,7 @@ from worker.pipeline.frames import (
     StartFrame,
     TTFBMetricsData,
 )
-from worker.pipeline.hooks import refuse_dead_overrides
+from turnline.worker.pipeline.overrides import refuse_dead_overrides
 
 _H = TypeVar("_H", bound=Callable[..., Any])
 _ids = itertools.count()

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 
-from worker.pipeline.call_parts import LEGACY, ToolCallDelta, whole_characters
+from turnline.worker.pipeline.call_parts import LEGACY, ToolCallDelta, whole_characters
 
 TOKENS_MAX: Final = 10**12
 """Largest count of tokens that is believed; with more, sums would not fit a number some day."""

@@ -6,7 +6,7 @@ blank line counts, and a frame that is not JSON is an error, since text may be m
 completion in place of a stream is read like a stream of one frame.
 
 The common frame, one `data: ` line with one text, costs one search and one decoding; all others are
-read with more care (`worker.pipeline.shapes`). What one response may hold is limited.
+read with more care (`turnline.worker.pipeline.shapes`). What one response may hold is limited.
 """
 
 import io
@@ -16,9 +16,9 @@ from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
-from contracts.numbers import number
-from worker.pipeline.call_parts import ToolCallDelta, whole_characters
-from worker.pipeline.shapes import (
+from turnline.contracts.numbers import number
+from turnline.worker.pipeline.call_parts import ToolCallDelta, whole_characters
+from turnline.worker.pipeline.shapes import (
     NO_COUNTS,
     Counts,
     Fields,

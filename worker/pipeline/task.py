@@ -5,8 +5,8 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.pipeline.aggregators import LLMUserContextAggregator
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.aggregators import LLMUserContextAggregator
+from turnline.worker.pipeline.frames import (
     CancelFrame,
     CancelTaskFrame,
     EndFrame,
@@ -16,7 +16,7 @@ from worker.pipeline.frames import (
     StartFrame,
     StartInterruptionFrame,
 )
-from worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor, Pipeline
+from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor, Pipeline
 
 
 @dataclass(kw_only=True)

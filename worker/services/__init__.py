@@ -1,1 +1,4 @@
-"""Services that speak to models."""
+"""Services that speak to models.
+
+A service turns a context into frames; it knows no turn, no conversation and no Redis.
+"""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Generator, Iterable
 from typing import Final, TypeVar
 
-from contracts.conversation import INVISIBLE
+from turnline.contracts.conversation import INVISIBLE
 
 log = logging.getLogger("turnline.worker")
 _T = TypeVar("_T")

@@ -13,12 +13,12 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from contracts.connection import AsyncRedis
-from contracts.keys import ShardKeys
-from contracts.scripts import Call, load_script, text
-from worker.batching import ScriptBatcher
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.keys import ShardKeys
+from turnline.contracts.scripts import Call, load_script, text
+from turnline.worker.batching import ScriptBatcher
 
-_SCRIPTS = "worker.store.lua"
+_SCRIPTS = "turnline.worker.store.lua"
 _VIEW_S = 1.0
 _EXPIRY_MS = 3_600_000
 

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from redis.exceptions import RedisError
 
-from contracts.connection import Arg, AsyncRedis
-from contracts.conversation import CallEntry, ConversationSettings
-from contracts.keys import ConversationKeys, ShardKeys, conversation_keys
-from contracts.replies import encode_event, read_event
-from contracts.requests import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
-from contracts.scripts import Call, load_script, text
-from worker.batching import ScriptBatcher
-from worker.effects import Committed, Copy, Effects, Entry, Loaded
-from worker.errors import LeaseLost, StoreUnavailable
-from worker.lease import Lease
-from worker.store.cache import ContextCache, Held
+from turnline.contracts.connection import Arg, AsyncRedis
+from turnline.contracts.conversation import CallEntry, ConversationSettings
+from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_keys
+from turnline.contracts.protocol import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
+from turnline.contracts.replies import encode_event, read_event
+from turnline.contracts.scripts import Call, load_script, text
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.effects import Committed, Copy, Effects, Entry, Loaded
+from turnline.worker.errors import LeaseLost, StoreUnavailable
+from turnline.worker.lease import Lease
+from turnline.worker.store.cache import ContextCache, Held
 
-_SCRIPTS = "worker.store.lua"
+_SCRIPTS = "turnline.worker.store.lua"
 _encode = msgspec.json.Encoder().encode
 _PATIENCE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)
 """Waits between tries of a script that was not answered; all of them bear repetition."""
@@ -208,7 +208,7 @@ class Conversations:
         Args:
             lease: Of the conversation.
             known: Steps that are safe already, so that a repeated call adds nothing.
-            steps: See `worker.steps`.
+            steps: See `turnline.worker.turn.checkpoints`.
             copies: Entries for streams of the shard, written in the same moment.
 
         Returns:

@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from contracts.connection import AsyncRedis
-from contracts.keys import ShardKeys
-from contracts.scripts import text
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.keys import ShardKeys
+from turnline.contracts.scripts import text
 
 
 class ShardGauges(NamedTuple):

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 from redis.exceptions import NoScriptError, RedisError
 
-from contracts.connection import AsyncRedis
-from contracts.keys import ShardKeys, conversation_keys
-from contracts.scripts import Call, load_script
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.keys import ShardKeys, conversation_keys
+from turnline.contracts.scripts import Call, load_script
 
-_SCRIPTS = "worker.store.lua"
+_SCRIPTS = "turnline.worker.store.lua"
 _BATCH = 64
 _GATHER_S = 0.05
 """Traces are written together; one that is asked for is at most this late."""
@@ -20,7 +20,7 @@ _PATIENCE_S = 2.0
 
 
 class SpansOfTurn(Protocol):
-    """What is read of the spans of one attempt; see `worker.telemetry.spans`."""
+    """What is read of the spans of one attempt; see `turnline.worker.telemetry.spans`."""
 
     @property
     def conversation_id(self) -> str: ...  # noqa: D102

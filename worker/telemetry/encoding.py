@@ -16,9 +16,9 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Status
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from worker.telemetry import names as n
-from worker.telemetry.metrics import Labels, Meter, TurnMeters
-from worker.telemetry.spans import Kind, Span
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.metrics import Labels, Meter, TurnMeters
+from turnline.worker.telemetry.spans import Kind, Span
 
 _KINDS: Final[Mapping[Kind, SpanMessage.SpanKind.ValueType]] = {
     "internal": SpanMessage.SPAN_KIND_INTERNAL,

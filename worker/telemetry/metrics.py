@@ -7,11 +7,11 @@ import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
-from contracts.conversation import CallEntry
-from worker.effects import Effects, Loaded
-from worker.pipeline.calls import LLMCall
-from worker.telemetry import names as n
-from worker.telemetry.describing import Ending, call_error
+from turnline.contracts.conversation import CallEntry
+from turnline.worker.effects import Effects, Loaded
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.attributes import Ending, call_error
 
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[str, ...]

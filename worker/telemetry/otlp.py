@@ -20,11 +20,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
-from worker.telemetry import names as n
-from worker.telemetry.encoding import add_span, metrics_request
-from worker.telemetry.metrics import TurnMeters
-from worker.telemetry.sending import Answer
-from worker.telemetry.spans import TurnSpans
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.encoding import add_span, metrics_request
+from turnline.worker.telemetry.metrics import TurnMeters
+from turnline.worker.telemetry.otlp_http import Answer
+from turnline.worker.telemetry.spans import TurnSpans
 
 log = logging.getLogger("turnline.telemetry")
 
@@ -36,7 +36,7 @@ _WARN_EVERY_S: Final = 60.0
 
 
 class Sender(Protocol):
-    """Sends a message to a collector, in bounded time; see `worker.telemetry.sending`."""
+    """Sends a message to a collector, in bounded time; see `otlp_http`."""
 
     async def send(self, body: bytes) -> Answer:
         """Send a message; never fails."""

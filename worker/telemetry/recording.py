@@ -8,20 +8,18 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol
 
-from contracts.conversation import ConversationSettings
-from contracts.errors import InvalidMessage
-from contracts.messages import ContextAppend, UserMessage, decode
-from contracts.trace_context import Link, attempt_id
-from worker.effects import Effects, Loaded
-from worker.errors import WorkerError
-from worker.lease import Lease
-from worker.observing import AttemptObserver
-from worker.outcome import Outcome, Parked
-from worker.pipeline.calls import LLMCall
-from worker.pipeline.context import OpenAILLMContext
-from worker.telemetry import names as n
-from worker.telemetry.content import CapturedContent
-from worker.telemetry.describing import (
+from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.messages import ContextAppend, UserMessage, decode
+from turnline.contracts.trace_context import Link, attempt_id
+from turnline.worker.effects import Effects, Loaded
+from turnline.worker.errors import WorkerError
+from turnline.worker.lease import Lease
+from turnline.worker.outcome import Outcome, Parked
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.attributes import (
     CallPlace,
     Ending,
     call_attributes,
@@ -32,10 +30,12 @@ from worker.telemetry.describing import (
     process_attributes,
     turn_attributes,
 )
-from worker.telemetry.lost import just_lost, lost_spans
-from worker.telemetry.metrics import TurnMeters
-from worker.telemetry.spans import Attributes, Span, SpanEvent, TurnSpans
-from worker.turn import Used, trace_of
+from turnline.worker.telemetry.captured_content import CapturedContent
+from turnline.worker.telemetry.lost_attempts import just_lost, lost_spans
+from turnline.worker.telemetry.metrics import TurnMeters
+from turnline.worker.telemetry.spans import Attributes, Span, SpanEvent, TurnSpans
+from turnline.worker.turn.gathering import Used, trace_of
+from turnline.worker.turn.observer import AttemptObserver
 
 log = logging.getLogger("turnline.telemetry")
 turns_log = logging.getLogger("turnline.turns")
@@ -90,7 +90,7 @@ class Tracer:
     def attempt(
         self, lease: Lease, loaded: Loaded, *, began_at_s: float, loaded_at_s: float
     ) -> AttemptObserver:
-        """See `worker.observing.Observer`."""
+        """See `turnline.worker.turn.observer.Observer`."""
         return AttemptRecorder(self._recording, lease, loaded, began_at_s, loaded_at_s)
 
 
@@ -156,7 +156,7 @@ class AttemptRecorder:
         began_at_s: float,
         loaded_at_s: float,
     ) -> None:
-        """Begin; see `worker.observing.Observer`."""
+        """Begin; see `turnline.worker.turn.observer.Observer`."""
         self._made = recording
         self._lease = lease
         self._loaded = loaded
@@ -185,7 +185,7 @@ class AttemptRecorder:
 
     @_harmless
     def collected(self, used: Sequence[Used], owner: Used) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         now_s = time.monotonic()
         if self._owner is not None and self._owner.turn_id != owner.turn_id:
             ended_at_s = max((it.call.finished_at or now_s for it in self._calls), default=now_s)
@@ -197,7 +197,7 @@ class AttemptRecorder:
     def call_started(
         self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
     ) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         span_id = _new_id()
         self._calls.append(_Called(span_id, call, settings))
         if self._content is not None:
@@ -208,23 +208,23 @@ class AttemptRecorder:
             traceparent_to_send.set(f"00-{trace.trace_id}-{span_id}-{flags}")
 
     def said(self, text: str) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         if self._content is not None:
             self._content.said(text)
 
     @_harmless
     def call_finished(self, call: LLMCall) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         self._made.meters.call(call)
 
     @_harmless
     def tool_started(self, call_id: str, name: str, arguments: Any) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         self._tools[call_id] = _Tool(name, arguments)
 
     @_harmless
     def tool_finished(self, call_id: str, result: Any, failure: str | None) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         tool = self._tools.get(call_id)
         if tool is not None and tool.ended_at_s is None:
             tool.ended_at_s = time.monotonic()
@@ -233,24 +233,24 @@ class AttemptRecorder:
 
     @_harmless
     def retrying(self, code: str, wait_s: float) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         self._retry = (code, wait_s)
 
     @_harmless
     def committing(self) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         self._committing_at_s = time.monotonic()
 
     @_harmless
     def committed(self, effects: Effects, outcome: str) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         self._commits.append((self._committing_at_s, time.monotonic(), outcome))
         if outcome != "duplicate":
             self._effects = effects
 
     @_harmless
     def ended(self, outcome: Outcome | BaseException) -> None:
-        """See `worker.observing`."""
+        """See `turnline.worker.turn.observer`."""
         ended_at_s = time.monotonic()
         waits = isinstance(outcome, Parked) and outcome.why == "input"
         if waits and not self._calls and not self._lost:

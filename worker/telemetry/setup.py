@@ -8,14 +8,20 @@ from typing import Final, NamedTuple, Protocol, cast
 
 import msgspec
 
-from worker.logs import places, type_name
-from worker.observing import Observer
-from worker.telemetry import content
-from worker.telemetry.describing import CallPlace
-from worker.telemetry.metrics import TurnMeters, prometheus_text
-from worker.telemetry.prometheus import PrometheusPort
-from worker.telemetry.recording import Recording, Redactor, SpanSink, Tracer, traceparent_to_send
-from worker.telemetry.spans import TurnSpans
+from turnline.worker.logs import places, type_name
+from turnline.worker.telemetry import captured_content
+from turnline.worker.telemetry.attributes import CallPlace
+from turnline.worker.telemetry.metrics import TurnMeters, prometheus_text
+from turnline.worker.telemetry.prometheus import PrometheusPort
+from turnline.worker.telemetry.recording import (
+    Recording,
+    Redactor,
+    SpanSink,
+    Tracer,
+    traceparent_to_send,
+)
+from turnline.worker.telemetry.spans import TurnSpans
+from turnline.worker.turn.observer import Observer
 
 log = logging.getLogger("turnline.telemetry")
 
@@ -38,13 +44,13 @@ class TelemetrySettings(NamedTuple):
     """Host of the model's provider."""
     port: int
     redactor: str = ""
-    """`module:function`; see `worker.telemetry.recording.Redactor`."""
+    """`module:function`; see `turnline.worker.telemetry.recording.Redactor`."""
     send_traceparent: bool = False
     metrics_port: int = 0
 
 
 class TraceStore(Protocol):
-    """Keeps traces where `turnline trace` finds them; see `worker.store.traces`."""
+    """Keeps traces where `turnline trace` finds them; see `turnline.worker.store.traces`."""
 
     def keep(self, turn: TurnSpans, data: bytes) -> None:
         """Take the spans of one attempt, and their JSON."""
@@ -56,7 +62,7 @@ class TraceStore(Protocol):
 
 
 class Gauges(Protocol):
-    """How a shard stands; see `worker.store.gauges`."""
+    """How a shard stands; see `turnline.worker.store.gauges`."""
 
     @property
     def due(self) -> int: ...  # noqa: D102
@@ -105,7 +111,7 @@ class Telemetry:
         self.meters = TurnMeters()
         self._settings = settings
         self._environ = environ
-        self._capture = content.is_asked_for(environ)
+        self._capture = captured_content.is_asked_for(environ)
         self._redact = _imported(settings.redactor)
         self._spans: list[SpanSink] = []
         self._senders: list[_Sends] = []
@@ -119,9 +125,9 @@ class Telemetry:
             self._prepare_otlp(version, traces=traces, metrics=metrics)
 
     def _prepare_otlp(self, version: str, *, traces: bool, metrics: bool) -> None:
-        from worker.telemetry import otlp  # noqa: PLC0415  time and memory, if asked for only
-        from worker.telemetry.encoding import resource_of  # noqa: PLC0415
-        from worker.telemetry.sending import BadVariable, Sender, target_of  # noqa: PLC0415
+        from turnline.worker.telemetry import otlp  # noqa: PLC0415  time and memory, if asked for only
+        from turnline.worker.telemetry.encoding import resource_of  # noqa: PLC0415
+        from turnline.worker.telemetry.otlp_http import BadVariable, Sender, target_of  # noqa: PLC0415
 
         environ, meters = self._environ, self.meters
         try:

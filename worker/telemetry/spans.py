@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from contracts.trace_context import Link
+from turnline.contracts.trace_context import Link
 
 Kind = Literal["internal", "producer", "consumer", "client"]
 Attributes = dict[str, Any]
-"""Strings, numbers, booleans and lists of strings, by the names of `worker.telemetry.names`."""
+"""Strings, numbers, booleans and lists of strings, by the names in `names`."""
 
 
 class SpanEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

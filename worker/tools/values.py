@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import msgspec
 
-from contracts.schemas import one_line
-from worker.pipeline.aggregators import to_json
-from worker.pipeline.context import COMPLETED
-from worker.tools.declaring import ToolFailed
-from worker.tools.describing import Described
-from worker.tools.types import adapted, plain
+from turnline.contracts.json_schemas import one_line
+from turnline.worker.pipeline.aggregators import to_json
+from turnline.worker.pipeline.context import COMPLETED
+from turnline.worker.tools.declaration import ToolFailed
+from turnline.worker.tools.description import Described
+from turnline.worker.tools.types import adapted, plain
 
 
 class NotJson(ToolFailed):

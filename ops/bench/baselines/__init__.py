@@ -1,1 +1,4 @@
-"""What Turnline is compared with: the same work without its promises."""
+"""What Turnline is compared with: the same work without its promises.
+
+Programs of their own; nothing else imports them.
+"""

@@ -13,7 +13,7 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.worker import Worker
 from openai import AsyncOpenAI
 
-from contracts.jobs import deserialize_job, serialize_job
+from turnline.contracts.job_format import deserialize_job, serialize_job
 
 FUNCTION: Final = "answer"
 HISTORY: Final = "bench:history:"

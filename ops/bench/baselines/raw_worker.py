@@ -7,8 +7,8 @@ import click
 import msgspec
 import uvloop
 
-from contracts.connection import AsyncRedis, open_async
-from ops.bench.baselines.sse import BareModel
+from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.ops.bench.baselines.sse import BareModel
 
 JOBS: Final = "bench:jobs"
 GROUP: Final = "workers"

@@ -1,6 +1,6 @@
 """Found by the workers of some drills: applies what their environment asks for."""  # noqa: INP001  no package
 
-from ops.chaos import clocks, sabotage, stalling
+from turnline.ops.chaos import clocks, sabotage, stalling
 
 clocks.apply_from_environment()
 sabotage.apply_from_environment()

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from contracts import ContextAppend, TurnClient, UserMessage
-from contracts.conversation import AssistantEntry, UserEntry
-from ops.bench.measuring import RedisWork, redis_work
-from ops.simulator import Simulator
 from tests.support.driving import fleet
 from tests.support.wait import wait_until
+from turnline.contracts import ContextAppend, TurnClient, UserMessage
+from turnline.contracts.conversation import AssistantEntry, UserEntry
+from turnline.ops.bench.measuring import RedisWork, redis_work
+from turnline.ops.simulator import Simulator
 
 TURNS = 10
 COMMANDS = 110.5

@@ -6,11 +6,11 @@ from collections import Counter
 
 import uvloop
 
-from contracts import TurnClient, UserMessage
-from ops.simulator import Simulator
 from tests.support.driving import fleet
 from tests.support.wait import wait_until
-from worker.store.traces import KeptTrace
+from turnline.contracts import TurnClient, UserMessage
+from turnline.ops.simulator import Simulator
+from turnline.worker.store.traces import KeptTrace
 
 TURNS = 10
 

@@ -8,16 +8,16 @@ import msgspec
 import psutil
 import pytest
 
-from contracts import TurnClient
-from ops.bench import growth
-from ops.bench.fleet import Size, arq_in_flight, turnline_in_flight
-from ops.bench.lab import open_lab
-from ops.bench.producers import producers
-from ops.bench.running import burst, sample
-from ops.bench.scenarios import ABOUT, DIRECT, INSTANT, Model, Scenario
-from ops.bench.soak import soak
 from tests.support.lengths import length
 from tests.support.recordings import REPOSITORY
+from turnline.contracts import TurnClient
+from turnline.ops.bench import growth
+from turnline.ops.bench.fleet import Size, arq_in_flight, turnline_in_flight
+from turnline.ops.bench.lab import open_lab
+from turnline.ops.bench.producers import producers
+from turnline.ops.bench.running import burst, sample
+from turnline.ops.bench.scenarios import ABOUT, DIRECT, INSTANT, Model, Scenario
+from turnline.ops.bench.soak import soak
 
 TINY = Scenario(name="tiny", title="tiny", model=INSTANT, conversations=2, seconds=0.02)
 
@@ -131,7 +131,7 @@ async def test_a_stock_arq_fleet_stops_at_five_workers_worth(redis_url: str) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process(number: signal.Signals) -> None:
     """Frozen ones included."""
-    starter = "from ops.bench.cli import bench; bench()"
+    starter = "from turnline.ops.bench.command import bench; bench()"
     with subprocess.Popen(
         [sys.executable, "-c", starter, "--only", "instant-20-c1", "--rounds", "50"],
         cwd=REPOSITORY,

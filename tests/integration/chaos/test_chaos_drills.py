@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from ops.chaos import drills, endless
-from ops.chaos.figures import Name
 from tests.support.lengths import length
+from turnline.ops.chaos import drills, endless
+from turnline.ops.chaos.figures import Name
 
 
 @pytest.mark.promise("P5")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ops.chaos import session
-from ops.chaos.report import Report
 from tests.support.lengths import length
+from turnline.ops.chaos import session
+from turnline.ops.chaos.report import Report
 
 SEED = 20_261_122
 

@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from contracts import SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
-from contracts.connection import open_sync
-from contracts.keys import shard_keys
-from ops.chaos import clocks, sabotage
-from ops.cli.dead_letters import read_letters
-from ops.cli.stack import Stack
+from turnline.contracts import SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
+from turnline.contracts.connection import open_sync
+from turnline.contracts.keys import shard_keys
+from turnline.ops.chaos import clocks, sabotage
+from turnline.ops.fleet.dead_letters import read_letters
+from turnline.ops.fleet.stack import Stack
 
 WORKERS = 3
 """Two of them behind, one before the others."""

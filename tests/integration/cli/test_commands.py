@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner, Result
 
-from contracts import SyncTurnClient, UserMessage
-from contracts.connection import open_sync
-from contracts.keys import shard_keys
-from contracts.requests import Requests
-from ops.cli.app import turnline
-from ops.cli.stack import Stack
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
+from turnline.contracts import SyncTurnClient, UserMessage
+from turnline.contracts.connection import open_sync
+from turnline.contracts.keys import shard_keys
+from turnline.contracts.protocol import Requests
+from turnline.ops.cli.app import turnline
+from turnline.ops.fleet.stack import Stack
 
 Run = Callable[..., Result]
 
@@ -187,7 +187,7 @@ def test_a_broken_letter_can_only_be_dropped(run: Run, stack: Stack) -> None:
 def test_a_conversation_is_followed_from_its_start(run: Run, stack: Stack) -> None:
     """`tail` prints what was, and then what comes."""
     run("send", "told", "First", "--wait")
-    command = [sys.executable, "-m", "ops.cli", "tail", "told", "--from-start"]
+    command = [sys.executable, "-m", "turnline.ops.cli", "tail", "told", "--from-start"]
     with subprocess.Popen(
         [*command, "--redis", stack.redis_url],
         cwd=REPOSITORY,

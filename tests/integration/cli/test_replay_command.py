@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.recordings import REPOSITORY
 
-RUN = [sys.executable, "-m", "ops.cli"]
+RUN = [sys.executable, "-m", "turnline.ops.cli"]
 
 
 def dialogue(dialogue_id: str, *texts: str) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from contracts import SyncTurnClient, TurnCompleted
-from ops.cli.failures import Failure
-from ops.cli.stack import Stack, StackFailed
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
+from turnline.contracts import SyncTurnClient, TurnCompleted
+from turnline.ops.cli.failures import Failure
+from turnline.ops.fleet.stack import Stack, StackFailed
 
 STARTER = """
 import sys
-from ops.cli.stack import Stack
+from turnline.ops.fleet.stack import Stack
 with Stack(workers=1) as stack:
     private = stack.redis_url.removeprefix("unix://").rpartition("/")[0]
     print(stack.pid(0), stack.redis.pid, stack.sim_pid, private, flush=True)

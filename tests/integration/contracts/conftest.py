@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-import contracts.client
-import contracts.requests
-from contracts import SyncTurnClient, TurnClient
-from contracts.requests import Limits
+import turnline.contracts.client
+import turnline.contracts.protocol
 from tests.integration.contracts.streams import Blocking
+from turnline.contracts import SyncTurnClient, TurnClient
+from turnline.contracts.protocol import Limits
 
 LIMITS = Limits(inbox=5, queue=3, records=8, wakes=4)
 
@@ -35,5 +35,5 @@ async def client(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterato
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look at the record, and at what they took before, after 50 ms."""
-    monkeypatch.setattr(contracts.client, "BLOCK_S", 0.05)
-    monkeypatch.setattr(contracts.requests, "LOOK_S", 0.05)
+    monkeypatch.setattr(turnline.contracts.client, "BLOCK_S", 0.05)
+    monkeypatch.setattr(turnline.contracts.protocol, "LOOK_S", 0.05)

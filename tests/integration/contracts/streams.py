@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from contracts import Receipt, SyncTurnClient, TextDelta, TurnCompleted, TurnStarted
-from contracts.keys import conversation_keys, shard_keys
-from contracts.replies import AnyEvent, AnyTerminal, TurnRecord, encode_event
+from turnline.contracts import Receipt, SyncTurnClient, TextDelta, TurnCompleted, TurnStarted
+from turnline.contracts.keys import conversation_keys, shard_keys
+from turnline.contracts.replies import AnyEvent, AnyTerminal, TurnRecord, encode_event
 
 SHARD = shard_keys(0)
 KEYS = conversation_keys(SHARD.tag, "c")

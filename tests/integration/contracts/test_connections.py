@@ -11,8 +11,8 @@ import redis as redis_sync
 from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as ConnectionTimeout
 
-from contracts.connection import DEAD_AFTER_S, open_async, open_sync
 from tests.support.wait import wait_until
+from turnline.contracts.connection import DEAD_AFTER_S, open_async, open_sync
 
 
 @pytest.fixture

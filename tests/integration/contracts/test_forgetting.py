@@ -4,12 +4,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, UserMessage
-from contracts.keys import conversation_keys
-from contracts.requests import Requests
-from contracts.scripts import run
 from tests.integration.contracts.streams import KEYS, SHARD, hold, publish, reply, whole_turn
 from tests.support.keys import kept
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.keys import conversation_keys
+from turnline.contracts.protocol import Requests
+from turnline.contracts.scripts import run
 
 
 def user(conversation_id: str, **more: Any) -> UserMessage:

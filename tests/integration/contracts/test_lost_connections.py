@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contracts import SyncTurnClient, TextDelta, TurnClient, UserMessage
-from ops.embedded import EmbeddedRedis
 from tests.integration.contracts.streams import IDS, KEYS, Blocking, publish, waits, whole_turn
 from tests.support.wait import wait_until
+from turnline.contracts import SyncTurnClient, TextDelta, TurnClient, UserMessage
+from turnline.ops.embedded import EmbeddedRedis
 
 
 async def restart(server: EmbeddedRedis) -> None:

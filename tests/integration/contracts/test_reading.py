@@ -8,7 +8,9 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import (
+from tests.integration.contracts.streams import IDS, KEYS, finish, publish, take, waits, whole_turn
+from tests.support.wait import wait_until
+from turnline.contracts import (
     Receipt,
     ResultTimeout,
     TextDelta,
@@ -20,8 +22,8 @@ from contracts import (
     TurnUnknown,
     UserMessage,
 )
-from contracts.connection import AsyncRedis
-from contracts.conversation import (
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.conversation import (
     AssistantEntry,
     ConversationSettings,
     SystemEntry,
@@ -29,10 +31,8 @@ from contracts.conversation import (
     Usage,
     UserEntry,
 )
-from contracts.replies import TurnRecord, encode_event
-from contracts.requests import READ_COUNT
-from tests.integration.contracts.streams import IDS, KEYS, finish, publish, take, waits, whole_turn
-from tests.support.wait import wait_until
+from turnline.contracts.protocol import READ_COUNT
+from turnline.contracts.replies import TurnRecord, encode_event
 
 DONE = TurnCompleted(**IDS, text="Hello world", metadata={"a": "b"})
 

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted
-from contracts.keys import shard_keys
-from contracts.replies import ToolRequest, encode_event
 from tests.integration.contracts.streams import SHARD, reply, take, waits
 from tests.support.keys import assert_keys_expire
 from tests.support.wait import wait_until
+from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts.keys import shard_keys
+from turnline.contracts.replies import ToolRequest, encode_event
 
 STREAM = SHARD.reply_prefix + "inbox"
 

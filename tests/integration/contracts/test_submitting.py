@@ -9,8 +9,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-import contracts.requests
-from contracts import (
+import turnline.contracts.protocol
+from tests.integration.contracts.streams import KEYS, SHARD, hold
+from tests.support.keys import assert_keys_expire, kept
+from turnline.contracts import (
     Configure,
     ConversationBusy,
     InboxFull,
@@ -26,12 +28,10 @@ from contracts import (
     TurnIdReused,
     UserMessage,
 )
-from contracts.conversation import SettingsChange
-from contracts.jobs import deserialize_job
-from contracts.messages import Inbound, decode
-from contracts.requests import Limits
-from tests.integration.contracts.streams import KEYS, SHARD, hold
-from tests.support.keys import assert_keys_expire, kept
+from turnline.contracts.conversation import SettingsChange
+from turnline.contracts.job_format import deserialize_job
+from turnline.contracts.messages import Inbound, decode
+from turnline.contracts.protocol import Limits
 
 LEASED_MS = 32_503_680_000_000
 TOOL_RESULT = ToolResult(conversation_id="c", call_id="call_1", result=1)
@@ -164,7 +164,7 @@ async def test_a_full_inbox_takes_what_empties_it(
     client: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch, emptying: Inbound
 ) -> None:
     """An interrupt, the result that a turn waits for: some of them, and no other message."""
-    monkeypatch.setattr(contracts.requests, "HEADROOM", 2)
+    monkeypatch.setattr(turnline.contracts.protocol, "HEADROOM", 2)
     for _ in range(5):
         await client.submit(user())
 

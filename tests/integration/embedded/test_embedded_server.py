@@ -16,7 +16,9 @@ import psutil
 import pytest
 from redis import Redis
 
-from ops.embedded import (
+from tests.support.recordings import REPOSITORY
+from tests.support.wait import wait_until_sync
+from turnline.ops.embedded import (
     DirectoryInUse,
     EmbeddedRedis,
     EmbeddedRedisError,
@@ -24,14 +26,12 @@ from ops.embedded import (
     find_server,
     redis_url,
 )
-from tests.support.recordings import REPOSITORY
-from tests.support.wait import wait_until_sync
 
 
 @contextmanager
 def turnline_redis(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     """`turnline redis` in a process of its own: the process, the server's URL, the server's pid."""
-    program = "from ops.embedded.cli import redis; redis()"
+    program = "from turnline.ops.embedded.command import redis; redis()"
     with subprocess.Popen(
         [sys.executable, "-c", program, "--json", *arguments],
         cwd=REPOSITORY,
@@ -129,7 +129,7 @@ def test_the_server_ends_with_its_starter(number: signal.Signals) -> None:
 def test_the_server_survives_ctrl_c_while_its_starter_drains() -> None:
     """A SIGINT to the starter's process group, as a terminal sends it, spares the server."""
     program = (
-        "import signal, sys; from ops.embedded import EmbeddedRedis\n"
+        "import signal, sys; from turnline.ops.embedded import EmbeddedRedis\n"
         "signal.signal(signal.SIGINT, lambda *_: print('draining', flush=True))\n"
         "with EmbeddedRedis() as server:\n"
         "    print(server.url, flush=True)\n"
@@ -264,7 +264,12 @@ def test_the_command_keeps_data_and_names_a_second_user_of_them(tmp_path: Path) 
     with turnline_redis(*arguments) as (_, url, _):
         put(url, "key", "value")
         second = subprocess.run(
-            [sys.executable, "-c", "from ops.embedded.cli import redis; redis()", *arguments],
+            [
+                sys.executable,
+                "-c",
+                "from turnline.ops.embedded.command import redis; redis()",
+                *arguments,
+            ],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from ops.fuzz.cli import fuzz as command
-from ops.fuzz.report import report_of
-from ops.fuzz.search import Found, Tally
 from tests.support.recordings import REPOSITORY
+from turnline.ops.fuzz.command import fuzz as command
+from turnline.ops.fuzz.report import report_of
+from turnline.ops.fuzz.search import Found, Tally
 
 
 def fuzz(*words: str) -> subprocess.CompletedProcess[str]:
-    started = [sys.executable, "-m", "ops.cli", "fuzz", *words]
+    started = [sys.executable, "-m", "turnline.ops.cli", "fuzz", *words]
     return subprocess.run(started, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 

@@ -19,10 +19,10 @@ from tests.integration.services.wire import (
     turn,
     usage,
 )
-from worker.errors import Truncated
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import LLMTokenUsage
-from worker.pipeline.stream import ProviderUsage
+from turnline.worker.errors import Truncated
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import LLMTokenUsage
+from turnline.worker.pipeline.stream import ProviderUsage
 
 
 def counted(prompt: int, completion: int) -> bytes:

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import pytest
 
-from ops.simulator import Simulator
 from tests.support.wait import wait_until
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.ops.simulator import Simulator
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     Frame,
     LLMFullResponseEndFrame,
     MetricsFrame,
@@ -24,11 +24,11 @@ from worker.pipeline.frames import (
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from worker.pipeline.functions import FunctionCallParams
-from worker.pipeline.processor import FrameDirection, FrameProcessor, Pipeline
-from worker.pipeline.task import PipelineParams, PipelineRunner, PipelineTask
-from worker.pipeline.tools import FunctionSchema, ToolsSchema
-from worker.services.grok.llm import GrokLLMService
+from turnline.worker.pipeline.functions import FunctionCallParams
+from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor, Pipeline
+from turnline.worker.pipeline.task import PipelineParams, PipelineRunner, PipelineTask
+from turnline.worker.pipeline.tool_schemas import FunctionSchema, ToolsSchema
+from turnline.worker.services.grok.llm import GrokLLMService
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from contracts.conversation import check_visible
 from tests.integration.services.wire import (
     CLOSE_HEAD,
     END_OF_BODY,
@@ -26,10 +25,17 @@ from tests.integration.services.wire import (
     turn,
     usage,
 )
-from worker.errors import ProviderUnavailable, ReplyTooLarge, Retryable, Truncated, UnusableReply
-from worker.pipeline.functions import FunctionCallParams
-from worker.pipeline.stream import ProviderUsage
-from worker.services.openai.wire import TimeLimits
+from turnline.contracts.conversation import check_visible
+from turnline.worker.errors import (
+    ProviderUnavailable,
+    ReplyTooLarge,
+    Retryable,
+    Truncated,
+    UnusableReply,
+)
+from turnline.worker.pipeline.functions import FunctionCallParams
+from turnline.worker.pipeline.stream import ProviderUsage
+from turnline.worker.services.openai.wire import TimeLimits
 
 DONE = b"[DONE]"
 COUNTED = ProviderUsage(11, 7, 0, 0, 18)

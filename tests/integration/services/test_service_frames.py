@@ -11,7 +11,7 @@ from tests.integration.services.wire import (
     streaming,
     turn,
 )
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.frames import (
     EndFrame,
     LLMMessagesFrame,
     LLMUsageMetricsData,
@@ -25,8 +25,8 @@ from worker.pipeline.frames import (
     UserStoppedSpeakingFrame,
     VisionImageRawFrame,
 )
-from worker.pipeline.processor import DOWNSTREAM, FrameTap
-from worker.services.openai.llm import OpenAILLMService
+from turnline.worker.pipeline.processor import DOWNSTREAM, FrameTap
+from turnline.worker.services.openai.llm import OpenAILLMService
 
 ANSWER = streaming(delta(content="done"), finish())
 

@@ -26,7 +26,7 @@ from tests.integration.services.wire import (
     usage,
 )
 from tests.support.wait import wait_until
-from worker.errors import (
+from turnline.worker.errors import (
     ProviderRejected,
     ProviderUnavailable,
     RateLimited,
@@ -34,9 +34,9 @@ from worker.errors import (
     UnusableReply,
     WorkerError,
 )
-from worker.pipeline.calls import LLMCall
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     CancelFrame,
     EndFrame,
     ErrorFrame,
@@ -49,11 +49,11 @@ from worker.pipeline.frames import (
     TTFBMetricsData,
     UserImageRequestFrame,
 )
-from worker.pipeline.functions import FunctionCallParams
-from worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
-from worker.pipeline.tools import FunctionSchema, ToolsSchema
-from worker.services.grok.llm import GrokLLMService
-from worker.services.openai.llm import OpenAILLMService
+from turnline.worker.pipeline.functions import FunctionCallParams
+from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.tool_schemas import FunctionSchema, ToolsSchema
+from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.services.openai.llm import OpenAILLMService
 
 ANSWER = streaming(delta(content="do"), delta(content="ne"), finish(), usage(5, 2))
 TOOLS = ToolsSchema([FunctionSchema("f", "does f", {"a": {"type": "integer"}}, ["a"])])

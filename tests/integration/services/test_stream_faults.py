@@ -26,7 +26,7 @@ from tests.integration.services.wire import (
     usage,
 )
 from tests.support.wait import wait_until
-from worker.errors import (
+from turnline.worker.errors import (
     ProviderRejected,
     ProviderUnavailable,
     RateLimited,
@@ -35,9 +35,9 @@ from worker.errors import (
     UnusableReply,
     WorkerError,
 )
-from worker.pipeline.frames import Frame, LLMTextFrame
-from worker.pipeline.processor import FrameDirection
-from worker.services.openai.wire import TimeLimits
+from turnline.worker.pipeline.frames import Frame, LLMTextFrame
+from turnline.worker.pipeline.processor import FrameDirection
+from turnline.worker.services.openai.wire import TimeLimits
 
 PAR = sse(delta(content="par"))
 WHOLE = sse(delta(content="par"), finish(), usage(5, 1), b"[DONE]")

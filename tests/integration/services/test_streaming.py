@@ -18,12 +18,18 @@ from tests.integration.services.wire import (
     usage,
 )
 from tests.support.recordings import recorded
-from worker.errors import LeaseLost, ProviderRejected, ProviderUnavailable, RateLimited, Truncated
-from worker.pipeline.calls import LLMCall
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.functions import FunctionCallFailed, FunctionCallParams
-from worker.services.grok.llm import GrokLLMService
-from worker.services.openai.llm import create_client
+from turnline.worker.errors import (
+    LeaseLost,
+    ProviderRejected,
+    ProviderUnavailable,
+    RateLimited,
+    Truncated,
+)
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.functions import FunctionCallFailed, FunctionCallParams
+from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.services.openai.llm import create_client
 
 ANSWER = streaming(delta(content="done"), finish(), usage(5, 1))
 

@@ -7,10 +7,10 @@ from typing import Any, Self
 
 from openai import AsyncOpenAI
 
-from ops.bench import raw_http
-from worker.pipeline.aggregators import LLMAssistantAggregatorParams
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.ops.bench import raw_http
+from turnline.worker.pipeline.aggregators import LLMAssistantAggregatorParams
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     Frame,
     LLMTextFrame,
     LLMUsageMetricsData,
@@ -19,10 +19,10 @@ from worker.pipeline.frames import (
     StartFrame,
     StartInterruptionFrame,
 )
-from worker.pipeline.processor import FrameDirection, FrameTap, Pipeline
-from worker.services.grok.llm import GrokLLMService
-from worker.services.openai.llm import create_client
-from worker.services.openai.wire import TimeLimits
+from turnline.worker.pipeline.processor import FrameDirection, FrameTap, Pipeline
+from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.services.openai.llm import create_client
+from turnline.worker.services.openai.wire import TimeLimits
 
 QUICK = TimeLimits(first_token_s=0.3, idle_s=0.3, total_s=5, tail_s=0.3)
 """Limits of tests in which the provider is to be found stalled."""

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from openai import AsyncOpenAI, Timeout
 
-from ops.simulator import Simulator
+from turnline.ops.simulator import Simulator
 
 JSON = "application/json"
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from openai import APIConnectionError, AsyncOpenAI
 
-from ops.simulator import BadScenario, Profile, Simulator, SimulatorConfig
-from ops.simulator.catalogue import GROUPS
 from tests.support.wait import wait_until
+from turnline.ops.simulator import BadScenario, Profile, Simulator, SimulatorConfig
+from turnline.ops.simulator.faults.catalogue import GROUPS
 
 WORDS = "chunks=10"
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ops.simulator import Simulator
-from ops.simulator.reply_faults import SHAPES
+from turnline.ops.simulator import Simulator
+from turnline.ops.simulator.faults.reply_faults import SHAPES
 
 ENDS = {"parts", "surrogates", "whole-json", "garbage"}
 

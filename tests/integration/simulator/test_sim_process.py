@@ -14,9 +14,9 @@ import msgspec
 from click.testing import CliRunner
 from openai import OpenAI
 
-from ops.simulator.cli import sim
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
+from turnline.ops.simulator.command import sim
 
 DIALOGUE = {
     "dialogue_id": "d1",
@@ -37,7 +37,7 @@ DIALOGUE = {
 
 @contextmanager
 def running(*options: str, **given) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "ops.simulator", *options]
+    command = [sys.executable, "-m", "turnline.ops.simulator", *options]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **given
     )
@@ -127,7 +127,8 @@ def test_it_dies_with_its_parent() -> None:
     """A killed parent leaves no simulator behind."""
     script = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'ops.simulator', '--die-with-parent'],"
+        "child = subprocess.Popen([sys.executable, '-m', "
+        "'turnline.ops.simulator', '--die-with-parent'],"
         " stdout=subprocess.PIPE, text=True)\n"
         "print(child.pid, child.stdout.readline(), flush=True)\n"
         "time.sleep(60)\n"

@@ -17,7 +17,7 @@ from openai import (
     Timeout,
 )
 
-from ops.simulator import Simulator
+from turnline.ops.simulator import Simulator
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}

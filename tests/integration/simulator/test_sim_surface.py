@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from openai import AsyncOpenAI, BadRequestError
 
-from ops.simulator import ErrorStyle, Pacing, Simulator, SimulatorConfig
-from ops.simulator.errors import KEY_ID, TEAM_ID
 from tests.support.recordings import SHARED_DATA
 from tests.support.wait import wait_until
+from turnline.ops.simulator import ErrorStyle, Pacing, Simulator, SimulatorConfig
+from turnline.ops.simulator.model.error_bodies import KEY_ID, TEAM_ID
 
 TOOL = {
     "type": "function",

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ops.simulator import Simulator, SimulatorConfig
+from turnline.ops.simulator import Simulator, SimulatorConfig
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import tracemalloc
 import pytest
 
 from tests.integration.starting.answering import LIST, answering, http
-from worker.services.openai.llm import create_client
-from worker.settings import from_env
-from worker.starting import provider
-from worker.starting.provider import ProviderFound, check_provider
-from worker.starting.stage import StartFailed
+from turnline.worker.services.openai.llm import create_client
+from turnline.worker.settings import from_env
+from turnline.worker.starting import provider_check
+from turnline.worker.starting.provider_check import ProviderFound, check_provider
+from turnline.worker.starting.stage import StartFailed
 
 KEY = "xai-s3cretkey"
 
@@ -68,7 +68,7 @@ async def refusal(port: int) -> str:
             b'{"data":[%b{"id":"z"}]}' % (b'{"id":"y"},' + b'{"id":"q"},' * 9_000),
             "It serves q, y, z",
         ),
-        (b"x" * (provider.MOST_BYTES + 1), "more than 4,194,304 bytes"),
+        (b"x" * (provider_check.MOST_BYTES + 1), "more than 4,194,304 bytes"),
     ],
 )
 async def test_what_is_no_list_of_models_is_refused(body: bytes, words: str) -> None:
@@ -181,8 +181,8 @@ async def test_an_answer_that_does_not_end_is_left_in_time(
     begin: bytes, then: bytes | None, every_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silence, drops of headers or body; the limit is for all of it."""
-    assert provider.LIMIT_S == 10
-    monkeypatch.setattr(provider, "LIMIT_S", 1.0)
+    assert provider_check.LIMIT_S == 10
+    monkeypatch.setattr(provider_check, "LIMIT_S", 1.0)
     async with answering(begin, then=then, every_s=every_s, hold=True) as port:
         began = time.monotonic()
         found = await asked(port)

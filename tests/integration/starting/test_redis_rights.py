@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import redis as redis_sync
 
-from contracts.keys import shard_keys
-from ops.embedded import EmbeddedRedis
 from tests.integration.starting.answering import answering, http
 from tests.support.recordings import REPOSITORY
-from worker.settings import from_env
-from worker.starting import server
-from worker.starting.rights import COMMANDS, rights
-from worker.starting.server import RedisFound, check_redis
-from worker.starting.stage import StartFailed
+from turnline.contracts.keys import shard_keys
+from turnline.ops.embedded import EmbeddedRedis
+from turnline.worker.settings import from_env
+from turnline.worker.starting import redis_check
+from turnline.worker.starting.redis_check import RedisFound, check_redis
+from turnline.worker.starting.redis_rights import COMMANDS, rights
+from turnline.worker.starting.stage import StartFailed
 
 PASSWORD = "s3cretpw"
 NEEDED = sorted({str(it.words[0]) for it in rights(shard_keys(0))})
@@ -203,7 +203,7 @@ async def test_a_server_without_places_is_tried_again_for_a_while(
     tcp_server: EmbeddedRedis, admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then its words are repeated."""
-    monkeypatch.setattr(server, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(redis_check, "PATIENCE_S", 2.0)
     admin.config_set("maxclients", 1)
     try:
         assert "max number of clients reached" in await refusal(tcp_server.url)
@@ -232,8 +232,8 @@ async def test_odd_servers_are_told_in_one_sentence(
     answer: bytes, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their words without control characters, bounded, and without the password."""
-    monkeypatch.setattr(server, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(server, "LIMIT_S", 2.0)
+    monkeypatch.setattr(redis_check, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(redis_check, "LIMIT_S", 2.0)
     async with answering(answer, hold=bool(answer)) as port:
         assert words in await refusal(f"redis://:{PASSWORD}@127.0.0.1:{port}")
 
@@ -242,8 +242,8 @@ async def test_a_loading_server_is_waited_for_within_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also one that says nothing at all."""
-    assert server.LIMIT_S == 10
-    monkeypatch.setattr(server, "LIMIT_S", 1.0)
+    assert redis_check.LIMIT_S == 10
+    monkeypatch.setattr(redis_check, "LIMIT_S", 1.0)
     for begin, then in ((b"", b"-LOADING Redis is loading the dataset in memory\r\n"), (b"", None)):
         began = time.monotonic()
         async with answering(begin, then=then, every_s=0.05, hold=True) as port:

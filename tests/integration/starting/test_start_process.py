@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from ops.simulator import Simulator
 from tests.integration.starting.answering import answering
 from tests.support.lengths import length
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
+from turnline.ops.simulator import Simulator
 
 KEY = "xai-s3cret"
 GONE_S = 2.0
@@ -28,7 +28,7 @@ MOMENTS = length(5, 20)
 
 TOOLS = """
 import asyncio, contextlib, pathlib, sys, time
-from worker.tools import tool
+from turnline.worker.tools import tool
 
 @tool
 async def hello() -> str:
@@ -98,7 +98,7 @@ async def resources():
 
 @contextmanager
 def worker(folder: Path, *words: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `python -m worker` in a folder; it is killed at the end."""
+    """Run `python -m turnline.worker` in a folder; it is killed at the end."""
     kept = {
         name: it for name, it in os.environ.items() if not name.startswith(("TURNLINE_", "XAI_"))
     }

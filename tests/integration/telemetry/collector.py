@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from ops.bench.raw_http import Connection, RawServer, Request
+from turnline.ops.bench.raw_http import Connection, RawServer, Request
 
 Behaviour = Literal[
     "takes", "hangs", "fails", "refuses", "babbles", "floods", "dribbles", "is busy", "rejects"

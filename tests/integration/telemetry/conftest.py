@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from contracts import TurnClient
-from ops.simulator import Simulator, SimulatorConfig
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, watched
+from turnline.contracts import TurnClient
+from turnline.ops.simulator import Simulator, SimulatorConfig
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import socket
 import time
 
-from contracts.connection import open_async
-from contracts.keys import shard_keys
 from tests.support.wait import wait_until
-from worker.store.traces import Traces
-from worker.telemetry.spans import Span, TurnSpans
+from turnline.contracts.connection import open_async
+from turnline.contracts.keys import shard_keys
+from turnline.worker.store.traces import Traces
+from turnline.worker.telemetry.spans import Span, TurnSpans
 
 SPANS = [
     Span(name=name, span_id="01" * 8, start_ns=1, end_ns=2, attributes={}) for name in ("a", "b")

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, UserMessage
-from contracts.replies import Receipt
-from ops.cli.stack import Stack
-from ops.simulator import Simulator
 from tests.integration.telemetry.test_trace_command import shown
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, assert_whole
 from tests.integration.tools.bench import calling
 from tests.integration.worker.test_crash_boundaries import Killed, MortalStore
 from tests.support.wait import wait_until
-from worker.telemetry import names as n
-from worker.tools import tool
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.replies import Receipt
+from turnline.ops.fleet.stack import Stack
+from turnline.ops.simulator import Simulator
+from turnline.worker.telemetry import names as n
+from turnline.worker.tools import tool
 
 TOOLS = '''
 import asyncio, os, pathlib
-from worker.tools import tool
+from turnline.worker.tools import tool
 
 SIGN = pathlib.Path(os.environ["SIGN"])
 

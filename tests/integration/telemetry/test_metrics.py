@@ -7,15 +7,15 @@ import socket
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, UserMessage
-from contracts.connection import open_async
-from ops.simulator import Simulator
 from tests.integration.telemetry.watching import WatchedHand
 from tests.support.driving import SHARD, fleet, settings_for
-from worker.main import Fleet
-from worker.starting.stage import StartFailed
-from worker.store.gauges import read_gauges
-from worker.telemetry.metrics import prometheus_text
+from turnline.contracts import TurnClient, UserMessage
+from turnline.contracts.connection import open_async
+from turnline.ops.simulator import Simulator
+from turnline.worker.main import Fleet
+from turnline.worker.starting.stage import StartFailed
+from turnline.worker.store.gauges import read_gauges
+from turnline.worker.telemetry.metrics import prometheus_text
 
 
 def free_port() -> int:

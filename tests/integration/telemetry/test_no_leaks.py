@@ -10,15 +10,15 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import Configure, ContextAppend, TurnClient, UserMessage
-from contracts.conversation import SettingsChange, UserEntry
-from ops.simulator import Simulator
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, watched
 from tests.support.driving import fleet
-from worker.logs import JsonFormatter, WithIds
-from worker.telemetry import names as n
-from worker.telemetry.metrics import prometheus_text
-from worker.tools import tool
+from turnline.contracts import Configure, ContextAppend, TurnClient, UserMessage
+from turnline.contracts.conversation import SettingsChange, UserEntry
+from turnline.ops.simulator import Simulator
+from turnline.worker.logs import JsonFormatter, WithIds
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.metrics import prometheus_text
+from turnline.worker.tools import tool
 
 MARKER = "wombat-7c1f"
 ASKED = f"My secret is {MARKER}-asked"

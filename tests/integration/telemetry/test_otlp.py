@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from contracts import TurnClient, TurnCompleted, UserMessage
-from ops.simulator import Simulator
 from tests.integration.telemetry.collector import Behaviour, Collector
 from tests.support.driving import fleet
-from worker.telemetry import names as n
-from worker.telemetry.setup import CLOSE_S
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.ops.simulator import Simulator
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.setup import CLOSE_S
 
 GRACE_S = 1.0 + CLOSE_S
 """What `fleet` gives turns to end, and telemetry."""

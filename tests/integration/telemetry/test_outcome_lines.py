@@ -6,12 +6,12 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, UserMessage
-from contracts.keys import conversation_keys
-from ops.simulator import Simulator
 from tests.integration.telemetry.watching import WatchedHand
 from tests.support.driving import SHARD
-from worker.logs import JsonFormatter, WithIds
+from turnline.contracts import TurnClient, UserMessage
+from turnline.contracts.keys import conversation_keys
+from turnline.ops.simulator import Simulator
+from turnline.worker.logs import JsonFormatter, WithIds
 
 KEYS = conversation_keys(SHARD.tag, "c")
 

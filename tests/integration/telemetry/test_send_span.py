@@ -10,13 +10,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from contracts import InboxFull, InvalidMessage, SyncTurnClient, TurnClient, UserMessage
-from contracts.connection import open_async
-from contracts.requests import Limits
-from contracts.sending import SPAN, STATUS
 from tests.integration.contracts.streams import Blocking
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand
-from worker.telemetry import names as n
+from turnline.contracts import InboxFull, InvalidMessage, SyncTurnClient, TurnClient, UserMessage
+from turnline.contracts.connection import open_async
+from turnline.contracts.producer_spans import SPAN, STATUS
+from turnline.contracts.protocol import Limits
+from turnline.worker.telemetry import names as n
 
 TEXT = "nobody's business"
 

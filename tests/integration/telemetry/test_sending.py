@@ -12,11 +12,11 @@ import pytest
 
 from tests.integration.telemetry.collector import Behaviour, Collector
 from tests.support.wait import wait_until
-from worker.telemetry.encoding import resource_of
-from worker.telemetry.metrics import TurnMeters
-from worker.telemetry.otlp import OtlpSpans
-from worker.telemetry.sending import Answer, Sender, Target, target_of
-from worker.telemetry.spans import Span, TurnSpans
+from turnline.worker.telemetry.encoding import resource_of
+from turnline.worker.telemetry.metrics import TurnMeters
+from turnline.worker.telemetry.otlp import OtlpSpans
+from turnline.worker.telemetry.otlp_http import Answer, Sender, Target, target_of
+from turnline.worker.telemetry.spans import Span, TurnSpans
 
 TURN = TurnSpans(
     conversation_id="c",
@@ -213,7 +213,7 @@ async def test_what_was_not_sent_when_time_is_over_counts_as_dropped() -> None:
 
 async def test_the_end_does_not_wait_for_better_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector that is away is tried again while there is time, but not when all ends."""
-    monkeypatch.setattr("worker.telemetry.sending._FIRST_WAIT_S", 30.0)
+    monkeypatch.setattr("turnline.worker.telemetry.otlp_http._FIRST_WAIT_S", 30.0)
     meters = TurnMeters()
     environ = {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5"}
     with Collector("refuses") as collector:

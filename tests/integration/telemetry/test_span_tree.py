@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contracts import (
+from tests.integration.telemetry.watching import KeptSpans, WatchedHand, assert_whole, watched
+from turnline.contracts import (
     Configure,
     Transcription,
     TurnClient,
@@ -18,14 +19,18 @@ from contracts import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
-from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition, Totals
-from contracts.messages import encode
-from ops.simulator import Simulator
-from tests.integration.telemetry.watching import KeptSpans, WatchedHand, assert_whole, watched
-from worker.agents import AgentsFile, Planner
-from worker.errors import LeaseLost
-from worker.telemetry import names as n
-from worker.tools import tool
+from turnline.contracts.conversation import (
+    FunctionDefinition,
+    SettingsChange,
+    ToolDefinition,
+    Totals,
+)
+from turnline.contracts.messages import encode
+from turnline.ops.simulator import Simulator
+from turnline.worker.errors import LeaseLost
+from turnline.worker.telemetry import names as n
+from turnline.worker.tools import tool
+from turnline.worker.turn.plan import AgentsFile, Planner
 
 PLAIN = (
     "turn",

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 from redis.asyncio import Redis
 
-from contracts import TurnClient, UserMessage
-from ops.cli.trace import trace
-from ops.simulator import Simulator
 from tests.support.driving import fleet
 from tests.support.wait import wait_until
+from turnline.contracts import TurnClient, UserMessage
+from turnline.ops.cli.trace import trace
+from turnline.ops.simulator import Simulator
 
 TRACES = "turnline:{s0}:traces"
 

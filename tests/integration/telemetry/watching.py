@@ -4,21 +4,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from contracts.trace_context import Link
-from ops.simulator import Simulator
 from tests.support.driving import SHARD, Hand, hand
-from worker.agents import Planner
-from worker.conversation import ConversationDriver
-from worker.store.breakers import Breakers
-from worker.telemetry import names as n
-from worker.telemetry.describing import CallPlace
-from worker.telemetry.metrics import TurnMeters
-from worker.telemetry.recording import Recording, Tracer
-from worker.telemetry.spans import Span, TurnSpans
-from worker.tools import Tool
-from worker.tools.describing import describe
-from worker.tools.loading import LoadedTool, LoadedTools
-from worker.tools.running import Toolbox
+from turnline.contracts.trace_context import Link
+from turnline.ops.simulator import Simulator
+from turnline.worker.store.breakers import Breakers
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.attributes import CallPlace
+from turnline.worker.telemetry.metrics import TurnMeters
+from turnline.worker.telemetry.recording import Recording, Tracer
+from turnline.worker.telemetry.spans import Span, TurnSpans
+from turnline.worker.tools import Tool
+from turnline.worker.tools.description import describe
+from turnline.worker.tools.loader import LoadedTool, LoadedTools
+from turnline.worker.tools.runner import Toolbox
+from turnline.worker.turn.driver import ConversationDriver
+from turnline.worker.turn.plan import Planner
 
 
 class KeptSpans:

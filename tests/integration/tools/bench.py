@@ -6,22 +6,22 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
-from contracts import TurnClient, UserMessage
-from contracts.connection import open_async
-from contracts.conversation import ToolDefinition
-from ops.simulator import Simulator
 from tests.support.driving import SHARD, Hand, settings_for
-from worker.agents import AgentsFile, Planner
-from worker.conversation import ConversationDriver
-from worker.lease import Lease
-from worker.main import GrokServices
-from worker.outcome import Outcome
-from worker.store.breakers import Breakers
-from worker.tool_calls import ToolLimits
-from worker.tools import Tool
-from worker.tools.describing import describe
-from worker.tools.loading import LoadedTool, LoadedTools
-from worker.tools.running import Toolbox
+from turnline.contracts import TurnClient, UserMessage
+from turnline.contracts.connection import open_async
+from turnline.contracts.conversation import ToolDefinition
+from turnline.ops.simulator import Simulator
+from turnline.worker.lease import Lease
+from turnline.worker.main import GrokServices
+from turnline.worker.outcome import Outcome
+from turnline.worker.store.breakers import Breakers
+from turnline.worker.tools import Tool
+from turnline.worker.tools.description import describe
+from turnline.worker.tools.loader import LoadedTool, LoadedTools
+from turnline.worker.tools.runner import Toolbox
+from turnline.worker.turn.driver import ConversationDriver
+from turnline.worker.turn.plan import AgentsFile, Planner
+from turnline.worker.turn.tool_calls import ToolLimits
 
 
 def toolbox_of(*tools: Tool[Any, Any], schemas: Sequence[ToolDefinition] = ()) -> Toolbox:

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from contracts import TurnClient
-from ops.simulator import Simulator, SimulatorConfig
+from turnline.contracts import TurnClient
+from turnline.ops.simulator import Simulator, SimulatorConfig
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
-from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
-from ops.cli.connecting import connected
-from ops.cli.dead_letters import read_letters
-from ops.simulator import Simulator
 from tests.integration.tools.bench import calling, requests, tool_hand, user
-from worker.agents import AgentsFile, BadAgents
-from worker.tools import tool
+from turnline.contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
+from turnline.contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
+from turnline.ops.cli.connecting import connected
+from turnline.ops.fleet.dead_letters import read_letters
+from turnline.ops.simulator import Simulator
+from turnline.worker.tools import tool
+from turnline.worker.turn.plan import AgentsFile, BadAgents
 
 AGENTS = """
 [support]

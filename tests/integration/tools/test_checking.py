@@ -8,12 +8,12 @@ import msgspec
 import psutil
 import pytest
 
-from contracts.numbers import number
-from contracts.schemas import BadSchema, Schema, Schemas
 from tests.support.wait import wait_until
-from worker import checking
-from worker.checking import NOT_CHECKED, TOO_COSTLY, Checker, is_cheap
-from worker.reply_format import InvalidReply, parsed_reply
+from turnline.contracts.json_schemas import BadSchema, Schema, Schemas
+from turnline.contracts.numbers import number
+from turnline.worker import schema_checking as checking
+from turnline.worker.schema_checking import NOT_CHECKED, TOO_COSTLY, Checker, is_cheap
+from turnline.worker.turn.reply_format import InvalidReply, parsed_reply
 
 PATTERN = {"items": {"type": "string", "pattern": "^(a+)+$"}}
 DOUBLING = {"type": "array", "anyOf": [{"items": {"$ref": "#"}}, {"items": {"$ref": "#"}}]}

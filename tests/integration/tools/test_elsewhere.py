@@ -9,7 +9,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import (
+from tests.integration.tools.bench import ToolHand, calling, context, requests, tool_hand, user
+from tests.support.keys import assert_keys_expire
+from tests.support.wait import wait_until
+from turnline.contracts import (
     ConversationBusy,
     Interrupt,
     SyncTurnClient,
@@ -20,18 +23,15 @@ from contracts import (
     TurnFailed,
     TurnInterrupted,
 )
-from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
-from contracts.keys import conversation_keys, shard_keys
-from contracts.messages import Configure
-from contracts.replies import TERMINAL, ToolCallFinished, ToolCallStarted
-from contracts.requests import TextAssembler
-from ops.simulator import Simulator
-from tests.integration.tools.bench import ToolHand, calling, context, requests, tool_hand, user
-from tests.support.keys import assert_keys_expire
-from tests.support.wait import wait_until
-from worker.outcome import Parked
-from worker.tool_calls import ToolLimits
-from worker.tools import tool
+from turnline.contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
+from turnline.contracts.keys import conversation_keys, shard_keys
+from turnline.contracts.messages import Configure
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import TERMINAL, ToolCallFinished, ToolCallStarted
+from turnline.ops.simulator import Simulator
+from turnline.worker.outcome import Parked
+from turnline.worker.tools import tool
+from turnline.worker.turn.tool_calls import ToolLimits
 
 KEYS = conversation_keys("{s0}", "c")
 REFUND = ToolDefinition(

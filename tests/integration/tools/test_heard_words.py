@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from contracts import TurnClient, TurnInterrupted
-from ops.simulator import Simulator
 from tests.integration.tools.bench import calling, context, tool_hand, user
-from worker.tools import tool
+from turnline.contracts import TurnClient, TurnInterrupted
+from turnline.ops.simulator import Simulator
+from turnline.worker.tools import tool
 
 
 @tool

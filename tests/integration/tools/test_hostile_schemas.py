@@ -15,16 +15,16 @@ import msgspec
 import psutil
 import pytest
 
-from contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
-from contracts.schemas import BadSchema, Schema, Schemas
-from ops.fuzz.hostile import Hostile, hostile_schemas
-from ops.simulator import Simulator
 from tests.support.driving import fleet
 from tests.support.lengths import length
-from worker.agents import BadAgents, read_agents
-from worker.checking import TOO_COSTLY, Checker, apart, budget_s, is_cheap
-from worker.files import UnusableFile, read_json
-from worker.tools.loading import load_tools
+from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
+from turnline.contracts.json_schemas import BadSchema, Schema, Schemas
+from turnline.ops.fuzz.hostile import Hostile, hostile_schemas
+from turnline.ops.simulator import Simulator
+from turnline.worker.files import UnusableFile, read_json
+from turnline.worker.schema_checking import TOO_COSTLY, Checker, apart, budget_s, is_cheap
+from turnline.worker.tools.loader import load_tools
+from turnline.worker.turn.plan import BadAgents, read_agents
 
 MOST_S = 0.05
 """Processor seconds: for a refusal, and for each begun 100 KB that is checked."""

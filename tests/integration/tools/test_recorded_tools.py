@@ -2,15 +2,15 @@
 
 import json
 
-from contracts import TurnClient, TurnCompleted
-from contracts.connection import open_async
 from tests.integration.services.wire import WireServer, delta, finish, streaming, usage
 from tests.integration.tools.bench import ToolHand, context, toolbox_of, user
 from tests.support.recordings import recorded
-from worker.agents import Planner
-from worker.main import GrokServices
-from worker.settings import from_env
-from worker.tools import tool
+from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts.connection import open_async
+from turnline.worker.main import GrokServices
+from turnline.worker.settings import from_env
+from turnline.worker.tools import tool
+from turnline.worker.turn.plan import Planner
 
 
 @tool

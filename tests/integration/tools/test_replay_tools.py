@@ -48,7 +48,7 @@ def test_calls_are_made_and_their_results_committed(tmp_path: Path, mode: tuple[
     file, tools = tmp_path / "dialogues.jsonl", tmp_path / "tools.json"
     file.write_text("".join(map(dialogue, range(6))), encoding="utf-8")
     tools.write_text(json.dumps([FIND]))
-    command = [sys.executable, "-m", "ops.cli", "replay", str(file), "--tools", str(tools)]
+    command = [sys.executable, "-m", "turnline.ops.cli", "replay", str(file), "--tools", str(tools)]
 
     ran = subprocess.run(
         [*command, "--json", *mode], cwd=REPOSITORY, capture_output=True, text=True, check=False

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from worker.tools import running
-from worker.tools.loading import LoadedTools
-from worker.tools.running import ResourcesFailed, Toolbox
+from turnline.worker.tools import runner
+from turnline.worker.tools.loader import LoadedTools
+from turnline.worker.tools.runner import ResourcesFailed, Toolbox
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ async def raising() -> AsyncGenerator[None]:
 
 async def test_resources_that_never_open_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the name of their module; what was opened before is closed."""
-    monkeypatch.setattr(running, "OPENING_S", 0.05)
+    monkeypatch.setattr(runner, "OPENING_S", 0.05)
     open_now: list[str] = []
 
     @asynccontextmanager

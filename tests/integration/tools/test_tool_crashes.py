@@ -9,18 +9,18 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, TurnInterrupted
-from contracts.conversation import FunctionDefinition, ToolDefinition
-from contracts.keys import conversation_keys
-from contracts.replies import TERMINAL, ToolCallFinished
-from contracts.requests import TextAssembler
-from ops.simulator import Simulator
 from tests.integration.tools.bench import ToolHand, calling, context, requests, tool_hand, user
 from tests.integration.worker.test_crash_boundaries import Killed, MortalStore
 from tests.support.keys import assert_keys_expire
 from tests.support.wait import wait_until
-from worker.errors import LeaseLost
-from worker.tools import ToolContext, tool
+from turnline.contracts import TurnClient, TurnCompleted, TurnInterrupted
+from turnline.contracts.conversation import FunctionDefinition, ToolDefinition
+from turnline.contracts.keys import conversation_keys
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import TERMINAL, ToolCallFinished
+from turnline.ops.simulator import Simulator
+from turnline.worker.errors import LeaseLost
+from turnline.worker.tools import ToolContext, tool
 
 KEYS = conversation_keys("{s0}", "c")
 SERIAL_BOUNDARIES = 30

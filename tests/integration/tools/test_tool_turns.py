@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted
-from contracts.conversation import SettingsChange
-from contracts.messages import Configure
-from contracts.replies import TextDelta, ToolCallFinished, ToolCallStarted, TurnStarted
-from contracts.requests import TextAssembler
-from ops.simulator import Simulator
 from tests.integration.tools.bench import calling, context, requests, tool_hand, user
 from tests.support.wait import wait_until
-from worker.tool_calls import ToolLimits
-from worker.tools import ToolContext, ToolFailed, tool
+from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted
+from turnline.contracts.conversation import SettingsChange
+from turnline.contracts.messages import Configure
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import TextDelta, ToolCallFinished, ToolCallStarted, TurnStarted
+from turnline.ops.simulator import Simulator
+from turnline.worker.tools import ToolContext, ToolFailed, tool
+from turnline.worker.turn.tool_calls import ToolLimits
 
 
 @tool

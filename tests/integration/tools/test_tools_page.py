@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from contracts import TurnClient, TurnCompleted
-from contracts.conversation import FunctionDefinition, ToolDefinition
-from ops.simulator import Simulator
 from tests.integration.tools.bench import ToolHand, calling, context, tool_hand, user
 from tests.support.driving import settings_for
 from tests.support.wait import wait_until
-from worker.agents import Planner, read_agents
-from worker.main import toolbox_of
-from worker.tools.loading import load_tools
+from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts.conversation import FunctionDefinition, ToolDefinition
+from turnline.ops.simulator import Simulator
+from turnline.worker.main import toolbox_of
+from turnline.worker.tools.loader import load_tools
+from turnline.worker.turn.plan import Planner, read_agents
 
 PAGE = (Path(__file__).parents[3] / "docs/tools.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

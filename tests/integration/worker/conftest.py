@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from contracts import TurnClient
-from ops.simulator import Simulator, SimulatorConfig
 from tests.support.driving import Hand
 from tests.support.driving import hand as open_hand
+from turnline.contracts import TurnClient
+from turnline.ops.simulator import Simulator, SimulatorConfig
 
 
 @pytest.fixture

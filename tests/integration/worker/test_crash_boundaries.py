@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, UserMessage
-from contracts.replies import TERMINAL
-from contracts.requests import TextAssembler
-from ops.simulator import Simulator
 from tests.support.driving import Hand
 from tests.support.keys import assert_keys_expire
-from worker.errors import LeaseLost
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import TERMINAL
+from turnline.ops.simulator import Simulator
+from turnline.worker.errors import LeaseLost
 
 BOUNDARIES = 8
 """load, emit (turn started, call open), emit (text), commit: each before and after. A short answer

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from contracts import TurnClient, UserMessage
-from contracts.connection import AsyncRedis, open_async
-from contracts.conversation import CallEntry
 from tests.integration.worker.test_queue import Rig, rig, user
 from tests.support.driving import SHARD, Hand
 from tests.support.wait import wait_until
-from worker.outcome import Done, Outcome
+from turnline.contracts import TurnClient, UserMessage
+from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.conversation import CallEntry
+from turnline.worker.outcome import Done, Outcome
 
 __all__ = ["rig"]
 OPEN_CALL = CallEntry(call_id="x", turn_id="x", attempt=1, model="m", state="unknown")

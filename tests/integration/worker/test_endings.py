@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from contracts import Receipt, SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
-from ops.chaos.misbehaving import CANARY, CLOSING, MARK
-from ops.simulator import Simulator
 from tests.integration.tools.bench import calling
 from tests.support.processes import REPOSITORY, WorkerProcess, worker_process
 from tests.support.wait import wait_until_sync
+from turnline.contracts import Receipt, SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
+from turnline.ops.chaos.misbehaving import CANARY, CLOSING, MARK
+from turnline.ops.simulator import Simulator
 
-MODULE = "ops.chaos.misbehaving"
+MODULE = "turnline.ops.chaos.misbehaving"
 DRAIN_S = 1.0
 GONE_S = DRAIN_S + 2
 SOON = {"lease_s": "1", "heartbeat_s": "0.2"}
@@ -215,7 +215,7 @@ async def test_native_code_that_keeps_the_lock_ends_the_process(
 
 HELD = """
 import asyncio, sys
-import worker.ending as ending
+import turnline.worker.ending as ending
 
 ending._HELD_S = 0.5
 

@@ -7,18 +7,18 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import (
+from tests.integration.worker.test_failing_alike import run_to_the_end
+from tests.support.driving import Hand
+from turnline.contracts import (
     TurnClient,
     TurnCompleted,
     TurnInterrupted,
     UserMessage,
 )
-from contracts.conversation import CallEntry, Usage
-from ops.cli import output
-from ops.simulator import Simulator
-from tests.integration.worker.test_failing_alike import run_to_the_end
-from tests.support.driving import Hand
-from worker.pipeline.calls import estimated_tokens
+from turnline.contracts.conversation import CallEntry, Usage
+from turnline.ops.cli import output
+from turnline.ops.simulator import Simulator
+from turnline.worker.pipeline.calls import estimated_tokens
 
 pytestmark = pytest.mark.promise("P7")
 LONG = "Tell me about the history of the lighthouse and of those who kept it. " * 40

@@ -11,18 +11,18 @@ import pytest
 from click.testing import CliRunner
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
-from contracts.keys import shard_keys
-from ops.cli.dead import dead
-from ops.cli.dead_letters import letter_of
-from ops.simulator import Simulator
 from tests.support.driving import Hand, fleet
 from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
-from worker.batching import ScriptBatcher
-from worker.outcome import Parked
-from worker.pipeline.stream import CompletionStream
-from worker.store.breakers import Breakers
+from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
+from turnline.contracts.keys import shard_keys
+from turnline.ops.cli.dead import dead
+from turnline.ops.fleet.dead_letters import letter_of
+from turnline.ops.simulator import Simulator
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.outcome import Parked
+from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.store.breakers import Breakers
 
 pytestmark = pytest.mark.promise("P12")
 SHARD = shard_keys(0)

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted
-from contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB
-from ops.cli.queue_state import read_queue
-from ops.simulator import Simulator
 from tests.integration.worker.test_queue import Rig, eat, rig, user
 from tests.support.driving import SHARD, Hand, fleet
 from tests.support.wait import wait_until
-from worker.outcome import Done, Outcome
+from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB
+from turnline.ops.fleet.queue_state import read_queue
+from turnline.ops.simulator import Simulator
+from turnline.worker.outcome import Done, Outcome
 
 __all__ = ["rig"]  # the fixture
 

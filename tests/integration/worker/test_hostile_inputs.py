@@ -5,18 +5,18 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
-from contracts.conversation import ConversationSettings
-from contracts.keys import conversation_keys
-from ops.simulator import Simulator
 from tests.integration.tools.bench import calling, context, requests, tool_hand
 from tests.integration.worker.test_queue import Rig, rig
 from tests.support.driving import SHARD, Hand, fleet
 from tests.support.wait import wait_until
-from worker.outcome import Outcome, Parked
-from worker.pipeline.calls import CallObserver
-from worker.ports import ModelService, ServiceFactory
-from worker.tools import tool
+from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
+from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.keys import conversation_keys
+from turnline.ops.simulator import Simulator
+from turnline.worker.outcome import Outcome, Parked
+from turnline.worker.pipeline.calls import CallObserver
+from turnline.worker.tools import tool
+from turnline.worker.turn.ports import ModelService, ServiceFactory
 
 KEYS = conversation_keys(SHARD.tag, "c")
 __all__ = ["rig"]  # the fixture

@@ -12,7 +12,10 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
-from contracts import (
+from tests.support.driving import SHARD, Hand, fleet
+from tests.support.driving import hand as open_hand
+from tests.support.wait import wait_until
+from turnline.contracts import (
     Interrupt,
     Transcription,
     TurnAbsorbed,
@@ -24,26 +27,23 @@ from contracts import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
-from contracts.connection import open_async
-from contracts.conversation import CallEntry
-from contracts.keys import conversation_keys
-from contracts.scripts import Call, load_script
-from ops.embedded import EmbeddedRedis
-from ops.simulator import Simulator
-from tests.support.driving import SHARD, Hand, fleet
-from tests.support.driving import hand as open_hand
-from tests.support.wait import wait_until
-from worker.batching import ScriptBatcher
-from worker.conversation import ConversationDriver
-from worker.effects import Copy, Entry, Loaded
-from worker.event_writer import EventWriter
-from worker.lease import Lease
-from worker.outcome import Parked
-from worker.store.breakers import Breakers
-from worker.store.cache import ContextCache
-from worker.store.conversations import Conversations, StoreLimits
-from worker.store.traces import TraceLimits, Traces
-from worker.telemetry.spans import TurnSpans
+from turnline.contracts.connection import open_async
+from turnline.contracts.conversation import CallEntry
+from turnline.contracts.keys import conversation_keys
+from turnline.contracts.scripts import Call, load_script
+from turnline.ops.embedded import EmbeddedRedis
+from turnline.ops.simulator import Simulator
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.effects import Copy, Entry, Loaded
+from turnline.worker.lease import Lease
+from turnline.worker.outcome import Parked
+from turnline.worker.store.breakers import Breakers
+from turnline.worker.store.cache import ContextCache
+from turnline.worker.store.conversations import Conversations, StoreLimits
+from turnline.worker.store.traces import TraceLimits, Traces
+from turnline.worker.telemetry.spans import TurnSpans
+from turnline.worker.turn.driver import ConversationDriver
+from turnline.worker.turn.event_writer import EventWriter
 
 KEYS = conversation_keys(SHARD.tag, "c")
 
@@ -297,7 +297,9 @@ async def test_a_batch_of_events_that_is_tried_again_is_not_overtaken(
 
 
 def any_call(argument: Any) -> Call:
-    return Call(load_script("renew", "worker.lua"), ("a", "b", "c"), (1, argument, "x", 2))
+    return Call(
+        load_script("renew", "turnline.worker.queue.lua"), ("a", "b", "c"), (1, argument, "x", 2)
+    )
 
 
 async def test_a_call_that_cannot_be_sent_ends_for_all_that_travel_with_it(redis_url: str) -> None:
@@ -314,7 +316,7 @@ async def test_a_call_that_cannot_be_sent_ends_for_all_that_travel_with_it(redis
 @pytest.mark.promise("P11")
 async def test_a_call_to_a_server_that_says_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that could not be reached: callers try again, on a new connection."""
-    monkeypatch.setattr("worker.batching._SILENCE_S", 0.05)
+    monkeypatch.setattr("turnline.worker.batching._SILENCE_S", 0.05)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

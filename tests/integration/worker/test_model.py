@@ -17,21 +17,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from redis.asyncio import Redis
 
-from contracts import ConversationBusy, TurnClient, UserMessage
-from contracts.connection import open_async
-from contracts.conversation import CallEntry, Usage
-from contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_keys, conversation_of
-from contracts.replies import TurnCompleted, TurnRecord
-from contracts.requests import Limits
-from contracts.scripts import Call, load_script, run, text
-from ops.embedded import EmbeddedRedis
 from tests.support.driving import SHARD
-from worker.batching import ScriptBatcher
-from worker.effects import Effects, Loaded
-from worker.errors import LeaseLost
-from worker.lease import Lease
-from worker.store.cache import ContextCache
-from worker.store.conversations import Conversations
+from turnline.contracts import ConversationBusy, TurnClient, UserMessage
+from turnline.contracts.connection import open_async
+from turnline.contracts.conversation import CallEntry, Usage
+from turnline.contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_keys, conversation_of
+from turnline.contracts.protocol import Limits
+from turnline.contracts.replies import TurnCompleted, TurnRecord
+from turnline.contracts.scripts import Call, load_script, run, text
+from turnline.ops.embedded import EmbeddedRedis
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.effects import Effects, Loaded
+from turnline.worker.errors import LeaseLost
+from turnline.worker.lease import Lease
+from turnline.worker.store.cache import ContextCache
+from turnline.worker.store.conversations import Conversations
 
 T = TypeVar("T")
 CONVERSATIONS = ("a", "b")
@@ -164,7 +164,7 @@ class QueueAndStore(RuleBasedStateMachine):
     def claim(self, worker: int, loads: bool, hint: str | None = None) -> None:
         due = [name for name, told in self.model.items() if told.inbox and told.holder is None]
         call = Call(
-            load_script("claim", "worker.lua"),
+            load_script("claim", "turnline.worker.queue.lua"),
             (SHARD.queue, SHARD.token, SHARD.wake),
             (1, 3_600_000, f"w{worker}", ARQ_IN_PROGRESS, ARQ_JOB),
         )
@@ -370,7 +370,7 @@ class QueueAndStore(RuleBasedStateMachine):
         counts = told.holder == lease.value
         keys = lease.keys
         call = Call(
-            load_script("release", "worker.lua"),
+            load_script("release", "turnline.worker.queue.lua"),
             (keys.inbox, keys.state, keys.job, keys.in_progress, SHARD.queue, SHARD.wake),
             (keys.job_id, lease.value, defer, "backoff" if defer else "", ""),
         )
@@ -389,7 +389,7 @@ class QueueAndStore(RuleBasedStateMachine):
         lease, counts = self.held[worker].lease, self._counts(worker)
         keys = lease.keys
         call = Call(
-            load_script("renew", "worker.lua"),
+            load_script("renew", "turnline.worker.queue.lua"),
             (SHARD.queue, SHARD.workers, SHARD.worker_prefix + f"w{worker}", keys.in_progress),
             (3_600_000, f"w{worker}", b"{}", 60_000, keys.job_id, lease.value),
         )

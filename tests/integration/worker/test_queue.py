@@ -10,18 +10,18 @@ from arq.connections import ArqRedis
 from arq.worker import Retry, func
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, UserMessage
-from contracts.connection import open_async
-from contracts.jobs import deserialize_job, serialize_job
-from contracts.keys import shard_keys
-from ops.simulator import Simulator
 from tests.support.driving import fleet
 from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
-from worker.batching import ScriptBatcher
-from worker.main import arq_redis
-from worker.outcome import Done, Outcome, Parked
-from worker.queue import LeasedWorker, LeaseSettings
+from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.connection import open_async
+from turnline.contracts.job_format import deserialize_job, serialize_job
+from turnline.contracts.keys import shard_keys
+from turnline.ops.simulator import Simulator
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.main import arq_redis
+from turnline.worker.outcome import Done, Outcome, Parked
+from turnline.worker.queue.leased_worker import LeasedWorker, LeaseSettings
 
 SHARD = shard_keys(0)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from contracts import SyncTurnClient
-from ops.simulator import Simulator
 from tests.support.driving import fleet
-from worker.tools.loading import load_tools
+from turnline.contracts import SyncTurnClient
+from turnline.ops.simulator import Simulator
+from turnline.worker.tools.loader import load_tools
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 PRODUCER, TOOL = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
-from contracts.keys import conversation_keys
-from ops.simulator import Simulator
 from tests.support.driving import Hand
 from tests.support.driving import hand as open_hand
-from worker.outcome import Parked
+from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
+from turnline.contracts.keys import conversation_keys
+from turnline.ops.simulator import Simulator
+from turnline.worker.outcome import Parked
 
 KEYS = conversation_keys("{s0}", "c")
 

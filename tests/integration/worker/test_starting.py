@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import redis as redis_sync
 
-from contracts import SyncTurnClient, TurnClient, TurnCompleted, UserMessage
-from ops.embedded import EmbeddedRedis
-from ops.simulator import Simulator, SimulatorConfig
 from tests.support.driving import fleet, settings_for
 from tests.support.wait import wait_until, wait_until_sync
-from worker.main import Fleet
-from worker.services.openai.llm import create_client
-from worker.settings import SettingsError, described, from_env
-from worker.starting.provider import check_provider
-from worker.starting.server import check_redis
-from worker.starting.stage import StartFailed
+from turnline.contracts import SyncTurnClient, TurnClient, TurnCompleted, UserMessage
+from turnline.ops.embedded import EmbeddedRedis
+from turnline.ops.simulator import Simulator, SimulatorConfig
+from turnline.worker.main import Fleet
+from turnline.worker.services.openai.llm import create_client
+from turnline.worker.settings import SettingsError, described, from_env
+from turnline.worker.starting.provider_check import check_provider
+from turnline.worker.starting.redis_check import check_redis
+from turnline.worker.starting.stage import StartFailed
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -123,7 +123,7 @@ def test_settings_name_the_variable_and_what_it_takes(environ: dict[str, str], w
 
 
 def test_help_lists_every_setting_with_its_default() -> None:
-    """`python -m worker --help` teaches."""
+    """`python -m turnline.worker --help` teaches."""
     shown = subprocess.run(
         [sys.executable, "-m", "worker", "--help"],
         cwd=REPOSITORY,

@@ -7,7 +7,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from contracts import (
+from tests.support.driving import Hand
+from tests.support.keys import assert_keys_expire, kept
+from tests.support.wait import wait_until
+from turnline.contracts import (
     Configure,
     ContextAppend,
     ContextReplace,
@@ -22,7 +25,7 @@ from contracts import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
-from contracts.conversation import (
+from turnline.contracts.conversation import (
     AssistantEntry,
     ImagePart,
     ImageUrl,
@@ -30,15 +33,12 @@ from contracts.conversation import (
     TextPart,
     UserEntry,
 )
-from contracts.keys import conversation_keys
-from ops.embedded import EmbeddedRedis
-from ops.simulator import Simulator
-from tests.support.driving import Hand
-from tests.support.keys import assert_keys_expire, kept
-from tests.support.wait import wait_until
-from worker.effects import Effects
-from worker.errors import LeaseLost
-from worker.outcome import Parked
+from turnline.contracts.keys import conversation_keys
+from turnline.ops.embedded import EmbeddedRedis
+from turnline.ops.simulator import Simulator
+from turnline.worker.effects import Effects
+from turnline.worker.errors import LeaseLost
+from turnline.worker.outcome import Parked
 
 KEYS = conversation_keys("{s0}", "c")
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.bench.baselines.sse import _dechunked
-from ops.bench.plot import bars, curves
-from ops.bench.report import _markdown
-from ops.bench.results import (
+from turnline.ops.bench.baselines.sse import _dechunked
+from turnline.ops.bench.plot import bars, curves
+from turnline.ops.bench.report import _markdown
+from turnline.ops.bench.results import (
     Burst,
     Curve,
     Drill,
@@ -23,8 +23,8 @@ from ops.bench.results import (
     row_of,
     slope,
 )
-from ops.bench.scenarios import ABOUT, ALL, is_growth, scenarios, workers_of
-from ops.bench.verdict import budget, comparisons
+from turnline.ops.bench.scenarios import ABOUT, ALL, is_growth, scenarios, workers_of
+from turnline.ops.bench.verdict import budget, comparisons
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -16,14 +16,14 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 
-from worker.event_writer import EventWriter
-from worker.lease import Lease
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import OpenAILLMContextFrame
-from worker.pipeline.processor import DOWNSTREAM
-from worker.pipeline.stream import CompletionStream
-from worker.services.grok.llm import GrokLLMService
-from worker.tap import Tap
+from turnline.worker.lease import Lease
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import OpenAILLMContextFrame
+from turnline.worker.pipeline.processor import DOWNSTREAM
+from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.turn.event_writer import EventWriter
+from turnline.worker.turn.tap import Tap
 
 SHORT, LONG = 20, 220
 """Chunks of two replies; what they differ by is what chunks cost."""

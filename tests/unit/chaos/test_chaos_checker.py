@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.conversation import AssistantEntry, CallEntry, Totals, Usage, UserEntry
-from contracts.replies import (
+from turnline.contracts.conversation import AssistantEntry, CallEntry, Totals, Usage, UserEntry
+from turnline.contracts.replies import (
     TextDelta,
     TurnAbsorbed,
     TurnCompleted,
@@ -16,11 +16,11 @@ from contracts.replies import (
     TurnStarted,
     encode_event,
 )
-from ops.chaos.checker import Violation, check
-from ops.chaos.disturbances import Disturbance
-from ops.chaos.evidence import Evidence, Left, Request
-from ops.chaos.journal import Chat, Sent, Shown
-from ops.chaos.spending import check_spending
+from turnline.ops.chaos.checker import Violation, check
+from turnline.ops.chaos.disturbances import Disturbance
+from turnline.ops.chaos.evidence import Evidence, Left, Request
+from turnline.ops.chaos.journal import Chat, Sent, Shown
+from turnline.ops.chaos.spending import check_spending
 
 USAGE = Usage(prompt_tokens=10, completion_tokens=4, total_tokens=14)
 CUT = Usage(completion_tokens=1, total_tokens=1)

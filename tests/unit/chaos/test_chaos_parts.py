@@ -5,17 +5,24 @@ from typing import Any
 
 import pytest
 
-from contracts.replies import AnyEvent, TextDelta, TurnStarted
-from ops.chaos.disturbances import ALWAYS, FAULTS, MALFORMED, PER_MINUTE, Disturbance, planned
-from ops.chaos.recovery import percentile, recoveries_s
-from ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
-from ops.simulator import catalogue
+from turnline.contracts.replies import AnyEvent, TextDelta, TurnStarted
+from turnline.ops.chaos.disturbances import (
+    ALWAYS,
+    FAULTS,
+    MALFORMED,
+    PER_MINUTE,
+    Disturbance,
+    planned,
+)
+from turnline.ops.chaos.recovery import percentile, recoveries_s
+from turnline.ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
+from turnline.ops.simulator.faults import catalogue
 
 PACKAGES = {
-    "submit": "contracts.scripts",
-    "forget": "contracts.scripts",
-    "release": "worker.lua",
-    "renew": "worker.lua",
+    "submit": "turnline.contracts.scripts",
+    "forget": "turnline.contracts.scripts",
+    "release": "turnline.worker.queue.lua",
+    "renew": "turnline.worker.queue.lua",
 }
 
 
@@ -105,7 +112,7 @@ def lua_patches() -> list[Any]:
 @pytest.mark.parametrize("patch", lua_patches())
 def test_every_sabotage_fits_the_script_it_is_meant_for(patch: LuaPatch) -> None:
     """A script that changed must not make a sabotage, and so a check of the checker, a no-op."""
-    package = PACKAGES.get(patch.script, "worker.store.lua")
+    package = PACKAGES.get(patch.script, "turnline.worker.store.lua")
     text = resources.files(package).joinpath(f"{patch.script}.lua").read_text(encoding="utf-8")
 
     changed = patched(patch.script, text, (patch,))

@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 from redis.exceptions import ConnectionError as LostConnection
 
-from contracts import InboxFull, InvalidMessage, TurnUnknown
-from ops.cli.app import SECTIONS, turnline
-from ops.cli.failures import FAILED, USAGE, Failed, Failure, told
-from ops.embedded import ServerMissing
 from tests.support.recordings import REPOSITORY
+from turnline.contracts import InboxFull, InvalidMessage, TurnUnknown
+from turnline.ops.cli.app import SECTIONS, turnline
+from turnline.ops.cli.failures import FAILED, USAGE, Failed, Failure, told
+from turnline.ops.embedded import ServerMissing
 
 NAMES = [name for section in SECTIONS.values() for name in section]
 
@@ -29,7 +29,7 @@ def test_the_help_names_every_command() -> None:
 def test_the_help_loads_nothing_heavy() -> None:
     """It is there before anybody wonders: no Redis, no client, no rich."""
     program = (
-        "import sys; from ops.cli.app import turnline; "
+        "import sys; from turnline.ops.cli.app import turnline; "
         "turnline(['--help'], standalone_mode=False); "
         "print([m for m in ('contracts', 'redis', 'rich', 'openai', 'worker') if m in sys.modules])"
     )

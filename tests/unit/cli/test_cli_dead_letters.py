@@ -3,9 +3,15 @@
 import msgspec
 import pytest
 
-from contracts import InvalidMessage, UserMessage
-from contracts.messages import encode
-from ops.cli.dead_letters import DeadLetter, chosen, letter_of, message_again, next_turn_id
+from turnline.contracts import InvalidMessage, UserMessage
+from turnline.contracts.messages import encode
+from turnline.ops.fleet.dead_letters import (
+    DeadLetter,
+    chosen,
+    letter_of,
+    message_again,
+    next_turn_id,
+)
 
 
 def letter(**fields: object) -> DeadLetter:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.recordings import REPOSITORY
-from worker.extras import DEV, WORKER
+from turnline.worker.extras import DEV, WORKER
 
 MODULES = {"jsonschema-rs": "jsonschema_rs", "opentelemetry-proto": "opentelemetry"}
 
@@ -20,7 +20,7 @@ def run(
     names: frozenset[str],
     *words: str,
     program: str = "",
-    module: str = "ops.cli",
+    module: str = "turnline.ops.cli",
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line where these packages cannot be imported."""
     code = "raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n"
@@ -67,7 +67,7 @@ def test_with_a_producers_packages(words: tuple[str, ...], tmp_path: Path) -> No
 def test_a_worker_with_a_producers_packages(
     words: tuple[str, ...], names: frozenset[str], tmp_path: Path
 ) -> None:
-    """`python -m worker` says the same, also where somebody else brought some of them."""
+    """`python -m turnline.worker` says the same, also where somebody else brought some of them."""
     ran = run(tmp_path, names, *words, module="worker")
 
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -89,7 +89,7 @@ def test_a_page_of_figures_needs_what_draws_before_anything_is_measured(tmp_path
 EACH_HELP = """
 import sys
 from click.testing import CliRunner
-from ops.cli.app import SECTIONS, turnline
+from turnline.ops.cli.app import SECTIONS, turnline
 for command in [name for section in SECTIONS.values() for name in section]:
     ran = CliRunner().invoke(turnline, [command, "--help"], prog_name="turnline")
     if ran.exit_code != 0:

@@ -5,13 +5,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from contracts import TurnCompleted
-from contracts.replies import TurnRecord, encode_event
-from ops.cli.failures import Failure
-from ops.cli.inspecting import turns_in_order
-from ops.cli.queue_state import QueueState, Worker, merged
-from ops.cli.recordings import read_dialogues, recorded_context
-from ops.simulator.dialogues import Dialogue, RecordedTurn
+from turnline.contracts import TurnCompleted
+from turnline.contracts.replies import TurnRecord, encode_event
+from turnline.ops.cli.failures import Failure
+from turnline.ops.cli.inspecting import turns_in_order
+from turnline.ops.fleet.queue_state import QueueState, Worker, merged
+from turnline.ops.replay.recordings import read_dialogues, recorded_context
+from turnline.ops.simulator.model.dialogues import Dialogue, RecordedTurn
 
 GOOD = (
     b'{"dialogue_id":"d1","turns":[{"speaker":"user","text":"Hello"},'

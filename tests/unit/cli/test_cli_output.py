@@ -6,11 +6,11 @@ import re
 import pytest
 from rich.console import Console
 
-from contracts import TextDelta, TurnCompleted, TurnFailed, TurnStarted
-from contracts.conversation import Usage
-from contracts.replies import AnyEvent
-from ops.cli import output
-from ops.cli.failures import Failed
+from turnline.contracts import TextDelta, TurnCompleted, TurnFailed, TurnStarted
+from turnline.contracts.conversation import Usage
+from turnline.contracts.replies import AnyEvent
+from turnline.ops.cli import output
+from turnline.ops.cli.failures import Failed
 
 IDS = {"conversation_id": "c", "turn_id": "t"}
 

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ops.cli.app import turnline
+from turnline.ops.cli.app import turnline
 
 PRINT_NOTHING_TO_READ = {
     "chat",  # a conversation with a person

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.conversation import (
+from turnline.contracts.conversation import (
     AssistantEntry,
     CallEntry,
     ContextEntry,
@@ -15,12 +15,12 @@ from contracts.conversation import (
     Usage,
     UserEntry,
 )
-from contracts.replies import TurnCompleted, TurnRecord
-from ops.cli.replay_check import ExpectedCalls, Kept, faults_of, quantile
-from ops.cli.sim_ledger import Served
-from ops.simulator.dialogues import Dialogue, RecordedTurn
-from ops.simulator.usage import CompletionDetails, PromptDetails
-from ops.simulator.usage import Usage as WireUsage
+from turnline.contracts.replies import TurnCompleted, TurnRecord
+from turnline.ops.replay.comparison import ExpectedCalls, Kept, faults_of, quantile
+from turnline.ops.replay.served import Served
+from turnline.ops.simulator.model.dialogues import Dialogue, RecordedTurn
+from turnline.ops.simulator.model.usage import CompletionDetails, PromptDetails
+from turnline.ops.simulator.model.usage import Usage as WireUsage
 
 Change = Callable[[Kept, list[Served]], tuple[Kept, list[Served]]]
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from contracts.conversation import (
+from turnline.contracts.conversation import (
     AssistantEntry,
     CallEntry,
     ConversationSettings,
@@ -20,7 +20,7 @@ from contracts.conversation import (
     Usage,
     UserEntry,
 )
-from contracts.messages import (
+from turnline.contracts.messages import (
     Configure,
     ContextAppend,
     ContextReplace,
@@ -31,7 +31,7 @@ from contracts.messages import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
-from contracts.replies import (
+from turnline.contracts.replies import (
     Receipt,
     TextDelta,
     ToolCallFinished,

@@ -7,14 +7,14 @@ import msgspec
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from contracts.conversation import (
+from turnline.contracts.conversation import (
     FUNCTION_NAME_PATTERN,
     ID_PATTERN,
     URL_PATTERN,
     AssistantEntry,
 )
-from contracts.messages import UserMessage
-from contracts.replies import TurnRecord
+from turnline.contracts.messages import UserMessage
+from turnline.contracts.replies import TurnRecord
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)

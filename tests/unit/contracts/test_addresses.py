@@ -4,9 +4,9 @@ import ssl
 
 import pytest
 
-from contracts import InvalidAddress, SyncTurnClient, TurnClient, TurnlineError
-from contracts.addresses import OVERRIDDEN, read_address, where
-from contracts.connection import open_async, open_sync
+from turnline.contracts import InvalidAddress, SyncTurnClient, TurnClient, TurnlineError
+from turnline.contracts.addresses import OVERRIDDEN, read_address, where
+from turnline.contracts.connection import open_async, open_sync
 
 SECRET = "s3cret"
 

@@ -6,9 +6,15 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from contracts.conversation import CallEntry, ConversationSettings, Totals, decode_context_entry
-from contracts.messages import TYPES, Inbound, decode, encode
-from contracts.replies import (
+from tests.unit.contracts.examples import EVENTS, INBOUND, RECORDS
+from turnline.contracts.conversation import (
+    CallEntry,
+    ConversationSettings,
+    Totals,
+    decode_context_entry,
+)
+from turnline.contracts.messages import TYPES, Inbound, decode, encode
+from turnline.contracts.replies import (
     AnyEvent,
     Receipt,
     decode_event,
@@ -16,7 +22,6 @@ from contracts.replies import (
     decode_tool_request,
     encode_event,
 )
-from tests.unit.contracts.examples import EVENTS, INBOUND, RECORDS
 
 GOLDEN = Path(__file__).with_name("golden")
 READERS = {

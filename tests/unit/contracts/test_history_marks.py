@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
-import contracts.history
-from contracts import TurnCompleted, TurnInterrupted
-from contracts.history import HistoryReading
-from contracts.keys import conversation_keys
-from contracts.replies import History, TurnRecord, encode_event
+import turnline.contracts.history
+from turnline.contracts import TurnCompleted, TurnInterrupted
+from turnline.contracts.history import HistoryReading
+from turnline.contracts.keys import conversation_keys
+from turnline.contracts.replies import History, TurnRecord, encode_event
 
 KEYS = conversation_keys("{s0}", "c")
 USER = {"role": "user", "content": "?"}
@@ -115,7 +115,7 @@ def test_no_more_records_are_read_than_the_context_goes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A page at a time, newest first; none of before the context was replaced but a page."""
-    monkeypatch.setattr(contracts.history, "PAGE", 4)
+    monkeypatch.setattr(turnline.contracts.history, "PAGE", 4)
     old = [turn(2 * n, 2 * n + 2, "Old") for n in range(40)]
     new = [turn(1 + n, 2 + n, f"New {n}") for n in range(6)]
     kept = Kept([USER, *(said(f"New {n}") for n in range(6))], [*old, NOTE, *new])
@@ -129,7 +129,7 @@ def test_no_more_records_are_read_than_the_context_goes_back(
 
 def test_turns_that_come_in_between_pages_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are counted from the newest end: what is shown twice is read once."""
-    monkeypatch.setattr(contracts.history, "PAGE", 2)
+    monkeypatch.setattr(turnline.contracts.history, "PAGE", 2)
     kept = Kept([said(f"S {n}") for n in range(8)], [turn(n, n + 1, f"S {n}") for n in range(8)])
     reading, history, late = HistoryReading("c", KEYS), None, 8
     while history is None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.keys import conversation_keys, conversation_of, shard_keys, shard_of
 from tests.unit.contracts.generated import IDS
+from turnline.contracts.keys import conversation_keys, conversation_of, shard_keys, shard_of
 
 # Fixed for ever: a conversation that moves to another shard loses its history.
 VECTORS = [

@@ -20,10 +20,11 @@ def test_the_contracts_load_little_beside_redis() -> None:
     """Beyond redis-py: msgspec, OpenTelemetry's API where installed, ourselves, the library."""
     base = modules_after("import redis, redis.asyncio")
 
-    added = modules_after("import contracts") - base
+    added = modules_after("import turnline.contracts") - base
 
     packages = {name.partition(".")[0] for name in added} - sys.stdlib_module_names
-    assert packages <= {"contracts", "msgspec", "opentelemetry", "typing_extensions"}
+    assert packages <= {"turnline", "msgspec", "opentelemetry", "typing_extensions"}
     assert not {name for name in added if name.startswith("opentelemetry.sdk")}
     assert not packages & HEAVY
+    assert not {name for name in added if name.startswith(("turnline.worker", "turnline.ops"))}
     assert len(added) < 80

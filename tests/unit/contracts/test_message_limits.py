@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import InvalidMessage, ToolResult, TurnlineError, UserMessage
-from contracts.conversation import SUBMITTED_ID_PATTERN, SettingsChange
-from contracts.messages import Inbound, decode, encode, validated
-from contracts.requests import Requests, configure_message
 from tests.unit.contracts.examples import INBOUND
+from turnline.contracts import InvalidMessage, ToolResult, TurnlineError, UserMessage
+from turnline.contracts.conversation import SUBMITTED_ID_PATTERN, SettingsChange
+from turnline.contracts.messages import Inbound, decode, encode, validated
+from turnline.contracts.protocol import Requests, configure_message
 
 KIB = 1024
 ID_RULE = "1 to 200 printable characters (Unicode NFC) without spaces or braces"

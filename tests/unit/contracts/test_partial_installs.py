@@ -9,13 +9,13 @@ import pytest
 from tests.support.recordings import REPOSITORY
 
 PROGRAM = """
-import contracts, contracts.connection
-from contracts.trace_context import current
-pool = contracts.connection.pool_of("redis://127.0.0.1:1/0")
+import turnline.contracts, turnline.contracts.connection
+from turnline.contracts.trace_context import current
+pool = turnline.contracts.connection.pool_of("redis://127.0.0.1:1/0")
 packed = b"".join(pool.make_connection().pack_command("SET", "k", 1))
 assert packed == b"*3\\r\\n$3\\r\\nSET\\r\\n$1\\r\\nk\\r\\n$1\\r\\n1\\r\\n", packed
 assert current().traceparent.startswith("00-")
-contracts.UserMessage(conversation_id="c", text="t")
+turnline.contracts.UserMessage(conversation_id="c", text="t")
 """
 MISSING = "raise ModuleNotFoundError('not installed')"
 BROKEN = "raise ImportError('built for another Python')"

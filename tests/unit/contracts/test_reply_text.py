@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.replies import (
+from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.replies import (
     AnyEvent,
     TextDelta,
     ToolCallStarted,
@@ -18,7 +19,6 @@ from contracts.replies import (
     TurnInterrupted,
     TurnStarted,
 )
-from contracts.requests import TextAssembler
 
 IDS = {"conversation_id": "c", "turn_id": "t"}
 # Each attempt writes with letters of its own, so that a mixture shows.

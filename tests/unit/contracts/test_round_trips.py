@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
-from contracts.conversation import (
+from tests.unit.contracts.generated import IDS, structs
+from turnline.contracts.conversation import (
     CallEntry,
     ContextEntry,
     ConversationSettings,
@@ -17,11 +18,10 @@ from contracts.conversation import (
     Usage,
     decode_context_entry,
 )
-from contracts.jobs import conversation_job, deserialize_job, serialize_job
-from contracts.messages import Inbound, decode, validated
-from contracts.replies import AnyEvent, Receipt, TurnRecord, decode_event, encode_event
-from contracts.requests import is_group_lost
-from tests.unit.contracts.generated import IDS, structs
+from turnline.contracts.job_format import conversation_job, deserialize_job, serialize_job
+from turnline.contracts.messages import Inbound, decode, validated
+from turnline.contracts.protocol import is_group_lost
+from turnline.contracts.replies import AnyEvent, Receipt, TurnRecord, decode_event, encode_event
 
 
 @pytest.mark.parametrize("message", get_args(Inbound), ids=lambda cls: cls.__name__)

@@ -10,11 +10,13 @@ from typing import Any, get_args
 
 import pytest
 
-from contracts.keys import shard_keys
-from contracts.messages import Inbound
-from contracts.replies import TERMINAL, AnyEvent
-from contracts.requests import Requests
-from contracts.schema import (
+from tests.support.recordings import REPOSITORY
+from tests.unit.contracts.examples import EVENTS, INBOUND
+from turnline.contracts.keys import shard_keys
+from turnline.contracts.messages import Inbound
+from turnline.contracts.protocol import Requests
+from turnline.contracts.replies import TERMINAL, AnyEvent
+from turnline.contracts.schema import (
     asyncapi,
     committed,
     documents,
@@ -22,9 +24,7 @@ from contracts.schema import (
     inbound_schema,
     read_header,
 )
-from contracts.scripts import load_script
-from tests.support.recordings import REPOSITORY
-from tests.unit.contracts.examples import EVENTS, INBOUND
+from turnline.contracts.scripts import load_script
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -81,14 +81,14 @@ def faults(value: Any, schema: Any, root: Any) -> list[str]:
 
 
 def test_the_committed_files_are_up_to_date() -> None:
-    """After a change of the structs or of submit.lua: `python -m contracts.schema --write`."""
+    """After a change of structs or submit.lua: `python -m turnline.contracts.schema --write`."""
     assert {name: committed(name) for name in documents()} == documents()
 
 
 def test_the_command_checks_and_prints() -> None:
     """`--check` is for continuous integration."""
     run = subprocess.run(
-        [sys.executable, "-m", "contracts.schema", "--check"],
+        [sys.executable, "-m", "turnline.contracts.schema", "--check"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

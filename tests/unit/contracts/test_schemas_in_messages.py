@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import Configure, InvalidMessage, UserMessage
-from contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
-from contracts.requests import Requests
-from contracts.schemas import BadSchema, Schemas, one_line
 from tests.support.recordings import REPOSITORY
+from turnline.contracts import Configure, InvalidMessage, UserMessage
+from turnline.contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
+from turnline.contracts.json_schemas import BadSchema, Schemas, one_line
+from turnline.contracts.protocol import Requests
 
 BAD: dict[str, Any] = {"properties": {"a": {"required": 5}}}
 
@@ -61,8 +61,8 @@ def test_a_client_without_the_library_leaves_it_to_the_worker() -> None:
     """The schema passes, within its bounds and of a known wrapper."""
     program = (
         "import sys; sys.modules['jsonschema_rs'] = None\n"
-        "from contracts import InvalidMessage, UserMessage\n"
-        "from contracts.requests import Requests\n"
+        "from turnline.contracts import InvalidMessage, UserMessage\n"
+        "from turnline.contracts.protocol import Requests\n"
         "def say(asked):\n"
         "    message = UserMessage(conversation_id='c', text='x', response_format=asked)\n"
         "    try:\n"

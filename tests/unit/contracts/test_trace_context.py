@@ -8,11 +8,11 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from contracts import Interrupt
-from contracts.messages import decode
-from contracts.requests import Requests
-from contracts.trace_context import current, trace_id_of
 from tests.support.recordings import REPOSITORY
+from turnline.contracts import Interrupt
+from turnline.contracts.messages import decode
+from turnline.contracts.protocol import Requests
+from turnline.contracts.trace_context import current, trace_id_of
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -50,7 +50,7 @@ def test_opentelemetry_need_not_be_installed() -> None:
     """A producer without it still starts a trace."""
     program = (
         "import sys; sys.modules['opentelemetry'] = None\n"
-        "from contracts.trace_context import current\n"
+        "from turnline.contracts.trace_context import current\n"
         "print(current().traceparent)"
     )
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ops.fuzz.coverage import Edges
-from ops.fuzz.mutation import MARK, mutate_bytes
-from ops.fuzz.search import Found, Search, Tally, broken_rule, merged
-from ops.fuzz.shift import NOTE_BYTES, noted, noting
-from ops.fuzz.targets import Target, Verdict, Violation, must, targets
 from tests.support.lengths import length
+from turnline.ops.fuzz.coverage import Edges
+from turnline.ops.fuzz.mutation import MARK, mutate_bytes
+from turnline.ops.fuzz.search import Found, Search, Tally, broken_rule, merged
+from turnline.ops.fuzz.shift import NOTE_BYTES, noted, noting
+from turnline.ops.fuzz.targets import Target, Verdict, Violation, must, targets
 
 TARGETS = targets()
 PARTS = length(5, 1)
@@ -130,7 +130,7 @@ def test_too_much_work_and_broken_rules_are_violations() -> None:
 
 def test_an_error_that_repeats_the_input_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mark in the inputs is what is looked for."""
-    monkeypatch.setattr("contracts.messages.TYPES", f"anything but {MARK}")
+    monkeypatch.setattr("turnline.contracts.messages.TYPES", f"anything but {MARK}")
 
     assert broken_rule(TARGETS["messages"], b"{}") == "an error repeats what was sent"
 
@@ -138,7 +138,7 @@ def test_an_error_that_repeats_the_input_is_a_violation(monkeypatch: pytest.Monk
 def test_a_reader_that_depends_on_the_cuts_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any way of cutting a stream has to give the same events."""
     monkeypatch.setattr(
-        "worker.pipeline.stream.CompletionStream._with_plain_newlines",
+        "turnline.worker.pipeline.stream.CompletionStream._with_plain_newlines",
         lambda _, data: data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"),  # forgets a CR
     )
     data = b'data: {"choices":[\r\ndata: {}]}\r\n\r\n'

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from worker.pipeline.aggregators import (
+from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
     LLMUserContextAggregator,
 )
-from worker.pipeline.context import Message, OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.context import Message, OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     EndFrame,
     Frame,
     FunctionCallCancelFrame,
@@ -31,8 +31,8 @@ from worker.pipeline.frames import (
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from worker.pipeline.hooks import refuse_dead_overrides
-from worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.overrides import refuse_dead_overrides
+from turnline.worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
 
 RAW = LLMAssistantAggregatorParams(expect_stripped_words=False)
 START, END = LLMFullResponseStartFrame(), LLMFullResponseEndFrame()

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.pipeline.aggregators import (
+from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
     cut_to_heard,
 )
-from worker.pipeline.context import Message, OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.context import Message, OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     BotStoppedSpeakingFrame,
     CancelFrame,
     EndFrame,
@@ -34,7 +34,7 @@ from worker.pipeline.frames import (
     UserImageRawFrame,
     UserImageRequestFrame,
 )
-from worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
 
 NOON = "2026-11-22T12:00:00.000+00:00"
 NAMES = {

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.recordings import recorded
-from worker.errors import ReplyTooLarge
-from worker.pipeline.call_parts import ToolCallCollector, ToolCallDelta, ToolCallParts
-from worker.pipeline.stream import (
+from turnline.worker.errors import ReplyTooLarge
+from turnline.worker.pipeline.call_parts import ToolCallCollector, ToolCallDelta, ToolCallParts
+from turnline.worker.pipeline.stream import (
     EVENT_MAX_BYTES,
     CompletionStream,
     EmptyDelta,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from worker.pipeline import frames
-from worker.pipeline.frames import (
+from turnline.worker.pipeline import frames
+from turnline.worker.pipeline.frames import (
     ControlFrame,
     DataFrame,
     EndFrame,
@@ -19,7 +19,7 @@ from worker.pipeline.frames import (
     TextFrame,
     UserImageRawFrame,
 )
-from worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor, Pipeline
+from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor, Pipeline
 
 
 @dataclass

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import Frame, FunctionCallResultFrame
-from worker.pipeline.functions import (
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import Frame, FunctionCallResultFrame
+from turnline.worker.pipeline.functions import (
     GRACE_S,
     FunctionCallBatch,
     FunctionCallParams,
     FunctionRegistry,
     function_call,
 )
-from worker.pipeline.processor import FrameDirection, FrameProcessor
+from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor
 
 
 class Sink(FrameProcessor):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.tools import NOT_GIVEN, FunctionSchema, ToolsSchema
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, FunctionSchema, ToolsSchema
 
 USER = {"role": "user", "content": "Grüße 👋"}
 CALL = {

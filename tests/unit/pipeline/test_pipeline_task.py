@@ -6,7 +6,7 @@ from typing import Any, Self
 import pytest
 
 from tests.support.wait import wait_until
-from worker.pipeline.aggregators import (
+from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
     LLMAssistantResponseAggregator,
@@ -15,8 +15,8 @@ from worker.pipeline.aggregators import (
     LLMUserContextAggregator,
     LLMUserResponseAggregator,
 )
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     CancelTaskFrame,
     EmulateUserStartedSpeakingFrame,
     EmulateUserStoppedSpeakingFrame,
@@ -41,8 +41,8 @@ from worker.pipeline.frames import (
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor, Pipeline
-from worker.pipeline.task import PipelineParams, PipelineRunner, PipelineTask
+from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor, Pipeline
+from turnline.worker.pipeline.task import PipelineParams, PipelineRunner, PipelineTask
 
 
 class Seen(FrameProcessor):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.pipeline.aggregators import LLMUserAggregatorParams, LLMUserContextAggregator
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.aggregators import LLMUserAggregatorParams, LLMUserContextAggregator
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     EmulateUserStartedSpeakingFrame,
@@ -28,7 +28,7 @@ from worker.pipeline.frames import (
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
 
 TIMEOUT_S = 0.1
 NAMES = {

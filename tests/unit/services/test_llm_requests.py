@@ -8,13 +8,16 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from worker.pipeline.aggregators import LLMAssistantAggregatorParams, LLMUserAggregatorParams
-from worker.pipeline.context import OpenAILLMContext
-from worker.pipeline.frames import LLMUpdateSettingsFrame
-from worker.pipeline.processor import DOWNSTREAM
-from worker.pipeline.tools import NOT_GIVEN, FunctionSchema, ToolsSchema
-from worker.services.grok.llm import GrokContextAggregatorPair, GrokLLMService
-from worker.services.openai.llm import OpenAILLMService, create_client
+from turnline.worker.pipeline.aggregators import (
+    LLMAssistantAggregatorParams,
+    LLMUserAggregatorParams,
+)
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.frames import LLMUpdateSettingsFrame
+from turnline.worker.pipeline.processor import DOWNSTREAM
+from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, FunctionSchema, ToolsSchema
+from turnline.worker.services.grok.llm import GrokContextAggregatorPair, GrokLLMService
+from turnline.worker.services.openai.llm import OpenAILLMService, create_client
 
 Params = OpenAILLMService.InputParams
 TOOLS = ToolsSchema([FunctionSchema("f", "does f", {"a": {"type": "integer"}}, ["a"])])

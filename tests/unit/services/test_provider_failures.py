@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.recordings import recorded
-from worker.errors import (
+from turnline.worker.errors import (
     ContextTooLong,
     ProviderRejected,
     ProviderUnavailable,
@@ -15,8 +15,8 @@ from worker.errors import (
     UnusableReply,
     WorkerError,
 )
-from worker.pipeline.stream import StreamFailed
-from worker.services.openai.failures import (
+from turnline.worker.pipeline.stream import StreamFailed
+from turnline.worker.services.openai.failures import (
     RETRY_AFTER_MAX_S,
     failure_in_stream,
     failure_of_response,

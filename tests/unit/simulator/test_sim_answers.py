@@ -9,14 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.simulator.config import Pacing
-from ops.simulator.dialogues import Dialogue, Dialogues, Next, RecordedTurn, ServiceCall
-from ops.simulator.jsonschema import instance
-from ops.simulator.ledger import Entry, Ledger
-from ops.simulator.pacing import Tempo
-from ops.simulator.plan import Frame, FrameKind, Plan
-from ops.simulator.prompt import CalledFunction, ChatMessage, EarlierCall
-from ops.simulator.usage import CompletionDetails, PromptDetails, Usage
+from turnline.ops.simulator.config import Pacing
+from turnline.ops.simulator.faults.response_plan import Frame, FrameKind, Plan
+from turnline.ops.simulator.ledger import Entry, Ledger
+from turnline.ops.simulator.model.dialogues import (
+    Dialogue,
+    Dialogues,
+    Next,
+    RecordedTurn,
+    ServiceCall,
+)
+from turnline.ops.simulator.model.pacing import Tempo
+from turnline.ops.simulator.model.prompt import CalledFunction, ChatMessage, EarlierCall
+from turnline.ops.simulator.model.schema_values import instance
+from turnline.ops.simulator.model.usage import CompletionDetails, PromptDetails, Usage
 
 CALL = ServiceCall("Book", {"table": "2"})
 BOOKING = Dialogue(

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.simulator.config import Profile
-from ops.simulator.limits import RateLimiter
-from ops.simulator.models import catalogue
-from ops.simulator.prompt import (
+from tests.support.recordings import recorded
+from turnline.ops.simulator.config import Profile
+from turnline.ops.simulator.model.models import catalogue
+from turnline.ops.simulator.model.prompt import (
     BadMessage,
     MessageReader,
     Prompt,
@@ -19,9 +19,9 @@ from ops.simulator.prompt import (
     ToolFunction,
     prompt_of,
 )
-from ops.simulator.tokens import count, split
-from ops.simulator.usage import Usage, usage
-from tests.support.recordings import recorded
+from turnline.ops.simulator.model.rate_limits import RateLimiter
+from turnline.ops.simulator.model.tokens import count, split
+from turnline.ops.simulator.model.usage import Usage, usage
 
 MODERN = catalogue(Profile.MODERN)
 GROK = MODERN.models["grok-4.3"]

@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.simulator import catalogue
-from ops.simulator.plan import BadPosition, Frame, FrameKind, Plan, Position, Where, position
-from ops.simulator.rules import Rule, RuleBook
-from ops.simulator.scenario import BadScenario, Scenario, parse
+from turnline.ops.simulator.faults import catalogue
+from turnline.ops.simulator.faults.response_plan import (
+    BadPosition,
+    Frame,
+    FrameKind,
+    Plan,
+    Position,
+    Where,
+    position,
+)
+from turnline.ops.simulator.faults.rules import Rule, RuleBook
+from turnline.ops.simulator.faults.scenario import BadScenario, Scenario, parse
 
 
 @pytest.mark.parametrize(

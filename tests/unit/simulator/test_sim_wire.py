@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.simulator.chunks import Chunk, ChunkWriter, Completion, Delta
-from ops.simulator.http1 import BadRequest, RequestReader
 from tests.support.recordings import recorded
+from turnline.ops.simulator.http.http1 import BadRequest, RequestReader
+from turnline.ops.simulator.model.chunks import Chunk, ChunkWriter, Completion, Delta
 
 
 @recorded("xai/chat.*.jsonl")

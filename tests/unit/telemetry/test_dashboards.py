@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.support.recordings import REPOSITORY
-from worker.telemetry.metrics import TurnMeters, prometheus_name
+from turnline.worker.telemetry.metrics import TurnMeters, prometheus_name
 
 DEPLOY = REPOSITORY / "ops" / "deploy"
 ALERTS = (DEPLOY / "prometheus" / "alerts.yaml").read_text()

@@ -7,11 +7,11 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
-from contracts.trace_context import Link
-from worker.telemetry import names as n
-from worker.telemetry.encoding import add_span, metrics_request, resource_of
-from worker.telemetry.metrics import TurnMeters
-from worker.telemetry.spans import Span, SpanEvent
+from turnline.contracts.trace_context import Link
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.encoding import add_span, metrics_request, resource_of
+from turnline.worker.telemetry.metrics import TurnMeters
+from turnline.worker.telemetry.spans import Span, SpanEvent
 
 
 def encoded(**more: Any) -> Any:

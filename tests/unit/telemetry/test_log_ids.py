@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.logs import JsonFormatter, TextFormatter, WithIds, say_with
+from turnline.worker.logs import JsonFormatter, TextFormatter, WithIds, say_with
 
 log = logging.getLogger("turnline.test")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.logs import JsonFormatter, TextFormatter, facts_of, on_loop_error
+from turnline.worker.logs import JsonFormatter, TextFormatter, facts_of, on_loop_error
 
 CANARY = "wombat-7c1f"
 HEAD = ["at", "level", "logger", "event"]

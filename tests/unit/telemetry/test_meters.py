@@ -1,6 +1,6 @@
 """Meters, and how Prometheus reads them."""
 
-from worker.telemetry.metrics import Meter, TurnMeters, prometheus_name, prometheus_text
+from turnline.worker.telemetry.metrics import Meter, TurnMeters, prometheus_name, prometheus_text
 
 
 def test_a_counter_grows_by_labels() -> None:

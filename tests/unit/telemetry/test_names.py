@@ -12,7 +12,7 @@ from opentelemetry.semconv._incubating.attributes import (
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 from opentelemetry.semconv.attributes import error_attributes, server_attributes
 
-from worker.telemetry import names
+from turnline.worker.telemetry import names
 
 KNOWN = {
     value

@@ -1,6 +1,6 @@
 """Where the spans of a turn belong, as all workers work it out by themselves."""
 
-from contracts.trace_context import (
+from turnline.contracts.trace_context import (
     LATE_MS,
     Link,
     TraceContext,

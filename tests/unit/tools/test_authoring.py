@@ -15,13 +15,13 @@ import msgspec
 import pydantic
 import pytest
 
-from worker.tool_calls import CallIds
-from worker.tools import Tool, ToolContext, ToolFailed, tool
-from worker.tools.declaring import ToolOptions, name_of
-from worker.tools.describing import describe
-from worker.tools.loading import LoadedTool, LoadedTools
-from worker.tools.running import Toolbox
-from worker.tools.types import BadTool
+from turnline.worker.tools import Tool, ToolContext, ToolFailed, tool
+from turnline.worker.tools.declaration import ToolOptions, name_of
+from turnline.worker.tools.description import describe
+from turnline.worker.tools.loader import LoadedTool, LoadedTools
+from turnline.worker.tools.runner import Toolbox
+from turnline.worker.tools.types import BadTool
+from turnline.worker.turn.tool_calls import CallIds
 
 IDS = CallIds("c", "t", 1, "call")
 

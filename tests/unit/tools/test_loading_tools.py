@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from worker.tools import Tool, ToolContext, tool
-from worker.tools.describing import describe
-from worker.tools.loading import load_tools
-from worker.tools.types import BadTool
+from turnline.worker.tools import Tool, ToolContext, tool
+from turnline.worker.tools.description import describe
+from turnline.worker.tools.loader import load_tools
+from turnline.worker.tools.types import BadTool
 
 
 class Address(msgspec.Struct):
@@ -140,7 +140,7 @@ def test_modules_are_loaded_and_their_faults_named(
     monkeypatch.syspath_prepend(str(tmp_path))
     modules = {
         "good_tools": '''
-            from worker.tools import tool
+            from turnline.worker.tools import tool
             def plain(number: int) -> int:
                 """Plain."""
                 return number
@@ -152,7 +152,7 @@ def test_modules_are_loaded_and_their_faults_named(
                 pass
         ''',
         "bad_tools": '''
-            from worker.tools import tool
+            from turnline.worker.tools import tool
             @tool
             def silent() -> None: ...
             @tool(name="twice")

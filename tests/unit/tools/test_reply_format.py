@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from contracts.schemas import BadSchema
-from worker.checking import Checker
-from worker.reply_format import InvalidReply, parsed_reply, request_format
+from turnline.contracts.json_schemas import BadSchema
+from turnline.worker.schema_checking import Checker
+from turnline.worker.turn.reply_format import InvalidReply, parsed_reply, request_format
 
 NODE = {
     "$ref": "#/$defs/Node",

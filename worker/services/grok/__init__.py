@@ -1,1 +1,4 @@
-"""xAI's Grok."""
+"""xAI's Grok.
+
+Only what sets Grok apart from other OpenAI-compatible models.
+"""

@@ -8,10 +8,13 @@ from typing import Any, ClassVar, Final
 import msgspec
 from openai import AsyncOpenAI
 
-from worker.pipeline.aggregators import LLMAssistantAggregatorParams, LLMUserAggregatorParams
-from worker.pipeline.context import MessageAdapter, OpenAILLMContext
-from worker.pipeline.frames import LLMTokenUsage
-from worker.services.openai.llm import (
+from turnline.worker.pipeline.aggregators import (
+    LLMAssistantAggregatorParams,
+    LLMUserAggregatorParams,
+)
+from turnline.worker.pipeline.context import MessageAdapter, OpenAILLMContext
+from turnline.worker.pipeline.frames import LLMTokenUsage
+from turnline.worker.services.openai.llm import (
     ASSISTANT_PARAMS,
     USER_PARAMS,
     OpenAIAssistantContextAggregator,

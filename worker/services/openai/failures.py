@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from worker.errors import (
+from turnline.worker.errors import (
     ContextTooLong,
     ProviderRejected,
     ProviderUnavailable,
@@ -16,7 +16,7 @@ from worker.errors import (
     UnusableReply,
     Words,
 )
-from worker.pipeline.stream import StreamFailed, failure_of_body
+from turnline.worker.pipeline.stream import StreamFailed, failure_of_body
 
 RETRY_AFTER_MAX_S: Final = 120.0
 """A longer wait than this is not believed, seconds."""

@@ -19,10 +19,10 @@ from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
 from openai import AsyncOpenAI
 from openai import NotGiven as OpenAINotGiven
 
-from contracts.conversation import check_visible
-from contracts.errors import InvalidMessage
-from contracts.numbers import number
-from worker.errors import (
+from turnline.contracts.conversation import check_visible
+from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.numbers import number
+from turnline.worker.errors import (
     ProviderUnavailable,
     ReplyTooLarge,
     Stalled,
@@ -30,23 +30,23 @@ from worker.errors import (
     UnusableReply,
     WorkerError,
 )
-from worker.pipeline.aggregators import (
+from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
     LLMUserAggregatorParams,
     LLMUserContextAggregator,
     to_json,
 )
-from worker.pipeline.call_parts import NAME_MAX_CHARS, ToolCallCollector, ToolCallDelta
-from worker.pipeline.calls import CallObserver, LLMCall, Outcome, estimated_tokens
-from worker.pipeline.context import (
+from turnline.worker.pipeline.call_parts import NAME_MAX_CHARS, ToolCallCollector, ToolCallDelta
+from turnline.worker.pipeline.calls import CallObserver, LLMCall, Outcome, estimated_tokens
+from turnline.worker.pipeline.context import (
     Message,
     MessageAdapter,
     OpenAILLMContext,
     PlainMessages,
     is_given,
 )
-from worker.pipeline.frames import (
+from turnline.worker.pipeline.frames import (
     CancelFrame,
     EndFrame,
     Frame,
@@ -68,16 +68,16 @@ from worker.pipeline.frames import (
     UserImageRequestFrame,
     VisionImageRawFrame,
 )
-from worker.pipeline.functions import (
+from turnline.worker.pipeline.functions import (
     FunctionCallBatch,
     FunctionRegistry,
     Handler,
     StartCallback,
     function_call,
 )
-from worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
-from worker.pipeline.shapes import short
-from worker.pipeline.stream import (
+from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.shapes import short
+from turnline.worker.pipeline.stream import (
     FinishReason,
     MalformedFrame,
     NotAStream,
@@ -92,16 +92,16 @@ from worker.pipeline.stream import (
     TextDelta,
     UsageReport,
 )
-from worker.pipeline.tools import NotGiven
-from worker.services.openai.connections import HttpClient
-from worker.services.openai.failures import failure_in_stream
-from worker.services.openai.sdk import (
+from turnline.worker.pipeline.tool_schemas import NotGiven
+from turnline.worker.services.openai.failures import failure_in_stream
+from turnline.worker.services.openai.http_connections import HttpClient
+from turnline.worker.services.openai.sdk import (
     SDK_OPTIONS,
     SdkStream,
     sdk_failures,
     stalled,
 )
-from worker.services.openai.wire import ChatStream, TimeLimits
+from turnline.worker.services.openai.wire import ChatStream, TimeLimits
 
 log = logging.getLogger(__name__)
 
@@ -652,8 +652,8 @@ class OpenAILLMService(FrameProcessor):
         """Answer a context; pass on everything that is none.
 
         Raises:
-            Retryable: See `worker.errors`; the completion may be tried again.
-            Terminal: See `worker.errors`; it would fail again.
+            Retryable: See `turnline.worker.errors`; the completion may be tried again.
+            Terminal: See `turnline.worker.errors`; it would fail again.
         """
         await super().process_frame(frame, direction)
         match frame:

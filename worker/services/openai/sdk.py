@@ -11,10 +11,15 @@ import httpx2
 import msgspec
 import openai
 
-from worker.errors import Stalled, UnusableReply, WorkerError
-from worker.pipeline.stream import CompletionStream, FinishReason, StreamEvent, StreamFailed
-from worker.services.openai.failures import failure_in_stream, failure_of_response, lost
-from worker.services.openai.wire import TimeLimits
+from turnline.worker.errors import Stalled, UnusableReply, WorkerError
+from turnline.worker.pipeline.stream import (
+    CompletionStream,
+    FinishReason,
+    StreamEvent,
+    StreamFailed,
+)
+from turnline.worker.services.openai.failures import failure_in_stream, failure_of_response, lost
+from turnline.worker.services.openai.wire import TimeLimits
 
 SDK_OPTIONS: Final = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
 """What `extra` may hold that is the SDK's business and no part of the request's body."""

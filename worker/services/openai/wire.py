@@ -13,9 +13,9 @@ import httpx2
 import msgspec
 from openai import AsyncOpenAI
 
-from worker.errors import ProviderUnavailable, Stalled, UnusableReply
-from worker.pipeline.stream import CompletionStream, StreamEvent
-from worker.services.openai.failures import failure_of_response, lost
+from turnline.worker.errors import ProviderUnavailable, Stalled, UnusableReply
+from turnline.worker.pipeline.stream import CompletionStream, StreamEvent
+from turnline.worker.services.openai.failures import failure_of_response, lost
 
 _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""

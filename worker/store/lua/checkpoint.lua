@@ -1,7 +1,7 @@
 --[[
 checkpoint: make steps of a running turn safe, so that a resumed turn does not repeat them.
 
-KEYS[1]  steps        list    see worker/steps.py, oldest first
+KEYS[1]  steps        list    see worker/turn/checkpoints.py, oldest first
 KEYS[2]  state        hash    `call`: the model call in flight; ended by a checkpoint
 KEYS[3]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[4]  copies       list    `<stream> <entry id>`, capped

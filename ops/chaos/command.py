@@ -1,0 +1,136 @@
+"""`turnline chaos`: fault drills against a fleet of its own, and what they came to."""
+
+import random
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NoReturn
+
+import click
+import msgspec
+
+from turnline.ops.chaos import drills, session
+from turnline.ops.chaos.figures import Name
+from turnline.ops.chaos.report import show, show_drill
+from turnline.ops.chaos.sabotage import SABOTAGES
+from turnline.ops.cli.output import console, say
+from turnline.ops.cli.sigterm import ends_in_order
+
+_ROUNDS: Final[Mapping[Name, int]] = {
+    "kill": 50,
+    "stall": 10,
+    "term": 4,
+    "cancel": 100,
+    "malformed": 12,
+    "end": 50,
+    "endless": 1,
+}
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Repeat a run's disturbances.  [default: drawn, printed]")
+@click.option("--workers", type=click.IntRange(min=3), default=6, show_default=True)
+@click.option(
+    "--conversations",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="Talked in at a time.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep Redis' data in this folder, to look at afterwards.",
+)
+@click.option(
+    "--upgrade-from",
+    metavar="REVISION",
+    help="Half of the workers are of this git revision: a rolling upgrade.",
+)
+@click.option(
+    "--drill",
+    "drill",
+    type=click.Choice([*_ROUNDS, "all"]),
+    help="Instead: measure what a kill, a stall, a hand-over, a cancellation, malformed replies,"
+    " an end among misbehaving tools or replies without end cost.",
+)
+@click.option("--sabotage", type=click.Choice(sorted(SABOTAGES)), hidden=True)
+def chaos(
+    *,
+    minutes: float,
+    seed: int | None,
+    workers: int,
+    conversations: int,
+    as_json: bool,
+    keep: Path | None,
+    upgrade_from: str | None,
+    drill: str | None,
+    sabotage: str | None,
+) -> None:
+    """Kill, stop and cut off a fleet under load, then check every promise.
+
+    \b
+    Starts a private Redis, a simulated Grok and workers; producers and readers talk while workers
+    are killed, frozen and told to end, Redis is restarted, filled and cut off, and the model fails
+    in every way it can. When all is quiet, everything is read back. Exit code 1: a promise was
+    broken, and it says which and where.
+
+    \b
+    Examples:
+      turnline chaos --minutes 10 --seed 7
+      turnline chaos --drill kill
+      turnline chaos --upgrade-from HEAD~1
+    """  # noqa: D301  click's mark
+    seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
+    if drill is not None:
+        _drill(drill, as_json=as_json, seed=seed)
+    options = session.Run(
+        seconds=minutes * 60,
+        seed=seed,
+        workers=workers,
+        conversations=conversations,
+        sabotage=sabotage,
+        upgrade_from=upgrade_from,
+        keep=keep,
+        command=f"turnline chaos --minutes {minutes:g} --seed {seed} --workers {workers} "
+        f"--conversations {conversations}",
+    )
+    progress = console(stderr=True)
+    say(progress, f"seed {seed}")
+    with ends_in_order(), _told() as tell:
+        report = session.run(options, tell)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    else:
+        show(report, console())
+    sys.exit(0 if report.is_clean else 1)
+
+
+def _drill(which: str, *, as_json: bool, seed: int) -> NoReturn:
+    """Carry out one drill, or all of them, and exit."""
+    with ends_in_order(), _told() as tell:
+        done = [
+            drills.run(name, rounds=rounds, tell=tell, seed=seed)
+            for name, rounds in _ROUNDS.items()
+            if which in {name, "all"}
+        ]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(done), indent=1))
+    else:
+        for drilled in done:
+            show_drill(drilled, console())
+    sys.exit(0 if all(row.is_kept for drilled in done for row in drilled.rows) else 1)
+
+
+@contextmanager
+def _told() -> Generator["session.Tell"]:
+    """One line on a terminal that says how it is going."""
+    progress = console(stderr=True)
+    if not progress.is_terminal:
+        yield lambda _: None
+        return
+    with progress.status("starting") as status:
+        yield status.update

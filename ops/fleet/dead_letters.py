@@ -1,0 +1,125 @@
+"""Dead letters: reads them, and makes the message that tries one again."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from turnline.contracts.connection import SyncRedis
+from turnline.contracts.conversation import ID_MAX_CHARS
+from turnline.contracts.keys import ShardKeys
+from turnline.contracts.messages import Inbound, decode
+from turnline.contracts.scripts import text
+
+_PAGE = 1_000
+_REPLAYED = re.compile(r"(?P<first>.*)\.r(?P<times>\d+)")
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that could not be answered, with the bytes it came in."""
+
+    id: str
+    """`<shard>:<stream entry>`, such as `0:1700000000000-0`."""
+    conversation_id: str
+    turn_id: str
+    code: str
+    error: str
+    attempts: int
+    trace_id: str
+    at_ms: int
+    message: bytes
+    provider_said: str = ""
+    """Why the provider refused, in its own words; they may quote the request."""
+    reply: str = ""
+    """What the model replied, where its form was not what was asked for."""
+
+    @property
+    def shown_message(self) -> str:
+        """The bytes as text; what is not UTF-8 is shown by its escape."""
+        return self.message.decode(errors="backslashreplace")
+
+
+def letter_of(shard: int, entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:
+    """Read one entry of a shard's stream."""
+
+    def word(name: str) -> str:
+        return fields.get(name.encode(), b"").decode(errors="replace")
+
+    return DeadLetter(
+        id=f"{shard}:{text(entry_id)}",
+        conversation_id=word("c"),
+        turn_id=word("t"),
+        code=word("code"),
+        error=word("error"),
+        attempts=int(word("attempts") or 0),
+        trace_id=word("trace"),
+        at_ms=int(word("at") or 0),
+        message=fields.get(b"m", b""),
+        provider_said=word("said"),
+        reply=word("reply"),
+    )
+
+
+def read_letters(redis: SyncRedis, shards: Sequence[ShardKeys]) -> list[DeadLetter]:
+    """Read all dead letters, oldest first within each shard."""
+    letters: list[DeadLetter] = []
+    for number, shard in enumerate(shards):
+        after = "-"
+        while page := redis.execute_command("XRANGE", shard.dead, after, "+", "COUNT", _PAGE):
+            letters += [letter_of(number, entry_id, fields) for entry_id, fields in page]
+            after = f"({text(page[-1][0])}"
+    return letters
+
+
+def chosen(
+    letters: Sequence[DeadLetter],
+    *,
+    ids: Sequence[str] = (),
+    code: str | None = None,
+    conversation_id: str | None = None,
+) -> list[DeadLetter]:
+    """Return those that fit all that is asked; an id may leave out the shard's number."""
+    return [
+        letter
+        for letter in letters
+        if (not ids or letter.id in ids or letter.id.partition(":")[2] in ids)
+        and (code is None or letter.code == code)
+        and (conversation_id is None or letter.conversation_id == conversation_id)
+    ]
+
+
+def drop_letter(redis: SyncRedis, shards: Sequence[ShardKeys], letter: DeadLetter) -> bool:
+    """Remove a dead letter; return whether it was still there."""
+    shard, _, entry_id = letter.id.partition(":")
+    return bool(redis.execute_command("XDEL", shards[int(shard)].dead, entry_id))
+
+
+def next_turn_id(turn_id: str) -> str:
+    """Return the id under which a turn is tried again.
+
+    It depends on the old one alone (`t`, `t.r1`, `t.r2`), so that trying twice is one turn. An id
+    without room for that is replaced by its fingerprint.
+    """
+    again = _REPLAYED.fullmatch(turn_id)
+    following = f"{again['first']}.r{int(again['times']) + 1}" if again else f"{turn_id}.r1"
+    if len(following) <= ID_MAX_CHARS:
+        return following
+    return f"{hashlib.blake2b(turn_id.encode(), digest_size=16).hexdigest()}.r1"
+
+
+def message_again(letter: DeadLetter) -> Inbound:
+    """Return the message of a dead letter under its next turn id.
+
+    A deadline is left out: it was the first attempt's, and whoever tries again wants an answer.
+
+    Raises:
+        InvalidMessage: The bytes are no message, which is why they are here.
+    """
+    message = decode(letter.message)
+    return msgspec.structs.replace(
+        message,
+        conversation_id=letter.conversation_id,
+        turn_id=next_turn_id(letter.turn_id),
+        deadline_at_ms=None,
+    )

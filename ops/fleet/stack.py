@@ -1,0 +1,348 @@
+"""A fleet of its own for demos, replays, benchmarks and drills: Redis, a model, real workers."""
+
+import os
+import platform
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from turnline import ops
+from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.keys import shard_keys
+from turnline.ops.cli.connecting import check_answers
+from turnline.ops.cli.failures import Failed, Failure
+from turnline.ops.embedded import EmbeddedRedis
+from turnline.ops.fleet import bound
+from turnline.ops.fleet.queue_state import read_workers
+from turnline.worker.settings import KEY, SettingsError, value_or_file
+
+_ROOT: Final = Path(ops.__file__).resolve().parents[1]
+"""Where `python -m turnline.worker` finds the worker, installed or not."""
+_LAST_BYTES: Final = 4_000
+_PAUSE_S: Final = 0.02
+_OWN_SETTINGS: Final = ("REDIS_URL", "REDIS_URL_FILE", "WORKER_NAME", "SHARDS", "SERVE_SHARDS")
+
+
+class StackFailed(Failed):
+    """A part of the stack did not start, or ended by itself."""
+
+
+class _Process:
+    """One program that ends with this process, and its last words."""
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], environ: Mapping[str, str], *, says: bool = False
+    ) -> None:
+        self.name = name
+        self.is_ending = False
+        """Whether it was told to end."""
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  without a name: no traces
+        starter = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
+        self.popen = subprocess.Popen(
+            [*starter, sys.executable, *arguments],
+            cwd=_ROOT,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if says else self._log,
+            stderr=self._log,
+            start_new_session=True,  # Ctrl-C in the terminal is for the starter
+        )
+
+    @property
+    def is_running(self) -> bool:
+        return self.popen.poll() is None
+
+    def first_line(self, timeout_s: float) -> str:
+        """Return the first line it prints; empty if there is none in time."""
+        out = self.popen.stdout
+        assert out is not None
+        if not select.select([out], [], [], timeout_s)[0]:
+            return ""
+        return out.readline().decode().strip()
+
+    def last_words(self) -> str:
+        """Return the end of its log."""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _LAST_BYTES))
+        lines = self._log.read().decode(errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-8:])
+
+    def signal(self, number: int) -> None:
+        self.is_ending |= number in {signal.SIGTERM, signal.SIGKILL}
+        if self.is_running:
+            self.popen.send_signal(number)
+
+    def close(self, *, wait_s: float) -> None:
+        """End it: politely if there is time, then not."""
+        self.signal(signal.SIGCONT)
+        if wait_s:
+            self.signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(wait_s)
+        self.signal(signal.SIGKILL)
+        self.popen.wait()
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
+        self._log.close()
+
+
+class Stack:
+    """Redis, a simulated Grok (or Grok itself) and workers, all real processes, for a `with` block.
+
+    Leaving the block, by whatever exception, ends every process by its id and leaves nothing
+    behind; on Linux the kernel does the same if this process is killed. That promise is tied to the
+    thread that starts a process: start workers from the main thread.
+
+        with Stack(workers=2) as stack, SyncTurnClient.connect(stack.redis_url) as client:
+            client.ask("c1", "Hello")
+            stack.kill(0)
+
+    Workers are counted from 0; the one with index n is named `worker-<n + 1>`.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        *,
+        live: bool = False,
+        redis_url: str | None = None,
+        redis_directory: Path | None = None,
+        sim_options: Sequence[str] = (),
+        worker_env: Mapping[str, str] | None = None,
+        worker_module: str = "turnline.worker",
+        environ: Mapping[str, str] = os.environ,
+        ready_timeout_s: float = 60.0,
+    ) -> None:
+        """Describe the stack; `with` starts it and waits until all of it is ready.
+
+        Args:
+            workers: How many workers to start with.
+            live: Talk to the provider that the environment names, without a simulator.
+            redis_url: A running server; None starts a private one.
+            redis_directory: Where a private server keeps its data, so that it can be restarted.
+            sim_options: Options of `turnline sim`; paths in them must be absolute.
+            worker_env: Settings of the workers, such as `TURNLINE_LEASE_S`; these win.
+            worker_module: What a worker runs.
+            environ: What the processes inherit. Its `TURNLINE_` settings count only if `live`.
+            ready_timeout_s: How long each part may take to start.
+        """
+        self._count = workers
+        self._live = live
+        self._given_url = redis_url
+        self._redis_directory = redis_directory
+        self._sim_options = sim_options
+        self._worker_env = dict(worker_env or {})
+        self._worker_module = worker_module
+        self._environ = environ
+        self._ready_timeout_s = ready_timeout_s
+        self._workers: list[_Process] = []
+        self._sim: _Process | None = None
+        self._exit = ExitStack()
+        self._connection: SyncRedis | None = None
+        self.redis: EmbeddedRedis | None = None
+        """The private server; None where one was given."""
+        self.redis_url = redis_url or ""
+        """Where Redis is, once started."""
+        self.base_url = ""
+        """Where the simulator is, once started; empty if `live`."""
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Start everything.
+
+        Raises:
+            Failure: Redis does not answer, the key is missing, or a process did not start.
+            EmbeddedRedisError: No private server can be had.
+        """
+        if self._live and not self._has_key():
+            raise Failure(
+                "XAI_API_KEY is not set. Get a key from https://console.x.ai, or leave --live out "
+                "to use the simulated Grok."
+            )
+        try:
+            self._start_redis()
+            if not self._live:
+                self._start_sim()
+            for index in range(self._count):
+                self.start(index)
+            self.wait_ready()
+        except BaseException:
+            self._close(wait_s=0)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End everything; after an error without waiting for anybody."""
+        self._close(wait_s=2.0 if kind is None else 0)
+
+    def _start_redis(self) -> None:
+        if self._given_url is not None:
+            check_answers(self._given_url)
+            self.redis_url = self._given_url
+        else:
+            self.redis = self._exit.enter_context(EmbeddedRedis(self._redis_directory))
+            self.redis_url = self.redis.url
+        self._connection = open_sync(self.redis_url, retries=3)
+        self._exit.callback(self._connection.close)
+
+    def _start_sim(self) -> None:
+        arguments = ["-m", "turnline.ops.simulator", *self._sim_options]
+        self._sim = _Process("the simulator", arguments, self._plain_environ(), says=True)
+        self.base_url = self._sim.first_line(self._ready_timeout_s)
+        if not self.base_url:
+            raise StackFailed(f"the simulator did not start:\n{self._sim.last_words()}")
+
+    def _close(self, *, wait_s: float) -> None:
+        for worker in self._workers:  # all at once, then one after the other
+            worker.signal(signal.SIGCONT)
+            worker.signal(signal.SIGTERM if wait_s else signal.SIGKILL)
+        for process in [*self._workers, *([self._sim] if self._sim else [])]:
+            process.close(wait_s=wait_s)
+        self._workers, self._sim = [], None
+        self._exit.close()
+
+    # -- workers --------------------------------------------------------------------------------
+
+    @property
+    def worker_names(self) -> list[str]:
+        """Names of the workers, by index."""
+        return [worker.name for worker in self._workers]
+
+    def pid(self, index: int) -> int:
+        """Return the process id of a worker, running or not."""
+        return self._workers[index].popen.pid
+
+    @property
+    def sim_pid(self) -> int | None:
+        """Process id of the simulator; None if there is none."""
+        return self._sim.popen.pid if self._sim is not None else None
+
+    def is_running(self, index: int) -> bool:
+        """Return whether a worker has not ended; a stopped one has not."""
+        return self._workers[index].is_running
+
+    def start(self, index: int | None = None) -> int:
+        """Start a worker: the next one, or one in the place of one that ended.
+
+        Returns:
+            Its index. It may not be ready yet; see `wait_ready`.
+        """
+        index = len(self._workers) if index is None else index
+        if index < len(self._workers):
+            self._workers[index].close(wait_s=0)
+        worker = _Process(
+            f"worker-{index + 1}", ["-m", self._worker_module], self._worker_environ(index)
+        )
+        self._workers[index : index + 1] = [worker]
+        return index
+
+    def kill(self, index: int) -> None:
+        """End a worker as a crash does (SIGKILL); returns when it is gone."""
+        self._workers[index].signal(signal.SIGKILL)
+        self._workers[index].popen.wait()
+
+    def stop(self, index: int) -> None:
+        """Freeze a worker (SIGSTOP)."""
+        self._workers[index].signal(signal.SIGSTOP)
+
+    def resume(self, index: int) -> None:
+        """Let a frozen worker go on (SIGCONT)."""
+        self._workers[index].signal(signal.SIGCONT)
+
+    def terminate(self, index: int) -> None:
+        """Ask a worker to drain and end (SIGTERM); see `wait`."""
+        self._workers[index].signal(signal.SIGTERM)
+
+    def wait(self, index: int, timeout_s: float | None = None) -> int:
+        """Wait until a worker has ended and return its exit code, negative for a signal.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not.
+        """
+        return self._workers[index].popen.wait(timeout_s)
+
+    def wait_ready(self) -> None:
+        """Wait until every running worker takes turns.
+
+        Raises:
+            StackFailed: One ended instead, or did not come up in time.
+        """
+        deadline = time.monotonic() + self._ready_timeout_s
+        while True:
+            self.check()
+            missing = self._missing()
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                worker = missing[0]
+                raise StackFailed(f"{worker.name} did not get ready:\n{worker.last_words()}")
+            time.sleep(_PAUSE_S)
+
+    def check(self) -> None:
+        """Make sure that no process ended except those that were asked to.
+
+        Raises:
+            StackFailed: One did; the text has its last words.
+        """
+        for process in [*self._workers, *([self._sim] if self._sim else [])]:
+            code = process.popen.poll()
+            if code is not None and not process.is_ending:
+                raise StackFailed(
+                    f"{process.name} ended by itself (exit code {code}):\n{process.last_words()}"
+                )
+
+    def log_of(self, index: int) -> str:
+        """Return the last lines that a worker wrote to its log."""
+        return self._workers[index].last_words()
+
+    def _missing(self) -> list[_Process]:
+        assert self._connection is not None
+        alive = {
+            worker.pid
+            for worker in read_workers(self._connection, shard_keys(0))
+            if worker.host == platform.node()
+        }
+        return [it for it in self._workers if it.is_running and it.popen.pid not in alive]
+
+    def _has_key(self) -> bool:
+        try:
+            return value_or_file(self._environ, KEY) != ""
+        except SettingsError as error:
+            raise Failure(str(error)) from None
+
+    def _plain_environ(self) -> dict[str, str]:
+        """Return what processes inherit; no proxy stands between them and the simulator."""
+        kept = {
+            name: value
+            for name, value in self._environ.items()
+            if self._live or not name.startswith("TURNLINE_")
+        }
+        for name in _OWN_SETTINGS:
+            kept.pop(f"TURNLINE_{name}", None)
+        if not self._live:
+            kept.pop(f"{KEY}_FILE", None)
+        return kept if self._live else {**kept, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+    def _worker_environ(self, index: int) -> dict[str, str]:
+        simulated = {"TURNLINE_BASE_URL": self.base_url, "XAI_API_KEY": "xai-simulated"}
+        return {
+            **self._plain_environ(),
+            **({} if self._live else simulated),
+            "TURNLINE_REDIS_URL": self.redis_url,
+            "TURNLINE_WORKER_NAME": f"worker-{index + 1}",
+            **self._worker_env,
+        }

@@ -1,0 +1,135 @@
+"""All scenarios by name, and the sorting of those that apply to one request."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from turnline.ops.simulator.config import Pacing
+from turnline.ops.simulator.faults.http_faults import HTTP
+from turnline.ops.simulator.faults.reply_faults import STREAM
+from turnline.ops.simulator.faults.scenario import BadScenario, Scenario, parse
+from turnline.ops.simulator.faults.scenario_entry import Effect
+from turnline.ops.simulator.faults.transport_faults import TRANSPORT
+from turnline.ops.simulator.faults.usage_faults import USAGE
+from turnline.ops.simulator.model.content import CONTENT
+
+
+def _pace(pacing: Pacing, scenario: Scenario) -> Pacing:
+    changed: dict[str, float | tuple[int, int]] = {
+        key: scenario.real(key, 0)
+        for key in ("speed", "ttft_ms", "itl_ms", "ttft_median_ms", "itl_median_ms", "keepalive_s")
+        if key in scenario.args
+    }
+    if "coalesce" in scenario.args:
+        fewest, _, most = scenario.text("coalesce").partition("-")
+        if not fewest.isdigit() or not (most or fewest).isdigit() or int(fewest) < 1:
+            raise BadScenario("pace: coalesce takes a number or a range such as 1-7")
+        changed["coalesce"] = (int(fewest), int(most or fewest))
+    return msgspec.structs.replace(pacing, **changed)
+
+
+CONTROL: Final[Mapping[str, Effect[Callable[..., object]]]] = {
+    "pace": Effect(
+        _pace,
+        (
+            "speed", "ttft_ms", "itl_ms", "ttft_median_ms", "itl_median_ms", "keepalive_s",
+            "coalesce",
+        ),
+        "another pace for this answer",
+    ),
+    "usage-every-chunk": Effect(bool, (), "the running usage in every chunk"),
+    "fail": Effect(
+        bool,
+        ("n", "with", "key"),
+        "the first n requests with the same key (default: the conversation) get the scenario"
+        " `with` (default: unavailable), later ones succeed",
+    ),
+    "refuse": Effect(
+        bool, ("seconds",), "reset this connection and refuse new ones for some seconds"
+    ),
+}  # fmt: skip
+
+GROUPS: Final[Mapping[str, Mapping[str, Effect[Callable[..., object]]]]] = {
+    "content": CONTENT,
+    "usage": USAGE,
+    "http": HTTP,
+    "stream": STREAM,
+    "transport": TRANSPORT,
+    "control": CONTROL,
+}
+
+
+class Wishes(msgspec.Struct, kw_only=True):
+    """The scenarios of one request, by what they change."""
+
+    content: list[Scenario] = []
+    usage: list[Scenario] = []
+    http: list[Scenario] = []
+    stream: list[Scenario] = []
+    transport: list[Scenario] = []
+    control: list[Scenario] = []
+
+    def has(self, name: str) -> bool:
+        """Whether a control scenario is wished for."""
+        return any(scenario.name == name for scenario in self.control)
+
+    def pacing(self, default: Pacing) -> Pacing:
+        """The pace of this answer."""
+        for scenario in self.control:
+            if scenario.name == "pace":
+                default = _pace(default, scenario)
+        return default
+
+
+def read(text: str) -> list[Scenario]:
+    """Parse scenarios and check that each exists and takes its arguments.
+
+    Raises:
+        BadScenario: Names what is unknown.
+    """
+    scenarios = parse(text)
+    for scenario in scenarios:
+        check(scenario)
+    return scenarios
+
+
+def check(scenario: Scenario) -> str:
+    """Find the group of a scenario.
+
+    Raises:
+        BadScenario: Its name or one of its arguments is unknown.
+    """
+    for group, effects in GROUPS.items():
+        effect = effects.get(scenario.name)
+        if effect is None:
+            continue
+        unknown = sorted(scenario.args.keys() - set(effect.args))
+        if unknown:
+            takes = ", ".join(effect.args) or "nothing"
+            raise BadScenario(f"{scenario.name} takes {takes}, not {', '.join(unknown)}")
+        return group
+    raise BadScenario(f"no scenario is called {scenario.name!r}; GET /sim/scenarios lists them")
+
+
+def sort(scenarios: Iterable[Scenario]) -> Wishes:
+    """Sort scenarios by what they change.
+
+    Raises:
+        BadScenario: One is unknown.
+    """
+    wishes = Wishes()
+    for scenario in scenarios:
+        getattr(wishes, check(scenario)).append(scenario)
+    return wishes
+
+
+def listing() -> dict[str, dict[str, dict[str, object]]]:
+    """Every scenario with its arguments and what it does, by group."""
+    return {
+        group: {
+            name: {"args": list(effect.args), "help": effect.help}
+            for name, effect in effects.items()
+        }
+        for group, effects in GROUPS.items()
+    }

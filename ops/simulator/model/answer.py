@@ -1,0 +1,53 @@
+"""What the model is going to say, before it is put into frames."""
+
+import enum
+
+import msgspec
+
+from turnline.ops.simulator.config import ReasoningMode
+
+
+class CallShape(enum.StrEnum):
+    """How tool calls are spread over chunks."""
+
+    WHOLE = "whole"
+    """One chunk per call, each call complete; xAI's way."""
+    ONE_CHUNK = "one_chunk"
+    """All calls in one chunk."""
+    SPLIT = "split"
+    """Arguments in fragments that belong together by index; OpenAI's way."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One tool call."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON, as the model wrote it; need not be valid."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer of the model with everything that shapes it on the wire."""
+
+    text: str | None = ""
+    """Visible text. None: the content is null."""
+    pieces: tuple[str, ...] | None = None
+    """Texts of the content chunks. None: the tokens of `text`."""
+    calls: tuple[Call, ...] = ()
+    call_shape: CallShape = CallShape.WHOLE
+    calls_have_index: bool = True
+    calls_have_id: bool = True
+    finish_reason: str = "stop"
+    reasoning_tokens: int = 0
+    reasoning_text: str = ""
+    """What is shown of the reasoning by the modes that show any."""
+    reasoning_mode: ReasoningMode = ReasoningMode.HIDDEN
+    reasoning_s: float = 0.0
+    """Seconds of a silent or empty reasoning phase, before scaling by the speed."""
+    refusal: str | None = None
+    citations: tuple[str, ...] = ()
+    repeats_last: bool = False
+    """The last content delta comes twice."""
+    echo_model: str | None = None
+    """Model named in the answer instead of the resolved one."""

@@ -1,0 +1,579 @@
+"""LeasedWorker: an ARQ worker whose queue is a table of leases. All use of ARQ's internals is here.
+
+One queue entry per conversation; its score is when it is due, and while it is run that is when its
+lease ends. ARQ's functions, cron jobs, keys, job format and health check stay as they are; a job
+that is not a conversation is run and finished by ARQ itself.
+
+Source: docs/adr/0002-the-queue-is-the-lease-table.md
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import arq.worker
+import msgspec
+from arq.connections import ArqRedis
+from redis.exceptions import RedisError
+
+from turnline.contracts.connection import AsyncRedis, SyncRedis, open_sync
+from turnline.contracts.job_format import FUNCTION, deserialize_job, serialize_job
+from turnline.contracts.keys import (
+    ARQ_IN_PROGRESS,
+    ARQ_JOB,
+    ShardKeys,
+    conversation_of,
+)
+from turnline.contracts.scripts import Call, load_script, run_sync, text
+from turnline.worker.batching import ScriptBatcher
+from turnline.worker.lease import Lease
+from turnline.worker.logs import facts_of
+from turnline.worker.outcome import Done, Outcome, Parked
+
+log = logging.getLogger("turnline.queue")
+_SCRIPTS = "turnline.worker.queue.lua"
+_SILENCE_S = 5.0
+"""A server that says nothing for so long, though it was asked, is gone."""
+_LOOK_S = 0.01
+HAND_OVER_S = 1.0
+"""Seconds that turns get to leave their notes when they are handed over."""
+
+
+class LeaseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of the lease table, seconds."""
+
+    lease_s: float = 1.8
+    """A killed worker's conversations are due again this long after its last heartbeat."""
+    heartbeat_s: float = 0.45
+    stall_s: float = 15.0
+    """The heartbeat's thread gives up when the event loop has stood still for so long."""
+    poll_s: float = 0.5
+    """Longest sleep of an idle worker: what a lost wake-up costs at most."""
+    drain_s: float = 10.0
+    """Grace period for running turns on shutdown; then they are handed over."""
+
+
+class RunConversation(Protocol):
+    """The ARQ function for conversations."""
+
+    async def __call__(self, ctx: dict[str, Any], conversation_id: str) -> Outcome:
+        """Run what waits in the inbox; `ctx["lease"]` is the lease."""
+        ...
+
+
+class _Early(msgspec.Struct):
+    """A conversation whose load was sent with the claim."""
+
+    job_id: str
+    load: Any
+    news: bool = False
+    """Something came in that the load may not have seen."""
+
+
+class _Claim(msgspec.Struct):
+    job_id: str
+    lease: str
+    payload: bytes
+    early: _Early | None = None
+
+
+def _never(_: str) -> None:
+    """Load nothing early."""
+
+
+class LeasedWorker(arq.worker.Worker):
+    """Runs conversations under leases, and plain ARQ jobs beside them, from one shard's queue."""
+
+    def __init__(
+        self,
+        functions: Sequence[Any],
+        *,
+        shard: ShardKeys,
+        worker_id: str,
+        redis_url: str,
+        redis: ArqRedis,
+        batcher: ScriptBatcher,
+        times: LeaseSettings | None = None,
+        about: Callable[[], dict[str, Any]] = dict,
+        load_early: Callable[[str], Any] = _never,
+        max_jobs: int = 100,
+        **arq_options: Any,
+    ) -> None:
+        """Prepare a worker; nothing is sent before it runs.
+
+        Args:
+            functions: ARQ functions; the one named `run_conversation` runs conversations.
+            shard: Whose queue to serve.
+            worker_id: Unique name, without spaces.
+            redis_url: For the heartbeat's own connection.
+            redis: ARQ's client; also used to wait for work.
+            batcher: Shared with the store, so that their calls travel together.
+            times: See `LeaseSettings`.
+            about: What the worker says about itself (JSON object), shown by `turnline queue`.
+            load_early: Sends the load of a conversation which the claim sent just before will
+                probably bring; what it returns is given to the lease.
+            max_jobs: Conversations (and jobs) run at once.
+            arq_options: Further options of `arq.worker.Worker`.
+
+        Raises:
+            ValueError: None of the functions runs conversations.
+        """
+        super().__init__(
+            functions,
+            queue_name=shard.queue,
+            redis_pool=redis,
+            max_jobs=max_jobs,
+            handle_signals=False,
+            poll_delay=(times or LeaseSettings()).poll_s,
+            job_serializer=serialize_job,
+            job_deserializer=deserialize_job,
+            log_results=False,
+            **arq_options,
+        )
+        if FUNCTION not in self.functions:
+            raise ValueError(f"functions: one must be named {FUNCTION}")
+        self.worker_id = worker_id
+        self.stopped = asyncio.Event()
+        self._shard = shard
+        self._redis_url = redis_url
+        self._batcher = batcher
+        self._times = times or LeaseSettings()
+        self._about = about
+        self._load_early = load_early
+        self._hint = ""
+        self._early: _Early | None = None
+        self._held: dict[str, tuple[str, Lease | None, asyncio.Task[None]]] = {}
+        self._plain: dict[str, int] = {}
+        self._slot_freed = asyncio.Event()
+        self._handing_over = asyncio.Event()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._waking: set[asyncio.Task[None]] = set()
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def main(self) -> None:
+        """Serve the queue until `drain` (or, with `burst`, until it is empty)."""
+        self.ctx["redis"] = self.pool
+        if self.on_startup:
+            await self.on_startup(self.ctx)
+        heartbeat = _Heartbeat(
+            self._times, self._redis_url, self._held_now, self._renewal, self._lose
+        )
+        listener = asyncio.create_task(self._listen())
+        try:
+            heartbeat.start()
+            while self.allow_pick_jobs:
+                try:
+                    await self._poll_iteration()
+                    if self.burst and await self.pool.zcard(self.queue_name) == 0:
+                        break
+                except (RedisError, OSError) as error:
+                    log.warning("queue.unreachable", extra={"error": type(error).__name__})
+                    await self._pause(0.2)
+            if self.burst:
+                await asyncio.gather(*self.tasks.values())
+            else:
+                await self._finish_running()
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+            await heartbeat.stop()
+            self.stopped.set()
+
+    def drain(self) -> None:
+        """Take nothing new; let what runs finish within the grace period, then hand it over."""
+        self.allow_pick_jobs = False
+        self._slot_freed.set()
+        for task in self._background:
+            task.cancel()
+
+    def hand_over(self) -> None:
+        """Stop what still runs; other workers go on with it at once."""
+        self.drain()
+        self._handing_over.set()
+        for _, _, task in list(self._held.values()):
+            task.cancel()
+
+    async def _finish_running(self) -> None:
+        running = {task for task in self.tasks.values() if not task.done()}
+        if not running:
+            return
+        log.info("worker.draining", extra={"running": len(running)})
+        told = self.loop.create_task(self._handing_over.wait())
+        ended = self.loop.create_task(asyncio.wait(running))
+        await asyncio.wait(
+            {told, ended}, timeout=self._times.drain_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        told.cancel()
+        ended.cancel()
+        self.hand_over()
+        _, left = await asyncio.wait(running, timeout=HAND_OVER_S)
+        if left:  # their leases end by themselves, and the attempts count as ones that crashed
+            log.warning("worker.left_behind", extra={"turns": len(left)})
+
+    # -- claiming -----------------------------------------------------------------------------
+
+    async def _poll_iteration(self) -> None:
+        """Claim what is due for the free slots and start it; then sleep until there is more."""
+        free = self.max_jobs - self.job_counter
+        taken, next_ms = 0, -1
+        if free > 0:
+            claims, next_ms = await self._claim(free)
+            taken = len(claims)
+            for claim in claims:
+                self._start(claim)
+        for name, task in list(self.tasks.items()):
+            if task.done():
+                del self.tasks[name]
+                if not task.cancelled():
+                    task.result()
+        await self.heart_beat()
+        if self.burst:
+            await self._pause(0.01 if next_ms < 0 else min(next_ms / 1000, 0.01))
+        elif taken == free:  # no slot is left
+            await self._pause(self._times.poll_s)
+        elif next_ms != 0 and self.allow_pick_jobs:
+            await self._sleep_until_woken(next_ms)
+
+    async def _claim(self, count: int) -> tuple[list[_Claim], int]:
+        call = Call(
+            load_script("claim", _SCRIPTS),
+            (self._shard.queue, self._shard.token, self._shard.wake),
+            (
+                count,
+                int(self._times.lease_s * 1000),
+                self.worker_id,
+                ARQ_IN_PROGRESS,
+                ARQ_JOB,
+            ),
+        )
+        redis = cast("AsyncRedis", self.pool)
+        claiming = self._batcher.run(call)
+        hint, self._hint = self._hint, ""
+        hinted = None if hint in self._held else conversation_of(hint, self._shard.tag)
+        early = None if hinted is None else _Early(hint, self._load_early(hinted))
+        self._early = early  # its load travels behind the claim
+        try:
+            said, next_ms, *items = await claiming
+        finally:
+            self._early = None
+        if text(said) == "repaired":
+            log.warning("queue.repaired", extra={"queue": self._shard.queue})
+        claims: list[_Claim] = []
+        for name, lease, payload in zip(items[::3], items[1::3], items[2::3], strict=True):
+            try:
+                claims.append(_Claim(text(name), text(lease), payload))
+            except UnicodeDecodeError:  # nobody's: no conversation and no job has such a name
+                await redis.execute_command("ZREM", self._shard.queue, name)
+        for claim in claims:
+            if early is not None and claim.job_id == early.job_id:
+                claim.early = early
+        return claims, int(next_ms)
+
+    async def _sleep_until_woken(self, next_ms: int) -> None:
+        """Block on the wake list, until something is due or for one poll interval at most."""
+        wait_s = self._times.poll_s if next_ms < 0 else min(self._times.poll_s, next_ms / 1000)
+        waiting = asyncio.create_task(self._pop_wake(max(0.001, wait_s)))
+        self._background.add(waiting)
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if self.allow_pick_jobs:
+                raise
+        finally:
+            self._background.discard(waiting)
+
+    async def _pop_wake(self, wait_s: float) -> None:
+        redis = cast("AsyncRedis", self.pool)
+        async with asyncio.timeout(wait_s + _SILENCE_S):  # the server may be gone without a word
+            woken = await redis.execute_command("BLPOP", self._shard.wake, wait_s)
+        if woken is not None:
+            self._hint = woken[1].decode(errors="replace")  # a hint: others may write there too
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait for a freed slot, but not longer than `wait_s`."""
+        self._slot_freed.clear()
+        if self.allow_pick_jobs:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._slot_freed.wait(), wait_s)
+
+    # -- running ------------------------------------------------------------------------------
+
+    def _start(self, claim: _Claim) -> None:
+        self.job_counter += 1
+        conversation_id = conversation_of(claim.job_id, self._shard.tag)
+        if conversation_id is None:
+            lease = None
+            run = self._run_plain_job(claim)
+        else:
+            lease = Lease(self._shard.tag, conversation_id, claim.lease)
+            if claim.early is not None:
+                lease.early = claim.early.load
+                if claim.early.news:
+                    lease.tell()
+            run = self._run_conversation(claim, lease)
+        task = self.loop.create_task(run)
+        self._held[claim.job_id] = (claim.lease, lease, task)
+        self.tasks[claim.lease] = task
+        task.add_done_callback(lambda _: self._ended(claim))
+
+    def _ended(self, claim: _Claim) -> None:
+        self.job_counter -= 1
+        held = self._held.get(claim.job_id)
+        if held is not None and held[0] == claim.lease:
+            del self._held[claim.job_id]
+        self._slot_freed.set()
+
+    async def _run_plain_job(self, claim: _Claim) -> None:
+        """Run a job that is not a conversation, by ARQ's own rules."""
+        self._plain[claim.job_id] = claimed_at_ms = int(time.time() * 1000)
+        try:
+            await super().run_job(claim.job_id, claimed_at_ms)
+        finally:
+            del self._plain[claim.job_id]
+
+    async def finish_job(  # noqa: PLR0917  ARQ's signature
+        self,
+        job_id: str,
+        finish: bool,  # noqa: FBT001  ARQ's signature
+        result_data: bytes | None,
+        result_timeout_s: float | None,
+        keep_result_forever: bool,  # noqa: FBT001  ARQ's signature
+        incr_score: int | None,
+        keep_in_progress: float | None,
+    ) -> None:
+        """Finish a plain job as ARQ does; one to be retried is due when ARQ meant it to be.
+
+        ARQ adds to the score it knows; here the score is the end of the lease.
+        """
+        if not finish:
+            due_ms = self._plain[job_id] + (incr_score or 0)
+            await self.pool.zadd(self.queue_name, {job_id: due_ms}, xx=True)
+            incr_score = None
+        await super().finish_job(
+            job_id,
+            finish,
+            result_data,
+            result_timeout_s,
+            keep_result_forever,
+            incr_score,
+            keep_in_progress,
+        )
+
+    async def _run_conversation(self, claim: _Claim, lease: Lease) -> None:
+        """Run a conversation; however that ends, its entry leaves the queue only by `release`."""
+        name, args = _job(claim.payload, lease.conversation_id)
+        function = self.functions.get(name) or self.functions[FUNCTION]
+        outcome: Outcome = Done()
+        try:
+            outcome = await function.coroutine(
+                {**self.ctx, "lease": lease, "job_id": claim.job_id}, *args
+            )
+            self.jobs_complete += 1
+        except BaseException as error:  # noqa: BLE001  a defect must not strand the inbox
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                self.jobs_retried += 1  # handed over, or lost: this task ends here either way
+            else:  # also what would end the process, and cancellations that nobody asked for
+                self.jobs_failed += 1
+                log.error(  # noqa: TRY400  the text of a foreign error may hold user content
+                    "conversation.defect",
+                    extra={"conversation_id": lease.conversation_id, **facts_of(error)},
+                )
+                outcome = Parked(2_000, "defect")
+        finally:
+            await asyncio.shield(self._release(claim.job_id, lease, outcome))
+
+    async def _release(self, job_id: str, lease: Lease, outcome: Outcome) -> None:
+        if lease.lost or lease.released:
+            return
+        lease.settling = True
+        keys = lease.keys
+        park = outcome if isinstance(outcome, Parked) else Parked(0, "input")
+        call = Call(
+            load_script("release", _SCRIPTS),
+            (
+                keys.inbox,
+                keys.state,
+                keys.job,
+                keys.in_progress,
+                self._shard.queue,
+                self._shard.wake,
+                *(keys.context, keys.steps, keys.turns, keys.log, keys.calls, keys.events),
+                keys.copies,
+            ),
+            (job_id, lease.value, park.defer_ms, park.why if park.defer_ms else "", park.seen),
+        )
+        try:
+            said, _ = await self._batcher.run(call)
+            if text(said) == "parked" and park.defer_ms < self._times.poll_s * 1000:
+                # Idle workers sleep until something is due, as they knew it before this was.
+                self.loop.call_later(park.defer_ms / 1000, self._wake_somebody)
+        except (RedisError, OSError) as error:
+            # The lease ends by itself: the conversation is then due for another worker.
+            log.warning("lease.unreleased", extra={"error": type(error).__name__})
+
+    def _wake_somebody(self) -> None:
+        waking = self.loop.create_task(self._push_wake())
+        self._waking.add(waking)
+        waking.add_done_callback(self._waking.discard)
+
+    async def _push_wake(self) -> None:
+        with contextlib.suppress(RedisError, OSError):  # then polling finds what is due
+            await cast("AsyncRedis", self.pool).execute_command("LPUSH", self._shard.wake, "")
+
+    # -- news and losses ----------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Hear which of the conversations held got a message, interrupts above all."""
+        channel = self._shard.channel_prefix + self.worker_id
+        while True:
+            pubsub = cast("Any", self.pool).pubsub()
+            try:
+                await pubsub.subscribe(channel)
+                is_asked = False
+                while True:
+                    message = await pubsub.get_message(timeout=_SILENCE_S)
+                    if message is None:
+                        if is_asked:
+                            raise ConnectionError("no sign of life")
+                        await pubsub.ping()
+                    elif message["type"] == "subscribe":
+                        self._tell_everybody()  # what was said before we listened
+                    elif message["type"] == "message":
+                        self._tell(f"{self._shard.tag}:{message['data'].decode(errors='replace')}")
+                    is_asked = message is None
+            except (RedisError, OSError):
+                await asyncio.sleep(0.1)
+            finally:
+                await asyncio.shield(pubsub.aclose())
+
+    def _tell(self, job_id: str) -> None:
+        if self._early is not None and self._early.job_id == job_id:
+            self._early.news = True
+        held = self._held.get(job_id)
+        if held is not None and held[1] is not None:
+            held[1].tell()
+
+    def _tell_everybody(self) -> None:
+        if self._early is not None:
+            self._early.news = True
+        for job_id in self._held:
+            self._tell(job_id)
+
+    def _lose(self, lost: Sequence[tuple[str, str]]) -> None:
+        """Stop what is no longer ours: (job id, lease) pairs from the heartbeat."""
+        for job_id, value in lost:
+            held = self._held.get(job_id)
+            if held is None or held[0] != value:
+                continue
+            _, lease, task = held
+            if lease is not None and lease.settling:
+                continue
+            log.warning("lease.lost", extra={"job_id": job_id})
+            if lease is not None:
+                lease.lost = True
+            task.cancel()
+
+    def _held_now(self) -> list[tuple[str, str]]:
+        """Return (job id, lease) of everything held at the moment."""
+        return [(job_id, value) for job_id, (value, _, _) in list(self._held.items())]
+
+    def _renewal(self, held: Sequence[tuple[str, str]]) -> Call:
+        """Build the heartbeat.
+
+        Source: worker/queue/lua/renew.lua
+        """
+        about = {"running": len(held), "slots": self.max_jobs, **self._about()}
+        return Call(
+            load_script("renew", _SCRIPTS),
+            (
+                self._shard.queue,
+                self._shard.workers,
+                self._shard.worker_prefix + self.worker_id,
+                *(ARQ_IN_PROGRESS + job_id for job_id, _ in held),
+            ),
+            (
+                int(self._times.lease_s * 1000),
+                self.worker_id,
+                msgspec.json.encode(about),
+                int(self._times.lease_s * 1000) + 1_000,
+                *(word for pair in held for word in pair),
+            ),
+        )
+
+
+class _Heartbeat:
+    """Renews all leases from a thread of its own, so that a busy event loop does not lose them."""
+
+    def __init__(
+        self,
+        times: LeaseSettings,
+        redis_url: str,
+        held: Callable[[], list[tuple[str, str]]],
+        renewal: Callable[[Sequence[tuple[str, str]]], Call],
+        lose: Callable[[Sequence[tuple[str, str]]], None],
+    ) -> None:
+        self._times = times
+        self._redis_url = redis_url
+        self._held = held
+        self._renewal = renewal
+        self._lose = lose
+        self._stop = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._loop_seen_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._ticking: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._tick()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        self._stop.set()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        until_s = time.monotonic() + self._times.lease_s
+        # The threads of the loop's pool may all be taken: nothing but looking is left.
+        while self._thread.is_alive() and time.monotonic() < until_s:  # noqa: ASYNC110  a thread
+            await asyncio.sleep(_LOOK_S)
+
+    def _tick(self) -> None:
+        self._loop_seen_at = time.monotonic()
+        self._ticking = self._loop.call_later(self._times.heartbeat_s, self._tick)
+
+    def _run(self) -> None:
+        redis = open_sync(self._redis_url, retries=0, timeout_s=self._times.lease_s)
+        try:
+            while True:
+                if time.monotonic() - self._loop_seen_at < self._times.stall_s:
+                    self._beat(redis)
+                if self._stop.wait(self._times.heartbeat_s):
+                    return
+        finally:
+            redis.close()
+
+    def _beat(self, redis: SyncRedis) -> None:
+        held = self._held()
+        try:
+            _, _, *lost = run_sync(redis, self._renewal(held))
+        except (RedisError, OSError) as error:
+            log.warning("heartbeat.failed", extra={"error": type(error).__name__})
+            return
+        if lost:
+            values = dict(held)
+            gone = [(job_id, values[job_id]) for job_id in map(text, lost)]
+            self._loop.call_soon_threadsafe(self._lose, gone)
+
+
+def _job(payload: bytes, conversation_id: str) -> tuple[str, tuple[Any, ...]]:
+    """Read ARQ's job; one that is gone or unreadable still stands for its conversation."""
+    try:
+        job = deserialize_job(payload)
+        return job["f"], tuple(job["a"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return FUNCTION, (conversation_id,)

@@ -1,0 +1,245 @@
+"""Asks the provider for its models: within limits of time and size, whatever it answers."""
+
+import logging
+import ssl
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+import aiohttp
+import httpx2
+import msgspec
+
+from turnline.worker.settings import KEY, Settings
+from turnline.worker.starting.stage import WORDS_CHARS, StartFailed, plain, within
+
+if TYPE_CHECKING:  # half a second, which those who read answers without asking need not wait
+    from openai import AsyncOpenAI
+
+log = logging.getLogger("turnline.worker")
+
+LIMIT_S: Final = 10.0
+"""What the answer may take, from the connection to its last byte."""
+MOST_BYTES: Final = 4 * 1024 * 1024
+_MOST_OF_AN_ERROR: Final = 16_384
+_MOST_NAMED: Final = 20
+_NO_KEY: Final = (
+    "XAI_API_KEY is not set (nor XAI_API_KEY_FILE). Get a key from https://console.x.ai, or try "
+    "Turnline without one: `turnline sim` runs a simulated Grok, and any key does for it."
+)
+_ANYWAY: Final = "TURNLINE_CHECK_MODEL=false starts without asking."
+_REFUSED: Final = frozenset({400, 401, 402, 403, 407})
+_FOREIGN: Final = (httpx2.HTTPError, httpx2.InvalidURL, aiohttp.ClientError, OSError, ValueError)
+
+
+class ProviderFound(NamedTuple):
+    """What was found."""
+
+    models: int | None = None
+    """How many it serves; None if it was not asked, or did not say."""
+    unchecked: str = ""
+    """Why the model was not checked, if it was not."""
+
+
+class Answer(NamedTuple):
+    """What the provider answered to `GET /models`."""
+
+    status: int
+    body: bytes
+    """Up to `MOST_BYTES` and a few more."""
+    content_type: str = ""
+    location: str = ""
+
+
+def need_key(settings: Settings) -> None:
+    """Check that there is a key.
+
+    Raises:
+        StartFailed: There is none.
+    """
+    if not settings.api_key.value:
+        raise StartFailed(_NO_KEY)
+
+
+async def check_provider(settings: Settings, client: "AsyncOpenAI") -> ProviderFound:
+    """Ask the provider whether it takes the key and serves the model.
+
+    A provider that does not answer is no reason not to start: turns wait and are tried again.
+
+    Raises:
+        StartFailed: The key is missing or refused, the answer is no list of models, the model is
+            not in it, or the connection can never be made as the system is set up.
+    """
+    need_key(settings)
+    if not settings.check_model:
+        return ProviderFound(unchecked="TURNLINE_CHECK_MODEL is false")
+    began_s = time.monotonic()
+    try:
+        what = f"GET {settings.base_url}/models"
+        answer = await within(LIMIT_S, what, _ask(client))
+    except TimeoutError:
+        return _unchecked(f"no whole answer within {time.monotonic() - began_s:.0f} s")
+    except _FOREIGN as error:
+        _judge_connection(settings, error)
+        words = plain(str(error), WORDS_CHARS, [settings.api_key.value])
+        return _unchecked(type(error).__name__, words)
+    found = judge_answer(settings, answer)
+    return _unchecked(found.unchecked) if found.unchecked else found
+
+
+def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
+    """Judge an answer to `GET /models`, whatever it is.
+
+    Raises:
+        StartFailed: As `check_provider`.
+    """
+    where, status = settings.base_url, answer.status
+    if 300 <= status < 400:
+        to = plain(answer.location.partition("?")[0], WORDS_CHARS, [settings.api_key.value])
+        raise StartFailed(
+            f"{where} redirects to {to or 'nowhere'} (HTTP {status}): the key is not sent on. Set "
+            "TURNLINE_BASE_URL to the address that answers."
+        )
+    if status in _REFUSED:
+        words = words_of(answer.body)
+        said = plain(words, WORDS_CHARS, [settings.api_key.value])
+        raise StartFailed(
+            f"{where} refuses the key in {KEY} (HTTP {status}{': ' if said else ''}{said}). "
+            "Check it at https://console.x.ai."
+        )
+    if not 200 <= status < 300:
+        return ProviderFound(unchecked=f"HTTP {status}")
+    if len(answer.body) > MOST_BYTES:
+        raise StartFailed(
+            f"{where} answers GET /models with more than {MOST_BYTES:,} bytes, which is no list of "
+            f"models. Is TURNLINE_BASE_URL right? {_ANYWAY}"
+        )
+    served = models_of(answer.body)
+    if served is None:
+        kind = (
+            plain(answer.content_type.partition(";")[0], 60, [settings.api_key.value])
+            or "something"
+        )
+        raise StartFailed(
+            f"{where} answers GET /models with {kind} that is no list of models. Is "
+            f"TURNLINE_BASE_URL right? {_ANYWAY}"
+        )
+    if settings.model not in served:
+        names = [plain(it, 80, [settings.api_key.value]) for it in sorted(served)]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        raise StartFailed(
+            f"{where} does not serve the model {settings.model}. It serves "
+            f"{', '.join(names[:_MOST_NAMED]) or 'none'}{more}. Set TURNLINE_MODEL to one of them, "
+            "or TURNLINE_CHECK_MODEL=false if you know better."
+        )
+    return ProviderFound(len(served))
+
+
+def models_of(body: bytes) -> set[str] | None:
+    """Return the ids in a list of models as OpenAI's API has it; None if it is something else."""
+    try:
+        data: Any = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    listed = cast("dict[str, Any]", data).get("data") if isinstance(data, dict) else None
+    if not isinstance(listed, list):
+        return None
+    models = msgspec.convert(listed, list[Any])
+    ids = [cast("dict[str, Any]", it).get("id") for it in models if isinstance(it, dict)]
+    found = {it for it in ids if isinstance(it, str) and it}
+    return found if found or not models else None
+
+
+def words_of(body: bytes) -> str:
+    """Return what an error's body says to people; "" where it is no JSON, or says nothing."""
+    try:
+        node: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    for _ in range(3):
+        if not isinstance(node, dict):
+            break
+        fields = cast("dict[str, Any]", node)
+        names = (it for it in ("error", "message", "detail") if it in fields)
+        node = fields.get(next(names, ""))
+    return node if isinstance(node, str) else ""
+
+
+def _unchecked(why: str, words: str = "") -> ProviderFound:
+    log.warning("provider.unchecked", extra={"reason": why})
+    return ProviderFound(unchecked=f"{why}: {words}" if words else why)
+
+
+async def _ask(client: "AsyncOpenAI") -> Answer:
+    """Send one request through the client's own transport, and read so much of the answer."""
+    http: httpx2.AsyncClient = getattr(client, "_client")  # noqa: B009  the SDK reads without limits
+    headers = {**client.auth_headers, **client.default_headers, "Accept-Encoding": "identity"}
+    request = httpx2.Request(
+        "GET",
+        f"{str(client.base_url).rstrip('/')}/models",
+        headers={name: it for name, it in headers.items() if isinstance(it, str)},
+    )
+    response = await http.send(request, stream=True, follow_redirects=False)
+    body = bytearray()
+    try:
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        most = MOST_BYTES if response.is_success else _MOST_OF_AN_ERROR
+        inflate = zlib.decompressobj(47) if encoding in {"gzip", "x-gzip", "deflate"} else None
+        async for part in response.aiter_raw():
+            body += part if inflate is None else inflate.decompress(part, most + 1 - len(body))
+            if len(body) > most:
+                break
+    except zlib.error:
+        body.clear()
+    finally:
+        await response.aclose()
+    return Answer(
+        response.status_code,
+        bytes(body),
+        response.headers.get("content-type", ""),
+        response.headers.get("location", ""),
+    )
+
+
+def _judge_connection(settings: Settings, error: BaseException) -> None:
+    """Refuse what will not mend itself: a certificate that is not trusted, a file that is missing.
+
+    Raises:
+        StartFailed: Says which.
+    """
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    if any(isinstance(it, ssl.SSLError | ssl.CertificateError) for it in chain) or any(
+        isinstance(it, aiohttp.ClientSSLError) for it in chain
+    ):
+        words = plain(str(chain[-1]), WORDS_CHARS, [settings.api_key.value])
+        raise StartFailed(
+            f"{settings.base_url}: no connection with TLS can be made ({words}). SSL_CERT_FILE "
+            "names the certificates to trust."
+        ) from None
+    if isinstance(error, aiohttp.ClientResponseError) and not isinstance(
+        error, aiohttp.ClientHttpProxyError
+    ):
+        raise StartFailed(
+            f"{settings.base_url} answers GET /models in something that is not HTTP. Is "
+            f"TURNLINE_BASE_URL right? {_ANYWAY}"
+        ) from None
+    if isinstance(error, OSError) and error.filename is not None:
+        raise StartFailed(cannot_connect(error)) from None
+
+
+def cannot_connect(error: Exception) -> str:
+    """Say why no client for the provider can be made: a proxy or a certificate of the environment.
+
+    The text of a wrong proxy address is not repeated: it may hold a password.
+    """
+    if isinstance(error, OSError):
+        words = plain(f"{error.strerror or error}", WORDS_CHARS)
+        return f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be used: {words}."
+    return (
+        "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY is set to something that is no address of "
+        f"a proxy ({type(error).__name__})."
+    )

@@ -1,0 +1,115 @@
+"""What a worker sends to Redis, and whether its user may send it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from turnline.contracts.connection import Arg, AsyncRedis
+from turnline.contracts.keys import ShardKeys, conversation_keys
+from turnline.contracts.scripts import Call, load_script, run, text
+
+CONVERSATION: Final = "turnline-start"
+"""A conversation whose keys are asked about; it has none."""
+COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
+    "BLPOP": (0.001,),
+    "DEL": (),
+    "GET": (),
+    "HDEL": ("f",),
+    "HEXISTS": ("f",),
+    "HGET": ("f",),
+    "HGETALL": (),
+    "HINCRBY": ("f", 1),
+    "HMGET": ("f",),
+    "HSET": ("f", "v"),
+    "HSETNX": ("f", "v"),
+    "INCR": (),
+    "LLEN": (),
+    "LPOP": (),
+    "LPUSH": ("v",),
+    "LRANGE": (0, 0),
+    "LTRIM": (0, 0),
+    "PEXPIRE": (1,),
+    "PSETEX": (1, "v"),
+    "PTTL": (),
+    "RPUSH": ("v",),
+    "SET": ("v",),
+    "XADD": ("*", "f", "v"),
+    "XDEL": ("1-1",),
+    "XLEN": (),
+    "XRANGE": ("-", "-", "COUNT", 1),
+    "XREVRANGE": ("+", "+", "COUNT", 1),
+    "XTRIM": ("MAXLEN", 0),
+    "ZADD": (1, "m"),
+    "ZCARD": (),
+    "ZRANGE": (0, 0),
+    "ZRANGEBYSCORE": (1, 1),
+    "ZREM": ("m",),
+    "ZREMRANGEBYSCORE": (1, 1),
+    "ZSCORE": ("m",),
+}
+"""Commands with a key, in scripts and beside them: what follows the key."""
+
+
+class Right(NamedTuple):
+    """One command that is needed."""
+
+    label: str
+    """For people."""
+    words: Sequence[Arg]
+
+
+def rights(shard: ShardKeys) -> Iterator[Right]:
+    """Yield every command on one key, then every kind of key and channel."""
+    keys = conversation_keys(shard.tag, CONVERSATION)
+    for name, rest in COMMANDS.items():
+        yield Right(name, (name, keys.steps, *rest))
+    yield Right("TIME", ("TIME",))
+    yield Right("EVAL", ("EVAL", "return 1", 0))
+    yield Right("EVALSHA", ("EVALSHA", "0" * 40, 0))
+    for label, key in _keys(shard):  # on keys of every type this does nothing
+        yield Right(f"write {label}", ("HDEL", key, CONVERSATION))
+    channel = f"{shard.channel_prefix}{CONVERSATION}"
+    yield Right(f"PUBLISH to {shard.channel_prefix}*", ("PUBLISH", channel, ""))
+    yield Right("UNSUBSCRIBE", ("UNSUBSCRIBE", channel))
+    yield Right(f"SUBSCRIBE to {shard.channel_prefix}*", ("SUBSCRIBE", channel))
+
+
+def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
+    """Yield (how to name it, key) for every kind of key."""
+    for key in conversation_keys(shard.tag, CONVERSATION)[:-1]:
+        yield key.replace(CONVERSATION, "*"), key
+    for key in (shard.queue, shard.wake, shard.token, shard.dead, shard.workers):
+        yield key, key
+    for key in (shard.tool_calls, shard.breakers, shard.traces):
+        yield key, key
+    for prefix in (shard.worker_prefix, shard.reply_prefix):
+        yield f"{prefix}*", prefix + CONVERSATION
+
+
+async def missing(redis: AsyncRedis, shard: ShardKeys) -> tuple[list[str], str]:
+    """Return what a worker needs and may not send, and the server's words on the first of it.
+
+    Args:
+        redis: A connection of its own: it is of no use afterwards.
+        shard: Whose keys are asked about.
+
+    Raises:
+        redis.exceptions.RedisError: The question itself may not be asked, or was not answered.
+    """
+    asked = list(rights(shard))
+    words = [json.dumps([str(word) for word in it.words]) for it in asked]
+    kind, *places = await run(
+        redis, Call(load_script("may", "turnline.worker.starting.lua"), (), words)
+    )
+    if text(kind) == "unknown":
+        return [], ""
+    refused = [asked[int(place) - 1] for place in places]
+    for n, right in enumerate(refused):
+        try:
+            await redis.execute_command(*right.words)
+        except (NoPermissionError, ResponseError) as error:
+            if isinstance(error, NoPermissionError) or "unknown command" in str(error).lower():
+                return [it.label for it in refused[n:]], str(error)
+    return [], ""

@@ -1,0 +1,217 @@
+"""Steps of a running turn that are safe already: what an attempt leaves for the next one.
+
+A step is one byte that says what it is, and what follows it:
+
+    m<message>       an assistant message with tool calls, JSON; its calls are without results
+    r<Finished>      the result of a call, JSON
+    w<Elsewhere>     a call that was sent out, JSON
+    c<ledger entry>  a model call, JSON: kept unless it says `abandoned`
+    u<entry id>      the last entry of the inbox that belongs to this turn
+    l<Lost>          an attempt that ended without a word, JSON; noted by the load that found out
+    x<entry id>      rolled back for that entry: of what stands before it only the spend counts,
+                     as abandoned
+
+Source: docs/adr/0011-steps-beside-the-context.md
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from turnline.contracts.numbers import number
+from turnline.worker.effects import Copy
+from turnline.worker.lease import Lease
+from turnline.worker.pipeline.context import IN_PROGRESS, Message
+
+
+class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call's result, as the model is told."""
+
+    call_id: str
+    content: str
+    wants_run: bool = True
+    """Whether the model is to run on it."""
+    elsewhere: bool = False
+    """Whether it came in by a `tool_result`."""
+
+
+class Elsewhere(msgspec.Struct, frozen=True):
+    """A call that somebody else runs."""
+
+    call_id: str
+    deadline_at_ms: int
+    """Redis' clock."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """An attempt whose worker was killed, or lost its lease: what it did stands before this."""
+
+    attempt: int
+    began_at_ms: int
+    """Redis' clock."""
+    found_at_ms: int
+    """When the next one began, Redis' clock."""
+
+
+_encode = msgspec.json.Encoder().encode
+decode_message = msgspec.json.Decoder(dict, float_hook=number).decode
+decode_finished = msgspec.json.Decoder(Finished).decode
+decode_lost = msgspec.json.Decoder(Lost).decode
+decode_elsewhere = msgspec.json.Decoder(Elsewhere).decode
+
+
+class Progress(NamedTuple):
+    """How far earlier attempts came."""
+
+    messages: Sequence[Message] = ()
+    """Of this turn, behind the user's: as the model left them, results filled in."""
+    last_entry: str | None = None
+    """The last entry of the inbox that belongs to this turn; None if nothing is safe yet."""
+    wants_run: bool = False
+    """Whether a result of the last response wants the model to run."""
+    deadlines: Mapping[str, int] = {}
+    """Calls that were sent out: call id to deadline, Redis' clock, ms."""
+    answered: frozenset[str] = frozenset()
+    """Of these, the ones whose `tool_result` was taken."""
+
+
+def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
+    """Read steps.
+
+    Args:
+        steps: In order.
+        rollback: Entry that asks for a rollback, if any: what comes before its `x` is void.
+    """
+    messages: list[Message] = []
+    last_entry: str | None = None
+    wants_run = False
+    deadlines: dict[str, int] = {}
+    answered: set[str] = set()
+    done = None
+    for step in steps:
+        kind, data = step[:1], step[1:]
+        match kind:
+            case b"x":
+                done = data.decode()
+                messages, last_entry, wants_run = [], None, False
+                deadlines.clear()
+                answered.clear()
+            case b"u":
+                last_entry = data.decode()
+            case b"m":
+                message = decode_message(data)
+                messages += [message, *_placeholders(message)]
+                wants_run = False
+            case b"r":
+                finished = decode_finished(data)
+                _fill_in(messages, finished)
+                wants_run = wants_run or finished.wants_run
+                if finished.elsewhere:
+                    answered.add(finished.call_id)
+            case b"w":
+                sent = decode_elsewhere(data)
+                deadlines[sent.call_id] = sent.deadline_at_ms
+            case _:
+                pass
+    if rollback is not None and done != rollback:
+        return Progress()
+    return Progress(messages, last_entry, wants_run, deadlines, frozenset(answered))
+
+
+def _placeholders(message: Message) -> list[Message]:
+    return [
+        {"role": "tool", "content": IN_PROGRESS, "tool_call_id": call["id"]}
+        for call in message.get("tool_calls") or ()
+    ]
+
+
+def _fill_in(messages: Sequence[Message], finished: Finished) -> None:
+    for message in reversed(messages):
+        if message.get("tool_call_id") == finished.call_id:
+            message["content"] = finished.content
+            return
+
+
+class CheckpointStore(Protocol):
+    """Where steps become safe; see `turnline.worker.store.conversations`."""
+
+    async def checkpoint(
+        self, lease: Lease, known: int, steps: Sequence[bytes], copies: Sequence[Copy] = ()
+    ) -> int:
+        """Add steps behind the `known` ones."""
+        ...
+
+
+class Steps:
+    """The steps of one conversation's running turn, under one lease."""
+
+    def __init__(self, store: CheckpointStore, lease: Lease, safe: Sequence[bytes]) -> None:
+        """Go on behind what is safe."""
+        self.safe = [*safe]
+        self._store = store
+        self._lease = lease
+        self._saving = asyncio.Lock()
+
+    def is_rolled_back(self, entry_id: str) -> bool:
+        """Whether the rollback that this entry asks for has been noted."""
+        return b"x" + entry_id.encode() in self.safe
+
+    async def settle(self) -> None:
+        """Wait until whatever is on its way is safe, or is known not to be."""
+        async with self._saving:
+            pass
+
+    async def save(
+        self,
+        steps: Sequence[bytes],
+        *,
+        copies: Sequence[Copy] = (),
+        on_saved: Callable[[], None] | None = None,
+    ) -> None:
+        """Make steps safe, one call after the other; also those of a caller that is cancelled.
+
+        Args:
+            steps: In order.
+            copies: Entries for shared streams, written in the same moment.
+            on_saved: Called once they are safe.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        saving = asyncio.create_task(self._save(steps, copies, on_saved))
+        saving.add_done_callback(_hear)
+        await asyncio.shield(saving)
+
+    async def _save(
+        self, steps: Sequence[bytes], copies: Sequence[Copy], on_saved: Callable[[], None] | None
+    ) -> None:
+        async with self._saving:
+            safe = await self._store.checkpoint(self._lease, len(self.safe), steps, copies)
+            assert safe == len(self.safe) + len(steps), "steps of somebody else"
+            self.safe += steps
+            if on_saved is not None:
+                on_saved()
+
+
+def _hear(saving: "asyncio.Task[None]") -> None:
+    """Take note of an error that may have nobody left to be told."""
+    if not saving.cancelled():
+        saving.exception()
+
+
+def message_step(encoded: bytes) -> bytes:
+    """Return the step of an assistant message."""
+    return b"m" + encoded
+
+
+def finished_step(finished: Finished) -> bytes:
+    """Return the step of a result."""
+    return b"r" + _encode(finished)
+
+
+def elsewhere_step(sent: Elsewhere) -> bytes:
+    """Return the step of a call that was sent out."""
+    return b"w" + _encode(sent)

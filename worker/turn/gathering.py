@@ -1,0 +1,367 @@
+"""One turn in the making: what the inbox holds, brought into the context by the user aggregator.
+
+No I/O: entries go in, frames go through the aggregator, and what each entry came to is noted.
+"""
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from turnline.contracts import messages as inbound
+from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.json_schemas import Schemas
+from turnline.contracts.replies import (
+    AnyTerminal,
+    TurnAbsorbed,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnRecord,
+    encode_event,
+)
+from turnline.contracts.trace_context import TraceContext, TurnTrace, turn_trace
+from turnline.worker.effects import Entry
+from turnline.worker.pipeline.aggregators import LLMUserContextAggregator
+from turnline.worker.pipeline.context import Message
+from turnline.worker.pipeline.frames import (
+    Frame,
+    InterimTranscriptionFrame,
+    LLMMessagesAppendFrame,
+    LLMMessagesUpdateFrame,
+    OpenAILLMContextFrame,
+    TranscriptionFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
+from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+
+_to_message = msgspec.to_builtins
+_State = Literal["completed", "failed", "interrupted", "absorbed"]
+
+
+class Used(NamedTuple):
+    """An inbox entry that this turn uses up, and how it ends."""
+
+    entry: Entry
+    turn_id: str
+    message: inbound.Inbound | None
+    """None if it could not be decoded."""
+    ending: AnyTerminal | None
+    """None: it becomes part of the turn, and ends with it."""
+    trace: TurnTrace
+
+
+class Gate(FrameProcessor):
+    """Stands behind the user aggregator and notes that an answer is wanted."""
+
+    def __init__(self) -> None:
+        """Begin closed."""
+        super().__init__()
+        self.wanted = False
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Note a context frame; everything else ends here."""
+        await super().process_frame(frame, direction)
+        self.wanted = self.wanted or isinstance(frame, OpenAILLMContextFrame)
+
+
+class Turn:
+    """Entries of the inbox on their way into the context, until an answer is wanted."""
+
+    def __init__(
+        self,
+        conversation_id: str,
+        settings: ConversationSettings,
+        user: LLMUserContextAggregator,
+        *,
+        since_ms: int,
+        schemas: Schemas,
+    ) -> None:
+        """Collect through `user`, the aggregator of this turn's context.
+
+        Args:
+            conversation_id: Whose inbox it is.
+            settings: As they are before this turn.
+            user: Takes what is said.
+            since_ms: When the first attempt at this turn began, Redis' clock.
+            schemas: Compiles the schemas in messages: what cannot be used ends by name.
+        """
+        self.conversation_id = conversation_id
+        self.settings = settings
+        self.settings_changed = False
+        self.context_replaced = False
+        self.used: list[Used] = []
+        self.gate = Gate()
+        user.link(self.gate)
+        self._user = user
+        self._since_ms = since_ms
+        self._schemas = schemas
+        self._fragments = False
+
+    @property
+    def wants_answer(self) -> bool:
+        """Whether the model is to be run."""
+        return self.gate.wanted
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may still join: fragments were taken, or the user is speaking."""
+        return self._fragments or self._user.has_pending or self._user.user_speaking
+
+    @property
+    def primary(self) -> Used:
+        """The message that carries the reply: the last one that said something."""
+        joined = [used for used in self.used if used.ending is None]
+        speaking = [u for u in joined if not isinstance(u.message, _SPEECH_EVENTS)]
+        return (speaking or joined)[-1]
+
+    def has_used(self, entry: Entry) -> bool:
+        """Whether this entry was taken."""
+        return any(used.entry.entry_id == entry.entry_id for used in self.used)
+
+    def would_answer(self, entry: Entry) -> bool:
+        """Whether this entry belongs to a turn of the model (and does not only change things)."""
+        try:
+            message = self._decode(entry)
+        except InvalidMessage:
+            return False
+        match message:
+            case inbound.UserMessage():
+                return message.run
+            case inbound.ContextAppend():
+                return message.run
+            case inbound.Transcription() | inbound.UserStartedSpeaking():
+                return True
+            case _:
+                return False
+
+    def would_join(self, entry: Entry) -> bool:
+        """Whether this entry can be part of a message that is still open."""
+        try:
+            message = self._decode(entry)
+        except InvalidMessage:
+            return False
+        return isinstance(message, inbound.UserStoppedSpeaking) or self.would_answer(entry)
+
+    def _decode(self, entry: Entry) -> inbound.Inbound:
+        """Return an entry's message.
+
+        Raises:
+            InvalidMessage: It breaks the contract, or a schema in it cannot be used.
+        """
+        message = inbound.decode(entry.data)
+        self._schemas.check(message)
+        return message
+
+    async def take(self, entry: Entry, *, joins_next: bool = False) -> None:
+        """Take the next entry of the inbox.
+
+        Args:
+            entry: The next one, in order.
+            joins_next: Treat a complete user message as a fragment of one still to come.
+        """
+        try:
+            message = self._decode(entry)
+        except InvalidMessage as error:
+            self._use(entry, None, self._failed(entry, "invalid_message", str(error)))
+            return
+        if message.conversation_id != self.conversation_id:
+            text = "conversation_id: that of the inbox the message is in"
+            self._use(entry, message, self._failed(entry, "invalid_message", text))
+            return
+        await self._take_message(entry, message, joins_next=joins_next)
+
+    async def _take_message(
+        self, entry: Entry, message: inbound.Inbound, *, joins_next: bool
+    ) -> None:
+        match message:
+            case inbound.UserMessage():
+                await self._take_user_message(entry, message, joins_next=joins_next)
+            case inbound.Transcription():
+                frame = TranscriptionFrame if message.final else InterimTranscriptionFrame
+                self._use(entry, message, None)
+                await self._send(frame(message.text, "", ""))
+            case inbound.UserStartedSpeaking():
+                self._use(entry, message, None)
+                await self._send(UserStartedSpeakingFrame())
+            case inbound.UserStoppedSpeaking():
+                self._use(entry, message, None)
+                await self._send(UserStoppedSpeakingFrame())
+            case inbound.ContextAppend():
+                added = [_to_message(m) for m in message.messages]
+                self._use(entry, message, None if message.run else self._completed(message))
+                await self._send(LLMMessagesAppendFrame(added, run_llm=message.run))
+            case inbound.ContextReplace():
+                self.context_replaced = True
+                self._use(entry, message, self._completed(message))
+                await self._send(LLMMessagesUpdateFrame([_to_message(m) for m in message.messages]))
+            case inbound.Configure():
+                self.settings = message.settings.applied_to(self.settings)
+                self.settings_changed = True
+                self._use(entry, message, self._completed(message))
+            case inbound.Interrupt():
+                self._use(entry, message, self._completed(message))
+            case inbound.ToolResult():
+                text = "no tool call of this conversation waits for a result"
+                self._use(entry, message, self._failed(entry, "unknown_call", text))
+
+    async def _take_user_message(
+        self, entry: Entry, message: inbound.UserMessage, *, joins_next: bool
+    ) -> None:
+        content: object = message.text or [_to_message(part) for part in message.parts]
+        spoken: Message = {"role": "user", "content": content}
+        if not message.run:
+            self._use(entry, message, self._completed(message))
+            await self._send(LLMMessagesAppendFrame([spoken]))
+            return
+        self._use(entry, message, None)
+        if joins_next or not message.final:
+            self._fragments = True
+            if message.parts:
+                await self._keep_pending()
+                await self._send(LLMMessagesAppendFrame([spoken]))
+            else:
+                await self._send(TranscriptionFrame(message.text, "", ""))
+            return
+        self._fragments = False
+        if self._user.has_pending and not message.parts:
+            await self._send(TranscriptionFrame(message.text, "", ""))
+            await self._user.push_aggregation()
+        else:
+            await self._user.push_aggregation()
+            await self._send(LLMMessagesAppendFrame([spoken], run_llm=True))
+
+    async def _keep_pending(self) -> None:
+        """Put what is pending into the context, without asking for an answer yet."""
+        wanted = self.gate.wanted
+        await self._user.push_aggregation()
+        self.gate.wanted = wanted
+
+    def use_result(self, entry: Entry, message: inbound.ToolResult) -> None:
+        """Use up the result of a tool call of this turn."""
+        self._use(entry, message, self._completed(message))
+
+    async def close(self) -> None:
+        """Take the user to be done: what is pending becomes a message."""
+        self._fragments = False
+        await self._user.push_aggregation()
+        if any(used.ending is None for used in self.used) and self._has_said_something():
+            self.gate.wanted = True
+
+    def _has_said_something(self) -> bool:
+        return any(
+            used.ending is None and isinstance(used.message, inbound.UserMessage)
+            for used in self.used
+        )
+
+    async def _send(self, frame: Frame) -> None:
+        await self._user.process_frame(frame, DOWNSTREAM)
+
+    def _use(
+        self, entry: Entry, message: inbound.Inbound | None, ending: AnyTerminal | None
+    ) -> None:
+        turn_id = _turn_id(entry, message)
+        trace = trace_of(self.conversation_id, turn_id, entry, message, since_ms=self._since_ms)
+        if ending is not None:
+            ending = msgspec.structs.replace(ending, trace_id=trace.trace_id)
+        self.used.append(Used(entry, turn_id, message, ending, trace))
+
+    def _completed(self, message: inbound.Inbound) -> TurnCompleted:
+        return TurnCompleted(
+            conversation_id=self.conversation_id,
+            turn_id=message.turn_id,
+            metadata=message.metadata,
+        )
+
+    def _failed(self, entry: Entry, code: str, text: str) -> TurnFailed:
+        return TurnFailed(
+            conversation_id=self.conversation_id,
+            turn_id=_turn_id(entry, None),
+            code=code,
+            message=text,
+        )
+
+    def endings(self, ending: AnyTerminal | None) -> list[tuple[Used, AnyTerminal]]:
+        """Return how every entry used ends; `ending` is the turn's own, None if there was none."""
+        into = ending.turn_id if ending is not None else None
+        return [(used, used.ending or self._joined(used, ending, into)) for used in self.used]
+
+    def _joined(self, used: Used, ending: AnyTerminal | None, into: str | None) -> AnyTerminal:
+        if ending is not None and used.turn_id == into:
+            return ending
+        return TurnAbsorbed(
+            conversation_id=self.conversation_id,
+            turn_id=used.turn_id,
+            trace_id=used.trace.trace_id,
+            metadata=used.message.metadata if used.message else {},
+            into=into,
+        )
+
+
+def message_of(entry: Entry) -> inbound.Inbound | None:
+    """Return an entry's message; None for one that breaks the contract, which ends by itself."""
+    try:
+        return inbound.decode(entry.data)
+    except InvalidMessage:
+        return None
+
+
+def _turn_id(entry: Entry, message: inbound.Inbound | None) -> str:
+    """Return the id an entry was accepted under; one written past `submit` goes by its own."""
+    if entry.turn_id is not None:
+        return entry.turn_id
+    return message.turn_id if message is not None else entry.entry_id
+
+
+def trace_of(
+    conversation_id: str,
+    turn_id: str,
+    entry: Entry,
+    message: inbound.Inbound | None,
+    *,
+    since_ms: int,
+) -> TurnTrace:
+    """Return where the spans of what an entry becomes belong."""
+    context = None
+    if message is not None and message.traceparent is not None:
+        context = TraceContext(message.traceparent, message.tracestate)
+    return turn_trace(
+        conversation_id,
+        turn_id,
+        context,
+        entry_id=entry.entry_id,
+        waited_ms=since_ms - entry.accepted_at_ms,
+    )
+
+
+def _state(ending: AnyTerminal) -> _State:
+    match ending:
+        case TurnCompleted():
+            return "completed"
+        case TurnFailed():
+            return "failed"
+        case TurnInterrupted():
+            return "interrupted"
+        case TurnAbsorbed():
+            return "absorbed"
+
+
+_SPEECH_EVENTS = (inbound.UserStartedSpeaking, inbound.UserStoppedSpeaking)
+
+
+def record_of(
+    used: Used, ending: AnyTerminal, *, attempts: int, finished_at_ms: int, worker: str
+) -> TurnRecord:
+    """Return what is kept of a turn that has ended."""
+    return TurnRecord(
+        state=_state(ending),
+        accepted_at_ms=used.entry.accepted_at_ms,
+        after=used.entry.after,
+        digest=used.entry.digest,
+        finished_at_ms=finished_at_ms,
+        attempts=attempts,
+        trace_id=ending.trace_id,
+        worker=worker,
+        event=msgspec.Raw(encode_event(ending)),
+    )

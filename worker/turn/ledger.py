@@ -1,0 +1,136 @@
+"""What one turn's model calls cost, and which of it belongs to the answer."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from turnline.contracts.conversation import CallEntry, Usage, UsageState
+from turnline.worker.effects import Loaded
+from turnline.worker.pipeline.calls import LLMCall
+
+_decode_call = msgspec.json.Decoder(CallEntry).decode
+_CERTAIN: UsageState = "reported"
+_LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", _CERTAIN)
+
+
+class Ledger:
+    """One entry for each call of all attempts at a turn: kept, or abandoned."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Begin with what earlier attempts left."""
+        self.kept: list[CallEntry] = []
+        """Calls whose answers are part of what is committed."""
+        self.abandoned: list[CallEntry] = []
+        """Calls of this attempt that led to nothing."""
+        self._noted: list[CallEntry] = []
+        for step in loaded.steps:
+            if step[:1] == b"c":
+                entry = _decode_call(step[1:])
+                if entry.state == "unknown" and entry.error is None:  # a note of a lost worker's
+                    entry = msgspec.structs.replace(entry, usage=Usage(unpriced_calls=1))
+                (self._noted if entry.abandoned else self.kept).append(entry)
+            elif step[:1] == b"x":
+                self.roll_back()
+
+    def keep(self, calls: Iterable[CallEntry]) -> None:
+        """These calls made the answer."""
+        self.kept.extend(calls)
+
+    def abandon(self, calls: Iterable[CallEntry]) -> None:
+        """These calls led to nothing."""
+        self.abandoned.extend(msgspec.structs.replace(call, abandoned=True) for call in calls)
+
+    def roll_back(self) -> None:
+        """What was kept so far led to nothing; this is noted already, or is committed next."""
+        self._noted += [msgspec.structs.replace(call, abandoned=True) for call in self.kept]
+        self.kept = []
+
+    def note_abandoned(self) -> list[CallEntry]:
+        """Return the calls of this attempt that led to nothing; they count as noted from now on."""
+        noted, self.abandoned = self.abandoned, []
+        self._noted += noted
+        return noted
+
+    def failures(self, turn_id: str) -> list[CallEntry]:
+        """Return the calls of a turn, of this attempt and earlier ones, that ended in an error."""
+        calls = (*self._noted, *self.abandoned)
+        return [c for c in calls if c.turn_id == turn_id and c.error not in {None, "cancelled"}]
+
+    def wasted_tokens(self, turn_id: str) -> int:
+        """Return what calls of a turn used up that led to nothing, counted or estimated."""
+        calls = (*self._noted, *self.abandoned)
+        return sum(tokens_of(call.usage) for call in calls if call.turn_id == turn_id)
+
+    @property
+    def entries(self) -> list[CallEntry]:
+        """All of it, for the commit."""
+        return [*self._noted, *self.abandoned, *self.kept]
+
+    @property
+    def usage(self) -> Usage:
+        """Sum over what made the answer."""
+        return sum((call.usage for call in self.kept), Usage())
+
+    @property
+    def usage_state(self) -> UsageState:
+        """The least certain state among what made the answer."""
+        states = {call.state for call in self.kept}
+        for state in _LEAST_CERTAIN_FIRST:
+            if any(state == found for found in states):
+                return state
+        return _CERTAIN
+
+
+def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
+    """Return a call's entry in the ledger."""
+    return CallEntry(
+        call_id=f"{turn_id}/{attempt}/{call.number}",
+        turn_id=turn_id,
+        attempt=attempt,
+        model=call.response_model or call.model,
+        state=call.usage_state,
+        usage=usage_of(call),
+        finish_reason=call.finish_reason,
+        error=call.error,
+        response_id=call.response_id,
+        started_at_ms=_wall_ms(call.started_at),
+        duration_ms=int((call.duration_s or 0) * 1000),
+    )
+
+
+def note_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
+    """Return what is noted of a call before its request is sent: all that a lost worker leaves."""
+    return CallEntry(
+        call_id=f"{turn_id}/{attempt}/{call.number}",
+        turn_id=turn_id,
+        attempt=attempt,
+        model=call.model,
+        state="unknown",
+        abandoned=True,
+        started_at_ms=_wall_ms(call.started_at),
+    )
+
+
+def usage_of(call: LLMCall) -> Usage:
+    """Return what a call used, reported or estimated, and whether its cost is known."""
+    counted = call.counted_usage
+    return Usage(
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
+        reasoning_tokens=counted.reasoning_tokens,
+        cached_tokens=counted.cached_tokens,
+        total_tokens=counted.total_tokens,
+        cost_usd_ticks=counted.cost_usd_ticks or 0,
+        unpriced_calls=int(call.is_unpriced),
+    )
+
+
+def tokens_of(usage: Usage) -> int:
+    """Return all tokens, whichever way the provider counts reasoning."""
+    return max(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
+
+
+def _wall_ms(clock_s: float) -> int:
+    """Convert the service's clock (time.monotonic) to ms since the Unix epoch."""
+    return int((time.time() - time.monotonic() + clock_s) * 1000)

@@ -1,0 +1,128 @@
+"""What the driver tells whoever watches turns. Plain calls: they take no time and never fail."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from turnline.contracts.conversation import ConversationSettings
+from turnline.worker.effects import Effects, Loaded
+from turnline.worker.lease import Lease
+from turnline.worker.outcome import Outcome
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.turn.gathering import Used
+
+
+class AttemptObserver(Protocol):
+    """Watches one attempt at one turn."""
+
+    def collected(self, used: Sequence[Used], owner: Used) -> None:
+        """The inbox entries that make the turn are known; again after a rollback.
+
+        Args:
+            used: In their order.
+            owner: The one that carries the reply; the first, if none is wanted.
+        """
+        ...
+
+    def call_started(
+        self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
+    ) -> None:
+        """A request is about to be sent; the settings are those it was made by."""
+        ...
+
+    def said(self, text: str) -> None:
+        """The model said something."""
+        ...
+
+    def call_finished(self, call: LLMCall) -> None:
+        """A call is over, in whatever way."""
+        ...
+
+    def tool_started(self, call_id: str, name: str, arguments: Any) -> None:
+        """A function that the model calls begins to run."""
+        ...
+
+    def tool_finished(self, call_id: str, result: Any, failure: str | None) -> None:
+        """A function has its result; `failure` says why it is only an error, None on success."""
+        ...
+
+    def retrying(self, code: str, wait_s: float) -> None:
+        """The attempt is given up; another one is made after a while."""
+        ...
+
+    def committing(self) -> None:
+        """The commit is about to be sent."""
+        ...
+
+    def committed(self, effects: Effects, outcome: str) -> None:
+        """The commit was answered: `committed`, `released` or `duplicate`."""
+        ...
+
+    def ended(self, outcome: Outcome | BaseException) -> None:
+        """The attempt is over: called once, last."""
+        ...
+
+
+class Observer(Protocol):
+    """Watches a worker's turns."""
+
+    def attempt(
+        self, lease: Lease, loaded: Loaded, *, began_at_s: float, loaded_at_s: float
+    ) -> AttemptObserver:
+        """Watch an attempt.
+
+        Args:
+            lease: Under which it is made.
+            loaded: The conversation as it begins, just fetched.
+            began_at_s: On the clock `time.monotonic`, as all here; the conversation was asked for
+                then.
+            loaded_at_s: And was there then.
+        """
+        ...
+
+
+class Unobserved:
+    """Nobody watches. Is both kinds of observer."""
+
+    def attempt(
+        self,
+        lease: Lease,  # noqa: ARG002  the port's
+        loaded: Loaded,  # noqa: ARG002  the port's
+        *,
+        began_at_s: float,  # noqa: ARG002  the port's
+        loaded_at_s: float,  # noqa: ARG002  the port's
+    ) -> AttemptObserver:
+        """Return this."""
+        return self
+
+    def collected(self, used: Sequence[Used], owner: Used) -> None:
+        """Nothing."""
+
+    def call_started(
+        self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
+    ) -> None:
+        """Nothing."""
+
+    def said(self, text: str) -> None:
+        """Nothing."""
+
+    def call_finished(self, call: LLMCall) -> None:
+        """Nothing."""
+
+    def tool_started(self, call_id: str, name: str, arguments: Any) -> None:
+        """Nothing."""
+
+    def tool_finished(self, call_id: str, result: Any, failure: str | None) -> None:
+        """Nothing."""
+
+    def retrying(self, code: str, wait_s: float) -> None:
+        """Nothing."""
+
+    def committing(self) -> None:
+        """Nothing."""
+
+    def committed(self, effects: Effects, outcome: str) -> None:
+        """Nothing."""
+
+    def ended(self, outcome: Outcome | BaseException) -> None:
+        """Nothing."""
