@@ -22,8 +22,8 @@ from turnline.contracts.errors import ResultTimeout, TurnIdReused
 from turnline.contracts.history import HistoryReading
 from turnline.contracts.keys import shard_keys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
-from turnline.contracts.pending_claims import TAKE_OVER_S, TakingOver
-from turnline.contracts.producer_spans import Sending
+from turnline.contracts.pending_claims import TAKE_OVER_S, PendingClaimer
+from turnline.contracts.producer_spans import ProducerSpans
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -102,7 +102,7 @@ class TurnClient:
 
         Source: contracts/scripts/submit.lua
         """
-        with Sending(self._make, [message]) as sending:
+        with ProducerSpans(self._make, [message]) as sending:
             (submission,) = sending.submissions
             try:
                 reply = await run(self._redis, submission.call)
@@ -121,7 +121,7 @@ class TurnClient:
         Raises:
             InvalidMessage: One of the messages breaks the contract; nothing was sent.
         """
-        with Sending(self._make, messages) as sending:
+        with ProducerSpans(self._make, messages) as sending:
             submissions = sending.submissions
             if not submissions:
                 return []
@@ -320,7 +320,7 @@ class TurnClient:
         """
         reading = self._make.replies(stream, group, consumer, batch)
         streams = [shard.reply_prefix + stream for shard in self._shards]
-        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
+        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
         await self._create(reading)
         while True:
             reply = await self._next(reading, left)
@@ -354,7 +354,7 @@ class TurnClient:
         """
         reading = self._make.tool_calls(group, consumer, batch)
         streams = [shard.tool_calls for shard in self._shards]
-        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
+        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
         await self._create(reading)
         while True:
             reply = await self._next(reading, left)
@@ -383,7 +383,7 @@ class TurnClient:
         except TurnIdReused:
             return protocol.answered_before(message)
 
-    async def _next(self, reading: protocol.GroupReading, left: TakingOver) -> Any:
+    async def _next(self, reading: protocol.GroupReading, left: PendingClaimer) -> Any:
         """Return what others left behind, or what is new, as XREADGROUP gives it."""
         try:
             abandoned: list[Any] = []
@@ -447,7 +447,7 @@ class SyncTurnClient:
 
     def submit(self, message: Inbound | bytes) -> Receipt:
         """See `TurnClient.submit`."""
-        with Sending(self._make, [message]) as sending:
+        with ProducerSpans(self._make, [message]) as sending:
             (submission,) = sending.submissions
             try:
                 reply = run_sync(self._redis, submission.call)
@@ -459,7 +459,7 @@ class SyncTurnClient:
 
     def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
         """See `TurnClient.submit_many`."""
-        with Sending(self._make, messages) as sending:
+        with ProducerSpans(self._make, messages) as sending:
             submissions = sending.submissions
             if not submissions:
                 return []
@@ -588,7 +588,7 @@ class SyncTurnClient:
         """See `TurnClient.replies`."""
         reading = self._make.replies(stream, group, consumer, batch)
         streams = [shard.reply_prefix + stream for shard in self._shards]
-        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
+        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
         self._create(reading)
         while True:
             reply = self._next(reading, left)
@@ -609,7 +609,7 @@ class SyncTurnClient:
         """See `TurnClient.tool_calls`."""
         reading = self._make.tool_calls(group, consumer, batch)
         streams = [shard.tool_calls for shard in self._shards]
-        left = TakingOver(streams, group, consumer, idle_s=take_over_s, batch=batch)
+        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
         self._create(reading)
         while True:
             reply = self._next(reading, left)
@@ -626,7 +626,7 @@ class SyncTurnClient:
         except TurnIdReused:
             return protocol.answered_before(message)
 
-    def _next(self, reading: protocol.GroupReading, left: TakingOver) -> Any:
+    def _next(self, reading: protocol.GroupReading, left: PendingClaimer) -> Any:
         try:
             abandoned: list[Any] = []
             for stream, command in left.commands():

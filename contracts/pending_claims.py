@@ -13,7 +13,7 @@ _LOOKS = 4
 """How often one looks for abandoned entries in the time that makes them abandoned."""
 
 
-class TakingOver:
+class PendingClaimer:
     """Where a consumer stands in looking for what others left behind."""
 
     def __init__(

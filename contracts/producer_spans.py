@@ -20,7 +20,7 @@ STATUS: Final = "turnline.submit.status"
 """`accepted` or `duplicate`."""
 
 
-class Sending:
+class ProducerSpans:
     """Messages on their way in, for a `with` block.
 
     The context of its span travels in the message, so that the turn hangs below it. A message that

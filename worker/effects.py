@@ -46,14 +46,14 @@ class Entry(NamedTuple):
         """Fingerprint of the content."""
         return self.fields.get(b"d", b"").decode("utf-8", "replace")
 
-    def acts_on(self, entry_id: str) -> str:
+    def control_for(self, entry_id: str) -> str:
         """Return `interrupt` or `rollback` if that is asked of the entry named, else ''."""
         if self.fields.get(b"on") != entry_id.encode():
             return ""
         return self.fields.get(b"act", b"").decode("utf-8", "replace")
 
 
-class Loaded(NamedTuple):
+class ConversationSnapshot(NamedTuple):
     """A conversation at the beginning of an attempt."""
 
     attempt: int

@@ -12,13 +12,13 @@ class Lease:
 
     __slots__ = (
         "conversation_id",
-        "early",
+        "inbox_changed",
         "keys",
         "lost",
-        "news",
-        "on_news",
+        "on_inbox_changed",
+        "prefetched",
         "released",
-        "settling",
+        "releasing",
         "value",
     )
 
@@ -27,22 +27,22 @@ class Lease:
         self.conversation_id = conversation_id
         self.keys: ConversationKeys = conversation_keys(tag, conversation_id)
         self.value = value
-        self.news = asyncio.Event()
+        self.inbox_changed = asyncio.Event()
         """Set when something came into the inbox meanwhile."""
-        self.on_news: Callable[[], None] | None = None
+        self.on_inbox_changed: Callable[[], None] | None = None
         """Called at the same moment, where waiting for the event would come too late."""
         self.lost = False
         """The server said that somebody else holds the conversation now, or nobody."""
-        self.settling = False
+        self.releasing = False
         """A script is on its way that may give the lease up: its own answer tells what became of
         it, and a heartbeat that misses the lease meanwhile says nothing."""
-        self.early: Any = None
+        self.prefetched: Any = None
         """A load that was sent right behind the claim, as the store that sent it understands it."""
         self.released = False
         """Given up by a commit; there is nothing left to release."""
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Say that something came into the inbox."""
-        self.news.set()
-        if self.on_news is not None:
-            self.on_news()
+        self.inbox_changed.set()
+        if self.on_inbox_changed is not None:
+            self.on_inbox_changed()

@@ -46,7 +46,7 @@ _running: ContextVar[Mapping[str, object]] = ContextVar("running", default=_NOWH
 log = logging.getLogger("turnline.process")
 
 
-def say_with(**ids: object) -> None:
+def bind_log_context(**ids: object) -> None:
     """Put these ids into all that this task, and those it starts from here on, logs."""
     _running.set({**_running.get(), **ids})
 

@@ -287,7 +287,7 @@ class Fleet:
                 drain_s=settings.drain_s,
             ),
             about=_About(settings),
-            load_early=partial(store.load_early, worker_id=self.worker_id),
+            prefetch=partial(store.prefetch, worker_id=self.worker_id),
             max_jobs=slots,
             ctx={"driver": driver},
         )

@@ -379,7 +379,7 @@ def check_entries(data: bytes) -> Verdict:
     taken = Turn("c", ConversationSettings(), user, since_ms=1, schemas=Schemas())
     for entry in entries:
         taken.would_answer(entry)
-        entry.acts_on("1-0")
+        entry.control_for("1-0")
         _finish(taken.take(entry))
     _finish(taken.close())
     must([used.entry for used in taken.used] == entries, "an entry is not used once, in order")

@@ -65,12 +65,12 @@ class RunConversation(Protocol):
         ...
 
 
-class _Early(msgspec.Struct):
+class _Prefetch(msgspec.Struct):
     """A conversation whose load was sent with the claim."""
 
     job_id: str
     load: Any
-    news: bool = False
+    inbox_changed: bool = False
     """Something came in that the load may not have seen."""
 
 
@@ -78,7 +78,7 @@ class _Claim(msgspec.Struct):
     job_id: str
     lease: str
     payload: bytes
-    early: _Early | None = None
+    prefetch: _Prefetch | None = None
 
 
 def _never(_: str) -> None:
@@ -99,7 +99,7 @@ class LeasedWorker(arq.worker.Worker):
         batcher: ScriptBatcher,
         times: LeaseSettings | None = None,
         about: Callable[[], dict[str, Any]] = dict,
-        load_early: Callable[[str], Any] = _never,
+        prefetch: Callable[[str], Any] = _never,
         max_jobs: int = 100,
         **arq_options: Any,
     ) -> None:
@@ -114,7 +114,7 @@ class LeasedWorker(arq.worker.Worker):
             batcher: Shared with the store, so that their calls travel together.
             times: See `LeaseSettings`.
             about: What the worker says about itself (JSON object), shown by `turnline queue`.
-            load_early: Sends the load of a conversation which the claim sent just before will
+            prefetch: Sends the load of a conversation which the claim sent just before will
                 probably bring; what it returns is given to the lease.
             max_jobs: Conversations (and jobs) run at once.
             arq_options: Further options of `arq.worker.Worker`.
@@ -143,9 +143,9 @@ class LeasedWorker(arq.worker.Worker):
         self._batcher = batcher
         self._times = times or LeaseSettings()
         self._about = about
-        self._load_early = load_early
+        self._send_prefetch = prefetch
         self._hint = ""
-        self._early: _Early | None = None
+        self._prefetch: _Prefetch | None = None
         self._held: dict[str, tuple[str, Lease | None, asyncio.Task[None]]] = {}
         self._plain: dict[str, int] = {}
         self._slot_freed = asyncio.Event()
@@ -255,12 +255,12 @@ class LeasedWorker(arq.worker.Worker):
         claiming = self._batcher.run(call)
         hint, self._hint = self._hint, ""
         hinted = None if hint in self._held else conversation_of(hint, self._shard.tag)
-        early = None if hinted is None else _Early(hint, self._load_early(hinted))
-        self._early = early  # its load travels behind the claim
+        early = None if hinted is None else _Prefetch(hint, self._send_prefetch(hinted))
+        self._prefetch = early  # its load travels behind the claim
         try:
             said, next_ms, *items = await claiming
         finally:
-            self._early = None
+            self._prefetch = None
         if text(said) == "repaired":
             log.warning("queue.repaired", extra={"queue": self._shard.queue})
         claims: list[_Claim] = []
@@ -271,7 +271,7 @@ class LeasedWorker(arq.worker.Worker):
                 await redis.execute_command("ZREM", self._shard.queue, name)
         for claim in claims:
             if early is not None and claim.job_id == early.job_id:
-                claim.early = early
+                claim.prefetch = early
         return claims, int(next_ms)
 
     async def _sleep_until_woken(self, next_ms: int) -> None:
@@ -311,10 +311,10 @@ class LeasedWorker(arq.worker.Worker):
             run = self._run_plain_job(claim)
         else:
             lease = Lease(self._shard.tag, conversation_id, claim.lease)
-            if claim.early is not None:
-                lease.early = claim.early.load
-                if claim.early.news:
-                    lease.tell()
+            if claim.prefetch is not None:
+                lease.prefetched = claim.prefetch.load
+                if claim.prefetch.inbox_changed:
+                    lease.notify()
             run = self._run_conversation(claim, lease)
         task = self.loop.create_task(run)
         self._held[claim.job_id] = (claim.lease, lease, task)
@@ -391,7 +391,7 @@ class LeasedWorker(arq.worker.Worker):
     async def _release(self, job_id: str, lease: Lease, outcome: Outcome) -> None:
         if lease.lost or lease.released:
             return
-        lease.settling = True
+        lease.releasing = True
         keys = lease.keys
         park = outcome if isinstance(outcome, Parked) else Parked(0, "input")
         call = Call(
@@ -443,27 +443,29 @@ class LeasedWorker(arq.worker.Worker):
                             raise ConnectionError("no sign of life")
                         await pubsub.ping()
                     elif message["type"] == "subscribe":
-                        self._tell_everybody()  # what was said before we listened
+                        self._notify_all()  # what was said before we listened
                     elif message["type"] == "message":
-                        self._tell(f"{self._shard.tag}:{message['data'].decode(errors='replace')}")
+                        self._notify(
+                            f"{self._shard.tag}:{message['data'].decode(errors='replace')}"
+                        )
                     is_asked = message is None
             except (RedisError, OSError):
                 await asyncio.sleep(0.1)
             finally:
                 await asyncio.shield(pubsub.aclose())
 
-    def _tell(self, job_id: str) -> None:
-        if self._early is not None and self._early.job_id == job_id:
-            self._early.news = True
+    def _notify(self, job_id: str) -> None:
+        if self._prefetch is not None and self._prefetch.job_id == job_id:
+            self._prefetch.inbox_changed = True
         held = self._held.get(job_id)
         if held is not None and held[1] is not None:
-            held[1].tell()
+            held[1].notify()
 
-    def _tell_everybody(self) -> None:
-        if self._early is not None:
-            self._early.news = True
+    def _notify_all(self) -> None:
+        if self._prefetch is not None:
+            self._prefetch.inbox_changed = True
         for job_id in self._held:
-            self._tell(job_id)
+            self._notify(job_id)
 
     def _lose(self, lost: Sequence[tuple[str, str]]) -> None:
         """Stop what is no longer ours: (job id, lease) pairs from the heartbeat."""
@@ -472,7 +474,7 @@ class LeasedWorker(arq.worker.Worker):
             if held is None or held[0] != value:
                 continue
             _, lease, task = held
-            if lease is not None and lease.settling:
+            if lease is not None and lease.releasing:
                 continue
             log.warning("lease.lost", extra={"job_id": job_id})
             if lease is not None:

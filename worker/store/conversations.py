@@ -15,10 +15,10 @@ from turnline.contracts.protocol import RETENTION_MS, USAGE_FIELDS, TextAssemble
 from turnline.contracts.replies import encode_event, read_event
 from turnline.contracts.scripts import Call, load_script, text
 from turnline.worker.batching import ScriptBatcher
-from turnline.worker.effects import Committed, Copy, Effects, Entry, Loaded
+from turnline.worker.effects import Committed, ConversationSnapshot, Copy, Effects, Entry
 from turnline.worker.errors import LeaseLost, StoreUnavailable
 from turnline.worker.lease import Lease
-from turnline.worker.store.cache import ContextCache, Held
+from turnline.worker.store.cache import CachedContext, ContextCache
 
 _SCRIPTS = "turnline.worker.store.lua"
 _encode = msgspec.json.Encoder().encode
@@ -41,10 +41,10 @@ class StoreLimits(NamedTuple):
     """Inbox entries fetched at once."""
 
 
-class _Early(NamedTuple):
+class _Prefetch(NamedTuple):
     """A load on its way, and what the worker held when it was sent."""
 
-    held: Held
+    held: CachedContext
     reply: "asyncio.Future[list[Any]]"
 
 
@@ -67,7 +67,7 @@ class Conversations:
         self._cache = cache
         self._limits = limits or StoreLimits()
 
-    async def load(self, lease: Lease) -> Loaded:
+    async def load(self, lease: Lease) -> ConversationSnapshot:
         """Begin an attempt and fetch what this worker does not hold already: one round trip.
 
         Raises:
@@ -76,7 +76,7 @@ class Conversations:
 
         Source: worker/store/lua/load.lua
         """
-        early, lease.early = cast("_Early | None", lease.early), None
+        early, lease.prefetched = cast("_Prefetch | None", lease.prefetched), None
         if early is not None and (reply := await _early_reply(early, lease)) is not None:
             held = early.held
         else:
@@ -85,12 +85,12 @@ class Conversations:
         _, _, epoch, start, *numbers, settings, messages, steps, entries = reply
         attempt, crashes, since_ms, now_ms = map(int, numbers)
         if start == 0:
-            held = Held(text(epoch), messages, sum(map(len, messages)))
+            held = CachedContext(text(epoch), messages, sum(map(len, messages)))
         elif messages:
             held = held.grown(messages)
         if held.epoch:
             self._cache.put(lease.conversation_id, held)
-        return Loaded(
+        return ConversationSnapshot(
             attempt=attempt,
             crashes=crashes,
             settings=decode_settings(settings) if settings else ConversationSettings(),
@@ -101,21 +101,21 @@ class Conversations:
             now_ms=now_ms,
         )
 
-    def load_early(self, conversation_id: str, worker_id: str) -> object:
+    def prefetch(self, conversation_id: str, worker_id: str) -> object:
         """Send the load of a conversation that this worker is about to hold; `load` will use it.
 
         To be called right behind the claim: whether that won is found out on the server. What comes
-        back belongs into `Lease.early`; nothing is lost if it is thrown away.
+        back belongs into `Lease.prefetched`; nothing is lost if it is thrown away.
         """
         keys = conversation_keys(self._shard.tag, conversation_id)
         held = self._cache.get(conversation_id)
         arguments = self._loading(keys, f" {worker_id}", held)
         reply = self._batcher.run(Call(load_script("load", _SCRIPTS), *arguments))
-        reply.add_done_callback(_looked_at)
-        return _Early(held, reply)
+        reply.add_done_callback(_consume_exception)
+        return _Prefetch(held, reply)
 
     def _loading(
-        self, keys: ConversationKeys, lease: str, held: Held
+        self, keys: ConversationKeys, lease: str, held: CachedContext
     ) -> tuple[Sequence[str], Sequence[Arg]]:
         return (
             (keys.inbox, keys.state, keys.context, keys.steps, keys.in_progress),
@@ -255,7 +255,7 @@ class Conversations:
         """
         keys, limits = lease.keys, self._limits
         shared = list(dict.fromkeys(copy.stream for copy in effects.copies))
-        lease.settling = True
+        lease.releasing = True
         reply = await self._run(
             lease,
             "commit",
@@ -278,10 +278,10 @@ class Conversations:
                 length = int(reply[2])
                 self._remember(lease, effects, text(reply[1] or b""), length)
                 lease.released = outcome == "released"
-                lease.settling = lease.released
+                lease.releasing = lease.released
                 return Committed(outcome, length, _read_entries(reply[3]), int(reply[4]))
             case _:
-                lease.settling = False
+                lease.releasing = False
                 self._cache.drop(lease.conversation_id)
                 return Committed("duplicate", 0, [], 0)
 
@@ -289,7 +289,7 @@ class Conversations:
         """Bring the cache up to what was committed, or drop what no longer matches."""
         held = self._cache.get(lease.conversation_id)
         if effects.rewrite:
-            held = Held(epoch).grown(effects.messages)
+            held = CachedContext(epoch).grown(effects.messages)
         else:
             held = held.grown(effects.messages)
         if epoch and held.epoch == epoch and len(held.messages) == length:
@@ -322,13 +322,13 @@ class Conversations:
         raise AssertionError("unreachable")
 
 
-def _looked_at(reply: "asyncio.Future[Any]") -> None:
+def _consume_exception(reply: "asyncio.Future[Any]") -> None:
     """Take note of an error: a load that nobody waits for may fail."""
     if not reply.cancelled():
         reply.exception()
 
 
-async def _early_reply(early: _Early, lease: Lease) -> list[Any] | None:
+async def _early_reply(early: _Prefetch, lease: Lease) -> list[Any] | None:
     """Return what came back, if it is what this lease needs."""
     try:
         reply = await early.reply

@@ -11,11 +11,11 @@ from turnline.contracts.replies import (
     TurnFailed,
     TurnInterrupted,
 )
-from turnline.worker.effects import Effects, Loaded
+from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.spans import Attributes, Span
-from turnline.worker.turn.gathering import Used
+from turnline.worker.turn.gathering import ConsumedEntry
 from turnline.worker.turn.ledger import usage_of
 
 
@@ -30,14 +30,14 @@ class CallPlace(NamedTuple):
 class Ending(NamedTuple):
     """How one of the messages that a commit used up ended."""
 
-    used: Used
+    used: ConsumedEntry
     state: str
     event: AnyTerminal
     error: str
     """Code of a failure; empty for everything that is none."""
 
 
-def endings_of(effects: Effects, used: Sequence[Used]) -> list[Ending]:
+def endings_of(effects: Effects, used: Sequence[ConsumedEntry]) -> list[Ending]:
     """Return how each message ended, in the order of the commit."""
     by_id = {one.turn_id: one for one in used}
     events = {e.turn_id: e for e in effects.events if isinstance(e, TERMINAL)}
@@ -54,7 +54,7 @@ def endings_of(effects: Effects, used: Sequence[Used]) -> list[Ending]:
 
 
 def turn_attributes(
-    ending: Ending, effects: Effects, loaded: Loaded, conversation_id: str
+    ending: Ending, effects: Effects, loaded: ConversationSnapshot, conversation_id: str
 ) -> Attributes:
     """Return what is known of a turn once it has ended."""
     attributes: Attributes = {
@@ -81,7 +81,11 @@ def turn_attributes(
 
 
 def process_attributes(
-    ids: Attributes, conversation_id: str, used: Used, loaded: Loaded, queue: str
+    ids: Attributes,
+    conversation_id: str,
+    used: ConsumedEntry,
+    loaded: ConversationSnapshot,
+    queue: str,
 ) -> Attributes:
     """Return what is known of an attempt when it begins."""
     return {

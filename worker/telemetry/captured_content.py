@@ -15,7 +15,7 @@ from turnline.contracts.replies import AnyTerminal, TurnCompleted, TurnInterrupt
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.spans import Attributes
-from turnline.worker.turn.gathering import Used
+from turnline.worker.turn.gathering import ConsumedEntry
 
 SWITCH: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _ON: Final = frozenset({"span_only", "span_and_event", "true"})
@@ -67,7 +67,7 @@ class CapturedContent:
             n.TOOL_RESULT: (result if isinstance(result, str) else _text(result))[:_TEXT_CHARS],
         }
 
-    def of_turn(self, used: Sequence[Used], event: AnyTerminal) -> Attributes:
+    def of_turn(self, used: Sequence[ConsumedEntry], event: AnyTerminal) -> Attributes:
         """Return question and answer."""
         attributes: Attributes = {n.INPUT_VALUE: "\n".join(filter(None, map(_asked, used)))}
         if isinstance(event, TurnCompleted | TurnInterrupted):
@@ -75,7 +75,7 @@ class CapturedContent:
         return attributes
 
 
-def _asked(used: Used) -> str:
+def _asked(used: ConsumedEntry) -> str:
     match used.message:
         case UserMessage() as message:
             texts = [getattr(part, "text", "[image]") for part in message.parts]

@@ -7,7 +7,7 @@ import msgspec
 
 from turnline.contracts.conversation import CallEntry
 from turnline.contracts.trace_context import TurnTrace, attempt_id
-from turnline.worker.effects import Loaded
+from turnline.worker.effects import ConversationSnapshot
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace, invocation, usage_attributes
 from turnline.worker.telemetry.spans import Attributes, Span
@@ -45,7 +45,7 @@ class LostAttempt(NamedTuple):
     tools: Sequence[LostTool]
 
 
-def just_lost(loaded: Loaded) -> list[LostAttempt]:
+def just_lost(loaded: ConversationSnapshot) -> list[LostAttempt]:
     """Return the attempts just before this one that ended without a word, oldest first.
 
     Those before an attempt that did end with a word were told of by that one.

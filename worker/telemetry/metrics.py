@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from turnline.contracts.conversation import CallEntry
-from turnline.worker.effects import Effects, Loaded
+from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import Ending, call_error
@@ -209,7 +209,7 @@ class TurnMeters:
     def ended(
         self,
         word: str,
-        loaded: Loaded,
+        loaded: ConversationSnapshot,
         effects: Effects | None,
         endings: Sequence[Ending],
         *,

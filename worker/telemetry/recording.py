@@ -12,7 +12,7 @@ from turnline.contracts.conversation import ConversationSettings
 from turnline.contracts.errors import InvalidMessage
 from turnline.contracts.messages import ContextAppend, UserMessage, decode
 from turnline.contracts.trace_context import Link, attempt_id
-from turnline.worker.effects import Effects, Loaded
+from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.errors import WorkerError
 from turnline.worker.lease import Lease
 from turnline.worker.outcome import Outcome, Parked
@@ -34,7 +34,7 @@ from turnline.worker.telemetry.captured_content import CapturedContent
 from turnline.worker.telemetry.lost_attempts import just_lost, lost_spans
 from turnline.worker.telemetry.metrics import TurnMeters
 from turnline.worker.telemetry.spans import Attributes, Span, SpanEvent, TurnSpans
-from turnline.worker.turn.gathering import Used, trace_of
+from turnline.worker.turn.gathering import ConsumedEntry, trace_of
 from turnline.worker.turn.observer import AttemptObserver
 
 log = logging.getLogger("turnline.telemetry")
@@ -88,7 +88,7 @@ class Tracer:
         self._recording = recording
 
     def attempt(
-        self, lease: Lease, loaded: Loaded, *, began_at_s: float, loaded_at_s: float
+        self, lease: Lease, loaded: ConversationSnapshot, *, began_at_s: float, loaded_at_s: float
     ) -> AttemptObserver:
         """See `turnline.worker.turn.observer.Observer`."""
         return AttemptRecorder(self._recording, lease, loaded, began_at_s, loaded_at_s)
@@ -114,7 +114,7 @@ def _harmless(
 class _Part(NamedTuple):
     """What an attempt did for one turn. A rollback ends it: what follows is another turn's."""
 
-    owner: Used
+    owner: ConsumedEntry
     began_at_s: float
     ended_at_s: float
     messages: int
@@ -152,7 +152,7 @@ class AttemptRecorder:
         self,
         recording: Recording,
         lease: Lease,
-        loaded: Loaded,
+        loaded: ConversationSnapshot,
         began_at_s: float,
         loaded_at_s: float,
     ) -> None:
@@ -169,8 +169,8 @@ class AttemptRecorder:
         self._lost = just_lost(loaded)
         self._collected_at_s: float | None = None
         self._messages = 0
-        self._used: Sequence[Used] = ()
-        self._owner: Used | None = None
+        self._used: Sequence[ConsumedEntry] = ()
+        self._owner: ConsumedEntry | None = None
         self._undone: list[_Part] = []
         self._calls: list[_Called] = []
         self._content: CapturedContent | None = CapturedContent() if recording.capture else None
@@ -184,7 +184,7 @@ class AttemptRecorder:
     # -- AttemptObserver ------------------------------------------------------------------------
 
     @_harmless
-    def collected(self, used: Sequence[Used], owner: Used) -> None:
+    def collected(self, used: Sequence[ConsumedEntry], owner: ConsumedEntry) -> None:
         """See `turnline.worker.turn.observer`."""
         now_s = time.monotonic()
         if self._owner is not None and self._owner.turn_id != owner.turn_id:
@@ -288,7 +288,7 @@ class AttemptRecorder:
         for part in undone.values():  # not committed yet: another attempt will tell the rest
             self._emit(part.owner, self._undone_spans(part), None, "", now_ns)
 
-    def _part(self, owner: Used, ended_at_s: float) -> _Part:
+    def _part(self, owner: ConsumedEntry, ended_at_s: float) -> _Part:
         """Return what was done since the last rollback."""
         before = self._undone[-1] if self._undone else None
         collected_at_s = self._collected_at_s
@@ -388,7 +388,7 @@ class AttemptRecorder:
             below.append(invocation(agent, ids, done, _new_id()))
         return below + done
 
-    def _agent(self, owner: Used) -> str | None:
+    def _agent(self, owner: ConsumedEntry) -> str | None:
         """Return the agent that a message or its conversation names."""
         message = owner.message
         asked = message.agent if isinstance(message, UserMessage | ContextAppend) else None
@@ -488,7 +488,7 @@ class AttemptRecorder:
         )
         return [turn, wait]
 
-    def _other(self, ending: Ending, owner: Used, now_ns: int) -> Span:
+    def _other(self, ending: Ending, owner: ConsumedEntry, now_ns: int) -> Span:
         """Return the span of a message that ended together with the turn, in its own trace."""
         used, trace = ending.used, ending.used.trace
         return Span(
@@ -507,7 +507,7 @@ class AttemptRecorder:
         )
 
     def _emit(
-        self, used: Used, spans: list[Span], ending: Ending | None, error: str, now_ns: int
+        self, used: ConsumedEntry, spans: list[Span], ending: Ending | None, error: str, now_ns: int
     ) -> None:
         redact = self._made.redact
         for span in spans:
@@ -567,7 +567,7 @@ class AttemptRecorder:
         """Convert `time.monotonic` to ns since the Unix epoch by Redis' clock."""
         return int(clock_s * 1e9) + self._offset_ns
 
-    def _head(self) -> Used:
+    def _head(self) -> ConsumedEntry:
         """Return the head of the inbox as it would be used: nothing was collected yet."""
         entry = self._loaded.entries[0]
         turn_id = entry.turn_id or entry.entry_id
@@ -577,7 +577,7 @@ class AttemptRecorder:
             message = None
         conversation_id, since_ms = self._lease.conversation_id, self._loaded.since_ms
         trace = trace_of(conversation_id, turn_id, entry, message, since_ms=since_ms)
-        return Used(entry, turn_id, message, None, trace)
+        return ConsumedEntry(entry, turn_id, message, None, trace)
 
     def _first_text_s(self) -> float | None:
         """Return the time from acceptance to the first text of this attempt, seconds."""

@@ -18,7 +18,7 @@ from turnline.contracts.replies import (
     TurnInterrupted,
     TurnStarted,
 )
-from turnline.worker.effects import Entry, Loaded
+from turnline.worker.effects import ConversationSnapshot, Entry
 from turnline.worker.errors import (
     LeaseLost,
     ProviderUnavailable,
@@ -31,7 +31,7 @@ from turnline.worker.errors import (
     WorkerError,
 )
 from turnline.worker.lease import Lease
-from turnline.worker.logs import say_with
+from turnline.worker.logs import bind_log_context
 from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
@@ -51,7 +51,7 @@ from turnline.worker.turn.checkpoints import Steps, progress_of
 from turnline.worker.turn.collecting import Collector
 from turnline.worker.turn.commit import settle
 from turnline.worker.turn.event_writer import EventWriter
-from turnline.worker.turn.gathering import Turn, Used, message_of
+from turnline.worker.turn.gathering import ConsumedEntry, Turn, message_of
 from turnline.worker.turn.inbox import Inbox
 from turnline.worker.turn.ledger import Ledger, entry_of, note_of
 from turnline.worker.turn.plan import Plan
@@ -73,7 +73,9 @@ _SAME_REPLY = 2
 class TurnRun:
     """One attempt at what stands at the head of an inbox."""
 
-    def __init__(self, parts: Parts, lease: Lease, loaded: Loaded, began_at_s: float) -> None:
+    def __init__(
+        self, parts: Parts, lease: Lease, loaded: ConversationSnapshot, began_at_s: float
+    ) -> None:
         """Prepare context, aggregators and service; nothing is sent."""
         self._parts = parts
         self._settings = parts.settings
@@ -85,7 +87,7 @@ class TurnRun:
         self._ledger = Ledger(loaded)
         self._steps = Steps(parts.store, lease, loaded.steps)
         self._began_at = time.monotonic()
-        self.following: Loaded | None = None
+        self.following: ConversationSnapshot | None = None
         """The conversation as the commit left it; None: it must be loaded again."""
         self._prepare()
         self._seen = parts.observer.attempt(
@@ -179,7 +181,7 @@ class TurnRun:
                 return parked
             turn = self._turn
             owner = turn.primary if turn.wants_answer else turn.used[0]
-            say_with(
+            bind_log_context(
                 conversation_id=self._lease.conversation_id,
                 turn_id=owner.turn_id,
                 attempt=self._loaded.attempt,
@@ -230,12 +232,12 @@ class TurnRun:
             if tools.unfinished:
                 return await self._wait_elsewhere(primary, tools)
             return await self._completed(primary)
-        if self._stop.acts_on(self._inbox.head) == "rollback":
+        if self._stop.control_for(self._inbox.head) == "rollback":
             await self._roll_back(primary, self._stop)
             return None
         return await self._interrupted(primary, self._stop)
 
-    def _plan_for(self, primary: Used) -> None:
+    def _plan_for(self, primary: ConsumedEntry) -> None:
         """Heed what the message itself asks for."""
         message = primary.message
         if isinstance(message, UserMessage | ContextAppend) and (
@@ -250,7 +252,7 @@ class TurnRun:
             )
             self._service.link(self._tap)
 
-    def _tool_calls(self, primary: Used) -> ToolCalls:
+    def _tool_calls(self, primary: ConsumedEntry) -> ToolCalls:
         plan, trace = self._plan, primary.trace
         rollback = self._inbox.acting("rollback")
         tools = ToolCalls(
@@ -289,7 +291,7 @@ class TurnRun:
 
         return spent, saved
 
-    async def _wait_elsewhere(self, primary: Used, tools: ToolCalls) -> Parked:
+    async def _wait_elsewhere(self, primary: ConsumedEntry, tools: ToolCalls) -> Parked:
         """Wait without a slot for what others have to say."""
         if self._started:
             await self._writer.publish_rest()
@@ -304,7 +306,9 @@ class TurnRun:
         """Return Redis' clock."""
         return self._loaded.now_ms + int((time.monotonic() - self._began_at) * 1000)
 
-    async def _attempt(self, primary: Used, tools: ToolCalls) -> TurnFailed | Parked | None:
+    async def _attempt(
+        self, primary: ConsumedEntry, tools: ToolCalls
+    ) -> TurnFailed | Parked | None:
         """Call the model if it is to be called now; return what went wrong."""
         provider = f"{self._settings.provider} {self._service.model_name}"
         breakers = self._parts.breakers
@@ -332,7 +336,7 @@ class TurnRun:
         await breakers.succeeded(provider)
         return None
 
-    async def _run_model(self, primary: Used, tools: ToolCalls) -> None:
+    async def _run_model(self, primary: ConsumedEntry, tools: ToolCalls) -> None:
         """Run the pipeline from the model on, until it is done or somebody stops it.
 
         Raises:
@@ -347,8 +351,8 @@ class TurnRun:
         if self._progress.messages:
             self._show_again(primary, writer)
         self._answering = answering = asyncio.create_task(self._proceed(tools))
-        lease.on_news = self._look
-        if lease.news.is_set():
+        lease.on_inbox_changed = self._look
+        if lease.inbox_changed.is_set():
             self._look()
         try:
             await answering
@@ -359,7 +363,7 @@ class TurnRun:
                 raise
             await self._steps.settle()
         finally:
-            lease.on_news = None
+            lease.on_inbox_changed = None
 
     async def _proceed(self, tools: ToolCalls) -> None:
         """Answer, going on where an earlier attempt ended, until something has to be waited for.
@@ -393,7 +397,7 @@ class TurnRun:
     async def _resume(self, tools: ToolCalls) -> None:
         await self._service.resume(self._context, tools.unfinished, answer=tools.wants_run)
 
-    def _show_again(self, primary: Used, writer: EventWriter) -> None:
+    def _show_again(self, primary: ConsumedEntry, writer: EventWriter) -> None:
         """Tell readers of this attempt what earlier ones said for good."""
         self._started = True
         ids = self._ids(primary)
@@ -413,13 +417,13 @@ class TurnRun:
             self._looking = asyncio.create_task(self._look_for_stop())
 
     async def _look_for_stop(self) -> None:
-        while self._lease.news.is_set():
-            self._lease.news.clear()
+        while self._lease.inbox_changed.is_set():
+            self._lease.inbox_changed.clear()
             try:
                 more = await self._inbox.more()
             except StoreUnavailable:
                 return  # looked at again with the next news, and by the next attempt
-            acting = (entry for entry in more if entry.acts_on(self._inbox.head))
+            acting = (entry for entry in more if entry.control_for(self._inbox.head))
             stop = next(acting, None)
             if stop is not None and self._stop is None and self._answering is not None:
                 self._stop = stop
@@ -433,7 +437,7 @@ class TurnRun:
         else:
             answering.cancel()
 
-    async def _hand_over(self, primary: Used) -> None:
+    async def _hand_over(self, primary: ConsumedEntry) -> None:
         """Leave a note of what was spent, if the lease still allows it."""
         if self._lease.lost or not self._service.calls:
             return
@@ -450,7 +454,7 @@ class TurnRun:
         if steps:
             await self._steps.save(steps)
 
-    async def _roll_back(self, primary: Used, stop: Entry) -> None:
+    async def _roll_back(self, primary: ConsumedEntry, stop: Entry) -> None:
         """Forget what was said and done; what was spent stays known."""
         self._abandon(primary)
         if self._progress.last_entry is not None or self._has_saved:
@@ -460,7 +464,7 @@ class TurnRun:
 
     # -- how it ends ----------------------------------------------------------------------------
 
-    def _refusal(self, primary: Used) -> TurnFailed | None:
+    def _refusal(self, primary: ConsumedEntry) -> TurnFailed | None:
         """Return why this turn is not attempted (again), if so."""
         loaded, limits = self._loaded, self._settings
         if self._plan.problem is not None:
@@ -474,7 +478,7 @@ class TurnRun:
             return self._failed(primary, "deadline_exceeded", "the producer's deadline has passed")
         return self._given_up(primary) if loaded.attempt > 1 else None
 
-    async def _later(self, primary: Used, error: Retryable) -> TurnFailed | Parked:
+    async def _later(self, primary: ConsumedEntry, error: Retryable) -> TurnFailed | Parked:
         """Note what was spent and wait without a slot; past the budget, fail."""
         if self._started:
             self._writer.close()
@@ -488,7 +492,9 @@ class TurnRun:
             failure = outcome
         return failure
 
-    def _given_up(self, primary: Used, error: Retryable | None = None) -> TurnFailed | None:
+    def _given_up(
+        self, primary: ConsumedEntry, error: Retryable | None = None
+    ) -> TurnFailed | None:
         """Return why this turn is not tried (again), whatever time is left, if so."""
         failures = self._ledger.failures(primary.turn_id)
         if isinstance(error, UnusableReply):
@@ -506,7 +512,9 @@ class TurnRun:
             return self._failed(primary, "spend_exhausted", text)
         return None
 
-    def _wait(self, primary: Used, wait_s: float, code: str, text: str) -> TurnFailed | Parked:
+    def _wait(
+        self, primary: ConsumedEntry, wait_s: float, code: str, text: str
+    ) -> TurnFailed | Parked:
         """Wait without a slot; fail where that would outlast the turn's budget or deadline."""
         assert primary.message is not None
         spent_s = time.monotonic() - self._began_at
@@ -520,7 +528,7 @@ class TurnRun:
         # An interrupt that nobody has looked at yet ends the wait.
         return Parked(max(1, int(wait_s * 1000)), "backoff", seen=self._inbox.last)
 
-    async def _completed(self, primary: Used) -> TurnCompleted | TurnFailed:
+    async def _completed(self, primary: ConsumedEntry) -> TurnCompleted | TurnFailed:
         parsed: Any = None
         if self._plan.reply is not None:
             text = self._last_text()
@@ -542,7 +550,7 @@ class TurnRun:
             parsed=parsed,
         )
 
-    async def _interrupted(self, primary: Used, stop: Entry) -> TurnInterrupted:
+    async def _interrupted(self, primary: ConsumedEntry, stop: Entry) -> TurnInterrupted:
         """Keep what was said so far, cut to what was heard, and close open tool calls."""
         message = message_of(stop)
         heard = message.heard if isinstance(message, Interrupt) else None
@@ -562,7 +570,7 @@ class TurnRun:
             model=last.model if last else "",
         )
 
-    async def _recover_shown(self, primary: Used) -> None:
+    async def _recover_shown(self, primary: ConsumedEntry) -> None:
         """Say again what an attempt that is over had shown: it is what the user interrupted."""
         if self._loaded.attempt > 1:
             shown = await self._store.shown(self._lease, primary.entry.after, primary.turn_id)
@@ -573,7 +581,7 @@ class TurnRun:
                 await assistant.process_frame(LLMFullResponseStartFrame(), DOWNSTREAM)
                 await assistant.process_frame(LLMTextFrame(shown), DOWNSTREAM)
 
-    def _failed(self, primary: Used, code: str, text: str) -> TurnFailed:
+    def _failed(self, primary: ConsumedEntry, code: str, text: str) -> TurnFailed:
         self._abandon(primary)
         self._ledger.roll_back()
         return TurnFailed(**self._ids(primary), code=code, message=text)
@@ -583,7 +591,7 @@ class TurnRun:
         if ending is not None and self._tools is not None and self._tools.elsewhere:
             for entry, result in self._tools.take_answers(self._inbox.entries):
                 if result.call_id in self._tools.answered:
-                    self._turn.use_result(entry, result)
+                    self._turn.consume_result(entry, result)
         writer = self._writer if self._started else None
         effects, messages = settle(
             ending,
@@ -603,7 +611,7 @@ class TurnRun:
         committed = await self._store.commit(self._lease, effects, go_on=go_on)
         self._seen.committed(effects, committed.outcome)
         if committed.outcome == "committed" and committed.length == len(messages):
-            self.following = Loaded(
+            self.following = ConversationSnapshot(
                 attempt=1,
                 crashes=0,
                 settings=effects.settings or self._loaded.settings,
@@ -617,7 +625,7 @@ class TurnRun:
 
     # -- pieces ---------------------------------------------------------------------------------
 
-    def _ids(self, primary: Used) -> dict[str, Any]:
+    def _ids(self, primary: ConsumedEntry) -> dict[str, Any]:
         assert primary.message is not None
         return {
             "conversation_id": self._lease.conversation_id,
@@ -627,12 +635,12 @@ class TurnRun:
             "metadata": primary.message.metadata,
         }
 
-    def _calls(self, primary: Used) -> list[CallEntry]:
+    def _calls(self, primary: ConsumedEntry) -> list[CallEntry]:
         """Return the calls of this attempt that are not in the ledger yet."""
         unsaved = self._service.calls[self._entered :]
         return [entry_of(call, primary.turn_id, self._loaded.attempt) for call in unsaved]
 
-    def _abandon(self, primary: Used) -> None:
+    def _abandon(self, primary: ConsumedEntry) -> None:
         """Enter the calls since the last step as ones that led to nothing."""
         self._ledger.abandon(self._calls(primary))
         self._entered = len(self._service.calls)
@@ -652,7 +660,7 @@ class TurnRun:
             return self._context.messages
         return [_decode_message(data) for data in self._context.new_messages_encoded()]
 
-    def _new_writer(self, primary: Used) -> EventWriter:
+    def _new_writer(self, primary: ConsumedEntry) -> EventWriter:
         assert primary.message is not None
         return EventWriter(
             self._store,

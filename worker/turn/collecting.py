@@ -97,13 +97,13 @@ class Collector:
         """Return what came next; nothing once the user is taken to be done; None: keep waiting."""
         lease, user = self._lease, self._user
         while True:
-            lease.news.clear()
+            lease.inbox_changed.clear()
             if more := await self._inbox.more():
                 return more
             speaking = user.user_speaking
             timeout_s = self._speech_timeout_s if speaking else self._aggregation_timeout_s
             try:
-                await asyncio.wait_for(lease.news.wait(), timeout_s)
+                await asyncio.wait_for(lease.inbox_changed.wait(), timeout_s)
             except TimeoutError:
                 if user.user_speaking:
                     return None

@@ -15,9 +15,9 @@ from turnline.contracts.replies import (
     TurnFailed,
     encode_event,
 )
-from turnline.worker.effects import Copy, Effects, Loaded
+from turnline.worker.effects import ConversationSnapshot, Copy, Effects
 from turnline.worker.pipeline.context import OpenAILLMContext
-from turnline.worker.turn.gathering import Turn, Used, record_of
+from turnline.worker.turn.gathering import ConsumedEntry, Turn, record_of
 
 _encode = msgspec.json.Encoder().encode
 _NO_DEAD_LETTER = frozenset({"unknown_call"})
@@ -36,7 +36,7 @@ def settle(
     ending: AnyTerminal | None,
     *,
     turn: Turn,
-    loaded: Loaded,
+    loaded: ConversationSnapshot,
     context: OpenAILLMContext,
     calls: Sequence[CallEntry],
     events: Sequence[AnyEvent],
@@ -115,11 +115,13 @@ def settle(
     return Settled(effects, messages)
 
 
-def _only_changes(used: Used) -> bool:
+def _only_changes(used: ConsumedEntry) -> bool:
     return isinstance(used.ending, TurnCompleted) and not isinstance(used.message, ToolResult)
 
 
-def _failure(used: Used, end: AnyTerminal, of_turn: AnyTerminal | None) -> TurnFailed | None:
+def _failure(
+    used: ConsumedEntry, end: AnyTerminal, of_turn: AnyTerminal | None
+) -> TurnFailed | None:
     """Return why a message is in no context: itself, or the turn that it had joined, failed."""
     for ending in (end, of_turn if used.ending is None else None):
         if isinstance(ending, TurnFailed):
@@ -128,7 +130,7 @@ def _failure(used: Used, end: AnyTerminal, of_turn: AnyTerminal | None) -> TurnF
 
 
 def copies_of(
-    used: Used,
+    used: ConsumedEntry,
     ending: AnyTerminal,
     *,
     failure: TurnFailed | None,

@@ -5,7 +5,7 @@ import time
 
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.replies import TurnFailed
-from turnline.worker.effects import Effects, Loaded
+from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.errors import (
     LeaseLost,
     StoreUnavailable,
@@ -14,7 +14,7 @@ from turnline.worker.lease import Lease
 from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.turn.attempt import TurnRun
 from turnline.worker.turn.commit import copies_of
-from turnline.worker.turn.gathering import Used, message_of, record_of, trace_of
+from turnline.worker.turn.gathering import ConsumedEntry, message_of, record_of, trace_of
 from turnline.worker.turn.ledger import Ledger
 from turnline.worker.turn.observer import Observer, Unobserved
 from turnline.worker.turn.plan import Planner
@@ -65,8 +65,8 @@ class ConversationDriver:
             return Parked(1_000, "backoff")
 
     async def _run(self, lease: Lease) -> Outcome:
-        if lease.early is None:  # else news may be of what that load did not see
-            lease.news.clear()
+        if lease.prefetched is None:  # else news may be of what that load did not see
+            lease.inbox_changed.clear()
         began_at_s = time.monotonic()
         loaded = await self._parts.store.load(lease)
         turns = 0
@@ -88,7 +88,7 @@ class ConversationDriver:
             loaded = following if following is not None else await self._parts.store.load(lease)
         return Done()
 
-    async def _give_up(self, lease: Lease, loaded: Loaded, began_at_s: float) -> None:
+    async def _give_up(self, lease: Lease, loaded: ConversationSnapshot, began_at_s: float) -> None:
         """End the message at the head unread: whatever looks at it, even to fail it, goes down."""
         seen = self._parts.observer.attempt(
             lease, loaded, began_at_s=began_at_s, loaded_at_s=time.monotonic()
@@ -105,7 +105,7 @@ class ConversationDriver:
             code="crashed",
             message=f"{loaded.crashes} attempts ended without a word",
         )
-        used = Used(entry, turn_id, message, ending, trace)
+        used = ConsumedEntry(entry, turn_id, message, ending, trace)
         record = record_of(
             used,
             ending,

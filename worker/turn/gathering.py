@@ -40,7 +40,7 @@ _to_message = msgspec.to_builtins
 _State = Literal["completed", "failed", "interrupted", "absorbed"]
 
 
-class Used(NamedTuple):
+class ConsumedEntry(NamedTuple):
     """An inbox entry that this turn uses up, and how it ends."""
 
     entry: Entry
@@ -91,7 +91,7 @@ class Turn:
         self.settings = settings
         self.settings_changed = False
         self.context_replaced = False
-        self.used: list[Used] = []
+        self.used: list[ConsumedEntry] = []
         self.gate = Gate()
         user.link(self.gate)
         self._user = user
@@ -110,7 +110,7 @@ class Turn:
         return self._fragments or self._user.has_pending or self._user.user_speaking
 
     @property
-    def primary(self) -> Used:
+    def primary(self) -> ConsumedEntry:
         """The message that carries the reply: the last one that said something."""
         joined = [used for used in self.used if used.ending is None]
         speaking = [u for u in joined if not isinstance(u.message, _SPEECH_EVENTS)]
@@ -164,11 +164,11 @@ class Turn:
         try:
             message = self._decode(entry)
         except InvalidMessage as error:
-            self._use(entry, None, self._failed(entry, "invalid_message", str(error)))
+            self._consume(entry, None, self._failed(entry, "invalid_message", str(error)))
             return
         if message.conversation_id != self.conversation_id:
             text = "conversation_id: that of the inbox the message is in"
-            self._use(entry, message, self._failed(entry, "invalid_message", text))
+            self._consume(entry, message, self._failed(entry, "invalid_message", text))
             return
         await self._take_message(entry, message, joins_next=joins_next)
 
@@ -180,31 +180,31 @@ class Turn:
                 await self._take_user_message(entry, message, joins_next=joins_next)
             case inbound.Transcription():
                 frame = TranscriptionFrame if message.final else InterimTranscriptionFrame
-                self._use(entry, message, None)
+                self._consume(entry, message, None)
                 await self._send(frame(message.text, "", ""))
             case inbound.UserStartedSpeaking():
-                self._use(entry, message, None)
+                self._consume(entry, message, None)
                 await self._send(UserStartedSpeakingFrame())
             case inbound.UserStoppedSpeaking():
-                self._use(entry, message, None)
+                self._consume(entry, message, None)
                 await self._send(UserStoppedSpeakingFrame())
             case inbound.ContextAppend():
                 added = [_to_message(m) for m in message.messages]
-                self._use(entry, message, None if message.run else self._completed(message))
+                self._consume(entry, message, None if message.run else self._completed(message))
                 await self._send(LLMMessagesAppendFrame(added, run_llm=message.run))
             case inbound.ContextReplace():
                 self.context_replaced = True
-                self._use(entry, message, self._completed(message))
+                self._consume(entry, message, self._completed(message))
                 await self._send(LLMMessagesUpdateFrame([_to_message(m) for m in message.messages]))
             case inbound.Configure():
                 self.settings = message.settings.applied_to(self.settings)
                 self.settings_changed = True
-                self._use(entry, message, self._completed(message))
+                self._consume(entry, message, self._completed(message))
             case inbound.Interrupt():
-                self._use(entry, message, self._completed(message))
+                self._consume(entry, message, self._completed(message))
             case inbound.ToolResult():
                 text = "no tool call of this conversation waits for a result"
-                self._use(entry, message, self._failed(entry, "unknown_call", text))
+                self._consume(entry, message, self._failed(entry, "unknown_call", text))
 
     async def _take_user_message(
         self, entry: Entry, message: inbound.UserMessage, *, joins_next: bool
@@ -212,10 +212,10 @@ class Turn:
         content: object = message.text or [_to_message(part) for part in message.parts]
         spoken: Message = {"role": "user", "content": content}
         if not message.run:
-            self._use(entry, message, self._completed(message))
+            self._consume(entry, message, self._completed(message))
             await self._send(LLMMessagesAppendFrame([spoken]))
             return
-        self._use(entry, message, None)
+        self._consume(entry, message, None)
         if joins_next or not message.final:
             self._fragments = True
             if message.parts:
@@ -238,9 +238,9 @@ class Turn:
         await self._user.push_aggregation()
         self.gate.wanted = wanted
 
-    def use_result(self, entry: Entry, message: inbound.ToolResult) -> None:
+    def consume_result(self, entry: Entry, message: inbound.ToolResult) -> None:
         """Use up the result of a tool call of this turn."""
-        self._use(entry, message, self._completed(message))
+        self._consume(entry, message, self._completed(message))
 
     async def close(self) -> None:
         """Take the user to be done: what is pending becomes a message."""
@@ -258,14 +258,14 @@ class Turn:
     async def _send(self, frame: Frame) -> None:
         await self._user.process_frame(frame, DOWNSTREAM)
 
-    def _use(
+    def _consume(
         self, entry: Entry, message: inbound.Inbound | None, ending: AnyTerminal | None
     ) -> None:
         turn_id = _turn_id(entry, message)
         trace = trace_of(self.conversation_id, turn_id, entry, message, since_ms=self._since_ms)
         if ending is not None:
             ending = msgspec.structs.replace(ending, trace_id=trace.trace_id)
-        self.used.append(Used(entry, turn_id, message, ending, trace))
+        self.used.append(ConsumedEntry(entry, turn_id, message, ending, trace))
 
     def _completed(self, message: inbound.Inbound) -> TurnCompleted:
         return TurnCompleted(
@@ -282,12 +282,14 @@ class Turn:
             message=text,
         )
 
-    def endings(self, ending: AnyTerminal | None) -> list[tuple[Used, AnyTerminal]]:
+    def endings(self, ending: AnyTerminal | None) -> list[tuple[ConsumedEntry, AnyTerminal]]:
         """Return how every entry used ends; `ending` is the turn's own, None if there was none."""
         into = ending.turn_id if ending is not None else None
         return [(used, used.ending or self._joined(used, ending, into)) for used in self.used]
 
-    def _joined(self, used: Used, ending: AnyTerminal | None, into: str | None) -> AnyTerminal:
+    def _joined(
+        self, used: ConsumedEntry, ending: AnyTerminal | None, into: str | None
+    ) -> AnyTerminal:
         if ending is not None and used.turn_id == into:
             return ending
         return TurnAbsorbed(
@@ -351,7 +353,7 @@ _SPEECH_EVENTS = (inbound.UserStartedSpeaking, inbound.UserStoppedSpeaking)
 
 
 def record_of(
-    used: Used, ending: AnyTerminal, *, attempts: int, finished_at_ms: int, worker: str
+    used: ConsumedEntry, ending: AnyTerminal, *, attempts: int, finished_at_ms: int, worker: str
 ) -> TurnRecord:
     """Return what is kept of a turn that has ended."""
     return TurnRecord(

@@ -56,4 +56,4 @@ class Inbox:
     def acting(self, act: str) -> Entry | None:
         """Return the known entry that asks this of the turn at the head, the latest of several."""
         head = self.head
-        return next((it for it in reversed(self.entries) if it.acts_on(head) == act), None)
+        return next((it for it in reversed(self.entries) if it.control_for(head) == act), None)

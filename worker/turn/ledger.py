@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from turnline.contracts.conversation import CallEntry, Usage, UsageState
-from turnline.worker.effects import Loaded
+from turnline.worker.effects import ConversationSnapshot
 from turnline.worker.pipeline.calls import LLMCall
 
 _decode_call = msgspec.json.Decoder(CallEntry).decode
@@ -17,7 +17,7 @@ _LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", _CERTAIN)
 class Ledger:
     """One entry for each call of all attempts at a turn: kept, or abandoned."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: ConversationSnapshot) -> None:
         """Begin with what earlier attempts left."""
         self.kept: list[CallEntry] = []
         """Calls whose answers are part of what is committed."""

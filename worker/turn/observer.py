@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from turnline.contracts.conversation import ConversationSettings
-from turnline.worker.effects import Effects, Loaded
+from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.lease import Lease
 from turnline.worker.outcome import Outcome
 from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.pipeline.context import OpenAILLMContext
-from turnline.worker.turn.gathering import Used
+from turnline.worker.turn.gathering import ConsumedEntry
 
 
 class AttemptObserver(Protocol):
     """Watches one attempt at one turn."""
 
-    def collected(self, used: Sequence[Used], owner: Used) -> None:
+    def collected(self, used: Sequence[ConsumedEntry], owner: ConsumedEntry) -> None:
         """The inbox entries that make the turn are known; again after a rollback.
 
         Args:
@@ -67,7 +67,7 @@ class Observer(Protocol):
     """Watches a worker's turns."""
 
     def attempt(
-        self, lease: Lease, loaded: Loaded, *, began_at_s: float, loaded_at_s: float
+        self, lease: Lease, loaded: ConversationSnapshot, *, began_at_s: float, loaded_at_s: float
     ) -> AttemptObserver:
         """Watch an attempt.
 
@@ -87,7 +87,7 @@ class Unobserved:
     def attempt(
         self,
         lease: Lease,  # noqa: ARG002  the port's
-        loaded: Loaded,  # noqa: ARG002  the port's
+        loaded: ConversationSnapshot,  # noqa: ARG002  the port's
         *,
         began_at_s: float,  # noqa: ARG002  the port's
         loaded_at_s: float,  # noqa: ARG002  the port's
@@ -95,7 +95,7 @@ class Unobserved:
         """Return this."""
         return self
 
-    def collected(self, used: Sequence[Used], owner: Used) -> None:
+    def collected(self, used: Sequence[ConsumedEntry], owner: ConsumedEntry) -> None:
         """Nothing."""
 
     def call_started(

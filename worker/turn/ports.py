@@ -7,7 +7,7 @@ import msgspec
 
 from turnline.contracts.conversation import ConversationSettings
 from turnline.contracts.keys import ShardKeys
-from turnline.worker.effects import Committed, Copy, Effects, Entry, Loaded
+from turnline.worker.effects import Committed, ConversationSnapshot, Copy, Effects, Entry
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
@@ -31,7 +31,7 @@ from turnline.worker.turn.plan import Planner
 class Store(EventSink, Protocol):
     """What the driver asks of the store; see `turnline.worker.store.conversations`."""
 
-    async def load(self, lease: Lease) -> Loaded: ...  # noqa: D102
+    async def load(self, lease: Lease) -> ConversationSnapshot: ...  # noqa: D102
     async def more(self, lease: Lease, after: str) -> list[Entry]: ...  # noqa: D102
     async def shown(self, lease: Lease, after: str, turn_id: str) -> str: ...  # noqa: D102
     async def checkpoint(  # noqa: D102

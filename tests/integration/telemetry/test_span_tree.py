@@ -264,7 +264,7 @@ async def test_an_interrupted_turn(
     async with contextlib.aclosing(client.text(receipt)) as texts:
         await anext(texts)
     stop = await client.interrupt("c")
-    lease.tell()
+    lease.notify()
     await running
 
     assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
@@ -294,7 +294,7 @@ async def test_a_rolled_back_turn(
     async with contextlib.aclosing(client.text(first)) as texts:
         await anext(texts)
     second = await client.submit(user("Rather this", when_busy="rollback"))
-    lease.tell()
+    lease.notify()
     await running
 
     assert isinstance(await client.result(second, timeout_s=5), TurnCompleted)
@@ -497,7 +497,7 @@ async def test_messages_that_come_one_after_another(
     running = asyncio.create_task(hand.driver().run(lease))
     await asyncio.sleep(0.02)  # less than the pause after which a user is taken to be done
     second = await client.submit(user("there"))
-    lease.tell()
+    lease.notify()
     await running
 
     assert_whole(kept)

@@ -40,7 +40,7 @@ async def test_a_reply_around_a_call_is_cut_to_what_was_heard(
                 if "four" in text:
                     break
         await client.interrupt("c", heard=heard)
-        lease.tell()
+        lease.notify()
         await running
 
     end = await client.result(receipt, timeout_s=5)

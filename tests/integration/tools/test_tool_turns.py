@@ -337,7 +337,7 @@ async def test_an_interruption_cancels_what_it_may(
             await client.interrupt("c")
         else:
             other = await client.submit(user("rather not", when_busy="rollback"))
-        lease.tell()
+        lease.notify()
         await wait_until(lambda: ends, "the one is cancelled")
         proceed.set()
         await running

@@ -34,8 +34,8 @@ async def test_what_was_loaded_early_is_not_loaded_again(hand: Hand, client: Tur
     """One trip for claim and load: what the load brought counts, also after the lease has ended."""
     await client.submit(user())
     lease = await hand.must_claim()
-    lease.early = hand.store.load_early("c", "hand")
-    await lease.early.reply
+    lease.prefetched = hand.store.prefetch("c", "hand")
+    await lease.prefetched.reply
     await hand.redis.execute_command("DEL", lease.keys.in_progress)
 
     loaded = await hand.store.load(lease)
@@ -52,7 +52,7 @@ async def test_a_conversation_of_another_worker_is_not_loaded(
     lease = await hand.claim(worker="my-hand")
     assert lease is not None
     for name in ("other", "hand", ""):
-        early: Any = hand.store.load_early("c", name)
+        early: Any = hand.store.prefetch("c", name)
         assert (await early.reply)[0] == b"fenced"
 
     assert (await hand.store.load(lease)).attempt == 1
@@ -66,7 +66,7 @@ async def test_a_load_that_comes_too_late_changes_nothing(hand: Hand, client: Tu
     head = loaded.entries[0].entry_id
     await hand.store.emit(lease, [], head=head, batch=1, call=OPEN_CALL)
 
-    early: Any = hand.store.load_early("c", "hand")
+    early: Any = hand.store.prefetch("c", "hand")
 
     assert (await early.reply)[0] == b"fenced"
     assert await _steps(hand, "c") == 0
@@ -74,10 +74,10 @@ async def test_a_load_that_comes_too_late_changes_nothing(hand: Hand, client: Tu
 
 async def test_a_refused_load_is_made_again(hand: Hand, client: TurnClient) -> None:
     """An early load that lost its race costs a trip and nothing else."""
-    early = hand.store.load_early("c", "hand")
+    early = hand.store.prefetch("c", "hand")
     await client.submit(user())
     lease = await hand.must_claim()
-    lease.early = early
+    lease.prefetched = early
 
     assert (await hand.store.load(lease)).attempt == 1
 
@@ -90,17 +90,19 @@ async def test_news_that_come_between_early_load_and_start_are_told(
     waiting = asyncio.Event()
 
     async def run(ctx: dict[str, Any], conversation_id: str) -> Outcome:
-        told[conversation_id] = ctx["lease"].early is not None and ctx["lease"].news.is_set()
+        told[conversation_id] = (
+            ctx["lease"].prefetched is not None and ctx["lease"].inbox_changed.is_set()
+        )
         waiting.set()
         await client.forget(conversation_id)
         return Done()
 
-    def load_early(conversation_id: str) -> object:
+    def prefetch(conversation_id: str) -> object:
         if conversation_id == "busy":
-            asyncio.get_running_loop().call_soon(worker._tell, f"{SHARD.tag}:busy")
+            asyncio.get_running_loop().call_soon(worker._notify, f"{SHARD.tag}:busy")
         return object()
 
-    worker = rig.start(run, load_early=load_early, times={"poll_s": 3600.0})
+    worker = rig.start(run, prefetch=prefetch, times={"poll_s": 3600.0})
     for name in ("busy", "calm"):
         await wait_until(lambda: worker._background, "it sleeps until it is woken")
         await client.submit(UserMessage(conversation_id=name, text="Hello"))

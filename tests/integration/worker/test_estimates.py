@@ -36,7 +36,7 @@ async def interrupted(hand: Hand, client: TurnClient, text: str) -> TurnInterrup
     async for _ in client.text(receipt):
         break
     await client.interrupt("c")
-    lease.tell()
+    lease.notify()
     await running
     result = await client.result(receipt, timeout_s=5)
     assert isinstance(result, TurnInterrupted)

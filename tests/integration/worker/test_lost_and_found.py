@@ -34,7 +34,7 @@ from turnline.contracts.scripts import Call, load_script
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
-from turnline.worker.effects import Copy, Entry, Loaded
+from turnline.worker.effects import ConversationSnapshot, Copy, Entry
 from turnline.worker.lease import Lease
 from turnline.worker.outcome import Parked
 from turnline.worker.store.breakers import Breakers
@@ -134,10 +134,10 @@ class LateStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def load(self, lease: Lease) -> Loaded:
+    async def load(self, lease: Lease) -> ConversationSnapshot:
         loaded = await self._store.load(lease)
         await self._client.interrupt("c")
-        lease.tell()
+        lease.notify()
         return loaded
 
     async def more(self, lease: Lease, after: str) -> list[Entry]:

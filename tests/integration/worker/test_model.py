@@ -27,7 +27,7 @@ from turnline.contracts.replies import TurnCompleted, TurnRecord
 from turnline.contracts.scripts import Call, load_script, run, text
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.worker.batching import ScriptBatcher
-from turnline.worker.effects import Effects, Loaded
+from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.errors import LeaseLost
 from turnline.worker.lease import Lease
 from turnline.worker.store.cache import ContextCache
@@ -68,9 +68,9 @@ class Held:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        self.early: View | None = None
+        self.prefetched: View | None = None
         """What a load that travelled with the claim brought, until it is used."""
-        self.loaded: Loaded | None = None
+        self.loaded: ConversationSnapshot | None = None
 
 
 class QueueAndStore(RuleBasedStateMachine):
@@ -181,7 +181,7 @@ class QueueAndStore(RuleBasedStateMachine):
             told = self.model[name]
             told.holder = lease.value
             if name == hint:
-                lease.early, held.early = early, _begin(told)
+                lease.prefetched, held.prefetched = early, _begin(told)
             if loads:
                 self._load(worker)
 
@@ -233,7 +233,7 @@ class QueueAndStore(RuleBasedStateMachine):
 
     async def _load_early(self, worker: int, name: str) -> object:
         """As the queue does right behind a claim, whatever that brought."""
-        early: Any = self.stores[worker].load_early(name, f"w{worker}")
+        early: Any = self.stores[worker].prefetch(name, f"w{worker}")
         await early.reply
         return early
 
@@ -248,7 +248,7 @@ class QueueAndStore(RuleBasedStateMachine):
 
     def _load(self, worker: int) -> None:
         held, counts = self.held[worker], self._counts(worker)
-        view, held.early = held.early, None
+        view, held.prefetched = held.prefetched, None
         try:
             held.loaded = self.do_in_loop(lambda: self.stores[worker].load(held.lease))
         except LeaseLost:

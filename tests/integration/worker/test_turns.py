@@ -331,7 +331,7 @@ async def test_interrupt_keeps_the_partial_reply(
         if shown:
             break
     await client.interrupt("c")
-    lease.tell()
+    lease.notify()
     await running
 
     end = await client.result(receipt, timeout_s=5)
@@ -365,7 +365,7 @@ async def test_interrupt_cuts_the_reply_to_what_was_heard(
         if "four" in text:
             break
     await client.interrupt("c", heard="one two")
-    lease.tell()
+    lease.notify()
     await running
 
     assert (await client.result(receipt, timeout_s=5)).text == "one two"
@@ -397,7 +397,7 @@ async def test_when_busy_interrupt_answers_the_newer_message(
     async for _ in client.text(first):
         break
     second = await client.submit(user("second", when_busy="interrupt"))
-    lease.tell()
+    lease.notify()
     await running
 
     assert isinstance(await client.result(first, timeout_s=5), TurnInterrupted)
@@ -417,7 +417,7 @@ async def test_when_busy_rollback_joins_both_messages(
     async for _ in client.text(first):
         break
     second = await client.submit(user("for two", when_busy="rollback"))
-    lease.tell()
+    lease.notify()
     await running
 
     end = await client.result(first, timeout_s=5)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from turnline.worker.logs import JsonFormatter, TextFormatter, WithIds, say_with
+from turnline.worker.logs import JsonFormatter, TextFormatter, WithIds, bind_log_context
 
 log = logging.getLogger("turnline.test")
 
@@ -33,7 +33,7 @@ async def test_each_task_says_its_own_ids(lines: io.StringIO) -> None:
         log.info("inner")
 
     async def run(name: str) -> None:
-        say_with(conversation_id=name, trace_id=f"trace-of-{name}")
+        bind_log_context(conversation_id=name, trace_id=f"trace-of-{name}")
         await asyncio.sleep(0)
         log.info("outer", extra={"attempt": 1})
         await asyncio.create_task(inner())
@@ -52,7 +52,7 @@ async def test_each_task_says_its_own_ids(lines: io.StringIO) -> None:
 
 async def test_a_line_says_what_it_says_itself(lines: io.StringIO) -> None:
     """A field of its own wins."""
-    say_with(conversation_id="task's")
+    bind_log_context(conversation_id="task's")
 
     log.info("event", extra={"conversation_id": "line's"})
 
