@@ -390,8 +390,8 @@ async def test_a_worker_notices_connections_that_vanished_without_a_word(
     sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scripts, the wait for work and the ear for interrupts each begin again on new ones."""
-    for module in ("queue", "batching"):
-        monkeypatch.setattr(f"worker.{module}._SILENCE_S", 0.2)
+    for module in ("queue.leased_worker", "batching"):
+        monkeypatch.setattr(f"turnline.worker.{module}._SILENCE_S", 0.2)
     with EmbeddedRedis() as server:
         wire = Wire(server.url.removeprefix("unix://").partition("?")[0])
         async with (
