@@ -47,7 +47,10 @@ _SPACE: Final = re.compile(r"\s*")
 
 
 class _Arguments:
-    """Arguments as they come: parts of a text, or the text so far again and again."""
+    """Arguments as they come: parts of a text, or the text so far again and again.
+
+    Each character is looked at a fixed number of times, however many deltas there are.
+    """
 
     def __init__(self) -> None:
         self._joined = io.StringIO()
@@ -55,12 +58,14 @@ class _Arguments:
         self._grows = True
         """Whether each part so far began with the one before it, and was longer."""
         self._scanned = 0
-        """Where what is not looked at yet begins."""
+        """Where the characters begin whose brackets are not counted yet."""
         self._depth = 0
         self._has_ended = False
         """Whether any bracket was closed."""
         self._quoted = False
-        self._known: tuple[int, dict[str, Any] | None] = (0, None)
+        self._values = _RepeatedValue()
+        self._decoded = 0
+        """Where the values begin that are not decoded yet."""
         self.bytes = 0
 
     def add(self, part: str) -> int:
@@ -76,12 +81,11 @@ class _Arguments:
         return self.bytes - before
 
     def is_complete(self) -> bool:
-        """Tell whether the text is one object, or several; each character is looked at once.
+        """Tell whether the text is one object, or several.
 
         Brackets are counted, not walked through: a million of them would hold up other turns.
         """
-        self._joined.seek(self._scanned)
-        text = _ESCAPE.sub("", self._joined.read())
+        text = _ESCAPE.sub("", self._text_from(self._scanned))
         self._scanned = self._joined.tell() - text.endswith("\\")  # it escapes what is to come
         pieces = text.split('"')
         outside = "".join(pieces[self._quoted :: 2])
@@ -91,11 +95,17 @@ class _Arguments:
         self._has_ended |= closed > 0
         return self._has_ended and self._depth == 0
 
-    def says(self, other: str) -> bool:
-        """Tell whether another text means the same."""
-        if self._known[0] != self.bytes:
-            self._known = (self.bytes, _object(self.settled()))
-        return self._known[1] is not None and self._known[1] == _object(other)
+    def value(self) -> dict[str, Any] | None:
+        """Return the object that complete arguments are; None if they are no single one.
+
+        Only the text that came since the last time is decoded: brackets that are closed stay so.
+        """
+        if self._decoded < self._joined.tell():
+            self._values.add(whole_characters(self._text_from(self._decoded)))
+            self._decoded = self._joined.tell()
+            if self._values.value is None and self._grows:
+                self._values.value = _object(self._last)
+        return self._values.value
 
     def settled(self) -> str:
         """Return the arguments: a whole that came again is one."""
@@ -104,25 +114,39 @@ class _Arguments:
             return text
         if self._grows and self._last != text and _object(self._last) is not None:
             return self._last
-        return _said_once(text)
+        values = _RepeatedValue()
+        values.add(text)
+        return text if values.value is None else values.text
+
+    def _text_from(self, start: int) -> str:
+        self._joined.seek(start)
+        return self._joined.read()
 
 
-def _said_once(text: str) -> str:
-    """Return the one value that a text repeats; else the text. The first other value ends it."""
-    said: tuple[str, dict[str, Any]] | None = None
-    try:
-        for part in _values_in(text):
-            value = _object(part)
-            if value == {}:
-                continue
-            if value is None or (said is not None and value != said[1]):
-                return text
-            said = said or (part, value)
-    except (ValueError, RecursionError):
-        return text
-    if said is not None:
-        return said[0]
-    return "{}" if text.strip() else text
+class _RepeatedValue:
+    """The one object that a text repeats; the first other value ends it for good."""
+
+    def __init__(self) -> None:
+        self.value: dict[str, Any] | None = None
+        self.text = "{}"
+        self._count = 0
+        self._is_spoiled = False
+
+    def add(self, text: str) -> None:
+        """Add text that ends where a value ends."""
+        try:
+            for part in () if self._is_spoiled else _values_in(text):
+                value = _object(part)
+                self._count += 1
+                if value is None or (value and self.value and value != self.value):
+                    self._is_spoiled = True
+                    break
+                if self.value is None or (value and not self.value):
+                    self.value, self.text = value, part if value else "{}"
+        except (ValueError, RecursionError):
+            self._is_spoiled = True
+        if self._is_spoiled or self._count > CALLS_MAX:
+            self._is_spoiled, self.value = True, None
 
 
 def _values_in(text: str) -> Iterator[str]:
@@ -222,28 +246,26 @@ class ToolCallCollector:
 
     def calls(self) -> Sequence[ToolCallParts]:
         """Return the calls, in the order of their indices and then as they came."""
-        ordered = sorted(self._calls, key=lambda call: (call.place, self._calls.index(call)))
+        ordered = sorted(self._calls, key=lambda call: call.place)
         parts = [
-            (
-                call,
-                ToolCallParts(
-                    whole_characters(call.call_id),
-                    whole_characters(call.name),
-                    call.arguments.settled(),
-                ),
+            ToolCallParts(
+                whole_characters(call.call_id),
+                whole_characters(call.name),
+                call.arguments.settled(),
             )
             for call in ordered
         ]
-        return [part for call, part in parts if not self._is_said_twice(call, part)]
-
-    def _is_said_twice(self, call: _Call, part: ToolCallParts) -> bool:
-        """Tell whether the call of a `function_call` stands among the tool calls as well."""
-        return call.index == LEGACY and any(
-            other.index != LEGACY
-            and other.name == part.name
-            and other.arguments.says(part.arguments)
-            for other in self._calls
-        )
+        is_legacy = [call.index == LEGACY for call in ordered]
+        if len(set(is_legacy)) < 2:
+            return parts
+        # The call of a `function_call` may stand among the tool calls as well.
+        values = [(part.name, _object(part.arguments)) for part in parts]
+        others = [value for value, legacy in zip(values, is_legacy, strict=True) if not legacy]
+        return [
+            part
+            for part, value, legacy in zip(parts, values, is_legacy, strict=True)
+            if not (legacy and value[1] is not None and value in others)
+        ]
 
     def _of(self, delta: ToolCallDelta) -> _Call | None:
         """Return the call that a delta may belong to."""
@@ -295,7 +317,7 @@ def _says_otherwise(call: _Call, delta: ToolCallDelta) -> bool:
     """Tell whether a delta is another whole call, under an id that the provider gives to all."""
     if delta.name != call.name:
         return True
-    before, now = _object(call.arguments.settled()), _object(delta.arguments or "")
+    before, now = call.arguments.value(), _object(delta.arguments or "")
     if not before or now is None:  # begun as an empty one, or going on
         return False
     return any(now.get(key) != value for key, value in before.items())
@@ -303,9 +325,7 @@ def _says_otherwise(call: _Call, delta: ToolCallDelta) -> bool:
 
 def _says_again(call: _Call, delta: ToolCallDelta) -> bool:
     """Tell whether a delta is the whole call once more."""
-    return (
-        bool(delta.name and delta.arguments)
-        and delta.name == call.name
-        and call.arguments.is_complete()
-        and call.arguments.says(delta.arguments or "")
-    )
+    if not (delta.name and delta.arguments and delta.name == call.name):
+        return False
+    value = call.arguments.value() if call.arguments.is_complete() else None
+    return value is not None and value == _object(delta.arguments)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.growth import growth
 from tests.support.recordings import recorded
 from turnline.worker.errors import ReplyTooLarge
 from turnline.worker.pipeline.call_parts import ToolCallCollector, ToolCallDelta, ToolCallParts
@@ -713,14 +714,45 @@ def test_arguments_that_cannot_be_read_hold_up_nobody(arguments: str) -> None:
     assert min(took_s) < 0.06
 
 
-def test_a_call_that_comes_again_and_again_in_a_broken_form_holds_up_nobody() -> None:
-    """What came is not read anew with each of thousands of such calls."""
-    collector = ToolCallCollector()
-    whole = json.dumps({"title": "The Lord of the Rings", "pages": "x" * 100})
-    began_s = time.process_time()
-    for n in range(3_000):
-        arguments = whole.replace("title", "ti\x06le") if n % 2 else whole
-        collector.add(ToolCallDelta(index=0, call_id="c", name="f", arguments=arguments))
+WHOLE_CALL = json.dumps({"title": "The Lord of the Rings", "pages": "x" * 100})
 
-    assert time.process_time() - began_s < 0.4
-    assert [call.name for call in collector.calls()] == ["f"]
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [WHOLE_CALL.replace("title", "ti\x06le"), WHOLE_CALL],
+        [WHOLE_CALL[:-1] + ', "more": 1}', WHOLE_CALL],
+        [" " * 100],
+        ["{" + " " * 100, "}"],
+    ],
+    ids=["broken", "longer", "space", "empty"],
+)
+def test_a_call_that_comes_again_and_again_in_a_broken_form_holds_up_nobody(
+    again: list[str],
+) -> None:
+    """What came is not read anew with each of thousands of such calls."""
+
+    def collect(deltas: int) -> None:
+        collector = ToolCallCollector()
+        collector.add(ToolCallDelta(index=0, call_id="c", name="f", arguments=WHOLE_CALL))
+        for n in range(deltas):
+            arguments = again[n % len(again)]
+            collector.add(ToolCallDelta(index=0, call_id="c", name="f", arguments=arguments))
+        assert [call.name for call in collector.calls()] == ["f"]
+
+    assert growth(collect, 2_500) < 3
+
+
+def test_a_long_call_that_comes_again_without_arguments_holds_up_nobody() -> None:
+    """A megabyte of arguments is decoded once, not with each repetition of the name."""
+    long = ToolCallDelta(0, "c", "f", json.dumps({"a": ["x"] * 200_000}))
+    began_s = time.process_time()
+    collector = ToolCallCollector()
+    collector.add(long)
+    collector.add(ToolCallDelta(0, "c", "f", " "))
+    collector.calls()
+    once_s = time.process_time() - began_s
+    for _ in range(1_000):
+        collector.add(ToolCallDelta(0, "c", "f"))
+
+    assert time.process_time() - began_s < 20 * once_s
