@@ -19,6 +19,7 @@ from turnline.ops.simulator.config import (
     Profile,
     ReasoningMode,
     SimulatorConfig,
+    read_coalesce,
 )
 from turnline.ops.simulator.faults.catalogue import GROUPS
 from turnline.ops.simulator.server import Simulator
@@ -60,12 +61,10 @@ def _list_scenarios(
 def _coalesce(
     _context: click.Context, _option: click.Parameter, value: str | None
 ) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    fewest, _, most = value.partition("-")
-    if not fewest.isdigit() or not (most or fewest).isdigit() or int(fewest) < 1:
-        raise click.BadParameter("takes a number or a range such as 1-7")
-    return int(fewest), int(most or fewest)
+    try:
+        return None if value is None else read_coalesce(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command("sim", epilog=_EXAMPLES)

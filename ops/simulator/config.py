@@ -67,6 +67,18 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Fewest and most events per write. None: whatever is due is written at once."""
 
 
+def read_coalesce(text: str) -> tuple[int, int]:
+    """Read the fewest and the most events per write.
+
+    Raises:
+        ValueError: The text is neither a number nor a range.
+    """
+    fewest, _, most = text.partition("-")
+    if not fewest.isdigit() or not (most or fewest).isdigit() or int(fewest) < 1:
+        raise ValueError("takes a number or a range such as 1-7")
+    return int(fewest), int(most or fewest)
+
+
 class SimulatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be chosen when a simulator starts. It listens on 127.0.0.1 only."""
 

@@ -6,27 +6,22 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-import msgspec
-
 from turnline.ops.simulator.config import SimulatorConfig
-from turnline.ops.simulator.faults.http_faults import body_plan
-from turnline.ops.simulator.faults.response_plan import Plan
+from turnline.ops.simulator.faults.response_plan import Plan, body_plan, json_plan
 from turnline.ops.simulator.faults.rules import Rule, RuleBook
 from turnline.ops.simulator.http.admin import PREFIX, Admin
 from turnline.ops.simulator.http.client_connection import Connection
 from turnline.ops.simulator.http.http1 import Request
 from turnline.ops.simulator.http.player import Player
 from turnline.ops.simulator.ledger import Entry, Ledger
-from turnline.ops.simulator.model import api, models
+from turnline.ops.simulator.model import models, resources
+from turnline.ops.simulator.model.api_errors import PLAIN, Refused, check_key
 from turnline.ops.simulator.model.dialogues import Dialogues
-from turnline.ops.simulator.model.error_bodies import JSON, PLAIN, ApiError
 from turnline.ops.simulator.model.grok import Grok
-from turnline.ops.simulator.model.validation import Refused
 
 HOST: Final = "127.0.0.1"
 _BACKLOG: Final = 4096
 _CHAT: Final = "/v1/chat/completions"
-_MODEL: Final = re.compile(r"/v1/models/([^/]+)")
 _DEFERRED: Final = re.compile(r"/v1/chat/deferred-completion/([^/]+)")
 
 
@@ -185,77 +180,23 @@ class Simulator:
         await player.play(keeps_alive=request.keeps_alive)
 
     def _respond(self, request: Request, entry: Entry) -> Plan:
-        if request.path == _CHAT:
-            return self._grok.chat(request, entry) if request.method == "POST" else _not_allowed()
+        if request.path == _CHAT and request.method == "POST":
+            return self._grok.chat(request, entry)
+        if not request.path.startswith("/v1/"):
+            return body_plan(404, PLAIN, b"")
+        if request.path == _CHAT or request.method != "GET":
+            return body_plan(405, PLAIN, b"")
         try:
-            payload = self._resource(request)
+            check_key(request.headers.get("authorization"), self.config.api_keys)
+            fetched = _DEFERRED.fullmatch(request.path)
+            if fetched is not None:
+                return self._grok.fetch(fetched[1])
         except Refused as refused:
             return self._grok.refusal(refused.error, self._grok.rng(entry))
-        return payload
-
-    def _resource(self, request: Request) -> Plan:
-        """Answer a GET.
-
-        Raises:
-            Refused: The key is not let in.
-        """
-        if not request.path.startswith("/v1/"):
-            return _missing()
-        if request.method != "GET":
-            return _not_allowed()
-        self._grok.check_key(request)
-        fetched = _DEFERRED.fullmatch(request.path)
-        if fetched is not None:
-            return self._deferred(fetched[1])
-        payload = self._payload(request.path)
-        return _missing() if payload is None else _json(payload)
-
-    def _payload(self, path: str) -> object:
-        found = _MODEL.fullmatch(path)
-        if found is not None:
-            model = self._models.resolve(found[1])
-            return None if model is None else api.model(model)
-        match path:
-            case "/v1/models":
-                return api.model_list(self._models)
-            case "/v1/language-models":
-                return api.language_model_list(self._models)
-            case "/v1/api-key":
-                return api.api_key()
-            case _:
-                return None
-
-    def _deferred(self, request_id: str) -> Plan:
-        is_ready = self._grok.deferred.is_ready(request_id, time.monotonic())
-        if is_ready is None:
-            raise Refused(
-                ApiError(
-                    status=404,
-                    code="not-found",
-                    message=f"Deferred completion {request_id} not found.",
-                )
-            )
-        if not is_ready:
-            plan = body_plan(202, "", b"")
-            plan.is_error = False
-            return plan
-        return self._grok.deferred.take(request_id)
-
-
-def _json(payload: object) -> Plan:
-    plan = body_plan(200, JSON, msgspec.json.encode(payload))
-    plan.is_error = False
-    return plan
-
-
-def _missing() -> Plan:
-    return body_plan(404, PLAIN, b"")
-
-
-def _not_allowed() -> Plan:
-    return body_plan(405, PLAIN, b"")
+        payload = resources.payload(request.path, self._models)
+        return body_plan(404, PLAIN, b"") if payload is None else json_plan(payload)
 
 
 def _unlisted(request: Request) -> Entry:
-    """An entry that is written to but not kept."""
+    """Make an entry that is written to but not kept."""
     return Entry(seq=0, received_at_ms=0.0, method=request.method, path=request.path, headers={})

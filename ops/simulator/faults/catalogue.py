@@ -5,33 +5,36 @@ from typing import Final
 
 import msgspec
 
-from turnline.ops.simulator.config import Pacing
+from turnline.ops.simulator.config import Pacing, read_coalesce
 from turnline.ops.simulator.faults.http_faults import HTTP
-from turnline.ops.simulator.faults.reply_faults import STREAM
-from turnline.ops.simulator.faults.scenario import BadScenario, Scenario, parse
-from turnline.ops.simulator.faults.scenario_entry import Effect
+from turnline.ops.simulator.faults.scenario import BadScenario, Effect, Scenario, parse
+from turnline.ops.simulator.faults.stream_faults import STREAM, USAGE
 from turnline.ops.simulator.faults.transport_faults import TRANSPORT
-from turnline.ops.simulator.faults.usage_faults import USAGE
 from turnline.ops.simulator.model.content import CONTENT
 
 
-def _pace(pacing: Pacing, scenario: Scenario) -> Pacing:
+def pace(pacing: Pacing, scenario: Scenario) -> Pacing:
+    """Return another pace.
+
+    Raises:
+        BadScenario: One of the values is none.
+    """
     changed: dict[str, float | tuple[int, int]] = {
         key: scenario.real(key, 0)
         for key in ("speed", "ttft_ms", "itl_ms", "ttft_median_ms", "itl_median_ms", "keepalive_s")
         if key in scenario.args
     }
     if "coalesce" in scenario.args:
-        fewest, _, most = scenario.text("coalesce").partition("-")
-        if not fewest.isdigit() or not (most or fewest).isdigit() or int(fewest) < 1:
-            raise BadScenario("pace: coalesce takes a number or a range such as 1-7")
-        changed["coalesce"] = (int(fewest), int(most or fewest))
+        try:
+            changed["coalesce"] = read_coalesce(scenario.text("coalesce"))
+        except ValueError as error:
+            raise BadScenario(f"pace: coalesce {error}") from None
     return msgspec.structs.replace(pacing, **changed)
 
 
 CONTROL: Final[Mapping[str, Effect[Callable[..., object]]]] = {
     "pace": Effect(
-        _pace,
+        pace,
         (
             "speed", "ttft_ms", "itl_ms", "ttft_median_ms", "itl_median_ms", "keepalive_s",
             "coalesce",
@@ -58,28 +61,6 @@ GROUPS: Final[Mapping[str, Mapping[str, Effect[Callable[..., object]]]]] = {
     "transport": TRANSPORT,
     "control": CONTROL,
 }
-
-
-class Wishes(msgspec.Struct, kw_only=True):
-    """The scenarios of one request, by what they change."""
-
-    content: list[Scenario] = []
-    usage: list[Scenario] = []
-    http: list[Scenario] = []
-    stream: list[Scenario] = []
-    transport: list[Scenario] = []
-    control: list[Scenario] = []
-
-    def has(self, name: str) -> bool:
-        """Whether a control scenario is wished for."""
-        return any(scenario.name == name for scenario in self.control)
-
-    def pacing(self, default: Pacing) -> Pacing:
-        """The pace of this answer."""
-        for scenario in self.control:
-            if scenario.name == "pace":
-                default = _pace(default, scenario)
-        return default
 
 
 def read(text: str) -> list[Scenario]:
@@ -112,16 +93,16 @@ def check(scenario: Scenario) -> str:
     raise BadScenario(f"no scenario is called {scenario.name!r}; GET /sim/scenarios lists them")
 
 
-def sort(scenarios: Iterable[Scenario]) -> Wishes:
-    """Sort scenarios by what they change.
+def sort(scenarios: Iterable[Scenario]) -> Mapping[str, list[Scenario]]:
+    """Sort scenarios by the group that they are of.
 
     Raises:
         BadScenario: One is unknown.
     """
-    wishes = Wishes()
+    groups: dict[str, list[Scenario]] = {group: [] for group in GROUPS}
     for scenario in scenarios:
-        getattr(wishes, check(scenario)).append(scenario)
-    return wishes
+        groups[check(scenario)].append(scenario)
+    return groups
 
 
 def listing() -> dict[str, dict[str, dict[str, object]]]:

@@ -6,11 +6,10 @@ from email.utils import formatdate
 from typing import Final
 
 from turnline.ops.simulator.config import ErrorStyle
-from turnline.ops.simulator.faults.response_plan import Frame, FrameKind, Headers, Plan
-from turnline.ops.simulator.faults.scenario import BadScenario, Scenario
-from turnline.ops.simulator.faults.scenario_entry import Effect
-from turnline.ops.simulator.model import error_bodies
-from turnline.ops.simulator.model.error_bodies import ApiError
+from turnline.ops.simulator.faults.response_plan import Headers, Plan, body_plan
+from turnline.ops.simulator.faults.scenario import Effect, Scenario
+from turnline.ops.simulator.model import api_errors as errors
+from turnline.ops.simulator.model.api_errors import ApiError
 
 HttpRun = Callable[[Scenario, str, ErrorStyle], Plan]
 """Takes the scenario, the model's name and the style of error codes."""
@@ -32,25 +31,13 @@ _HTML_TEXTS: Final[Mapping[int, str]] = {
 
 
 def error_plan(error: ApiError, style: ErrorStyle, headers: Headers | None = None) -> Plan:
-    """A response that is nothing but an error."""
-    content_type, body = error.body(style)
-    return body_plan(error.status, content_type, body, headers)
+    """Return a response that is nothing but an error."""
+    return body_plan(error.status, *error.body(style), headers)
 
 
-def body_plan(status: int, content_type: str, body: bytes, headers: Headers | None = None) -> Plan:
-    """A response with a ready-made body."""
-    given: Headers = [("content-type", content_type)] if content_type else []
-    return Plan(
-        status=status,
-        headers=given + (headers or []),
-        is_error=True,
-        steps=[Frame(kind=FrameKind.BODY, data=body, stamped=False)],
-    )
-
-
-def retry_after(value: str) -> Headers:
-    """Headers for a wish: seconds, `date`, `huge`, `negative`, or milliseconds as `1500ms`."""
-    match value:
+def _retry_after(scenario: Scenario, default: str = "") -> Headers:
+    """Return headers for a wish: seconds, milliseconds as `1500ms`, or one of these words."""
+    match scenario.text("retry_after", default):
         case "" | "none":
             return []
         case "date":
@@ -59,214 +46,126 @@ def retry_after(value: str) -> Headers:
             return [("retry-after", "86400")]
         case "negative":
             return [("retry-after", "-1")]
-        case _ if value.endswith("ms"):
+        case value if value.endswith("ms"):
             return [("retry-after-ms", value.removesuffix("ms"))]
-        case _:
+        case value:
             return [("retry-after", value)]
 
 
-def _style(scenario: Scenario, default: ErrorStyle) -> ErrorStyle:
-    wish = scenario.text("style", default)
-    if wish not in set(ErrorStyle):
-        raise BadScenario(f"{scenario.name}: style is one of {', '.join(ErrorStyle)}")
-    return ErrorStyle(wish)
+def _of(make: Callable[[Scenario, str], ApiError]) -> HttpRun:
+    """Make the scenario of an error from the error, which may depend on the model's name."""
 
-
-def _error(make: Callable[[str], ApiError]) -> HttpRun:
     def run(scenario: Scenario, model: str, style: ErrorStyle) -> Plan:
-        headers = retry_after(scenario.text("retry_after"))
-        return error_plan(make(scenario.text("model", model)), _style(scenario, style), headers)
+        error = make(scenario, scenario.text("model", model))
+        spelled = ErrorStyle(scenario.choice("style", style, ErrorStyle))
+        return error_plan(error, spelled, _retry_after(scenario))
 
     return run
 
 
-def _constant(
-    status: int, message: str, code: str | None = None, bare: str | None = None
-) -> HttpRun:
-    error = ApiError(status=status, message=message, code=code, bare=bare)
-    return _error(lambda _model: error)
-
-
-def _any_status(scenario: Scenario, _model: str, style: ErrorStyle) -> Plan:
+def _any_status(scenario: Scenario, _model: str) -> ApiError:
     status = scenario.number("code", scenario.number("value", 500))
     code = scenario.text("type") or ("unavailable" if status >= 500 else "invalid-argument")
-    message = scenario.text("text", f"Simulated status {status}.")
-    error = ApiError(status=status, message=message, code=code)
-    headers = retry_after(scenario.text("retry_after"))
-    return error_plan(error, _style(scenario, style), headers)
+    return ApiError(status, scenario.text("text", f"Simulated status {status}."), code)
 
 
-def _html_status(scenario: Scenario, _model: str, _spelling: ErrorStyle) -> Plan:
-    status = scenario.number("code", scenario.number("value", 522))
-    body = _HTML.format(status=status, text=_HTML_TEXTS.get(status, "Error"))
-    headers = retry_after(scenario.text("retry_after", "60"))
+def _html(status: int, text: str, headers: Headers | None = None) -> Plan:
+    body = _HTML.format(status=status, text=text)
     return body_plan(status, "text/html; charset=UTF-8", body.encode(), headers)
 
 
-def _ok_json(scenario: Scenario, _model: str, style: ErrorStyle) -> Plan:
-    message = scenario.text("text", "Timed out waiting for first token")
-    error = ApiError(status=200, message=message, code="unavailable")
-    return error_plan(error, _style(scenario, style))
+def _html_status(scenario: Scenario, _model: str, _style: ErrorStyle) -> Plan:
+    status = scenario.number("code", scenario.number("value", 522))
+    return _html(status, _HTML_TEXTS.get(status, "Error"), _retry_after(scenario, "60"))
 
 
-def _ok_html(_scenario: Scenario, _model: str, _spelling: ErrorStyle) -> Plan:
-    body = _HTML.format(status=200, text="Please wait")
-    return body_plan(200, "text/html; charset=UTF-8", body.encode())
-
-
-def _ok_empty(_scenario: Scenario, _model: str, _spelling: ErrorStyle) -> Plan:
-    return body_plan(200, "text/event-stream", b"")
-
-
-def _redirect(scenario: Scenario, _model: str, _spelling: ErrorStyle) -> Plan:
+def _redirect(scenario: Scenario, _model: str, _style: ErrorStyle) -> Plan:
     to = scenario.text("to", "/v1/chat/completions?redirected=1")
     return body_plan(scenario.number("code", 307), "text/plain", b"", [("location", to)])
 
 
-def _credits(scenario: Scenario, _model: str, style: ErrorStyle) -> Plan:
-    error = error_bodies.out_of_credits(scenario.number("code", 429))
-    headers = retry_after(scenario.text("retry_after"))
-    return error_plan(error, _style(scenario, style), headers)
-
-
-def _rate_limit(scenario: Scenario, model: str, style: ErrorStyle) -> Plan:
+def _rate_limit(scenario: Scenario, model: str) -> ApiError:
     limit = scenario.number("limit", 2)
-    actual = scenario.number("actual", limit)
-    if scenario.text("per", "second") == "tokens":
-        error = error_bodies.too_many_tokens(scenario.text("model", model), actual, limit)
-    else:
-        per = scenario.text("per", "second").capitalize()
-        error = error_bodies.too_many_requests(scenario.text("model", model), actual, limit, per)
-    headers = retry_after(scenario.text("retry_after"))
-    return error_plan(error, _style(scenario, style), headers)
+    actual, per = scenario.number("actual", limit), scenario.text("per", "second")
+    if per == "tokens":
+        return errors.too_many_tokens(model, actual, limit)
+    return errors.too_many_requests(model, actual, limit, per.capitalize())
 
 
 _ARGS: Final = ("style", "retry_after", "model")
 
+
+def _error(make: Callable[[str], ApiError], help_: str) -> Effect[HttpRun]:
+    return Effect(_of(lambda _scenario, model: make(model)), _ARGS, help_)
+
+
 HTTP: Final[Mapping[str, Effect[HttpRun]]] = {
     "status": Effect(
-        _any_status,
+        _of(_any_status),
         ("code", "value", "type", "text", "retry_after", "style"),
         "any status with a flat body, e.g. status=503",
     ),
     "html": Effect(
         _html_status, ("code", "value", "retry_after"), "a Cloudflare 52x page, e.g. html=524"
     ),
-    "ok-json": Effect(_ok_json, ("text", "style"), "200 with a JSON error although streaming"),
-    "ok-html": Effect(_ok_html, (), "200 with a HTML page"),
-    "ok-empty": Effect(_ok_empty, (), "200 with an empty stream"),
-    "redirect": Effect(_redirect, ("to", "code"), "307 to another address"),
-    "bad-key": Effect(_error(lambda _: error_bodies.bad_key()), _ARGS, "400 for a wrong key"),
-    "no-credentials": Effect(
-        _error(lambda _: error_bodies.no_credentials()), _ARGS, "401 for no key"
-    ),
-    "model-not-found": Effect(
-        _error(error_bodies.model_not_found), _ARGS, "400 for an unknown model"
-    ),
-    "model-no-access": Effect(
-        _error(
-            lambda model: ApiError(
-                status=404,
-                code="not-found",
-                message=f"The model {model} does not exist or your team {error_bodies.TEAM_ID} does"
-                " not have access to it.",
+    "ok-json": Effect(
+        _of(
+            lambda scenario, _: ApiError(
+                200, scenario.text("text", "Timed out waiting for first token"), "unavailable"
             )
         ),
-        _ARGS,
-        "404 for an unknown model",
+        ("text", "style"),
+        "200 with a JSON error although streaming",
     ),
-    "penalty": Effect(
-        _error(lambda _: error_bodies.argument_unsupported("presencePenalty")),
-        _ARGS,
+    "ok-html": Effect(lambda _, __, ___: _html(200, "Please wait"), (), "200 with a HTML page"),
+    "ok-empty": Effect(
+        lambda _, __, ___: body_plan(200, "text/event-stream", b""), (), "200 with an empty stream"
+    ),
+    "redirect": Effect(_redirect, ("to", "code"), "307 to another address"),
+    "bad-key": _error(lambda _: errors.BAD_KEY, "400 for a wrong key"),
+    "no-credentials": _error(lambda _: errors.NO_CREDENTIALS, "401 for no key"),
+    "model-not-found": _error(errors.model_not_found, "400 for an unknown model"),
+    "model-no-access": _error(errors.no_access, "404 for an unknown model"),
+    "penalty": _error(
+        lambda _: errors.argument_unsupported("presencePenalty"),
         "400 for a penalty, first wording",
     ),
-    "penalty-model": Effect(
-        _error(lambda model: error_bodies.unsupported(model, "presencePenalty")),
-        _ARGS,
+    "penalty-model": _error(
+        lambda model: errors.unsupported(model, "presencePenalty"),
         "400 for a penalty, second wording",
     ),
-    "stop": Effect(
-        _error(lambda _: error_bodies.argument_unsupported("stop")), _ARGS, "400 for stop words"
+    "stop": _error(lambda _: errors.argument_unsupported("stop"), "400 for stop words"),
+    "effort": _error(
+        lambda model: errors.unsupported(model, "reasoningEffort"), "400 for reasoning_effort"
     ),
-    "effort": Effect(
-        _error(lambda model: error_bodies.unsupported(model, "reasoningEffort")),
-        _ARGS,
-        "400 for reasoning_effort",
+    "context-length": _error(
+        lambda _: errors.context_too_long(500_000, 637_815), "400 for a prompt that is too long"
     ),
-    "context-length": Effect(
-        _error(lambda _: error_bodies.context_too_long(500_000, 637_815)),
-        _ARGS,
-        "400 for a prompt that is too long",
+    "tool-choice": _error(lambda _: errors.NO_TOOLS, "400 for tool_choice without tools"),
+    "no-content": _error(lambda _: errors.NO_CONTENT, "400 for a message without content"),
+    "bad-schema": _error(lambda _: errors.BAD_SCHEMA, "400 for a function schema"),
+    "stream-and-deferred": _error(
+        lambda _: errors.STREAM_AND_DEFERRED, "400 with a bare JSON string"
     ),
-    "tool-choice": Effect(
-        _constant(
-            400,
-            "A tool_choice was set on the request but no tools were specified.",
-            "invalid-argument",
-        ),
-        _ARGS,
-        "400 for tool_choice without tools",
-    ),
-    "no-content": Effect(
-        _constant(
-            400,
-            "Invalid request content: Each message must have at least one content element.",
-            "invalid-argument",
-        ),
-        _ARGS,
-        "400 for a message without content",
-    ),
-    "bad-schema": Effect(
-        _constant(400, "Invalid request content: Invalid function schema.", "invalid-argument"),
-        _ARGS,
-        "400 for a function schema",
-    ),
-    "stream-and-deferred": Effect(
-        _constant(
-            400,
-            "A request may either be streaming or deferred, but not both.",
-            bare=error_bodies.JSON,
-        ),
-        _ARGS,
-        "400 with a bare JSON string",
-    ),
-    "safety": Effect(_error(error_bodies.unsafe), _ARGS, "403 of the safety check"),
-    "no-credits": Effect(
-        _constant(
-            403,
-            "Your newly created team doesn't have any credits or licenses yet. You can purchase"
-            f" those on https://console.x.ai/team/{error_bodies.TEAM_ID}.",
-            "permission-denied",
-        ),
-        _ARGS,
-        "403 for a team without credits",
-    ),
-    "live-search": Effect(
-        _error(lambda _: error_bodies.live_search_gone()), _ARGS, "410 for search_parameters"
-    ),
-    "media-type": Effect(_constant(415, "", bare=""), _ARGS, "415 with an empty body"),
-    "types": Effect(
-        _error(lambda _: error_bodies.undecodable("messages[3].content: invalid type: <...>")),
-        _ARGS,
+    "safety": _error(errors.unsafe, "403 of the safety check"),
+    "no-credits": _error(lambda _: errors.NO_CREDITS, "403 for a team without credits"),
+    "live-search": _error(lambda _: errors.LIVE_SEARCH_GONE, "410 for search_parameters"),
+    "media-type": _error(lambda _: errors.MEDIA_TYPE, "415 with an empty body"),
+    "types": _error(
+        lambda _: errors.undecodable("messages[3].content: invalid type: <...>"),
         "422 in plain text",
     ),
     "rate-limit": Effect(
-        _rate_limit,
+        _of(_rate_limit),
         (*_ARGS, "limit", "actual", "per"),
         "429; retry_after is none, seconds, 1500ms, date, huge or negative;"
         " per is second, minute or tokens",
     ),
-    "capacity": Effect(_error(lambda _: error_bodies.at_capacity()), _ARGS, "429 for a busy model"),
+    "capacity": _error(lambda _: errors.AT_CAPACITY, "429 for a busy model"),
     "credits": Effect(
-        _credits, ("code", "retry_after", "style"), "429 (or code=403) that retrying cannot help"
+        _of(lambda scenario, _: errors.out_of_credits(scenario.number("code", 429))),
+        ("code", "retry_after", "style"),
+        "429 (or code=403) that retrying cannot help",
     ),
-    "unavailable": Effect(
-        _constant(
-            503,
-            "Service temporarily unavailable. The model did not respond to this request.",
-            "unavailable",
-        ),
-        _ARGS,
-        "503",
-    ),
+    "unavailable": _error(lambda _: errors.UNAVAILABLE, "503"),
 }

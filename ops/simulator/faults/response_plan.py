@@ -8,7 +8,16 @@ from typing import Final
 
 import msgspec
 
+from turnline.ops.simulator.faults.scenario import BadScenario, Scenario
+
 Headers = list[tuple[str, str]]
+DONE: Final = b"data: [DONE]\n\n"
+KEEPALIVE: Final = b": keepalive\n\n"
+
+
+def event(payload: object) -> bytes:
+    """Return a server-sent event."""
+    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
 
 
 class FrameKind(enum.Enum):
@@ -128,10 +137,6 @@ class Position(msgspec.Struct, frozen=True):
     tokens: int = 0
 
 
-class BadPosition(ValueError):
-    """The text names no position."""
-
-
 _POSITION: Final = re.compile(r"([a-z]+(?:[-_][a-z]+)?)(?:[:=](\d+))?")
 
 
@@ -139,7 +144,7 @@ def position(text: str) -> Position:
     """Read `before_headers`, `first-frame`, `tokens:5` and the like.
 
     Raises:
-        BadPosition: It is none of them.
+        BadScenario: It is none of them.
     """
     match = _POSITION.fullmatch(text)
     if match is not None:
@@ -147,7 +152,18 @@ def position(text: str) -> Position:
         if name in set(Where) and (name == Where.TOKENS) == (tokens is not None):
             return Position(Where(name), int(tokens or 0))
     names = ", ".join(where for where in Where if where is not Where.TOKENS)
-    raise BadPosition(f"position {text!r} is none of {names}, tokens:N")
+    raise BadScenario(f"position {text!r} is none of {names}, tokens:N")
+
+
+def place(scenario: Scenario, default: str = "tokens:3") -> Position:
+    """Return where the scenario is to strike: `at=`, or `after=N` tokens.
+
+    Raises:
+        BadScenario: `at` is no position.
+    """
+    if "after" in scenario.args:
+        return position(f"tokens:{scenario.number('after', 0)}")
+    return position(scenario.text("at", default))
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -217,6 +233,14 @@ class Plan(msgspec.Struct, kw_only=True):
         self.steps[at:] = actions
         self.truncated = True
 
+    def stop(self, at: Position, *actions: Action) -> None:
+        """End the response at a position by these actions; what would have followed is lost."""
+        if at.where is Where.BEFORE_HEADERS:
+            self.before_head.extend(actions)
+            self.truncated = True
+        else:
+            self.truncate(self.index(at), *actions)
+
     def whole(self, frame: Frame) -> bytes:
         """All bytes of a frame, stamped with the present time if it has to be."""
         if not frame.stamped:
@@ -227,6 +251,12 @@ class Plan(msgspec.Struct, kw_only=True):
         """Fix the bytes of a frame for good."""
         frame.data = data
         frame.stamped = False
+
+    def set_content_type(self, value: str | None) -> None:
+        """Put another content type in the place of the present one, or take it away."""
+        self.headers = [pair for pair in self.headers if pair[0] != "content-type"]
+        if value is not None:
+            self.headers.append(("content-type", value))
 
     def _behind_tokens(self, tokens: int) -> int:
         seen = 0
@@ -249,3 +279,27 @@ class Plan(msgspec.Struct, kw_only=True):
                 self.steps.insert(index + 1, tail)
                 return index + 1
         return len(self.steps)
+
+
+def body_plan(
+    status: int,
+    content_type: str,
+    body: bytes,
+    headers: Headers | None = None,
+    *,
+    is_error: bool = True,
+) -> Plan:
+    """Return a response with a ready-made body."""
+    given: Headers = [("content-type", content_type)] if content_type else []
+    return Plan(
+        status=status,
+        headers=given + (headers or []),
+        is_error=is_error,
+        steps=[Frame(kind=FrameKind.BODY, data=body, stamped=False)],
+    )
+
+
+def json_plan(payload: object, headers: Headers | None = None, end: bytes = b"") -> Plan:
+    """Return a response that is no error, with a JSON body."""
+    body = msgspec.json.encode(payload) + end
+    return body_plan(200, "application/json", body, headers, is_error=False)

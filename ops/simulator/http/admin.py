@@ -6,16 +6,14 @@ from typing import Final
 import msgspec
 
 from turnline.ops.simulator.faults import catalogue
-from turnline.ops.simulator.faults.http_faults import body_plan
-from turnline.ops.simulator.faults.response_plan import Plan
+from turnline.ops.simulator.faults.response_plan import Plan, body_plan, json_plan
 from turnline.ops.simulator.faults.rules import Rule, RuleBook
 from turnline.ops.simulator.faults.scenario import BadScenario
 from turnline.ops.simulator.http.http1 import Request
 from turnline.ops.simulator.ledger import Ledger
-from turnline.ops.simulator.model.error_bodies import JSON, PLAIN
+from turnline.ops.simulator.model.api_errors import PLAIN
 
 PREFIX: Final = "/sim/"
-_encode: Final = msgspec.json.encode
 
 
 class Admin:
@@ -95,6 +93,4 @@ class Admin:
 
 
 def _ok(payload: object) -> Plan:
-    plan = body_plan(200, JSON, _encode(payload) + b"\n")
-    plan.is_error = False
-    return plan
+    return json_plan(payload, end=b"\n")

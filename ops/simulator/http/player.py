@@ -5,11 +5,17 @@ import itertools
 import time
 from typing import Final
 
-from turnline.ops.simulator.faults.response_plan import Action, ActionKind, Frame, Framing, Plan
+from turnline.ops.simulator.faults.response_plan import (
+    KEEPALIVE,
+    Action,
+    ActionKind,
+    Frame,
+    Framing,
+    Plan,
+)
 from turnline.ops.simulator.http.client_connection import Connection
 from turnline.ops.simulator.http.http1 import BodyEncoder, head
 from turnline.ops.simulator.ledger import Entry
-from turnline.ops.simulator.model.stream_frames import KEEPALIVE
 
 _BATCH_FRAMES: Final = 512
 _BATCH_BYTES: Final = 64 * 1024

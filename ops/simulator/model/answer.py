@@ -1,10 +1,28 @@
-"""What the model is going to say, before it is put into frames."""
+"""What the model is going to say, in tokens, before a wire puts it into frames."""
 
 import enum
+import re
+from typing import Final
 
 import msgspec
 
 from turnline.ops.simulator.config import ReasoningMode
+
+_TOKEN: Final = re.compile(r" ?\w{1,16}| ?[^\w\s]{1,3}|\s+(?!\S)|\s")
+_CALL_OVERHEAD_TOKENS: Final = 12
+
+
+def split(text: str) -> list[str]:
+    """Cut text into tokens, one for each chunk; joined again they are the text.
+
+    A word carries the space before it, as in the tokenizers of real models.
+    """
+    return _TOKEN.findall(text)
+
+
+def count(text: str) -> int:
+    """Count the tokens of a text."""
+    return len(_TOKEN.findall(text))
 
 
 class CallShape(enum.StrEnum):
@@ -25,6 +43,11 @@ class Call(msgspec.Struct, frozen=True):
     name: str
     arguments: str
     """JSON, as the model wrote it; need not be valid."""
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens that the call counts."""
+        return count(self.name) + count(self.arguments) + _CALL_OVERHEAD_TOKENS
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,3 +74,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The last content delta comes twice."""
     echo_model: str | None = None
     """Model named in the answer instead of the resolved one."""
+
+    @property
+    def chunk_texts(self) -> tuple[str, ...]:
+        """Texts of the content chunks, or of the refusal's."""
+        if self.pieces is not None:
+            return self.pieces
+        return tuple(split(self.refusal or self.text or ""))
+
+    @property
+    def completion_tokens(self) -> int:
+        """Visible tokens: one per content chunk, and those of the calls."""
+        return len(self.chunk_texts) + sum(call.tokens for call in self.calls)

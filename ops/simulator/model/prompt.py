@@ -1,18 +1,17 @@
-"""What a client asks: the request body, its messages, their tokens and what of them was cached."""
+"""What a client asks, whatever the wire: messages and tools, their tokens, and what was cached."""
 
+import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from msgspec import Raw
 
+from turnline.ops.simulator.model.answer import Call, count
 from turnline.ops.simulator.model.models import Model
-from turnline.ops.simulator.model.tokens import count
 
 _MESSAGE_OVERHEAD_TOKENS: Final = 3
 _IMAGE_TOKENS: Final = 258
-_MEMORY_BYTES: Final = 64 * 1024 * 1024
 _CACHED_PROMPTS: Final = 4096
 
 
@@ -38,7 +37,7 @@ class EarlierCall(msgspec.Struct, frozen=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
-    """A message of the conversation so far."""
+    """A message of the conversation so far, in the form that chat completions have."""
 
     role: str
     content: str | list[Part] | None = None
@@ -69,62 +68,7 @@ class ToolFunction(msgspec.Struct, frozen=True):
     parameters: dict[str, object] | None = None
 
 
-class Tool(msgspec.Struct, frozen=True):
-    """A tool of the request."""
-
-    type: str = "function"
-    function: ToolFunction | None = None
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    """Whether the stream ends with a usage report."""
-
-    include_usage: bool | None = None
-
-
-class JsonSchema(msgspec.Struct, frozen=True):
-    """A schema that the answer has to fit."""
-
-    name: str = "answer"
-    schema: dict[str, object] | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """The form of the answer."""
-
-    type: str = "text"
-    json_schema: JsonSchema | None = None
-
-
-class ChatRequest(msgspec.Struct, frozen=True):
-    """The body of a chat completion. Unknown keys are ignored, as xAI does."""
-
-    messages: list[Raw]
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    tools: list[Tool] | None = None
-    tool_choice: object = None
-    response_format: ResponseFormat | None = None
-    reasoning_effort: str | None = None
-    stop: str | list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    search_parameters: dict[str, object] | None = None
-    deferred: bool | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
-    user: str | None = None
-    n: int | None = None
-    seed: int | None = None
-
-
-class ReadMessage(msgspec.Struct, frozen=True):
+class CountedMessage(msgspec.Struct, frozen=True):
     """A message with what was worked out about it."""
 
     message: ChatMessage
@@ -134,56 +78,8 @@ class ReadMessage(msgspec.Struct, frozen=True):
     """Equal for equal messages, whatever their JSON looked like."""
 
 
-class BadMessage(ValueError):
-    """A message of the request has the wrong types; the text names where."""
-
-
-class MessageReader:
-    """Decodes and counts messages; equal bytes are worked out once.
-
-    Contexts grow at their end, so nearly all messages of a request have been seen before.
-    """
-
-    def __init__(self) -> None:
-        self._decode = msgspec.json.Decoder(ChatMessage).decode
-        self._seen: OrderedDict[bytes, ReadMessage] = OrderedDict()
-        self._bytes = 0
-
-    def read(self, messages: Sequence[Raw]) -> list[ReadMessage]:
-        """Read all messages of a request.
-
-        Raises:
-            BadMessage: One of them has the wrong types.
-        """
-        return [self._read(index, bytes(raw)) for index, raw in enumerate(messages)]
-
-    def _read(self, index: int, raw: bytes) -> ReadMessage:
-        known = self._seen.get(raw)
-        if known is not None:
-            self._seen.move_to_end(raw)
-            return known
-        try:
-            message = self._decode(raw)
-        except msgspec.ValidationError as error:
-            raise BadMessage(place(str(error), f"messages[{index}]")) from None
-        read = _read(message)
-        self._seen[raw] = read
-        self._bytes += len(raw)
-        while self._bytes > _MEMORY_BYTES and len(self._seen) > 1:
-            oldest, _ = self._seen.popitem(last=False)
-            self._bytes -= len(oldest)
-        return read
-
-
-def place(error: str, prefix: str = "") -> str:
-    """Turn msgspec's description of a wrong type round: place first, as xAI has it."""
-    problem, _, path = error.partition(" - at `$")
-    where = (prefix + path.rstrip("`")).lstrip(".")
-    problem = problem[:1].lower() + problem[1:].replace("`", "")
-    return f"{where}: invalid type: {problem}" if where else f"invalid type: {problem}"
-
-
-def _read(message: ChatMessage) -> ReadMessage:
+def counted(message: ChatMessage) -> CountedMessage:
+    """Count a message."""
     text, calls = message.text, message.tool_calls or []
     image_tokens = message.images * _IMAGE_TOKENS
     tokens = _MESSAGE_OVERHEAD_TOKENS + count(text) + image_tokens
@@ -195,13 +91,13 @@ def _read(message: ChatMessage) -> ReadMessage:
         message.tool_call_id,
         *((call.id, call.function.name, call.function.arguments) for call in calls),
     )
-    return ReadMessage(message, tokens, image_tokens, hash(parts))
+    return CountedMessage(message, tokens, image_tokens, hash(parts))
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """All that goes into the model, counted."""
 
-    messages: list[ReadMessage]
+    messages: list[CountedMessage]
     tool_tokens: int
     tools_fingerprint: int
     tokens: int
@@ -211,10 +107,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def last_user_text(self) -> str:
         """What the user said last."""
-        for read in reversed(self.messages):
-            if read.message.role == "user":
-                return read.message.text
-        return ""
+        said = (it.message for it in reversed(self.messages) if it.message.role == "user")
+        return next((message.text for message in said), "")
 
     @property
     def ends_with_tool_result(self) -> bool:
@@ -222,8 +116,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.messages) and self.messages[-1].message.role == "tool"
 
 
-def prompt_of(messages: list[ReadMessage], tools: Sequence[Tool], model: Model) -> Prompt:
-    """Count a prompt for a model."""
+def prompt_of(messages: list[CountedMessage], tools: Sequence[object], model: Model) -> Prompt:
+    """Count a prompt for a model; tools count as their JSON."""
     described = msgspec.json.encode(tools) if tools else b""
     tool_tokens = count(described.decode())
     return Prompt(
@@ -235,37 +129,63 @@ def prompt_of(messages: list[ReadMessage], tools: Sequence[Tool], model: Model) 
     )
 
 
-class _Cached(msgspec.Struct, frozen=True):
-    tools: int
-    messages: tuple[int, ...]
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that will be answered: all that an answer is made from."""
+
+    model: Model
+    prompt: Prompt
+    effort: str
+    """Reasoning effort, asked for or the model's own."""
+    tools: Sequence[ToolFunction] = ()
+    demanded: ToolFunction | None = None
+    """The tool that has to be called."""
+    may_call: bool = True
+    """Whether tools may be called at all."""
+    schema: Mapping[str, object] | None = None
+    """Schema of the JSON that the answer has to be. None: it may be text."""
+    stops: Sequence[str] = ()
+    max_visible_tokens: int | None = None
+    """Limit of visible tokens; reasoning is not limited."""
+    stream: bool = False
+    include_usage: bool = False
+    """Whether the stream ends with a usage report."""
+    deferred: bool = False
+    priority: bool = False
+    """Whether the service with priority was asked for, which costs more."""
+    rng: random.Random
+    """Of this answer: the same seed gives the same ids and counts."""
+
+    def call(self, name: str, arguments: str) -> Call:
+        """Make a call with an id in xAI's form."""
+        return Call(f"call_{self.rng.randrange(10**8):08d}", name, arguments)
 
 
 class PromptCache:
     """Remembers the last prompt of each conversation, as a pinned server would."""
 
     def __init__(self) -> None:
-        self._prompts: OrderedDict[tuple[str, str], _Cached] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, str], tuple[int, list[int]]] = OrderedDict()
 
     def cached_tokens(self, key: str | None, model: Model, prompt: Prompt) -> int:
-        """Tokens of the longest prefix shared with the last prompt under this key.
+        """Return the tokens of the longest prefix shared with the last prompt under this key.
 
         Without a key a request lands on any server, so nothing is cached. The present prompt
         becomes the last one.
         """
         if key is None:
             return 0
-        now = _Cached(prompt.tools_fingerprint, tuple(read.fingerprint for read in prompt.messages))
         slot = (key, model.name)
         before = self._prompts.pop(slot, None)
-        self._prompts[slot] = now
+        fingerprints = [read.fingerprint for read in prompt.messages]
+        self._prompts[slot] = prompt.tools_fingerprint, fingerprints
         if len(self._prompts) > _CACHED_PROMPTS:
             self._prompts.popitem(last=False)
         if before is None:
             return 0
         shared = model.hidden_tokens
-        if before.tools == now.tools:
+        if before[0] == prompt.tools_fingerprint:
             shared += prompt.tool_tokens
-            for read, old in zip(prompt.messages, before.messages, strict=False):
+            for read, old in zip(prompt.messages, before[1], strict=False):
                 if read.fingerprint != old:
                     break
                 shared += read.tokens

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from turnline.ops.simulator.model.error_bodies import ApiError, too_many_requests, too_many_tokens
+from turnline.ops.simulator.model.api_errors import ApiError, too_many_requests, too_many_tokens
 
 _MINUTE_S = 60.0
 

@@ -78,3 +78,11 @@ def usage(
         completion_tokens_details=CompletionDetails(reasoning_tokens=reasoning_tokens),
         cost_in_usd_ticks=ticks,
     )
+
+
+def cached_over_prompt(used: Usage, extra: int) -> Usage:
+    """Report more cached tokens than the prompt has, as Azure does."""
+    details = msgspec.structs.replace(
+        used.prompt_tokens_details, cached_tokens=used.prompt_tokens + extra
+    )
+    return msgspec.structs.replace(used, prompt_tokens_details=details)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from turnline.ops.simulator import Simulator
-from turnline.ops.simulator.faults.reply_faults import SHAPES
+from turnline.ops.simulator.chat.chunk_faults import SHAPES
 
 ENDS = {"parts", "surrogates", "whole-json", "garbage"}
 

@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, BadRequestError
 from tests.support.recordings import SHARED_DATA
 from tests.support.wait import wait_until
 from turnline.ops.simulator import ErrorStyle, Pacing, Simulator, SimulatorConfig
-from turnline.ops.simulator.model.error_bodies import KEY_ID, TEAM_ID
+from turnline.ops.simulator.model.api_errors import KEY_ID, TEAM_ID
 
 TOOL = {
     "type": "function",

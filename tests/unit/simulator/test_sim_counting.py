@@ -8,19 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.recordings import recorded
+from turnline.ops.simulator.chat.request import BadMessage, MessageReader, Tool
 from turnline.ops.simulator.config import Profile
+from turnline.ops.simulator.model.answer import count, split
 from turnline.ops.simulator.model.models import catalogue
-from turnline.ops.simulator.model.prompt import (
-    BadMessage,
-    MessageReader,
-    Prompt,
-    PromptCache,
-    Tool,
-    ToolFunction,
-    prompt_of,
-)
+from turnline.ops.simulator.model.prompt import Prompt, PromptCache, ToolFunction, prompt_of
 from turnline.ops.simulator.model.rate_limits import RateLimiter
-from turnline.ops.simulator.model.tokens import count, split
 from turnline.ops.simulator.model.usage import Usage, usage
 
 MODERN = catalogue(Profile.MODERN)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from turnline.ops.simulator.faults import catalogue
 from turnline.ops.simulator.faults.response_plan import (
-    BadPosition,
     Frame,
     FrameKind,
     Plan,
@@ -80,7 +79,7 @@ def test_positions_are_read(text: str, found: Position) -> None:
 @pytest.mark.parametrize("text", ["", "tokens", "tokens:x", "before_headers:3", "end"])
 def test_other_words_are_no_positions(text: str) -> None:
     """What is not a position is refused."""
-    with pytest.raises(BadPosition):
+    with pytest.raises(BadScenario):
         position(text)
 
 

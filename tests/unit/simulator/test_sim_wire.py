@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.recordings import recorded
+from turnline.ops.simulator.chat.chunks import Chunk, ChunkWriter, Completion, Delta
 from turnline.ops.simulator.http.http1 import BadRequest, RequestReader
-from turnline.ops.simulator.model.chunks import Chunk, ChunkWriter, Completion, Delta
 
 
 @recorded("xai/chat.*.jsonl")

@@ -1,16 +1,13 @@
-"""Turns an answer into the frames of a stream, or into one body, in the profile's dialect."""
+"""Puts an answer into the frames of a stream, or into one body, in the profile's dialect."""
 
 import itertools
 from collections.abc import Iterator
 from typing import Final
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from turnline.ops.simulator.config import Profile, ReasoningMode
-from turnline.ops.simulator.faults.response_plan import Frame, FrameKind
-from turnline.ops.simulator.model.answer import Answer, Call, CallShape
-from turnline.ops.simulator.model.chunks import (
+from turnline.ops.simulator.chat.chunks import (
     Choice,
     ChunkWriter,
     Completion,
@@ -19,13 +16,12 @@ from turnline.ops.simulator.model.chunks import (
     Message,
     ToolCall,
 )
+from turnline.ops.simulator.config import Profile, ReasoningMode
+from turnline.ops.simulator.faults.response_plan import DONE, KEEPALIVE, Frame, FrameKind
+from turnline.ops.simulator.model.answer import Answer, Call, CallShape, split
 from turnline.ops.simulator.model.pacing import Tempo
-from turnline.ops.simulator.model.tokens import count, split
 from turnline.ops.simulator.model.usage import Usage
 
-DONE: Final = b"data: [DONE]\n\n"
-KEEPALIVE: Final = b": keepalive\n\n"
-_CALL_OVERHEAD_TOKENS: Final = 12
 _EMPTY_DELTAS_PER_S: Final = 4
 _BLOCK_CHARACTERS: Final = 200
 _SPLIT_CHARACTERS: Final = 8
@@ -57,25 +53,13 @@ class _Part(msgspec.Struct, kw_only=True, gc=False):
     """Set instead of a delta for plain content, which has a quick way."""
     tokens: int = 0
     delay_s: float = 0.0
-    finish_reason: str | msgspec.UnsetType = UNSET
-    citations: tuple[str, ...] | msgspec.UnsetType = UNSET
+    finish_reason: str | UnsetType = UNSET
+    citations: tuple[str, ...] | UnsetType = UNSET
 
-
-def call_tokens(call: Call) -> int:
-    """Completion tokens that a tool call counts."""
-    return count(call.name) + count(call.arguments) + _CALL_OVERHEAD_TOKENS
-
-
-def pieces(answer: Answer) -> tuple[str, ...]:
-    """Texts of the content chunks, or of the refusal's."""
-    if answer.pieces is not None:
-        return answer.pieces
-    return tuple(split(answer.refusal or answer.text or ""))
-
-
-def completion_tokens(answer: Answer) -> int:
-    """Visible tokens: one per content chunk, and those of the calls."""
-    return len(pieces(answer)) + sum(map(call_tokens, answer.calls))
+    def spell_out(self) -> None:
+        """Leave the quick way."""
+        if self.text is not None:
+            self.delta, self.text = Delta(content=self.text), None
 
 
 def stream_frames(
@@ -91,21 +75,22 @@ def stream_frames(
     is_legacy = voice.profile is Profile.LEGACY2024
     citations = answer.citations or UNSET
     parts = [*_reasoning(answer, tempo), *_visible(answer)]
-    finish = _Part(
-        kind=FrameKind.FINISH,
-        delta=_EMPTY,
-        finish_reason=answer.finish_reason,
-        citations=citations,
-    )
     if is_legacy and parts:
-        parts[-1] = _with(
-            _plain(parts[-1]), kind=FrameKind.FINISH, finish_reason=answer.finish_reason
-        )
+        last = parts[-1]
+        last.spell_out()
+        last.kind, last.finish_reason = FrameKind.FINISH, answer.finish_reason
     else:
-        parts.append(finish)
+        parts.append(
+            _Part(
+                kind=FrameKind.FINISH,
+                delta=_EMPTY,
+                finish_reason=answer.finish_reason,
+                citations=citations,
+            )
+        )
     _give_role(parts, everywhere=is_legacy)
     if is_legacy or voice.usage_in_every_chunk:
-        frames = _frames_with_running_usage(parts, writer, usage)
+        frames = list(_frames_with_running_usage(parts, writer, usage))
         frames[-1].reports_usage = is_legacy
     else:
         frames = [_frame(part, writer) for part in parts]
@@ -117,16 +102,11 @@ def stream_frames(
 
 
 def completion(answer: Answer, usage: Usage, voice: Voice, *, created: int) -> bytes:
-    """The body of a response that is not streamed."""
-    shows = answer.reasoning_mode in {
-        ReasoningMode.STREAM,
-        ReasoningMode.SUMMARY,
-        ReasoningMode.BLOCK,
-    }
-    content = None if answer.text is None or answer.refusal else "".join(pieces(answer))
+    """Return the body of a response that is not streamed."""
+    is_text = answer.text is not None and not answer.refusal
     message = Message(
-        content=content,
-        reasoning_content=answer.reasoning_text if shows and answer.reasoning_text else UNSET,
+        content="".join(answer.chunk_texts) if is_text else None,
+        reasoning_content=_shown_reasoning(answer) or UNSET,
         tool_calls=tuple(_tool_call(call, answer, index=None) for call in answer.calls) or UNSET,
         refusal=answer.refusal,
     )
@@ -144,81 +124,73 @@ def completion(answer: Answer, usage: Usage, voice: Voice, *, created: int) -> b
     )
 
 
+def _shown_reasoning(answer: Answer) -> str:
+    shown = {ReasoningMode.STREAM, ReasoningMode.SUMMARY, ReasoningMode.BLOCK}
+    return answer.reasoning_text if answer.reasoning_mode in shown else ""
+
+
 def _reasoning(answer: Answer, tempo: Tempo) -> Iterator[_Part]:
     match answer.reasoning_mode:
-        case ReasoningMode.STREAM | ReasoningMode.SUMMARY:
-            for text in split(answer.reasoning_text):
-                yield _reasoning_part(text)
-        case ReasoningMode.BLOCK:
-            for block in _blocks(answer.reasoning_text):
-                yield _reasoning_part(block)
         case ReasoningMode.EMPTY if answer.reasoning_tokens:
-            deltas = max(1, round(answer.reasoning_s * _EMPTY_DELTAS_PER_S))
-            for _ in range(deltas):
-                delay_s = tempo.scaled_s(1 / _EMPTY_DELTAS_PER_S)
+            delay_s = tempo.scaled_s(1 / _EMPTY_DELTAS_PER_S)
+            for _ in range(max(1, round(answer.reasoning_s * _EMPTY_DELTAS_PER_S))):
                 yield _Part(kind=FrameKind.OTHER, delta=_EMPTY, delay_s=delay_s)
         case ReasoningMode.SILENT:
             comments, every_s = tempo.keepalives(answer.reasoning_s)
             for _ in range(comments):
                 yield _Part(kind=FrameKind.OTHER, delay_s=every_s)
-        case _:
-            pass
+        case mode:
+            text = _shown_reasoning(answer)
+            is_block = mode is ReasoningMode.BLOCK
+            for piece in _slices(text, _BLOCK_CHARACTERS, "…") if is_block else split(text):
+                delta = Delta(reasoning_content=piece)
+                yield _Part(kind=FrameKind.REASONING, delta=delta, tokens=1)
 
 
-def _reasoning_part(text: str) -> _Part:
-    return _Part(kind=FrameKind.REASONING, delta=Delta(reasoning_content=text), tokens=1)
-
-
-def _blocks(text: str) -> Iterator[str]:
-    for start in range(0, len(text), _BLOCK_CHARACTERS):
-        yield text[start : start + _BLOCK_CHARACTERS] + "…"
+def _slices(text: str, characters: int, end: str = "") -> list[str]:
+    starts = range(0, len(text), characters)
+    return [text[start : start + characters] + end for start in starts]
 
 
 def _visible(answer: Answer) -> Iterator[_Part]:
+    texts = answer.chunk_texts
     if answer.text is None and not answer.refusal and not answer.calls:
         yield _Part(kind=FrameKind.CONTENT, delta=Delta(content=None))
     elif answer.refusal:
-        for text in pieces(answer):
+        for text in texts:
             yield _Part(kind=FrameKind.CONTENT, delta=Delta(refusal=text), tokens=1)
     else:
-        texts = pieces(answer)
         for text in texts:
             yield _Part(kind=FrameKind.CONTENT, text=text, tokens=1)
         if answer.repeats_last and texts:
             yield _Part(kind=FrameKind.CONTENT, text=texts[-1])
-    for calls, tokens in _call_deltas(answer):
-        yield _Part(kind=FrameKind.TOOL, delta=Delta(tool_calls=calls), tokens=tokens)
+    yield from _calls(answer)
 
 
-def _call_deltas(answer: Answer) -> Iterator[tuple[tuple[ToolCall, ...], int]]:
-    numbered = list(enumerate(answer.calls))
-    if not numbered:
-        return
+def _calls(answer: Answer) -> Iterator[_Part]:
+    calls = [_tool_call(call, answer, index) for index, call in enumerate(answer.calls)]
+    tokens = [call.tokens for call in answer.calls]
     match answer.call_shape:
         case CallShape.WHOLE:
-            for index, call in numbered:
-                yield (_tool_call(call, answer, index),), call_tokens(call)
+            for call, spent in zip(calls, tokens, strict=True):
+                yield _call_part(spent, call)
         case CallShape.ONE_CHUNK:
-            calls = tuple(_tool_call(call, answer, index) for index, call in numbered)
-            yield calls, sum(map(call_tokens, answer.calls))
+            if calls:
+                yield _call_part(sum(tokens), *calls)
         case CallShape.SPLIT:
-            for index, call in numbered:
-                opening = _with(call, arguments="")
-                yield (_tool_call(opening, answer, index),), call_tokens(call)
+            for call, spent in zip(calls, tokens, strict=True):
+                yield _call_part(spent, _with(call, function=_with(call.function, arguments="")))
             fragments = [
-                [(index, text) for text in _fragments(call.arguments)] for index, call in numbered
+                [(index, text) for text in _slices(call.arguments, _SPLIT_CHARACTERS)]
+                for index, call in enumerate(answer.calls)
             ]
             # Fragments of parallel calls alternate: only the index tells them apart.
-            for row in itertools.zip_longest(*fragments):
-                for fragment in row:
-                    if fragment is not None:
-                        index, text = fragment
-                        yield (ToolCall(function=Function(arguments=text), index=index),), 0
+            for index, text in filter(None, itertools.chain(*itertools.zip_longest(*fragments))):
+                yield _call_part(0, ToolCall(function=Function(arguments=text), index=index))
 
 
-def _fragments(arguments: str) -> Iterator[str]:
-    for start in range(0, len(arguments), _SPLIT_CHARACTERS):
-        yield arguments[start : start + _SPLIT_CHARACTERS]
+def _call_part(tokens: int, *calls: ToolCall) -> _Part:
+    return _Part(kind=FrameKind.TOOL, delta=Delta(tool_calls=calls), tokens=tokens)
 
 
 def _tool_call(call: Call, answer: Answer, index: int | None) -> ToolCall:
@@ -232,36 +204,29 @@ def _tool_call(call: Call, answer: Answer, index: int | None) -> ToolCall:
 
 def _give_role(parts: list[_Part], *, everywhere: bool) -> None:
     """The role is merged into the first payload, or, long ago, into every one."""
-    for index, part in enumerate(parts):
-        plain = _plain(part)
-        if plain.delta is None:
+    for part in parts:
+        if part.delta is None and part.text is None:
             continue
-        parts[index] = _with(plain, delta=_with(plain.delta, role="assistant"))
+        part.spell_out()
+        part.delta = _with(part.delta or _EMPTY, role="assistant")
         if not everywhere:
             return
 
 
-def _plain(part: _Part) -> _Part:
-    """The same part without the quick way."""
-    if part.text is None:
-        return part
-    return _with(part, delta=Delta(content=part.text), text=None)
-
-
-def _frame(part: _Part, writer: ChunkWriter) -> Frame:
+def _frame(part: _Part, writer: ChunkWriter, usage: Usage | UnsetType = UNSET) -> Frame:
+    is_stamped = True
     if part.text is not None:
-        return Frame(
-            kind=part.kind,
-            data=writer.content(part.text),
-            tokens=part.tokens,
-            delay_s=part.delay_s,
+        data = writer.content(part.text)
+    elif part.delta is None:
+        data, is_stamped = KEEPALIVE, False
+    else:
+        data = writer.tail(
+            part.delta, finish_reason=part.finish_reason, citations=part.citations, usage=usage
         )
-    if part.delta is None:
-        return Frame(kind=part.kind, data=KEEPALIVE, stamped=False, delay_s=part.delay_s)
-    data = writer.tail(part.delta, finish_reason=part.finish_reason, citations=part.citations)
     return Frame(
         kind=part.kind,
         data=data,
+        stamped=is_stamped,
         tokens=part.tokens,
         delay_s=part.delay_s,
         finishes=part.finish_reason is not UNSET,
@@ -270,27 +235,17 @@ def _frame(part: _Part, writer: ChunkWriter) -> Frame:
 
 def _frames_with_running_usage(
     parts: list[_Part], writer: ChunkWriter, final: Usage
-) -> list[Frame]:
-    """Usage so far in each chunk; the last one has the final usage."""
-    frames: list[Frame] = []
+) -> Iterator[Frame]:
+    """Report the usage so far in each chunk; the last one has the final usage."""
     visible = reasoning = 0
     for part in parts:
-        frame = _frame(part, writer)
         if part.kind is FrameKind.REASONING:
             reasoning += part.tokens
         else:
             visible += part.tokens
-        is_final = frame.finishes
-        plain = _plain(part)
-        if plain.delta is not None:
-            frame.data = writer.tail(
-                plain.delta,
-                finish_reason=plain.finish_reason,
-                citations=plain.citations,
-                usage=final if is_final else _running(final, visible, reasoning),
-            )
-        frames.append(frame)
-    return frames
+        part.spell_out()
+        is_final = part.finish_reason is not UNSET
+        yield _frame(part, writer, final if is_final else _running(final, visible, reasoning))
 
 
 def _running(final: Usage, visible: int, reasoning: int) -> Usage:
