@@ -3,7 +3,8 @@
 It needs msgspec and redis-py, and nothing of workers or tools.
 """
 
-from turnline.contracts.client import SyncTurnClient, TurnClient
+from turnline.contracts.blocking_client import SyncTurnClient
+from turnline.contracts.client import TurnClient
 from turnline.contracts.errors import (
     ConversationBusy,
     InboxFull,

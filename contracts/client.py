@@ -1,22 +1,17 @@
-"""TurnClient (async) and SyncTurnClient: submit, stream, result, interrupt, history, usage, forget.
+"""TurnClient: submit, stream, result, interrupt, history, usage, forget.
 
-Both are thin: what is sent and how replies are read stands once, in `turnline.contracts.protocol`.
+It is thin: what is sent and how replies are read stands in `turnline.contracts.protocol`.
 """
 
 import time
-from collections.abc import (
-    AsyncGenerator,
-    Collection,
-    Generator,
-    Sequence,
-)
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self
 
 from redis.exceptions import ResponseError
 
 from turnline.contracts import protocol
-from turnline.contracts.connection import AsyncRedis, Command, SyncRedis, open_async, open_sync
+from turnline.contracts.connection import AsyncRedis, Command, open_async
 from turnline.contracts.conversation import Totals
 from turnline.contracts.errors import ResultTimeout, TurnIdReused
 from turnline.contracts.history import HistoryReading
@@ -34,7 +29,7 @@ from turnline.contracts.replies import (
     TurnRecord,
     is_end,
 )
-from turnline.contracts.scripts import run, run_sync
+from turnline.contracts.scripts import run
 
 BLOCK_S = 5.0
 """Longest single wait on a stream; after each, the turn's record is looked at."""
@@ -199,9 +194,10 @@ class TurnClient:
             TurnUnknown: The turn is not, or no longer, known.
         """
         reply = protocol.TextAssembler()
-        async for event in self.events(receipt):
-            if reply.take(event):
-                yield reply.text
+        async with aclosing(self.events(receipt)) as events:
+            async for event in events:
+                if reply.take(event):
+                    yield reply.text
 
     async def follow(
         self, conversation_id: str, *, after: str = "$"
@@ -250,7 +246,7 @@ class TurnClient:
         """
         return await self.submit(_interrupt(conversation_id, heard, turn_id))
 
-    async def configure(self, conversation_id: str, **settings: Any) -> Receipt:
+    async def configure(self, /, conversation_id: str, **settings: Any) -> Receipt:
         """Change settings from here on, by the names of `ConversationSettings`; None clears one.
 
         Raises:
@@ -420,241 +416,3 @@ class TurnClient:
         for command in commands:
             pipe.execute_command(*command)
         return await pipe.execute()
-
-
-class SyncTurnClient:
-    """Submit turns and read what becomes of them, blocking; the verbs of `TurnClient`."""
-
-    def __init__(
-        self, redis: SyncRedis, *, shards: int = 1, limits: protocol.Limits | None = None
-    ) -> None:
-        """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
-        self._redis = redis
-        self._shards = [shard_keys(n) for n in range(shards)]
-        self._make = protocol.Requests(shards=shards, limits=limits)
-
-    @classmethod
-    @contextmanager
-    def connect(
-        cls, url: str, *, shards: int = 1, limits: protocol.Limits | None = None
-    ) -> Generator[Self, None, None]:
-        """Open a client for a Redis address; close it at the end."""
-        redis = open_sync(url, retries=RETRIES)
-        try:
-            yield cls(redis, shards=shards, limits=limits)
-        finally:
-            redis.close()
-
-    def submit(self, message: Inbound | bytes) -> Receipt:
-        """See `TurnClient.submit`."""
-        with ProducerSpans(self._make, [message]) as sending:
-            (submission,) = sending.submissions
-            try:
-                reply = run_sync(self._redis, submission.call)
-            except ResponseError as error:
-                raise protocol.refused_by_server(error) from error
-            receipt = submission.receipt(reply)
-            sending.outcomes([receipt])
-            return receipt
-
-    def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
-        """See `TurnClient.submit_many`."""
-        with ProducerSpans(self._make, messages) as sending:
-            submissions = sending.submissions
-            if not submissions:
-                return []
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
-            for submission in submissions:
-                pipe.execute_command(*submission.call.command())
-            _, *replies = pipe.execute(raise_on_error=False)
-            return sending.outcomes(
-                [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
-            )
-
-    def ask(
-        self,
-        conversation_id: str,
-        text: str,
-        *,
-        timeout_s: float = 600,
-        response_type: type[Any] | None = None,
-        agent: str | None = None,
-    ) -> AnyTerminal:
-        """See `TurnClient.ask`."""
-        message = protocol.question(conversation_id, text, response_type, agent)
-        return self.result(self.submit(message), timeout_s=timeout_s)
-
-    def events(
-        self, receipt: Receipt, *, after: str | None = None
-    ) -> Generator[AnyEvent, None, None]:
-        """See `TurnClient.events`."""
-        reading = self._make.reading(receipt, after)
-        done: AnyTerminal | None = None
-        wait_s = FRESH_S if receipt.accepted and after is None else 0.0
-        while True:
-            reply = self._redis.execute_command(*reading.command(wait_s))
-            for event in reading.take(reply):
-                yield event
-                if isinstance(event, TERMINAL):
-                    return
-            if done is not None and reading.caught_up:
-                if not (after and self._is_end(receipt, after)):  # its event was trimmed
-                    yield done
-                return
-            if done is None and reading.is_time_to_look(reply):
-                done = self.record(receipt).terminal()
-                wait_s = BLOCK_S if done is None else 0.0
-
-    def text(self, receipt: Receipt) -> Generator[str, None, None]:
-        """See `TurnClient.text`."""
-        reply = protocol.TextAssembler()
-        for event in self.events(receipt):
-            if reply.take(event):
-                yield reply.text
-
-    def follow(self, conversation_id: str, *, after: str = "$") -> Generator[AnyEvent, None, None]:
-        """See `TurnClient.follow`."""
-        if after == "$":
-            (newest,) = self._pipeline([self._make.newest(conversation_id)])
-            after = protocol.read_newest(newest)
-        following = self._make.following(conversation_id, after)
-        while True:
-            yield from following.take(self._redis.execute_command(*following.command(BLOCK_S)))
-
-    def result(self, receipt: Receipt, *, timeout_s: float = 600) -> AnyTerminal:
-        """See `TurnClient.result`."""
-        deadline = time.monotonic() + timeout_s
-        if (done := self.record(receipt).terminal()) is not None:
-            return done
-        reading = self._make.reading(receipt, None)
-        while (left_s := deadline - time.monotonic()) > 0:
-            reply = self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
-            for event in reading.take(reply):
-                if isinstance(event, TERMINAL):
-                    return event
-            if reading.is_time_to_look(reply):
-                done = self.record(receipt).terminal()
-                if done is not None:
-                    return done
-        raise _late(receipt, timeout_s)
-
-    def interrupt(
-        self, conversation_id: str, *, heard: str | None = None, turn_id: str | None = None
-    ) -> Receipt:
-        """See `TurnClient.interrupt`."""
-        return self.submit(_interrupt(conversation_id, heard, turn_id))
-
-    def configure(self, conversation_id: str, **settings: Any) -> Receipt:
-        """See `TurnClient.configure`."""
-        return self.submit(protocol.configure_message(conversation_id, settings))
-
-    def history(self, conversation_id: str) -> History:
-        """See `TurnClient.history`."""
-        _, keys = self._make.names(conversation_id)
-        reading = HistoryReading(conversation_id, keys)
-        while (history := reading.take(self._pipeline(reading.commands()))) is None:
-            pass
-        return history
-
-    def usage(self, conversation_id: str) -> Totals:
-        """See `TurnClient.usage`."""
-        (values,) = self._pipeline(self._make.usage(conversation_id))
-        return protocol.read_totals(values)
-
-    def record(self, receipt: Receipt) -> TurnRecord:
-        """See `TurnClient.record`."""
-        (data,) = self._pipeline([self._make.record(receipt)])
-        return protocol.read_record(receipt, data)
-
-    def forget(self, conversation_id: str) -> bool:
-        """See `TurnClient.forget`."""
-        while True:
-            (copies,) = self._pipeline(self._make.copies(conversation_id))
-            call = self._make.forget(conversation_id, copies)
-            done, gone = protocol.read_forgotten(run_sync(self._redis, call))
-            if done:
-                return gone > 0
-
-    def replies(
-        self,
-        stream: str,
-        group: str,
-        consumer: str,
-        *,
-        batch: int = 32,
-        take_over_s: float | None = TAKE_OVER_S,
-    ) -> Generator[AnyTerminal, None, None]:
-        """See `TurnClient.replies`."""
-        reading = self._make.replies(stream, group, consumer, batch)
-        streams = [shard.reply_prefix + stream for shard in self._shards]
-        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
-        self._create(reading)
-        while True:
-            reply = self._next(reading, left)
-            for stream_key, entry_id, event in reading.take(reply):
-                if event is not None:
-                    yield event
-                self._redis.execute_command("XACK", stream_key, group, entry_id)
-
-    def tool_calls(
-        self,
-        group: str,
-        consumer: str,
-        *,
-        names: Collection[str] | None = None,
-        batch: int = 32,
-        take_over_s: float | None = TAKE_OVER_S,
-    ) -> Generator[ToolRequest, None, None]:
-        """See `TurnClient.tool_calls`."""
-        reading = self._make.tool_calls(group, consumer, batch)
-        streams = [shard.tool_calls for shard in self._shards]
-        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
-        self._create(reading)
-        while True:
-            reply = self._next(reading, left)
-            for stream_key, entry_id, call in reading.take(reply, names):
-                if call is not None:
-                    yield call
-                self._redis.execute_command("XACK", stream_key, group, entry_id)
-
-    def answer(self, call: ToolRequest, result: Any = None, *, is_error: bool = False) -> Receipt:
-        """See `TurnClient.answer`."""
-        message = call.result(result, is_error=is_error)
-        try:
-            return self.submit(message)
-        except TurnIdReused:
-            return protocol.answered_before(message)
-
-    def _next(self, reading: protocol.GroupReading, left: PendingClaimer) -> Any:
-        try:
-            abandoned: list[Any] = []
-            for stream, command in left.commands():
-                abandoned += left.take(stream, self._redis.execute_command(*command))
-            if abandoned:
-                return abandoned
-            return self._redis.execute_command(*reading.command(BLOCK_S))
-        except ResponseError as error:
-            if not protocol.is_group_lost(error):
-                raise
-            self._create(reading)
-            return ()
-
-    def _create(self, reading: protocol.GroupReading) -> None:
-        for command in reading.create():
-            try:
-                self._redis.execute_command(*command)
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
-
-    def _is_end(self, receipt: Receipt, event_id: str) -> bool:
-        _, keys = self._make.names(receipt.conversation_id)
-        entries = self._redis.execute_command("XRANGE", keys.events, event_id, event_id)
-        return any(is_end(fields[b"e"], receipt.turn_id) for _, fields in entries)
-
-    def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return pipe.execute()

@@ -1,0 +1,148 @@
+"""SyncTurnClient: the verbs of `TurnClient`, blocking. It runs them; it has none of its own.
+
+A coroutine pauses only where it waits for something. Given a Redis whose commands block, those of
+`TurnClient` never pause, so that one step runs them to their end, without an event loop
+(docs/adr/0023-one-client.md).
+"""
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import contextmanager
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
+
+from turnline.contracts.client import RETRIES, TurnClient
+from turnline.contracts.connection import SyncPipeline, SyncRedis, open_sync
+from turnline.contracts.protocol import Limits
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _BlockingPipeline:
+    """A pipeline for `TurnClient`, whose `execute` blocks."""
+
+    def __init__(self, pipeline: SyncPipeline) -> None:
+        self.execute_command = pipeline.execute_command
+        self._execute = pipeline.execute
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002
+        return self._execute(raise_on_error)
+
+
+class _BlockingRedis:
+    """A Redis for `TurnClient`, whose commands block."""
+
+    def __init__(self, redis: SyncRedis) -> None:
+        self._redis = redis
+
+    async def execute_command(self, *args: Any) -> Any:
+        return self._redis.execute_command(*args)
+
+    def pipeline(self, transaction: bool = True) -> _BlockingPipeline:  # noqa: FBT001, FBT002
+        return _BlockingPipeline(self._redis.pipeline(transaction))
+
+    async def aclose(self) -> None:
+        self._redis.close()
+
+
+def _run(verb: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never pauses."""
+    try:
+        verb.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    verb.throw(AssertionError("a verb of the blocking client waits for an event loop"))
+    raise AssertionError("and goes on waiting")
+
+
+def _returning(
+    verb: Callable[Concatenate[TurnClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """Make a coroutine's verb one of `SyncTurnClient`, which returns."""
+
+    @functools.wraps(verb)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _run(verb(self._client, *args, **kwargs))
+
+    return call
+
+
+def _yielding(
+    verb: Callable[Concatenate[TurnClient, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[Any, P], Generator[T, None, None]]:
+    """Make an async generator's verb one of `SyncTurnClient`, which yields."""
+
+    @functools.wraps(verb)
+    def iterate(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        items = verb(self._client, *args, **kwargs)
+        try:
+            while True:
+                yield _run(anext(items))
+        except StopAsyncIteration:
+            return
+        finally:
+            _run(items.aclose())
+
+    signature = inspect.signature(verb)
+    returned: Any = Generator[(*get_args(signature.return_annotation), None)]  # type: ignore[misc]
+    vars(iterate)["__signature__"] = signature.replace(return_annotation=returned)
+    return iterate
+
+
+class SyncTurnClient:
+    """Submit turns and read what becomes of them, blocking; the verbs of `TurnClient`.
+
+    Each verb takes what the one of the same name takes there, and returns what awaiting that one
+    returns, or yields what that one yields.
+    """
+
+    def __init__(self, redis: SyncRedis, *, shards: int = 1, limits: Limits | None = None) -> None:
+        """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
+        self._client = TurnClient(_BlockingRedis(redis), shards=shards, limits=limits)
+
+    @classmethod
+    @contextmanager
+    def connect(
+        cls, url: str, *, shards: int = 1, limits: Limits | None = None
+    ) -> Generator[Self, None, None]:
+        """Open a client for a Redis address; close it at the end."""
+        redis = open_sync(url, retries=RETRIES)
+        try:
+            yield cls(redis, shards=shards, limits=limits)
+        finally:
+            redis.close()
+
+    submit = _returning(TurnClient.submit)
+    """See `TurnClient.submit`."""
+    submit_many = _returning(TurnClient.submit_many)
+    """See `TurnClient.submit_many`."""
+    ask = _returning(TurnClient.ask)
+    """See `TurnClient.ask`."""
+    events = _yielding(TurnClient.events)
+    """See `TurnClient.events`."""
+    text = _yielding(TurnClient.text)
+    """See `TurnClient.text`."""
+    follow = _yielding(TurnClient.follow)
+    """See `TurnClient.follow`."""
+    result = _returning(TurnClient.result)
+    """See `TurnClient.result`."""
+    interrupt = _returning(TurnClient.interrupt)
+    """See `TurnClient.interrupt`."""
+    configure = _returning(TurnClient.configure)
+    """See `TurnClient.configure`."""
+    history = _returning(TurnClient.history)
+    """See `TurnClient.history`."""
+    usage = _returning(TurnClient.usage)
+    """See `TurnClient.usage`."""
+    record = _returning(TurnClient.record)
+    """See `TurnClient.record`."""
+    forget = _returning(TurnClient.forget)
+    """See `TurnClient.forget`."""
+    replies = _yielding(TurnClient.replies)
+    """See `TurnClient.replies`."""
+    tool_calls = _yielding(TurnClient.tool_calls)
+    """See `TurnClient.tool_calls`."""
+    answer = _returning(TurnClient.answer)
+    """See `TurnClient.answer`."""
