@@ -45,7 +45,7 @@ def shown(text: str) -> Iterator[str]:
 def commands_of(line: str) -> Iterator[str]:
     """What runs one of our programs in a line of shell, without assignments before it."""
     for part in re.split(r"&&|\|(?!\|)|;", re.sub(r"(^|\s)#.*", "", line)):
-        unset = re.sub(r"^([A-Z_]+=\S*\s+)+", "", part.strip())
+        unset = re.sub(r"^([A-Z_]+=\S*\s+)+", "", part.strip().removesuffix("&"))
         command = re.split(r"\s{3,}", unset)[0]  # what stands behind it in a column is prose
         if command.partition(" ")[0] in PROGRAMS:
             yield command
