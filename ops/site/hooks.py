@@ -1,10 +1,17 @@
-"""Hooks of the documentation site. Pages link to code beside `docs/`; the site has none."""
+"""Hooks of the documentation site: its menu, and links to code, which the site does not have."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(((?!\w+:)[^)#\s]+)(?:#[^)\s]*)?\)")
+
+
+def on_config(config: Any) -> Any:
+    """Put the decisions into the menu, newest last."""
+    decisions = sorted(path.name for path in Path(config.docs_dir, "adr").glob("*.md"))
+    config.nav.append({"Decisions": [f"adr/{name}" for name in decisions]})
+    return config
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> str:
