@@ -11,13 +11,12 @@ import uvloop
 from rich.console import Console
 
 from turnline.ops.bench import report as reporting
-from turnline.ops.bench.programs import ProgramFailed
 from turnline.ops.bench.results import Drill, Report
 from turnline.ops.bench.scenarios import Scenario, is_growth, scenarios
 from turnline.ops.bench.session import Part, Plan, Tell, run
 from turnline.ops.chaos import drills
 from turnline.ops.chaos.figures import Name
-from turnline.ops.cli.failures import Failed, Failure
+from turnline.ops.cli.failures import Failure
 from turnline.ops.cli.output import console
 from turnline.ops.cli.sigterm import ends_in_order
 
@@ -142,12 +141,9 @@ def _tell_all(made: Report, page: Path | None, *, as_json: bool) -> None:
 
 def _measured(plan: Plan, command: str, *, drilled: bool) -> Report:
     progress = console(stderr=True)
-    try:
-        with ends_in_order(), _Progress(progress, plan.chosen) as tell:
-            made = uvloop.run(run(plan, command=command, tell=tell))
-            return _with_drills(made, tell) if drilled else made
-    except (ProgramFailed, RuntimeError) as error:
-        raise Failed(str(error)) from None
+    with ends_in_order(), _Progress(progress, plan.chosen) as tell:
+        made = uvloop.run(run(plan, command=command, tell=tell))
+        return _with_drills(made, tell) if drilled else made
 
 
 def _with_drills(report: Report, tell: Tell) -> Report:

@@ -14,8 +14,9 @@ from turnline.ops.bench.baselines import arq_worker
 from turnline.ops.bench.held_model import HeldModel, allow_open_files
 from turnline.ops.bench.lab import new_id
 from turnline.ops.bench.measuring import rss_mb
-from turnline.ops.bench.programs import Program
 from turnline.ops.bench.results import InFlight
+from turnline.ops.bench.systems import program
+from turnline.ops.fleet.child import Child
 
 _BATCH: Final = 200
 _STUCK_S: Final = 30.0
@@ -97,11 +98,11 @@ async def arq_in_flight(redis_url: str, size: Size) -> InFlight:
     return _result("arq", size, model.most, None, (rest_mb, busy_mb))
 
 
-def _process(kind: str, redis_url: str, model: HeldModel, size: Size) -> Program:
+def _process(kind: str, redis_url: str, model: HeldModel, size: Size) -> Child:
     allow_open_files()
     where = ("--redis", redis_url, "--base-url", model.base_url)
     sizes = ("--workers", str(size.workers), "--slots", str(size.slots))
-    return Program(fleet_process.__name__, "--kind", kind, *where, *sizes)
+    return program(fleet_process.__name__, "--kind", kind, *where, *sizes)
 
 
 async def _completed(client: TurnClient, count: int) -> int:
@@ -121,7 +122,7 @@ async def _until(model: HeldModel, holds: Callable[[], bool]) -> None:
         await model.changed.wait()
 
 
-async def _standstill(model: HeldModel, program: Program, count: int, *, after_s: float) -> None:
+async def _standstill(model: HeldModel, program: Child, count: int, *, after_s: float) -> None:
     """Wait until so many turns are with the model, or no more of them come."""
     while model.waiting < count:
         model.changed.clear()

@@ -13,11 +13,12 @@ from turnline.contracts.keys import conversation_keys, shard_keys
 from turnline.ops.bench import systems
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import cpu_s, redis_work
-from turnline.ops.bench.programs import Program, ProgramFailed
 from turnline.ops.bench.results import Curve, Point, Row, point_of
 from turnline.ops.bench.running import sample
 from turnline.ops.bench.scenarios import CONTEXT, FLOOR, INSTANT, REPLY, TURNLINE, Scenario
 from turnline.ops.bench.systems import Timing, Turnline
+from turnline.ops.cli.failures import Failed
+from turnline.ops.fleet.child import Child
 
 _TEXT: Final = "Would you find me a table for two, tonight at seven?"
 _SHARD: Final = shard_keys(0)
@@ -115,7 +116,7 @@ async def by_inbox(lab: Lab, *, rounds: int) -> Curve:
     )
 
 
-async def _full_inboxes(lab: Lab, client: TurnClient, program: Program, length: int) -> float:
+async def _full_inboxes(lab: Lab, client: TurnClient, program: Child, length: int) -> float:
     """Return the CPU of worker and Redis per turn, ms; whatever ends is followed by another."""
     stream = new_id("full")
     ids = [new_id("i") for _ in range(_INBOX_CONVERSATIONS)]
@@ -124,7 +125,7 @@ async def _full_inboxes(lab: Lab, client: TurnClient, program: Program, length: 
     ended, start_s, before = 0, 0.0, await redis_work(lab.redis)
     async for event in client.replies(stream, "bench", "1", batch=16):
         if not isinstance(event, TurnCompleted):
-            raise ProgramFailed("a turn of the benchmark failed")
+            raise Failed("a turn of the benchmark failed")
         await client.submit(_message(event.conversation_id, stream))
         ended += 1
         if ended == _INBOX_WARM:
@@ -210,7 +211,7 @@ async def by_workers(lab: Lab, *, rounds: int) -> list[Curve]:
         client = await stack.enter_async_context(TurnClient.connect(url))
         redis = open_async(url, retries=0)
         stack.push_async_callback(redis.aclose)
-        programs: list[Program] = []
+        programs: list[Child] = []
         fleet = Turnline(TURNLINE, client, programs)
         for count in _WORKERS:
             while len(programs) < count:
@@ -250,7 +251,7 @@ async def by_workers(lab: Lab, *, rounds: int) -> list[Curve]:
     ]
 
 
-async def _until_up(redis: AsyncRedis, programs: Sequence[Program]) -> None:
+async def _until_up(redis: AsyncRedis, programs: Sequence[Child]) -> None:
     """Wait until all workers have said that they live."""
     while int(await redis.execute_command("ZCARD", _SHARD.workers)) < len(programs):
         for program in programs:
@@ -258,7 +259,7 @@ async def _until_up(redis: AsyncRedis, programs: Sequence[Program]) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _since(lab: Lab, programs: Sequence[Program], before: _Spent | None = None) -> _Spent:
+async def _since(lab: Lab, programs: Sequence[Child], before: _Spent | None = None) -> _Spent:
     """Return what was spent, since an earlier answer or since the start."""
     work = await redis_work(lab.redis)
     workers_s = sum(cpu_s(program.pid) for program in programs)
@@ -266,7 +267,7 @@ async def _since(lab: Lab, programs: Sequence[Program], before: _Spent | None = 
     return now if before is None else _Spent(*(b - a for a, b in zip(before, now, strict=True)))
 
 
-async def _idle(lab: Lab, programs: Sequence[Program]) -> _Spent:
+async def _idle(lab: Lab, programs: Sequence[Child]) -> _Spent:
     """Return what a fleet without work costs per second."""
     before = await _since(lab, programs)
     await asyncio.sleep(_ROUND_S)

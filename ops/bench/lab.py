@@ -1,23 +1,22 @@
 """Redis, the simulated model and the systems under comparison, of which one at a time is awake."""
 
 import asyncio
-import http.client
 import os
+import signal
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
-
-import msgspec
 
 from turnline.contracts.connection import AsyncRedis, open_async
 from turnline.ops.bench import systems
 from turnline.ops.bench.measuring import check_platform, rss_mb
-from turnline.ops.bench.programs import Program, ProgramFailed
 from turnline.ops.bench.scenarios import ABOUT, TUNED, Model
 from turnline.ops.bench.systems import System
+from turnline.ops.chaos.simulated import SimAdmin
+from turnline.ops.cli.failures import Failed
 from turnline.ops.embedded import EmbeddedRedis
+from turnline.ops.fleet.child import Child
 
 _LONGEST_BLOCK_S: Final = 1.0
 """No system's worker waits for work in one command for longer than that."""
@@ -27,37 +26,19 @@ _UNTRACED: Final = {"TURNLINE_TRACE_STORE": "0"}
 _SIMULATOR: Final = ("--ledger-entries", "20000")
 
 
-class SimulatedModel:
-    """The simulator in a process of its own, and what it is told over HTTP."""
+class SimulatedModel(SimAdmin):
+    """The simulator in a process of its own."""
 
-    def __init__(self, program: Program, base_url: str) -> None:
-        """Talk to a running simulator."""
-        self.program = program
-        self.base_url = base_url
-        self._netloc = urlsplit(base_url).netloc
+    def __init__(self, process: Child) -> None:
+        """Talk to a simulator that has just been started."""
+        self.process = process
+        self.base_url = process.first_line()
+        super().__init__(self.base_url)
 
     def answer_as(self, model: Model) -> None:
         """Answer everything like this from now on."""
-        self._ask("DELETE", "/sim/faults")
-        self._ask("POST", "/sim/faults", {"scenario": model.scenario, "times": None})
-
-    def requests(self, conversation_id: str | None = None) -> list[dict[str, Any]]:
-        """Return the ledger's entries (of one conversation), without bodies."""
-        of = f"&conversation={conversation_id}" if conversation_id else ""
-        entries: list[dict[str, Any]] = self._ask("GET", f"/sim/ledger?bodies=0{of}")["entries"]
-        return entries
-
-    def _ask(self, method: str, path: str, body: object = None) -> Any:
-        connection = http.client.HTTPConnection(self._netloc, timeout=30)
-        try:
-            connection.request(method, path, msgspec.json.encode(body) if body else None)
-            response = connection.getresponse()
-            data = response.read()
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise ProgramFailed(f"the simulator refused {path}: {data.decode(errors='replace')}")
-        return msgspec.json.decode(data)
+        self.remove_faults()
+        self.add_rule(model.scenario, times=None)
 
 
 class Lab:
@@ -98,7 +79,7 @@ class Lab:
         A frozen worker may have asked Redis for work just before, and would be given some.
 
         Raises:
-            ProgramFailed: A worker ended, or the system stopped answering.
+            Failed: A worker ended, or the system stopped answering.
         """
         system = self._systems[name]
         chosen = system.programs[:workers]
@@ -106,18 +87,18 @@ class Lab:
             await asyncio.sleep(self._asleep_s[name] + _LONGEST_BLOCK_S - time.monotonic())
         for program in chosen:
             program.check()
-            program.thaw()
+            program.signal(signal.SIGCONT)
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 yield system
         except TimeoutError:
-            raise ProgramFailed(f"{name} did not answer for {_PATIENCE_S:.0f} s") from None
+            raise Failed(f"{name} did not answer for {_PATIENCE_S:.0f} s") from None
         finally:
             self._freeze(name, chosen)
 
-    def _freeze(self, name: str, programs: Sequence[Program]) -> None:
+    def _freeze(self, name: str, programs: Sequence[Child]) -> None:
         for program in programs:
-            program.freeze()
+            program.signal(signal.SIGSTOP)
         self._asleep_s[name] = time.monotonic()
 
     def _open(self, name: str, workers: int) -> Any:
@@ -142,15 +123,15 @@ async def open_lab() -> AsyncGenerator[Lab]:
     """Start Redis and the simulated model.
 
     Raises:
-        RuntimeError: This machine does not let other processes be measured.
+        Failed: This machine does not let other processes be measured.
         EmbeddedRedisError: There is no Redis to be had.
-        ProgramFailed: The simulator did not start.
+        ChildFailed: The simulator did not start.
     """
     check_platform()
     async with AsyncExitStack() as stack:
         server = stack.enter_context(EmbeddedRedis(port=0, databases=16))
-        program = stack.enter_context(Program("turnline.ops.simulator", *_SIMULATOR))
-        model = SimulatedModel(program, program.first_line())
+        process = systems.program("turnline.ops.simulator", *_SIMULATOR)
+        model = SimulatedModel(stack.enter_context(process))
         redis = open_async(server.url, retries=0)
         stack.push_async_callback(redis.aclose)
         yield Lab(server, redis, model, stack)

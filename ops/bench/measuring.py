@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from turnline.contracts.connection import AsyncRedis
+from turnline.ops.cli.failures import Failed
 
 _OWN: frozenset[str] = frozenset({"info", "config|resetstat", "ping", "hello", "client|setinfo"})
 """Commands of the measurement itself."""
@@ -15,10 +16,10 @@ def check_platform() -> None:
     """Make sure that what is measured can be measured here.
 
     Raises:
-        RuntimeError: This is not Linux.
+        Failed: This is not Linux.
     """
     if sys.platform != "linux":
-        raise RuntimeError("CPU and memory of other processes are measured on Linux only")
+        raise Failed("CPU and memory of other processes are measured on Linux only")
 
 
 def cpu_s(pid: int) -> float:

@@ -9,10 +9,10 @@ from typing import Final
 
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work, rss_mb
-from turnline.ops.bench.programs import Program
 from turnline.ops.bench.results import Burst, Sample, quantile
 from turnline.ops.bench.scenarios import ARQ, Model, Scenario
 from turnline.ops.bench.systems import ARQ_SLOTS, SLOTS, System, Timing
+from turnline.ops.fleet.child import Child
 
 TURNS_PER_CONVERSATION: Final = 10
 """Then a client goes on with a fresh conversation, so that contexts stay as short as they are said
@@ -62,7 +62,7 @@ class _Client:
 class _Cpu:
     """CPU of everybody since this was made."""
 
-    def __init__(self, workers: Sequence[Program], model: Program) -> None:
+    def __init__(self, workers: Sequence[Child], model: Child) -> None:
         self._workers = [program.pid for program in workers]
         self._model = model.pid
         self._start = self._now()
@@ -91,7 +91,7 @@ async def sample(lab: Lab, scenario: Scenario, name: str, *, warm: bool) -> Samp
         first = await redis_work(lab.redis)
         before = await redis_work(lab.redis)
         asking = before.since(first)
-        cpu, start_s = _Cpu(workers, lab.model.program), time.perf_counter()
+        cpu, start_s = _Cpu(workers, lab.model.process), time.perf_counter()
         until_s, apart_s = start_s + scenario.seconds, scenario.model.duration_s / len(clients)
         await asyncio.gather(
             *(c.run(after_s=n * apart_s, until_s=until_s) for n, c in enumerate(clients))
@@ -132,8 +132,10 @@ async def burst(lab: Lab, name: str, *, bursts: int) -> Burst:
                 *(system.turn(conversation_id, _TEXT) for _ in range(_BURST_TURNS))
             )
             spans = sorted(
-                (entry["received_at_ms"], entry["received_at_ms"] + entry["duration_ms"])
-                for entry in lab.model.requests(conversation_id)
+                (it.received_at_ms, it.received_at_ms + (it.duration_ms or 0))
+                for it in lab.model.entries(
+                    conversation=conversation_id, bodies=False, all_kept=False
+                )
             )
             gaps += [after[0] - before[1] for before, after in itertools.pairwise(spans)]
             most = max(most, *(sum(a <= at < b for a, b in spans) for at, _ in spans))

@@ -57,7 +57,7 @@ async def run(plan: Plan, *, command: str, tell: Tell) -> Report:
     """Measure everything.
 
     Raises:
-        ProgramFailed: A process ended or did not start.
+        Failed: A process ended or did not start.
     """
     start_s = time.monotonic()
     async with open_lab() as lab:

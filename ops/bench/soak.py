@@ -8,11 +8,11 @@ from turnline.contracts import TurnClient
 from turnline.ops.bench import systems
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import rss_mb
-from turnline.ops.bench.programs import ProgramFailed
 from turnline.ops.bench.results import Soak, slope
 from turnline.ops.bench.running import TURNS_PER_CONVERSATION
 from turnline.ops.bench.scenarios import INSTANT, TURNLINE
 from turnline.ops.bench.systems import Turnline
+from turnline.ops.cli.failures import Failed
 
 _CONVERSATIONS: Final = 20
 _SAMPLES: Final = 60
@@ -57,7 +57,7 @@ async def soak(lab: Lab, *, seconds: float) -> Soak:
                 async with asyncio.timeout(seconds + _PATIENCE_S):
                     await asyncio.gather(*(converse(system) for _ in range(_CONVERSATIONS)))
             except TimeoutError:
-                raise ProgramFailed(f"no answer for {_PATIENCE_S:.0f} s") from None
+                raise Failed(f"no answer for {_PATIENCE_S:.0f} s") from None
             finally:
                 watching.cancel()
             program.check()

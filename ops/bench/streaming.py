@@ -12,6 +12,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 from turnline.ops.bench.lab import Lab
 from turnline.ops.bench.results import CallCost
 from turnline.ops.bench.scenarios import Model
+from turnline.ops.cli.failures import Failed
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import Frame, LLMTextFrame, OpenAILLMContextFrame
 from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
@@ -106,7 +107,7 @@ async def _compare(
             chars = await _calls(read, calls, at_once=pace == "paced")
             spent[name].append((time.process_time() - start_s) / calls / model.chunks * 1e6)
             if chars != calls * len(model.text):
-                raise RuntimeError(f"{name} read {chars} characters, not what the model said")
+                raise Failed(f"{name} read {chars} characters, not what the model said")
     return [
         CallCost(
             reader=name,

@@ -1,5 +1,6 @@
 """The systems that are compared, as a client drives them: one turn, timed."""
 
+import os
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -25,7 +26,7 @@ from turnline.contracts.conversation import AssistantEntry, ContextEntry, UserEn
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.ops.bench import collector
 from turnline.ops.bench.baselines import arq_worker, raw_worker
-from turnline.ops.bench.programs import Program
+from turnline.ops.fleet.child import Child
 
 SLOTS: Final = 256
 """Turns that one worker runs at once, where the system has such a limit."""
@@ -50,7 +51,7 @@ class System(Protocol):
     """One way to have turns answered."""
 
     name: str
-    programs: Sequence[Program]
+    programs: Sequence[Child]
     """Its workers; none where the client does it all."""
 
     async def seed(self, conversation_id: str, messages: int) -> None:
@@ -69,7 +70,7 @@ class System(Protocol):
 class Turnline:
     """Turnline itself, through its client, reading every event."""
 
-    def __init__(self, name: str, client: TurnClient, programs: Sequence[Program]) -> None:
+    def __init__(self, name: str, client: TurnClient, programs: Sequence[Child]) -> None:
         """Use a connected client."""
         self.name = name
         self.programs = programs
@@ -109,7 +110,7 @@ class Turnline:
 class _Queued(ABC):
     """What the baselines' clients share: one stream of events per turn, read to its end."""
 
-    def __init__(self, name: str, redis: AsyncRedis, programs: Sequence[Program]) -> None:
+    def __init__(self, name: str, redis: AsyncRedis, programs: Sequence[Child]) -> None:
         self.name = name
         self.programs = programs
         self.redis = redis
@@ -139,7 +140,7 @@ class Arq(_Queued):
     """A stock ARQ worker; see `turnline.ops.bench.baselines.arq_worker`."""
 
     def __init__(
-        self, name: str, redis: AsyncRedis, programs: Sequence[Program], pool: ArqRedis
+        self, name: str, redis: AsyncRedis, programs: Sequence[Child], pool: ArqRedis
     ) -> None:
         """Enqueue through ARQ's own client."""
         super().__init__(name, redis, programs)
@@ -183,7 +184,7 @@ class Direct:
     def __init__(self, name: str, client: AsyncOpenAI) -> None:
         """Use one client for all conversations."""
         self.name = name
-        self.programs: Sequence[Program] = ()
+        self.programs: Sequence[Child] = ()
         self._client = client
         self._histories: dict[str, list[dict[str, str]]] = {}
 
@@ -233,10 +234,17 @@ def _history(messages: int) -> list[dict[str, str]]:
 # Starting them
 
 
+def program(module: str, *arguments: str, environ: Mapping[str, str] = NOTHING) -> Child:
+    """Start `python -m module`, without the settings of workers that this process may have."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TURNLINE_", "OTEL_"))}
+    here = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environ}
+    return Child(module, "-m", module, *arguments, environ={**inherited, **here}, says=True)
+
+
 def worker(
     redis_url: str, base_url: str, number: int, environ: Mapping[str, str] = NOTHING
-) -> Program:
-    """Return a process of Turnline's worker, to be started."""
+) -> Child:
+    """Start a process of Turnline's worker."""
     settings = {
         "TURNLINE_REDIS_URL": redis_url,
         "TURNLINE_BASE_URL": base_url,
@@ -246,7 +254,7 @@ def worker(
         "XAI_API_KEY": "xai-bench",
         **environ,
     }
-    return Program("worker", environ=settings)
+    return program("turnline.worker", environ=settings)
 
 
 @asynccontextmanager
@@ -254,7 +262,7 @@ async def exporting(
     name: str, redis_url: str, base_url: str, workers: int = 1
 ) -> AsyncGenerator[System]:
     """Run Turnline's workers and a collector for their traces."""
-    with Program(collector.__name__) as sink:
+    with program(collector.__name__) as sink:
         environ = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{sink.first_line()}/v1/traces",
             "OTEL_BSP_SCHEDULE_DELAY": "200",  # ms: what a round makes is sent within the round
@@ -289,7 +297,7 @@ async def arq(
     async with AsyncExitStack() as stack:
         programs = [
             stack.enter_context(
-                Program(arq_worker.__name__, "--redis", redis_url, "--base-url", base_url, *options)
+                program(arq_worker.__name__, "--redis", redis_url, "--base-url", base_url, *options)
             )
             for _ in range(workers)
         ]
@@ -314,7 +322,7 @@ async def raw(name: str, redis_url: str, base_url: str, workers: int = 1) -> Asy
         await redis.execute_command(*group)
         programs = [
             stack.enter_context(
-                Program(
+                program(
                     raw_worker.__name__,
                     *("--redis", redis_url, "--base-url", base_url),
                     *("--consumer", str(n), "--slots", str(SLOTS)),

@@ -2,96 +2,25 @@
 
 import os
 import platform
-import select
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import Final, Self
 
-from turnline import ops
 from turnline.contracts.connection import SyncRedis, open_sync
 from turnline.contracts.keys import shard_keys
 from turnline.ops.cli.connecting import check_answers
-from turnline.ops.cli.failures import Failed, Failure
+from turnline.ops.cli.failures import Failure
 from turnline.ops.embedded import EmbeddedRedis
-from turnline.ops.fleet import bound
+from turnline.ops.fleet.child import Child, ChildFailed
 from turnline.ops.fleet.queue_state import read_workers
 from turnline.worker.settings import KEY, SettingsError, value_or_file
 
-_ROOT: Final = Path(ops.__file__).resolve().parents[1]
-"""Where `python -m turnline.worker` finds the worker, installed or not."""
-_LAST_BYTES: Final = 4_000
 _PAUSE_S: Final = 0.02
 _OWN_SETTINGS: Final = ("REDIS_URL", "REDIS_URL_FILE", "WORKER_NAME", "SHARDS", "SERVE_SHARDS")
-
-
-class StackFailed(Failed):
-    """A part of the stack did not start, or ended by itself."""
-
-
-class _Process:
-    """One program that ends with this process, and its last words."""
-
-    def __init__(
-        self, name: str, arguments: Sequence[str], environ: Mapping[str, str], *, says: bool = False
-    ) -> None:
-        self.name = name
-        self.is_ending = False
-        """Whether it was told to end."""
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  without a name: no traces
-        starter = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
-        self.popen = subprocess.Popen(
-            [*starter, sys.executable, *arguments],
-            cwd=_ROOT,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if says else self._log,
-            stderr=self._log,
-            start_new_session=True,  # Ctrl-C in the terminal is for the starter
-        )
-
-    @property
-    def is_running(self) -> bool:
-        return self.popen.poll() is None
-
-    def first_line(self, timeout_s: float) -> str:
-        """Return the first line it prints; empty if there is none in time."""
-        out = self.popen.stdout
-        assert out is not None
-        if not select.select([out], [], [], timeout_s)[0]:
-            return ""
-        return out.readline().decode().strip()
-
-    def last_words(self) -> str:
-        """Return the end of its log."""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - _LAST_BYTES))
-        lines = self._log.read().decode(errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-8:])
-
-    def signal(self, number: int) -> None:
-        self.is_ending |= number in {signal.SIGTERM, signal.SIGKILL}
-        if self.is_running:
-            self.popen.send_signal(number)
-
-    def close(self, *, wait_s: float) -> None:
-        """End it: politely if there is time, then not."""
-        self.signal(signal.SIGCONT)
-        if wait_s:
-            self.signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.popen.wait(wait_s)
-        self.signal(signal.SIGKILL)
-        self.popen.wait()
-        if self.popen.stdout is not None:
-            self.popen.stdout.close()
-        self._log.close()
 
 
 class Stack:
@@ -143,8 +72,8 @@ class Stack:
         self._worker_module = worker_module
         self._environ = environ
         self._ready_timeout_s = ready_timeout_s
-        self._workers: list[_Process] = []
-        self._sim: _Process | None = None
+        self._workers: list[Child] = []
+        self._sim: Child | None = None
         self._exit = ExitStack()
         self._connection: SyncRedis | None = None
         self.redis: EmbeddedRedis | None = None
@@ -200,11 +129,10 @@ class Stack:
         self._exit.callback(self._connection.close)
 
     def _start_sim(self) -> None:
-        arguments = ["-m", "turnline.ops.simulator", *self._sim_options]
-        self._sim = _Process("the simulator", arguments, self._plain_environ(), says=True)
+        arguments = ("-m", "turnline.ops.simulator", *self._sim_options)
+        environ = self._plain_environ()
+        self._sim = Child("the simulator", *arguments, environ=environ, says=True)
         self.base_url = self._sim.first_line(self._ready_timeout_s)
-        if not self.base_url:
-            raise StackFailed(f"the simulator did not start:\n{self._sim.last_words()}")
 
     def _close(self, *, wait_s: float) -> None:
         for worker in self._workers:  # all at once, then one after the other
@@ -224,12 +152,12 @@ class Stack:
 
     def pid(self, index: int) -> int:
         """Return the process id of a worker, running or not."""
-        return self._workers[index].popen.pid
+        return self._workers[index].pid
 
     @property
     def sim_pid(self) -> int | None:
         """Process id of the simulator; None if there is none."""
-        return self._sim.popen.pid if self._sim is not None else None
+        return self._sim.pid if self._sim is not None else None
 
     def is_running(self, index: int) -> bool:
         """Return whether a worker has not ended; a stopped one has not."""
@@ -244,9 +172,8 @@ class Stack:
         index = len(self._workers) if index is None else index
         if index < len(self._workers):
             self._workers[index].close(wait_s=0)
-        worker = _Process(
-            f"worker-{index + 1}", ["-m", self._worker_module], self._worker_environ(index)
-        )
+        environ = self._worker_environ(index)
+        worker = Child(f"worker-{index + 1}", "-m", self._worker_module, environ=environ)
         self._workers[index : index + 1] = [worker]
         return index
 
@@ -279,7 +206,7 @@ class Stack:
         """Wait until every running worker takes turns.
 
         Raises:
-            StackFailed: One ended instead, or did not come up in time.
+            ChildFailed: One ended instead, or did not come up in time.
         """
         deadline = time.monotonic() + self._ready_timeout_s
         while True:
@@ -289,34 +216,30 @@ class Stack:
                 return
             if time.monotonic() > deadline:
                 worker = missing[0]
-                raise StackFailed(f"{worker.name} did not get ready:\n{worker.last_words()}")
+                raise ChildFailed(f"{worker.name} did not get ready:\n{worker.last_words()}")
             time.sleep(_PAUSE_S)
 
     def check(self) -> None:
         """Make sure that no process ended except those that were asked to.
 
         Raises:
-            StackFailed: One did; the text has its last words.
+            ChildFailed: One did; the text has its last words.
         """
         for process in [*self._workers, *([self._sim] if self._sim else [])]:
-            code = process.popen.poll()
-            if code is not None and not process.is_ending:
-                raise StackFailed(
-                    f"{process.name} ended by itself (exit code {code}):\n{process.last_words()}"
-                )
+            process.check()
 
     def log_of(self, index: int) -> str:
         """Return the last lines that a worker wrote to its log."""
         return self._workers[index].last_words()
 
-    def _missing(self) -> list[_Process]:
+    def _missing(self) -> list[Child]:
         assert self._connection is not None
         alive = {
             worker.pid
             for worker in read_workers(self._connection, shard_keys(0))
             if worker.host == platform.node()
         }
-        return [it for it in self._workers if it.is_running and it.popen.pid not in alive]
+        return [it for it in self._workers if it.is_running and it.pid not in alive]
 
     def _has_key(self) -> bool:
         try:

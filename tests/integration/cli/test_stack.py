@@ -14,7 +14,8 @@ from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
 from turnline.contracts import SyncTurnClient, TurnCompleted
 from turnline.ops.cli.failures import Failure
-from turnline.ops.fleet.stack import Stack, StackFailed
+from turnline.ops.fleet.child import ChildFailed
+from turnline.ops.fleet.stack import Stack
 
 STARTER = """
 import sys
@@ -92,7 +93,7 @@ def test_a_worker_that_ends_by_itself_is_noticed(stack: Stack) -> None:
     os.kill(stack.pid(0), signal.SIGKILL)
     wait_until_sync(lambda: not stack.is_running(0), "it is gone")
 
-    with pytest.raises(StackFailed, match="worker-1 ended by itself"):
+    with pytest.raises(ChildFailed, match="worker-1 ended by itself"):
         stack.check()
     stack.start(0)
     stack.wait_ready()
@@ -101,7 +102,7 @@ def test_a_worker_that_ends_by_itself_is_noticed(stack: Stack) -> None:
 def test_a_worker_that_cannot_start_is_told_with_its_last_words() -> None:
     """The reason stands in the error, and nothing is left running."""
     with (
-        pytest.raises(StackFailed, match=r"(?s)worker-1 ended.*TURNLINE_SLOTS"),
+        pytest.raises(ChildFailed, match=r"(?s)worker-1 ended.*TURNLINE_SLOTS"),
         Stack(workers=1, worker_env={"TURNLINE_SLOTS": "none"}),
     ):
         pass
