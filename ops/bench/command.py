@@ -3,19 +3,18 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import click
 import msgspec
 import uvloop
-from rich.console import Console
 
-from turnline.ops.bench import report as reporting
-from turnline.ops.bench.results import Drill, Report
+from turnline.ops.bench import tables
+from turnline.ops.bench.results import Report
+from turnline.ops.bench.rounds import Part, Plan, run
 from turnline.ops.bench.scenarios import Scenario, is_growth, scenarios
-from turnline.ops.bench.session import Part, Plan, Tell, run
 from turnline.ops.chaos import drills
-from turnline.ops.chaos.figures import Name
+from turnline.ops.chaos.figures import Figure, Name, Tell, progress
 from turnline.ops.cli.failures import Failure
 from turnline.ops.cli.output import console
 from turnline.ops.cli.sigterm import ends_in_order
@@ -82,21 +81,21 @@ def bench(
     if sum((full, growth, soak_minutes is not None)) > 1:
         raise Failure("--full, --growth and --soak exclude one another")
     if page is not None:
-        reporting.need_plots()
+        tables.need_plots()
     chosen, parts = _chosen(only, full=full, growth=growth, soak=soak_minutes is not None)
     if listing:
         _list(chosen, as_json=as_json)
         return
     if not chosen and not parts:
         raise Failure(f"no scenario's name contains {only!r}; `turnline bench --list` lists them")
-    words = (
-        ("--full", full),
-        ("--growth", growth),
-        (f"--soak {soak_minutes or 0:g}", soak_minutes),
-        (f"--only {only}", only),
-        (f"--rounds {rounds}", rounds != _ROUNDS),
-    )
-    command = " ".join(["turnline bench", *(word for word, given in words if given)])
+    words = {
+        "--full": full,
+        "--growth": growth,
+        f"--soak {soak_minutes or 0:g}": soak_minutes,
+        f"--only {only}": only,
+        f"--rounds {rounds}": rounds != _ROUNDS,
+    }
+    command = " ".join(["turnline bench", *(word for word, given in words.items() if given)])
     plan = Plan(
         chosen=chosen,
         rounds=rounds,
@@ -104,7 +103,13 @@ def bench(
         parts=parts,
         soak_s=(soak_minutes or _SOAK_MINUTES) * 60,
     )
-    _tell_all(_measured(plan, command, drilled=full and not only), page, as_json=as_json)
+    made = _measured(plan, command, drilled=full and not only)
+    if page is not None:
+        tables.write_page(made, page)
+    if as_json:
+        click.echo(msgspec.json.encode(made))
+    else:
+        tables.show(made, console())
 
 
 def _chosen(
@@ -130,18 +135,8 @@ def _list(chosen: Sequence[Scenario], *, as_json: bool) -> None:
         click.echo(f"{it.name:24} {it.title}: {', '.join(it.systems)}")
 
 
-def _tell_all(made: Report, page: Path | None, *, as_json: bool) -> None:
-    if page is not None:
-        reporting.write_page(made, page)
-    if as_json:
-        click.echo(msgspec.json.encode(made))
-    else:
-        reporting.show(made, console())
-
-
 def _measured(plan: Plan, command: str, *, drilled: bool) -> Report:
-    progress = console(stderr=True)
-    with ends_in_order(), _Progress(progress, plan.chosen) as tell:
+    with ends_in_order(), progress(in_files=True) as tell:
         made = uvloop.run(run(plan, command=command, tell=tell))
         return _with_drills(made, tell) if drilled else made
 
@@ -149,35 +144,11 @@ def _measured(plan: Plan, command: str, *, drilled: bool) -> Report:
 def _with_drills(report: Report, tell: Tell) -> Report:
     """Add what only drills can tell: how soon a killed worker's turns go on, and the like."""
     start_s = time.monotonic()
-    figures: list[Drill] = []
+    figures: list[Figure] = []
     for name, rounds in _DRILLS.items():
         done = drills.run(name, rounds=rounds, tell=tell)
-        figures += [
-            Drill(what=f"{done.title}: {it.what}", value=it.value, unit=it.unit, most=it.most)
-            for it in done.rows
-        ]
+        for figure in done.rows:
+            what = f"{done.title}: {figure.what}"
+            figures.append(msgspec.structs.replace(figure, what=what))
     seconds = report.seconds + time.monotonic() - start_s
     return msgspec.structs.replace(report, drills=figures, seconds=seconds)
-
-
-class _Progress:
-    """One line that says what is being measured; a line each where nobody watches a terminal."""
-
-    def __init__(self, to: Console, chosen: Sequence[Scenario]) -> None:
-        self._to = to
-        self._status = to.status(f"{len(chosen)} scenarios") if to.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __call__(self, what: str) -> None:
-        if self._status is not None:
-            self._status.update(what)
-        else:
-            self._to.print(what, soft_wrap=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()

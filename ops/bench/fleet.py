@@ -5,17 +5,14 @@ import uuid
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from arq.connections import RedisSettings, create_pool
-
 from turnline.contracts import TurnClient, TurnCompleted, UserMessage
-from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.ops.bench import fleet_process
 from turnline.ops.bench.baselines import arq_worker
 from turnline.ops.bench.held_model import HeldModel, allow_open_files
 from turnline.ops.bench.lab import new_id
 from turnline.ops.bench.measuring import rss_mb
 from turnline.ops.bench.results import InFlight
-from turnline.ops.bench.systems import program
+from turnline.ops.bench.systems import arq_pool, program
 from turnline.ops.fleet.child import Child
 
 _BATCH: Final = 200
@@ -68,11 +65,7 @@ async def turnline_in_flight(redis_url: str, size: Size) -> InFlight:
 
 async def arq_in_flight(redis_url: str, size: Size) -> InFlight:
     """Give a stock ARQ fleet as many turns as it has slots, and count those that it begins."""
-    pool = await create_pool(
-        RedisSettings.from_dsn(redis_url),
-        job_serializer=serialize_job,
-        job_deserializer=deserialize_job,
-    )
+    pool = await arq_pool(redis_url)
 
     async def ask(count: int) -> None:
         for start in range(0, count, _BATCH):

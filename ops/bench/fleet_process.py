@@ -5,11 +5,8 @@ from typing import Final
 
 import click
 import uvloop
-from arq.connections import RedisSettings
-from arq.worker import Worker
 from openai import AsyncOpenAI
 
-from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.ops.bench.baselines import arq_worker
 from turnline.worker.main import Fleet
 from turnline.worker.settings import from_env
@@ -25,19 +22,10 @@ _OPTIONS: Final = {
 
 async def run_turnline(redis_url: str, base_url: str, workers: int, slots: int) -> None:
     """Run so many of Turnline's workers."""
+    where = {"TURNLINE_REDIS_URL": redis_url, "TURNLINE_BASE_URL": base_url}
+    settings = {**_OPTIONS, **where, "TURNLINE_SLOTS": str(slots)}
     fleets = [
-        Fleet(
-            from_env(
-                {
-                    **_OPTIONS,
-                    "TURNLINE_REDIS_URL": redis_url,
-                    "TURNLINE_BASE_URL": base_url,
-                    "TURNLINE_SLOTS": str(slots),
-                    "TURNLINE_WORKER_NAME": f"fleet-{n}",
-                }
-            )
-        )
-        for n in range(workers)
+        Fleet(from_env({**settings, "TURNLINE_WORKER_NAME": f"fleet-{n}"})) for n in range(workers)
     ]
     await asyncio.gather(*(fleet.run() for fleet in fleets))
 
@@ -46,16 +34,7 @@ async def run_arq(redis_url: str, base_url: str, workers: int, slots: int) -> No
     """Run so many stock ARQ workers."""
     client = AsyncOpenAI(api_key="xai-bench", base_url=base_url, max_retries=0)
     running = [
-        Worker(
-            [arq_worker.answer],
-            redis_settings=RedisSettings.from_dsn(redis_url),
-            max_jobs=slots,
-            poll_delay=0.1,
-            ctx={"client": client},
-            job_serializer=serialize_job,
-            job_deserializer=deserialize_job,
-            handle_signals=False,
-        )
+        arq_worker.worker(redis_url, {"client": client}, slots=slots, poll_s=0.1)
         for _ in range(workers)
     ]
     await asyncio.gather(*(worker.async_run() for worker in running))

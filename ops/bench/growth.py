@@ -60,6 +60,15 @@ class _Spent(NamedTuple):
         return _Spent(self.cpu_ms / count, self.redis_ms / count, self.commands / count)
 
 
+class _OfFleet(NamedTuple):
+    """One round of a fleet, in the order of its curves."""
+
+    idle_redis_ms: float
+    first_ms: float
+    busy_cpu_ms: float
+    busy_commands: float
+
+
 def of_rows(rows: Sequence[Row]) -> list[Curve]:
     """Return the curves that scenarios give: cost by context and by length of the reply."""
     context = Curve(
@@ -203,40 +212,30 @@ async def by_workers(lab: Lab, *, rounds: int) -> list[Curve]:
     """Measure fleets of ever more workers, each a process: doing nothing, and all they can."""
     lab.model.answer_as(INSTANT)
     url, base_url = lab.redis_url("growth"), lab.model.base_url
-    idle: dict[int, list[float]] = {count: [] for count in _WORKERS}
-    first: dict[int, list[float]] = {count: [] for count in _WORKERS}
-    busy: dict[int, list[float]] = {count: [] for count in _WORKERS}
-    commands: dict[int, list[float]] = {count: [] for count in _WORKERS}
+    seen: dict[int, list[_OfFleet]] = {count: [] for count in _WORKERS}
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(TurnClient.connect(url))
         redis = open_async(url, retries=0)
         stack.push_async_callback(redis.aclose)
+        client = await stack.enter_async_context(TurnClient.connect(url))
         programs: list[Child] = []
         fleet = Turnline(TURNLINE, client, programs)
-        for count in _WORKERS:
+        for count, taken in seen.items():
             while len(programs) < count:
                 number = len(programs)
                 programs.append(stack.enter_context(systems.worker(url, base_url, number)))
             await _until_up(redis, programs)
             await _turns(fleet, _BUSY * count, 0.0)  # opens their connections
             for _ in range(rounds):
-                idle[count].append((await _idle(lab, programs)).redis_ms)
-                first[count].append(await _first_delta_ms(fleet))
-                seen = await _all_busy(lab, fleet)
-                busy[count].append(seen.cpu_ms)
-                commands[count].append(seen.commands)
-    figures: tuple[tuple[str, str, str, Literal["flat", "linear"], dict[int, list[float]]], ...]
-    figures = (
-        ("workers-idle", "an idle fleet", "CPU of Redis per second, ms", "linear", idle),
-        ("workers-first", "first delta, idle fleet", "added time, p50, ms", "flat", first),
-        ("workers-busy", f"a turn, {_BUSY} conversations a worker", _TURNS_CPU, "flat", busy),
-        (
-            "workers-cmds",
-            f"a turn, {_BUSY} conversations a worker",
-            "Redis commands",
-            "flat",
-            commands,
-        ),
+                idle = await _idle(lab, programs)
+                first_ms = await _first_delta_ms(fleet)
+                busy = await _all_busy(lab, fleet)
+                taken.append(_OfFleet(idle.redis_ms, first_ms, busy.cpu_ms, busy.commands))
+    turn = f"a turn, {_BUSY} conversations a worker"
+    figures: tuple[tuple[str, str, str, Literal["flat", "linear"]], ...] = (
+        ("workers-idle", "an idle fleet", "CPU of Redis per second, ms", "linear"),
+        ("workers-first", "first delta, idle fleet", "added time, p50, ms", "flat"),
+        ("workers-busy", turn, _TURNS_CPU, "flat"),
+        ("workers-cmds", turn, "Redis commands", "flat"),
     )
     return [
         Curve(
@@ -245,9 +244,9 @@ async def by_workers(lab: Lab, *, rounds: int) -> list[Curve]:
             x="workers",
             y=y,
             expected=expected,
-            points=[point_of(count, taken) for count, taken in values.items()],
+            points=[point_of(count, [it[n] for it in taken]) for count, taken in seen.items()],
         )
-        for name, title, y, expected, values in figures
+        for n, (name, title, y, expected) in enumerate(figures)
     ]
 
 

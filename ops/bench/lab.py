@@ -6,12 +6,12 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from turnline.contracts.connection import AsyncRedis, open_async
 from turnline.ops.bench import systems
 from turnline.ops.bench.measuring import check_platform, rss_mb
-from turnline.ops.bench.scenarios import ABOUT, TUNED, Model
+from turnline.ops.bench.scenarios import ABOUT, Model
 from turnline.ops.bench.systems import System
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.cli.failures import Failed
@@ -22,7 +22,6 @@ _LONGEST_BLOCK_S: Final = 1.0
 """No system's worker waits for work in one command for longer than that."""
 _PATIENCE_S: Final = 120.0
 _DATABASES: Final = (*ABOUT, "fleet", "arq-fleet", "growth", "soak", "producers")
-_UNTRACED: Final = {"TURNLINE_TRACE_STORE": "0"}
 _SIMULATOR: Final = ("--ledger-entries", "20000")
 
 
@@ -64,7 +63,10 @@ class Lab:
     async def start(self, workers_of: Mapping[str, int]) -> None:
         """Start systems with so many workers; all are asleep afterwards."""
         for name, workers in workers_of.items():
-            self._systems[name] = await self._stack.enter_async_context(self._open(name, workers))
+            url = self.redis_url(name)
+            self._systems[name] = await systems.opened(
+                name, url, self.model.base_url, workers, self._stack
+            )
         for system in self._systems.values():
             for n in range(2 * workers_of[system.name]):  # they are up when they answer
                 await system.turn(f"hello-{n}", "Hello")
@@ -100,22 +102,6 @@ class Lab:
         for program in programs:
             program.signal(signal.SIGSTOP)
         self._asleep_s[name] = time.monotonic()
-
-    def _open(self, name: str, workers: int) -> Any:
-        url, base_url = self.redis_url(name), self.model.base_url
-        match name:
-            case "turnline":
-                return systems.turnline(name, url, base_url, workers)
-            case "arq" | "arq-tuned":
-                return systems.arq(name, url, base_url, workers, tuned=name == TUNED)
-            case "untraced":
-                return systems.turnline(name, url, base_url, workers, _UNTRACED)
-            case "exporting":
-                return systems.exporting(name, url, base_url, workers)
-            case "floor":
-                return systems.raw(name, url, base_url, workers)
-            case _:
-                return systems.direct(name, base_url)
 
 
 @asynccontextmanager

@@ -8,15 +8,15 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.connections import ArqRedis
 
 from turnline.contracts import SyncTurnClient, TurnClient, UserMessage
-from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.replies import Receipt
 from turnline.ops.bench.baselines import arq_worker
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import redis_work
 from turnline.ops.bench.results import Submitting
+from turnline.ops.bench.systems import arq_pool
 
 _COUNT: Final = 600
 """Submissions per round."""
@@ -42,11 +42,7 @@ async def producers(lab: Lab, *, rounds: int) -> list[Submitting]:
     The blocking client runs in this thread as well: each of its calls is a round trip.
     """
     url = lab.redis_url("producers")
-    pool = await create_pool(
-        RedisSettings.from_dsn(url),
-        job_serializer=serialize_job,
-        job_deserializer=deserialize_job,
-    )
+    pool = await arq_pool(url)
     try:
         async with TurnClient.connect(url) as client:
             with SyncTurnClient.connect(url) as blocking:

@@ -6,6 +6,11 @@ from typing import Literal
 
 import msgspec
 
+from turnline.ops.chaos.figures import Figure, percentile
+
+_MANY = 50
+"""Conversations at once from which memory per conversation says something."""
+
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One round of one system in one scenario."""
@@ -64,6 +69,21 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """CPU per turn of everything but client and model."""
         return self.worker_cpu_ms + self.redis_cpu_ms
 
+    @property
+    def wrong_replies(self) -> str:
+        """A warning, if any reply was wrong."""
+        return f"  {self.wrong} WRONG" if self.wrong else ""
+
+    @property
+    def peak(self) -> str:
+        """Memory of the largest worker; empty where there is none."""
+        return f"{self.worker_peak_mb:.0f}" if self.worker_peak_mb else ""
+
+    @property
+    def each(self) -> str:
+        """Memory per conversation; empty where that says nothing."""
+        return f"{self.in_flight_kb:.0f}" if self.peak and self.at_once >= _MANY else ""
+
 
 class CallCost(msgspec.Struct, frozen=True, kw_only=True):
     """CPU of reading streams in one process, without queue or Redis."""
@@ -90,6 +110,13 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     """Messages in the history afterwards."""
     expected: int
 
+    @property
+    def gap(self) -> str:
+        """The gaps, in ms."""
+        if self.gap_p50_ms is None or self.gap_p99_ms is None:
+            return "not in turn"
+        return f"{self.gap_p50_ms:.1f} / {self.gap_p99_ms:.1f}"
+
 
 class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     """A fleet in one process with a model that does not answer yet."""
@@ -108,6 +135,11 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True):
     """The same with these turns in flight."""
     kb_per_turn: float
     """Growth per turn in flight."""
+
+    @property
+    def ended(self) -> str:
+        """How many turns completed."""
+        return "not waited for" if self.completed is None else f"{self.completed:,}"
 
 
 class Submitting(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +197,11 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
         return (last.y - before.y) / (last.x - before.x) / max(slope, 1e-9)
 
     @property
+    def values(self) -> str:
+        """What was measured at each point."""
+        return "; ".join(f"{_short(point.x)}: {point.y:.3g}" for point in self.points)
+
+    @property
     def is_as_expected(self) -> bool:
         """Whether the curve is flat, or linear, as it is expected to be."""
         return self.factor <= 2
@@ -172,7 +209,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def judged(self) -> str:
         """What the curve was expected to be, and whether it is."""
-        until = f" up to {short(self.judged_to)}" if self.judged_to else ""
+        until = f" up to {_short(self.judged_to)}" if self.judged_to else ""
         return f"{'' if self.is_as_expected else 'NOT '}{self.expected}{until}"
 
 
@@ -187,14 +224,15 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
     kb_per_1000_turns: float
     """Growth over the second half: the slope of the line closest to it."""
 
+    @property
+    def early_mb(self) -> float:
+        """Memory after a tenth of the time."""
+        return self.rss_mb[len(self.rss_mb) // 10][1]
 
-class Drill(msgspec.Struct, frozen=True, kw_only=True):
-    """A figure of a drill of `turnline chaos`."""
-
-    what: str
-    value: float
-    unit: str
-    most: float | None
+    @property
+    def end_mb(self) -> float:
+        """Memory at the end."""
+        return self.rss_mb[-1][1]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,13 +252,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     producers: list[Submitting] = []
     curves: list[Curve] = []
     soak: Soak | None = None
-    drills: list[Drill] = []
+    drills: list[Figure] = []
+    """What drills of `turnline chaos` came to."""
 
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """Return the smallest value that a share `q` of all does not exceed; 0 of none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0
+    @property
+    def soaks(self) -> list[Soak]:
+        """The soak, if there was one."""
+        return [self.soak] if self.soak is not None else []
 
 
 def point_of(x: float, values: Sequence[float]) -> Point:
@@ -256,8 +294,8 @@ def row_of(scenario: str, title: str, system: str, samples: Sequence[Sample]) ->
         wrong=sum(sample.wrong for sample in samples),
         turns_per_s=statistics.median(speeds),
         turns_per_s_range=(min(speeds), max(speeds)),
-        added_first_p50_ms=quantile(first, 0.5),
-        added_first_p99_ms=quantile(first, 0.99),
+        added_first_p50_ms=percentile(first, 0.5),
+        added_first_p99_ms=percentile(first, 0.99),
         worker_cpu_ms=median_ms("worker_cpu_s"),
         redis_cpu_ms=median_ms("redis_cpu_s"),
         client_cpu_ms=median_ms("client_cpu_s"),
@@ -272,6 +310,6 @@ def row_of(scenario: str, title: str, system: str, samples: Sequence[Sample]) ->
     )
 
 
-def short(number: float) -> str:
+def _short(number: float) -> str:
     """Return a size as people read it: 1,000 or 5M."""
     return f"{number / 1_000_000:g}M" if number >= 1_000_000 else f"{number:,.0f}"

@@ -9,9 +9,10 @@ from typing import Final
 
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work, rss_mb
-from turnline.ops.bench.results import Burst, Sample, quantile
+from turnline.ops.bench.results import Burst, Sample
 from turnline.ops.bench.scenarios import ARQ, Model, Scenario
 from turnline.ops.bench.systems import ARQ_SLOTS, SLOTS, System, Timing
+from turnline.ops.chaos.figures import percentile
 from turnline.ops.fleet.child import Child
 
 TURNS_PER_CONVERSATION: Final = 10
@@ -144,8 +145,8 @@ async def burst(lab: Lab, name: str, *, bursts: int) -> Burst:
     return Burst(
         system=name,
         turns=bursts * _BURST_TURNS,
-        gap_p50_ms=quantile(gaps, 0.5) if in_turn else None,
-        gap_p99_ms=quantile(gaps, 0.99) if in_turn else None,
+        gap_p50_ms=percentile(gaps, 0.5) if in_turn else None,
+        gap_p99_ms=percentile(gaps, 0.99) if in_turn else None,
         most_at_once=most,
         kept=kept,
         expected=2 * bursts * _BURST_TURNS,

@@ -4,8 +4,8 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
@@ -26,6 +26,7 @@ from turnline.contracts.conversation import AssistantEntry, ContextEntry, UserEn
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.ops.bench import collector
 from turnline.ops.bench.baselines import arq_worker, raw_worker
+from turnline.ops.bench.scenarios import DIRECT, EXPORTING, FLOOR, TUNED, TURNLINE, UNTRACED
 from turnline.ops.fleet.child import Child
 
 SLOTS: Final = 256
@@ -257,84 +258,62 @@ def worker(
     return program("turnline.worker", environ=settings)
 
 
-@asynccontextmanager
-async def exporting(
-    name: str, redis_url: str, base_url: str, workers: int = 1
-) -> AsyncGenerator[System]:
-    """Run Turnline's workers and a collector for their traces."""
-    with program(collector.__name__) as sink:
+async def arq_pool(redis_url: str) -> ArqRedis:
+    """Return ARQ's own client."""
+    settings = RedisSettings.from_dsn(redis_url)
+    return await create_pool(
+        settings, job_serializer=serialize_job, job_deserializer=deserialize_job
+    )
+
+
+async def opened(
+    name: str, redis_url: str, base_url: str, workers: int, exits: AsyncExitStack
+) -> System:
+    """Start a system's workers and connect its client; both end with `exits`.
+
+    Workers are ready when the first turn is answered.
+    """
+    if name == DIRECT:  # the SDK's client as it comes
+        client = AsyncOpenAI(api_key="xai-bench", base_url=base_url, max_retries=0)
+        return Direct(name, await exits.enter_async_context(client))
+    if name in {TURNLINE, UNTRACED, EXPORTING}:
+        return await _turnline(name, redis_url, base_url, workers, exits)
+    redis = open_async(redis_url, retries=0)
+    exits.push_async_callback(redis.aclose)
+    where = ("--redis", redis_url, "--base-url", base_url)
+    if name == FLOOR:
+        group = ("XGROUP", "CREATE", raw_worker.JOBS, raw_worker.GROUP, "0", "MKSTREAM")
+        await redis.execute_command(*group)
+        options = [("--slots", str(SLOTS), "--consumer", str(n)) for n in range(workers)]
+        return Raw(
+            name, redis, _all(exits, (program(raw_worker.__name__, *where, *it) for it in options))
+        )
+    # ARQ as it comes, or polling every 10 ms with the others' slots
+    tuned = ("--poll-s", "0.01", "--max-jobs", str(SLOTS), "--uvloop") if name == TUNED else ()
+    programs = (program(arq_worker.__name__, *where, *tuned) for _ in range(workers))
+    pool = await arq_pool(redis_url)
+    exits.push_async_callback(pool.aclose)
+    return Arq(name, redis, _all(exits, programs), pool)
+
+
+async def _turnline(
+    name: str, redis_url: str, base_url: str, workers: int, exits: AsyncExitStack
+) -> System:
+    """Start Turnline as it comes, or without traces, or with a collector for them."""
+    environ: Mapping[str, str] = {}
+    if name == UNTRACED:
+        environ = {"TURNLINE_TRACE_STORE": "0"}
+    elif name == EXPORTING:
+        sink = exits.enter_context(program(collector.__name__))
         environ = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{sink.first_line()}/v1/traces",
             "OTEL_BSP_SCHEDULE_DELAY": "200",  # ms: what a round makes is sent within the round
         }
-        async with turnline(name, redis_url, base_url, workers, environ) as system:
-            yield system
+    programs = (worker(redis_url, base_url, n, environ) for n in range(workers))
+    client = await exits.enter_async_context(TurnClient.connect(redis_url))
+    return Turnline(name, client, _all(exits, programs))
 
 
-@asynccontextmanager
-async def turnline(
-    name: str,
-    redis_url: str,
-    base_url: str,
-    workers: int = 1,
-    environ: Mapping[str, str] = NOTHING,
-) -> AsyncGenerator[System]:
-    """Run Turnline's workers. They are ready when the first turn is answered."""
-    async with AsyncExitStack() as stack:
-        programs = [
-            stack.enter_context(worker(redis_url, base_url, n, environ)) for n in range(workers)
-        ]
-        client = await stack.enter_async_context(TurnClient.connect(redis_url))
-        yield Turnline(name, client, programs)
-
-
-@asynccontextmanager
-async def arq(
-    name: str, redis_url: str, base_url: str, workers: int = 1, *, tuned: bool
-) -> AsyncGenerator[System]:
-    """Run stock ARQ workers: as they come, or polling every 10 ms with the others' slots."""
-    options = ("--poll-s", "0.01", "--max-jobs", str(SLOTS), "--uvloop") if tuned else ()
-    async with AsyncExitStack() as stack:
-        programs = [
-            stack.enter_context(
-                program(arq_worker.__name__, "--redis", redis_url, "--base-url", base_url, *options)
-            )
-            for _ in range(workers)
-        ]
-        redis = open_async(redis_url, retries=0)
-        stack.push_async_callback(redis.aclose)
-        pool = await create_pool(
-            RedisSettings.from_dsn(redis_url),
-            job_serializer=serialize_job,
-            job_deserializer=deserialize_job,
-        )
-        stack.push_async_callback(pool.aclose)
-        yield Arq(name, redis, programs, pool)
-
-
-@asynccontextmanager
-async def raw(name: str, redis_url: str, base_url: str, workers: int = 1) -> AsyncGenerator[System]:
-    """Run the floor's workers."""
-    async with AsyncExitStack() as stack:
-        redis = open_async(redis_url, retries=0)
-        stack.push_async_callback(redis.aclose)
-        group = ("XGROUP", "CREATE", raw_worker.JOBS, raw_worker.GROUP, "0", "MKSTREAM")
-        await redis.execute_command(*group)
-        programs = [
-            stack.enter_context(
-                program(
-                    raw_worker.__name__,
-                    *("--redis", redis_url, "--base-url", base_url),
-                    *("--consumer", str(n), "--slots", str(SLOTS)),
-                )
-            )
-            for n in range(workers)
-        ]
-        yield Raw(name, redis, programs)
-
-
-@asynccontextmanager
-async def direct(name: str, base_url: str) -> AsyncGenerator[System]:
-    """Open the SDK's client as it comes."""
-    async with AsyncOpenAI(api_key="xai-bench", base_url=base_url, max_retries=0) as client:
-        yield Direct(name, client)
+def _all(exits: AsyncExitStack, programs: Iterable[Child]) -> list[Child]:
+    """Have programs end with `exits`."""
+    return [exits.enter_context(each) for each in programs]

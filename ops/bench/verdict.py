@@ -20,6 +20,11 @@ class Verdict(NamedTuple):
     budget: str
     met: bool
 
+    @property
+    def said(self) -> str:
+        """Whether it is met, in a word."""
+        return "yes" if self.met else "NO"
+
 
 def budget(report: Report) -> Iterator[Verdict]:
     """Yield the lines of the budget that this run has figures for."""

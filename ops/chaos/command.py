@@ -2,8 +2,7 @@
 
 import random
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -11,7 +10,7 @@ import click
 import msgspec
 
 from turnline.ops.chaos import drills, session
-from turnline.ops.chaos.figures import Name
+from turnline.ops.chaos.figures import Name, progress
 from turnline.ops.chaos.report import show, show_drill
 from turnline.ops.chaos.sabotage import SABOTAGES
 from turnline.ops.cli.output import console, say
@@ -98,9 +97,8 @@ def chaos(
         command=f"turnline chaos --minutes {minutes:g} --seed {seed} --workers {workers} "
         f"--conversations {conversations}",
     )
-    progress = console(stderr=True)
-    say(progress, f"seed {seed}")
-    with ends_in_order(), _told() as tell:
+    say(console(stderr=True), f"seed {seed}")
+    with ends_in_order(), progress() as tell:
         report = session.run(options, tell)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1))
@@ -111,7 +109,7 @@ def chaos(
 
 def _drill(which: str, *, as_json: bool, seed: int) -> NoReturn:
     """Carry out one drill, or all of them, and exit."""
-    with ends_in_order(), _told() as tell:
+    with ends_in_order(), progress() as tell:
         done = [
             drills.run(name, rounds=rounds, tell=tell, seed=seed)
             for name, rounds in _ROUNDS.items()
@@ -123,14 +121,3 @@ def _drill(which: str, *, as_json: bool, seed: int) -> NoReturn:
         for drilled in done:
             show_drill(drilled, console())
     sys.exit(0 if all(row.is_kept for drilled in done for row in drilled.rows) else 1)
-
-
-@contextmanager
-def _told() -> Generator["session.Tell"]:
-    """One line on a terminal that says how it is going."""
-    progress = console(stderr=True)
-    if not progress.is_terminal:
-        yield lambda _: None
-        return
-    with progress.status("starting") as status:
-        yield status.update

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -12,10 +12,10 @@ from typing import Any, Final
 from turnline.contracts import Receipt, TextDelta, TurnClient, TurnStarted, UserMessage
 from turnline.contracts.replies import TERMINAL, AnyEvent, TurnInterrupted
 from turnline.ops.chaos import endless, ends, malformed, sabotage, stalling
-from turnline.ops.chaos.figures import Drilled, Name, Row, Tell, fleet
-from turnline.ops.chaos.recovery import percentile
+from turnline.ops.chaos.figures import Drilled, Figure, Name, Tell, fleet, percentile
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.cli.failures import Failed
+from turnline.ops.fleet.stack import Stack
 
 _DRAIN_S: Final = 10.0
 """The workers' default grace period."""
@@ -94,11 +94,6 @@ class _Watch:
         """How many attempts were seen."""
         return max((event.attempt for _, event in self.events), default=0)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the terminal event was seen."""
-        return bool(self.events) and isinstance(self.events[-1][1], TERMINAL)
-
     def misled(self) -> bool:
         """Whether a reader saw a text twice, missed some, or was left with another one."""
         attempt, text = 0, ""
@@ -125,16 +120,31 @@ class _Watch:
 async def _watches(
     client: TurnClient, conversations: Iterable[str]
 ) -> AsyncGenerator[list[_Watch]]:
-    """Put one message into each conversation and watch what becomes of it."""
+    """Put one message into each conversation and watch the turns, once all of them speak."""
     watches: list[_Watch] = []
     try:
         for name in conversations:
             message = UserMessage(conversation_id=name, text="tell me everything")
             watches.append(_Watch(client, await client.submit(message)))
+        for watch in watches:
+            await watch.until(_spoke)
         yield watches
     finally:
         for watch in watches:
             await watch.close()
+
+
+@asynccontextmanager
+async def _stage(
+    workers: int, words: Mapping[str, int], **environ: str
+) -> AsyncGenerator[tuple[Stack, SimAdmin, TurnClient]]:
+    """Start a fleet whose model says so many words in conversations of such names."""
+    with fleet(workers, **environ) as stack:
+        sim = SimAdmin(stack.base_url)
+        for conversation, chunks in words.items():
+            sim.add_rule(f"chunks={chunks}", times=None, conversation=conversation)
+        async with TurnClient.connect(stack.redis_url) as client:
+            yield stack, sim, client
 
 
 def _spoke(event: AnyEvent) -> bool:
@@ -145,47 +155,51 @@ def _spoke_again(event: AnyEvent) -> bool:
     return isinstance(event, TextDelta) and event.attempt > 1
 
 
+def _begun_again(event: AnyEvent) -> bool:
+    return isinstance(event, TurnStarted) and event.attempt > 1
+
+
 def _ended(event: AnyEvent) -> bool:
     return isinstance(event, TERMINAL)
+
+
+def _is_long(watch: _Watch) -> bool:
+    return watch.receipt.conversation_id.startswith("long-")
 
 
 async def _kill(rounds: int, tell: Tell) -> Drilled:
     """SIGKILL a worker mid-stream and wait for another one's first delta."""
     waits: list[float] = []
     rng = random.Random(rounds)
-    with fleet(4) as stack:
-        SimAdmin(stack.base_url).add_rule("chunks=300", times=None)
-        async with TurnClient.connect(stack.redis_url) as client:
-            for n in range(rounds):
-                tell(f"kill {n + 1} of {rounds}")
-                async with _watches(client, [f"kill-{n}-{m}" for m in range(3)]) as watches:
-                    for watch in watches:
-                        await watch.until(_spoke)
-                    # Anywhere between two heartbeats: just after a claim the lease is longest.
-                    await asyncio.sleep(rng.uniform(0.5, 1.5))
-                    victim = watches[0].worker
-                    cut_off = [watch for watch in watches if watch.worker == victim]
-                    at_s = time.time()
-                    stack.kill(stack.worker_names.index(victim))
-                    for watch in cut_off:
-                        seen_s, _ = await watch.until(_spoke_again)
-                        waits.append(seen_s - at_s)
-                    for watch in watches:
-                        await client.interrupt(watch.receipt.conversation_id)
-                    stack.start(stack.worker_names.index(victim))
-                    for watch in watches:
-                        await watch.until(_ended)
-                    stack.wait_ready()
-    waits.sort()
+    async with _stage(4, {"*": 300}) as (stack, _, client):
+        for n in range(rounds):
+            tell(f"kill {n + 1} of {rounds}")
+            async with _watches(client, [f"kill-{n}-{m}" for m in range(3)]) as watches:
+                # Anywhere between two heartbeats: just after a claim the lease is longest.
+                await asyncio.sleep(rng.uniform(0.5, 1.5))
+                victim = watches[0].worker
+                index = stack.worker_names.index(victim)
+                cut_off = [watch for watch in watches if watch.worker == victim]
+                at_s = time.time()
+                stack.kill(index)
+                for watch in cut_off:
+                    seen_s, _ = await watch.until(_spoke_again)
+                    waits.append(seen_s - at_s)
+                for watch in watches:
+                    await client.interrupt(watch.receipt.conversation_id)
+                stack.start(index)
+                for watch in watches:
+                    await watch.until(_ended)
+                stack.wait_ready()
     return Drilled(
         "kill",
         "SIGKILL mid-stream, until another worker's first new delta",
         [
-            Row("kills", rounds, ""),
-            Row("turns cut off", len(waits), ""),
-            Row("p50", percentile(waits, 0.5), "s", 2.0),
-            Row("p99", percentile(waits, 0.99), "s", 3.0),
-            Row("slowest", waits[-1], "s"),
+            Figure("kills", rounds),
+            Figure("turns cut off", len(waits)),
+            Figure("p50", percentile(waits, 0.5), "s", 2.0),
+            Figure("p99", percentile(waits, 0.99), "s", 3.0),
+            Figure("slowest", max(waits), "s"),
         ],
     )
 
@@ -194,31 +208,27 @@ async def _stall(rounds: int, tell: Tell) -> Drilled:
     """Hold up a worker's event loop under load; its heartbeat goes on."""
     kept = moved = misled = 0
     environ = {**sabotage.environment(""), stalling.VARIABLE: str(_STALL_S)}
-    with fleet(2, **environ) as stack:
-        SimAdmin(stack.base_url).add_rule("chunks=200", times=None)
-        async with TurnClient.connect(stack.redis_url) as client:
-            for n in range(rounds):
-                tell(f"stall {n + 1} of {rounds}")
-                async with _watches(client, [f"stall-{n}-{m}" for m in range(20)]) as watches:
-                    for watch in watches:
-                        await watch.until(_spoke)
-                    victim = watches[0].worker
-                    held = [watch for watch in watches if watch.worker == victim]
-                    os.kill(stack.pid(stack.worker_names.index(victim)), stalling.SIGNAL)
-                    for watch in watches:
-                        await watch.until(_ended)
-                    kept += sum(watch.attempts == 1 for watch in held)
-                    moved += sum(watch.attempts > 1 for watch in held)
-                    misled += sum(watch.misled() for watch in watches)
+    async with _stage(2, {"*": 200}, **environ) as (stack, _, client):
+        for n in range(rounds):
+            tell(f"stall {n + 1} of {rounds}")
+            async with _watches(client, [f"stall-{n}-{m}" for m in range(20)]) as watches:
+                victim = watches[0].worker
+                held = [watch for watch in watches if watch.worker == victim]
+                os.kill(stack.pid(stack.worker_names.index(victim)), stalling.SIGNAL)
+                for watch in watches:
+                    await watch.until(_ended)
+                kept += sum(watch.attempts == 1 for watch in held)
+                moved += sum(watch.attempts > 1 for watch in held)
+                misled += sum(watch.misled() for watch in watches)
     return Drilled(
         "stall",
         f"an event loop held up for {_STALL_S:g} s under load",
         [
-            Row("stalls", rounds, ""),
-            Row("turns held up", kept + moved, ""),
-            Row("kept", kept, ""),
-            Row("gone on elsewhere", moved, ""),
-            Row("shown anything twice", misled, "", 0),
+            Figure("stalls", rounds),
+            Figure("turns held up", kept + moved),
+            Figure("kept", kept),
+            Figure("gone on elsewhere", moved),
+            Figure("shown anything twice", misled, most=0),
         ],
     )
 
@@ -227,60 +237,42 @@ async def _term(rounds: int, tell: Tell) -> Drilled:
     """SIGTERM a worker whose turns outlast the grace period, and some that do not."""
     waits: list[float] = []
     again = short = 0
-    with fleet(3) as stack:
-        sim = SimAdmin(stack.base_url)
-        sim.add_rule("chunks=700", times=None, conversation="long-*")
-        sim.add_rule("chunks=200", times=None, conversation="short-*")
-        async with TurnClient.connect(stack.redis_url) as client:
-            for n in range(rounds):
-                tell(f"hand-over {n + 1} of {rounds}")
-                names = [f"{kind}-{n}-{m}" for m in range(4) for kind in ("long", "short")]
-                async with _watches(client, names) as watches:
-                    for watch in watches:
-                        await watch.until(_spoke)
-                    victim = next(w.worker for w in watches if _is_long(w))
-                    held = [watch for watch in watches if watch.worker == victim]
-                    at_s = time.time()
-                    stack.terminate(stack.worker_names.index(victim))
-                    for watch in filter(_is_long, held):
-                        seen_s, _ = await watch.until(_begun_again)
-                        waits.append(seen_s - at_s - _DRAIN_S)
-                    for watch in watches:
-                        if _is_long(watch):
-                            await client.interrupt(watch.receipt.conversation_id)
-                        await watch.until(_ended)
-                    short += sum(not _is_long(watch) for watch in held)
-                    again += sum(
-                        watch.attempts > 1
-                        for watch in watches
-                        if watch not in held or not _is_long(watch)
-                    )
-                    again += sum(watch.attempts > 2 for watch in watches)
-                    index = stack.worker_names.index(victim)
-                    stack.wait(index, _PATIENCE_S)
-                    stack.start(index)
-                    stack.wait_ready()
-    waits.sort()
+    async with _stage(3, {"long-*": 700, "short-*": 200}) as (stack, _, client):
+        for n in range(rounds):
+            tell(f"hand-over {n + 1} of {rounds}")
+            names = [f"{kind}-{n}-{m}" for m in range(4) for kind in ("long", "short")]
+            async with _watches(client, names) as watches:
+                victim = next(watch.worker for watch in watches if _is_long(watch))
+                index = stack.worker_names.index(victim)
+                held = [watch for watch in watches if watch.worker == victim]
+                at_s = time.time()
+                stack.terminate(index)
+                for watch in filter(_is_long, held):
+                    seen_s, _ = await watch.until(_begun_again)
+                    waits.append(seen_s - at_s - _DRAIN_S)
+                for watch in watches:
+                    if _is_long(watch):
+                        await client.interrupt(watch.receipt.conversation_id)
+                    await watch.until(_ended)
+                short += sum(not _is_long(watch) for watch in held)
+                for watch in watches:
+                    once = watch not in held or not _is_long(watch)
+                    again += (once and watch.attempts > 1) + (watch.attempts > 2)
+                stack.wait(index, _PATIENCE_S)
+                stack.start(index)
+                stack.wait_ready()
     return Drilled(
         "term",
         f"SIGTERM, from the end of the grace period ({_DRAIN_S:g} s) until the turn goes on",
         [
-            Row("terminations", rounds, ""),
-            Row("turns handed over", len(waits), ""),
-            Row("p50", percentile(waits, 0.5), "s", 0.5),
-            Row("slowest", waits[-1], "s", 0.5),
-            Row("turns that finished in time", short, ""),
-            Row("of these, and of others, run twice", again, "", 0),
+            Figure("terminations", rounds),
+            Figure("turns handed over", len(waits)),
+            Figure("p50", percentile(waits, 0.5), "s", 0.5),
+            Figure("slowest", max(waits), "s", 0.5),
+            Figure("turns that finished in time", short),
+            Figure("of these, and of others, run twice", again, most=0),
         ],
     )
-
-
-def _is_long(watch: _Watch) -> bool:
-    return watch.receipt.conversation_id.startswith("long-")
-
-
-def _begun_again(event: AnyEvent) -> bool:
-    return isinstance(event, TurnStarted) and event.attempt > 1
 
 
 async def _cancel(rounds: int, tell: Tell) -> Drilled:
@@ -288,37 +280,31 @@ async def _cancel(rounds: int, tell: Tell) -> Drilled:
     closed: list[float] = []
     ended: list[float] = []
     lost = uncounted = 0
-    with fleet(2) as stack:
-        sim = SimAdmin(stack.base_url)
-        sim.add_rule("chunks=300", times=None)
-        async with TurnClient.connect(stack.redis_url) as client:
-            for n in range(rounds):
-                tell(f"cancellation {n + 1} of {rounds}")
-                name = f"cancel-{n}"
-                async with _watches(client, [name]) as (watch,):
-                    await watch.until(_spoke)
-                    at_s = time.time()
-                    await client.interrupt(name)
-                    seen_s, end = await watch.until(_ended)
-                ended.append((seen_s - at_s) * 1000)
-                kept = isinstance(end, TurnInterrupted) and bool(end.text)
-                context = (await client.history(name)).messages
-                lost += not (kept and context[-1].content == getattr(end, "text", ""))
-                uncounted += (await client.usage(name)).usage.completion_tokens == 0
-                closed.append(await _closed_after_ms(sim, name, at_s * 1000))
-    closed.sort()
-    ended.sort()
+    async with _stage(2, {"*": 300}) as (_, sim, client):
+        for n in range(rounds):
+            tell(f"cancellation {n + 1} of {rounds}")
+            name = f"cancel-{n}"
+            async with _watches(client, [name]) as (watch,):
+                at_s = time.time()
+                await client.interrupt(name)
+                seen_s, end = await watch.until(_ended)
+            ended.append((seen_s - at_s) * 1000)
+            kept = isinstance(end, TurnInterrupted) and bool(end.text)
+            context = (await client.history(name)).messages
+            lost += not (kept and context[-1].content == getattr(end, "text", ""))
+            uncounted += (await client.usage(name)).usage.completion_tokens == 0
+            closed.append(await _closed_after_ms(sim, name, at_s * 1000))
     return Drilled(
         "cancel",
         "interrupt mid-stream, until the model's connection is closed",
         [
-            Row("cancellations", rounds, ""),
-            Row("closed, p50", percentile(closed, 0.5), "ms"),
-            Row("closed, p99", percentile(closed, 0.99), "ms", 50),
-            Row("reader sees the end, p50", percentile(ended, 0.5), "ms"),
-            Row("reader sees the end, p99", percentile(ended, 0.99), "ms"),
-            Row("partial replies lost", lost, "", 0),
-            Row("without a count of tokens", uncounted, "", 0),
+            Figure("cancellations", rounds),
+            Figure("closed, p50", percentile(closed, 0.5), "ms"),
+            Figure("closed, p99", percentile(closed, 0.99), "ms", 50),
+            Figure("reader sees the end, p50", percentile(ended, 0.5), "ms"),
+            Figure("reader sees the end, p99", percentile(ended, 0.99), "ms"),
+            Figure("partial replies lost", lost, most=0),
+            Figure("without a count of tokens", uncounted, most=0),
         ],
     )
 
@@ -327,12 +313,8 @@ async def _closed_after_ms(sim: SimAdmin, conversation: str, from_ms: float) -> 
     """Return how long after a moment the model saw the connection of the only call closed."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        (entry,) = await asyncio.to_thread(_entries, sim, conversation)
+        (entry,) = await asyncio.to_thread(lambda: [*sim.entries(conversation=conversation)])
         if entry.disconnected_at_ms is not None:
-            return float(entry.disconnected_at_ms) - from_ms
+            return entry.disconnected_at_ms - from_ms
         await asyncio.sleep(0.01)
     raise Failed(f"the model's connection for {conversation} was not closed")
-
-
-def _entries(sim: SimAdmin, conversation: str) -> Sequence[Any]:
-    return list(sim.entries(conversation=conversation))

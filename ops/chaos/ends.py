@@ -10,8 +10,7 @@ from typing import Final, NamedTuple
 
 from turnline.contracts import Receipt, ResultTimeout, TurnClient, UserMessage
 from turnline.ops.chaos import misbehaving
-from turnline.ops.chaos.figures import Drilled, Row, Tell, fleet
-from turnline.ops.chaos.recovery import percentile
+from turnline.ops.chaos.figures import Drilled, Figure, Tell, fleet, percentile
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.fleet.stack import Stack
 
@@ -67,23 +66,20 @@ async def drill(rounds: int, tell: Tell, seed: int = 0) -> Drilled:
                 ends.append(await _told_to_end(stack, rng))
             with Stack(1, redis_url=stack.redis_url):  # one without tools
                 lost = await _without_an_end(client, receipts)
-    took = sorted(it.after_s for it in ends if it.after_s is not None)
+    forced = sum(it.exit_code == 75 for it in ends)
+    took = [it.after_s for it in ends if it.after_s is not None]
     return Drilled(
         "end",
         f"told to end at any moment, {_DRAIN_S:g} s of grace, tools that misbehave, seed {seed}",
         [
-            Row("workers told to end", rounds, ""),
-            Row("p50", percentile(took, 0.5), "s"),
-            Row("slowest", took[-1], "s", _DRAIN_S + 2),
-            Row("still there", rounds - len(took), "", 0),
-            Row("of these that ended, left something behind", _forced(ends), ""),
-            Row("turns without an end", lost, "", 0),
+            Figure("workers told to end", rounds),
+            Figure("p50", percentile(took, 0.5), "s"),
+            Figure("slowest", max(took), "s", _DRAIN_S + 2),
+            Figure("still there", rounds - len(took), most=0),
+            Figure("of these that ended, left something behind", forced),
+            Figure("turns without an end", lost, most=0),
         ],
     )
-
-
-def _forced(ends: Sequence[_Ended]) -> int:
-    return sum(it.exit_code == 75 for it in ends)
 
 
 async def _told_to_end(stack: Stack, rng: random.Random) -> _Ended:

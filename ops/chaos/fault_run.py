@@ -1,63 +1,80 @@
 """Carries out what was planned against a fleet of real processes, and notes what happened."""
 
-import heapq
-import itertools
 import os
+import sched
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 from redis.exceptions import RedisError
 
-from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.connection import open_sync
 from turnline.contracts.keys import shard_keys
 from turnline.ops.chaos.disturbances import FAULTS, MALFORMED, Disturbance, Kind, Planned
 from turnline.ops.chaos.journal import Journal, decode_journal
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.chaos.traffic import TrafficPlan
+from turnline.ops.fleet.child import ROOT
 from turnline.ops.fleet.stack import Stack
 
 _TICK_S: Final = 0.05
 _FEWEST: Final = 2
 """Workers that are left in peace at any time."""
-_QUIET_S: Final = 90.0
-
-
-class Member(NamedTuple):
-    """One worker of the fleet: a place in one of its stacks."""
-
-    stack: Stack
-    number: int
-    """Of the worker within the stack."""
-    name: str
 
 
 class Worker:
-    """What the driver knows of one worker."""
+    """One worker of the fleet, and what the driver knows of it."""
 
-    def __init__(self, member: Member) -> None:
-        """Take a running worker."""
-        self.member = member
+    def __init__(self, stack: Stack, number: int, name: str) -> None:
+        """Take the running worker with this number within its stack; `name` is in its events."""
+        self.name = name
+        self._stack = stack
+        self._number = number
         self.stopped = False
         self.down = False
         """Whether it was killed, or told to end, and not started again yet."""
         self.started_ms = now_ms()
 
     @property
-    def name(self) -> str:
-        """As in its events."""
-        return self.member.name
-
-    @property
     def is_up(self) -> bool:
         """Whether it takes turns, as far as the driver is concerned."""
         return not (self.stopped or self.down)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process has not ended."""
+        return self._stack.is_running(self._number)
+
+    def end(self, *, at_once: bool) -> None:
+        """Kill it, or ask it to end."""
+        (self._stack.kill if at_once else self._stack.terminate)(self._number)
+        self.down = True
+
+    def freeze(self) -> None:
+        """Stop it."""
+        self._stack.stop(self._number)
+        self.stopped = True
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._stack.resume(self._number)
+        self.stopped = False
+
+    def start(self) -> None:
+        """Start it again."""
+        self._stack.start(self._number)
+        self.started_ms = now_ms()
+        self.down = False
+
+    def last_words(self) -> tuple[int, str]:
+        """Return how it ended, and what it said last."""
+        return self._stack.wait(self._number), self._stack.log_of(self._number)
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -92,18 +109,18 @@ class Driver:
     def __init__(
         self,
         home: Stack,
-        members: Sequence[Member],
+        workers: Sequence[Worker],
         traffic: TrafficPlan,
         *,
         tell: Callable[[str], None],
-        traffic_env: Mapping[str, str] | None = None,
+        traffic_env: Mapping[str, str],
         malformed: Mapping[str, float] = MALFORMED,
     ) -> None:
         """Prepare; nothing is disturbed yet.
 
         Args:
             home: Has the private Redis and the simulator.
-            members: All workers, running.
+            workers: All of them, running.
             traffic: What producers and readers do.
             tell: Called with a line about what is happening.
             traffic_env: Further variables for the traffic process.
@@ -113,19 +130,22 @@ class Driver:
         self._redis = home.redis
         self._url = home.redis_url
         self._sim = SimAdmin(home.base_url)
-        self._workers = [Worker(member) for member in members]
+        self._workers = workers
         self._traffic = traffic
         self._tell = tell
         self._malformed = malformed
-        self._environ = {**os.environ, **(traffic_env or {})}
+        self._environ = {**os.environ, **traffic_env}
         self._done: list[Disturbance] = []
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-        self._redis_away: list[tuple[float, float]] = []
+        self._strikes = sched.scheduler(time.monotonic)
+        """What is still to be done to the fleet."""
+        self._repairs = sched.scheduler(time.monotonic)
+        """What is still to be undone."""
+        self._last_return_ms = 0.0
+        """When Redis was last back after it was away."""
         self._redis_down = False
         self._full = False
-        self.deaths: list[str] = []
-        self.refused_starts = 0
+        self._deaths: list[str] = []
+        self._refused_starts = 0
 
     def run(self, plan: Iterable[Planned], seconds: float, seed: int) -> Outcome:
         """Let the traffic flow for a time and disturb it as planned; then wait for rest."""
@@ -134,24 +154,19 @@ class Driver:
         self._sim.add_faults(FAULTS, seed)
         # One digit: the first ten that are talked in at a time.
         self._sim.add_faults(self._malformed, seed + 1, conversation=f"{self._traffic.prefix}-?-*")
+        words = msgspec.json.encode(self._traffic).decode()
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "turnline.ops.chaos.traffic",
-                msgspec.json.encode(self._traffic).decode(),
-            ],
+            [sys.executable, "-m", "turnline.ops.chaos.traffic", words],
             stdin=subprocess.PIPE,
             env=self._environ,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
         )
         try:
             for each in plan:
-                heapq.heappush(
-                    self._later, (began_s + each.at_s, next(self._numbers), self._striking(each))
-                )
+                self._strikes.enterabs(began_s + each.at_s, 0, self._strike, (each,))
             while (left_s := began_s + seconds - time.monotonic()) > 0:
-                self._work_off()
+                self._strikes.run(blocking=False)
+                self._repairs.run(blocking=False)
                 self._look_after()
                 self._tell(f"{left_s:.0f} s to go, {len(self._done)} disturbances")
                 time.sleep(_TICK_S)
@@ -162,23 +177,19 @@ class Driver:
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
+        written = Path(self._traffic.journal)
         return Outcome(
-            journal=decode_journal(Path(self._traffic.journal).read_bytes())
-            if is_done
-            else Journal(),
+            journal=decode_journal(written.read_bytes()) if is_done else Journal(),
             disturbances=sorted(self._done, key=lambda it: it.from_ms),
             faults=faults,
-            deaths=self.deaths,
-            refused_starts=self.refused_starts,
+            deaths=self._deaths,
+            refused_starts=self._refused_starts,
             on_queue=self._wait_for_an_empty_queue(),
             is_done=is_done,
             seconds=time.monotonic() - began_s,
         )
 
     # -- striking -------------------------------------------------------------------------------
-
-    def _striking(self, planned: Planned) -> Callable[[], None]:
-        return lambda: self._strike(planned)
 
     def _strike(self, planned: Planned) -> None:
         strikes: Mapping[Kind, Callable[[Planned], bool]] = {
@@ -193,27 +204,25 @@ class Driver:
             "outage": self._outage,
         }
         if not strikes[planned.kind](planned):
-            self._after(0.2, self._striking(planned))  # not now, but soon
+            self._strikes.enter(0.2, 0, self._strike, (planned,))  # not now, but soon
+
+    def _undo(self, after_s: float, action: Callable[..., None], *args: object) -> None:
+        self._repairs.enter(after_s, 0, action, args)
 
     def _end(self, planned: Planned) -> bool:
-        worker = self._victim(planned)
-        if worker is None:
+        if (worker := self._victim(planned)) is None:
             return False
-        at_ms, stack = now_ms(), worker.member.stack
-        end = stack.kill if planned.kind == "kill" else stack.terminate
-        end(worker.member.number)
-        worker.down = True
-        self._after(planned.lasts_s, lambda: self._start(worker, planned.kind, at_ms))
+        at_ms = now_ms()
+        worker.end(at_once=planned.kind == "kill")
+        self._undo(planned.lasts_s, self._start, worker, planned.kind, at_ms)
         return True
 
     def _stop(self, planned: Planned) -> bool:
-        worker = self._victim(planned)
-        if worker is None:
+        if (worker := self._victim(planned)) is None:
             return False
         at_ms = now_ms()
-        worker.member.stack.stop(worker.member.number)
-        worker.stopped = True
-        self._after(planned.lasts_s, lambda: self._resume(worker, at_ms))
+        worker.freeze()
+        self._undo(planned.lasts_s, self._resume, worker, at_ms)
         return True
 
     def _restart_redis(self, planned: Planned) -> bool:
@@ -226,7 +235,7 @@ class Driver:
             os.kill(self._redis.pid, signal.SIGTERM)
             self._redis.wait()
         self._redis_down = True
-        self._after(planned.lasts_s, lambda: self._start_redis(planned.kind, at_ms))
+        self._undo(planned.lasts_s, self._start_redis, planned.kind, at_ms)
         return True
 
     def _fill_redis(self, planned: Planned) -> bool:
@@ -234,7 +243,7 @@ class Driver:
             return False
         at_ms = now_ms()
         self._full = True
-        self._after(planned.lasts_s, lambda: self._empty_redis(at_ms))
+        self._undo(planned.lasts_s, self._empty_redis, at_ms)
         return True
 
     def _flush(self, planned: Planned) -> bool:
@@ -246,7 +255,7 @@ class Driver:
         kind = "pubsub" if planned.victim < 0.5 else "normal"
         if self._order("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"):
             self._note(planned.kind, "", now_ms())
-            self._redis_away.append((now_ms(), now_ms()))
+            self._last_return_ms = now_ms()
         return True
 
     def _outage(self, planned: Planned) -> bool:
@@ -264,18 +273,14 @@ class Driver:
     # -- undoing --------------------------------------------------------------------------------
 
     def _start(self, worker: Worker, kind: Kind, at_ms: float) -> None:
-        stack, index, _ = worker.member
-        if stack.is_running(index):  # terminated, and still draining
-            self._after(0.1, lambda: self._start(worker, kind, at_ms))
+        if worker.is_running:  # terminated, and still draining
+            self._undo(0.1, self._start, worker, kind, at_ms)
             return
         self._note(kind, worker.name, at_ms)
-        stack.start(index)
-        worker.started_ms = now_ms()
-        worker.down = False
+        worker.start()
 
     def _resume(self, worker: Worker, at_ms: float) -> None:
-        worker.member.stack.resume(worker.member.number)
-        worker.stopped = False
+        worker.resume()
         self._note("stop", worker.name, at_ms)
 
     def _start_redis(self, kind: Kind, at_ms: float) -> None:
@@ -283,56 +288,44 @@ class Driver:
         self._make_durable()
         self._redis_down = False
         self._note(kind, "", at_ms)
-        self._redis_away.append((at_ms, now_ms()))
+        self._last_return_ms = now_ms()
 
     def _empty_redis(self, at_ms: float) -> None:
         if not self._order("CONFIG", "SET", "maxmemory", 0):
-            self._after(0.1, lambda: self._empty_redis(at_ms))
+            self._undo(0.1, self._empty_redis, at_ms)
             return
         self._full = False
         self._note("redis-full", "", at_ms)
-        self._redis_away.append((at_ms, now_ms()))
+        self._last_return_ms = now_ms()
 
     # -- running --------------------------------------------------------------------------------
-
-    def _work_off(self) -> None:
-        """Do what is due."""
-        while self._later and self._later[0][0] <= time.monotonic():
-            _, _, action = heapq.heappop(self._later)
-            action()
 
     def _look_after(self) -> None:
         """Start again what ended by itself; unless Redis was away, that is a finding."""
         for worker in self._workers:
-            stack, index, name = worker.member
-            if worker.down or stack.is_running(index):
+            if worker.down or worker.is_running:
                 continue
-            code = stack.wait(index)
-            if code == 2 and self._was_redis_away(worker.started_ms):
-                self.refused_starts += 1
+            code, words = worker.last_words()
+            was_away = self._redis_down or self._full or self._last_return_ms >= worker.started_ms
+            if code == 2 and was_away:
+                self._refused_starts += 1
             else:
                 after_s = (now_ms() - worker.started_ms) / 1000
-                self.deaths.append(
-                    f"{name} ended (exit code {code}, {after_s:.1f} s after its start):\n"
-                    f"{stack.log_of(index)}"
+                self._deaths.append(
+                    f"{worker.name} ended (exit code {code}, {after_s:.1f} s after its start):\n"
+                    f"{words}"
                 )
-            stack.start(index)
-            worker.started_ms = now_ms()
-
-    def _was_redis_away(self, since_ms: float) -> bool:
-        if self._redis_down or self._full:
-            return True
-        return any(to_ms >= since_ms for _, to_ms in self._redis_away)
+            worker.start()
 
     def _calm(self) -> int:
         """Undo everything; return how many model calls met a fault."""
         self._tell("waiting for the last turns")
-        self._later = [it for it in self._later if "_striking" not in it[2].__qualname__]
-        heapq.heapify(self._later)
         deadline = time.monotonic() + 30
-        while self._later and time.monotonic() < deadline:
-            self._later = [(0.0, number, action) for _, number, action in self._later]
-            self._work_off()
+        for each in self._repairs.queue:  # at once
+            self._repairs.cancel(each)
+            self._repairs.enter(0, 0, each.action, each.argument)
+        while not self._repairs.empty() and time.monotonic() < deadline:
+            self._repairs.run(blocking=False)
             time.sleep(_TICK_S)
         return self._sim.remove_faults()
 
@@ -350,19 +343,12 @@ class Driver:
 
     def _wait_for_an_empty_queue(self) -> int:
         deadline = time.monotonic() + 10
-        redis = open_sync(self._url, retries=3)
-        try:
+        with closing(open_sync(self._url, retries=3)) as redis:
             while True:
                 left = int(redis.execute_command("ZCARD", shard_keys(0).queue))
                 if not left or time.monotonic() > deadline:
                     return left
                 time.sleep(_TICK_S)
-        finally:
-            redis.close()
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        due_s = time.monotonic() + seconds
-        heapq.heappush(self._later, (due_s, next(self._numbers), action))
 
     def _note(self, kind: Kind, worker: str, from_ms: float) -> None:
         self._done.append(Disturbance(kind=kind, worker=worker, from_ms=from_ms, to_ms=now_ms()))
@@ -373,12 +359,9 @@ class Driver:
 
     def _order(self, *words: str | int) -> bool:
         """Send Redis one command; return whether it was done."""
-        redis: SyncRedis = open_sync(self._url, retries=0)
-        try:
-            redis.execute_command(*words)
-        except (RedisError, OSError):
-            return False
-        else:
-            return True
-        finally:
-            redis.close()
+        with closing(open_sync(self._url, retries=0)) as redis:
+            try:
+                redis.execute_command(*words)
+            except (RedisError, OSError):
+                return False
+        return True

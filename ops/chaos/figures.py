@@ -1,22 +1,26 @@
 """What drills come to: figures with their bounds; and the fleet that they are held on."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
 
+from turnline.ops.cli.output import console
 from turnline.ops.fleet.stack import Stack
 
 Name = Literal["kill", "stall", "term", "cancel", "malformed", "end", "endless"]
 Tell = Callable[[str], None]
+"""Takes a few words about how it is going."""
 
 
-class Row(msgspec.Struct, frozen=True):
+class Figure(msgspec.Struct, frozen=True):
     """One figure of a drill."""
 
     what: str
     value: float
-    unit: str
+    unit: str = ""
     most: float | None = None
     """The bound that it must keep; None if it only informs."""
 
@@ -25,13 +29,30 @@ class Row(msgspec.Struct, frozen=True):
         """Whether the bound is kept."""
         return self.most is None or self.value <= self.most
 
+    @property
+    def measured(self) -> str:
+        """The value with its unit."""
+        digits = 0 if float(self.value).is_integer() else 2 if self.unit == "s" else 1
+        return f"{self.value:,.{digits}f} {self.unit}".strip()
+
+    @property
+    def bound(self) -> str:
+        """The bound with its unit; empty if there is none."""
+        return "" if self.most is None else f"{self.most:g} {self.unit}".strip()
+
 
 class Drilled(msgspec.Struct, frozen=True):
     """The figures of one drill."""
 
     name: Name
     title: str
-    rows: list[Row]
+    rows: list[Figure]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value below which this share (0 to 1) lies, by the nearest rank; 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
 
 def fleet(workers: int, **env: str) -> Stack:
@@ -41,3 +62,18 @@ def fleet(workers: int, **env: str) -> Stack:
         sim_options=("--ttft-ms", "50", "--itl-ms", "20", "--ledger-entries", "0"),
         worker_env={"TURNLINE_LOG_LEVEL": "error", **env},
     )
+
+
+@contextmanager
+def progress(*, in_files: bool = False) -> Generator[Tell]:
+    """Show on a terminal how it is going: one line on standard error that changes.
+
+    Args:
+        in_files: Print a line each time where there is no terminal; else there is silence.
+    """
+    to = console(stderr=True)
+    if to.is_terminal:
+        with to.status("starting") as status:
+            yield status.update
+    else:
+        yield lambda text: to.print(text, soft_wrap=True) if in_files else None

@@ -8,9 +8,8 @@ from typing import Final
 
 from turnline.contracts import TextDelta, TurnClient, UserMessage
 from turnline.contracts.replies import TERMINAL
-from turnline.ops.chaos.endless import rss_mb
-from turnline.ops.chaos.figures import Drilled, Row, Tell, fleet
-from turnline.ops.chaos.recovery import percentile
+from turnline.ops.bench.measuring import rss_mb
+from turnline.ops.chaos.figures import Drilled, Figure, Tell, fleet, percentile
 from turnline.ops.chaos.simulated import SimAdmin
 
 _SLICE_S: Final = 5.0
@@ -128,25 +127,27 @@ def _figures(
     paid: Counter[tuple[str, int]],
     memory_mb: float,
 ) -> Drilled:
-    plain, beside = (sorted(healthy.waits_s[kind]) for kind in (False, True))
+    plain, beside = healthy.waits_s[False], healthy.waits_s[True]
     before_s, with_s = percentile(plain, 0.99), percentile(beside, 0.99)
     answered = healthy.ended["answered"]
     return Drilled(
         "malformed",
         "malformed replies in half of the conversations; first delta of the others",
         [
-            Row("slices of either kind", rounds, ""),
-            Row("turns of the others, without", healthy.turns[False], ""),
-            Row("turns of the others, with", healthy.turns[True], ""),
-            Row("turns with malformed replies", odd.turns[True], ""),
-            Row("of these, failed by name", sum(odd.ended.values()) - odd.ended["answered"], ""),
-            Row("first delta without, p50", percentile(plain, 0.5) * 1000, "ms"),
-            Row("first delta with, p50", percentile(beside, 0.5) * 1000, "ms"),
-            Row("first delta without, p99", before_s * 1000, "ms"),
-            Row("first delta with, p99", with_s * 1000, "ms"),
-            Row("p99 with, by that without", with_s / before_s if before_s else 0.0, "", 1.5),
-            Row("memory of the larger worker", memory_mb, "MB"),
-            Row("most paid for one turn", max(paid.values(), default=0), "", 2),
-            Row("turns of the others that failed", sum(healthy.ended.values()) - answered, "", 0),
+            Figure("slices of either kind", rounds),
+            Figure("turns of the others, without", healthy.turns[False]),
+            Figure("turns of the others, with", healthy.turns[True]),
+            Figure("turns with malformed replies", odd.turns[True]),
+            Figure("of these, failed by name", sum(odd.ended.values()) - odd.ended["answered"]),
+            Figure("first delta without, p50", percentile(plain, 0.5) * 1000, "ms"),
+            Figure("first delta with, p50", percentile(beside, 0.5) * 1000, "ms"),
+            Figure("first delta without, p99", before_s * 1000, "ms"),
+            Figure("first delta with, p99", with_s * 1000, "ms"),
+            Figure("p99 with, by that without", with_s / before_s if before_s else 0.0, most=1.5),
+            Figure("memory of the larger worker", memory_mb, "MB"),
+            Figure("most paid for one turn", max(paid.values(), default=0), most=2),
+            Figure(
+                "turns of the others that failed", sum(healthy.ended.values()) - answered, most=0
+            ),
         ],
     )

@@ -1,6 +1,5 @@
 """How soon readers saw something new after the worker of their turn was killed."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from turnline.contracts.replies import TERMINAL, AnyEvent, TextDelta, TurnStarted
@@ -23,13 +22,6 @@ def recoveries_s(
         if (first_ms := _next_text_ms(turn, kill)) is not None
     ]
     return sorted(found)
-
-
-def percentile(sorted_values: Sequence[float], share: float) -> float:
-    """Return the value below which this share (0 to 1) lies, by the nearest rank; 0 of nothing."""
-    if not sorted_values:
-        return 0.0
-    return sorted_values[max(0, math.ceil(share * len(sorted_values)) - 1)]
 
 
 def _by_turn(events: Iterable[AnyEvent]) -> Iterator[list[AnyEvent]]:

@@ -7,11 +7,11 @@ import msgspec
 from rich.console import Console
 
 from turnline.ops.chaos.checker import COLUMNS, Violation
-from turnline.ops.chaos.disturbances import Disturbance
 from turnline.ops.chaos.evidence import Evidence
 from turnline.ops.chaos.fault_run import Outcome
-from turnline.ops.chaos.figures import Drilled
-from turnline.ops.chaos.recovery import percentile, recoveries_s
+from turnline.ops.chaos.figures import Drilled, percentile
+from turnline.ops.chaos.recovery import recoveries_s
+from turnline.ops.chaos.spending import token_difference
 from turnline.ops.cli.output import say, table
 
 _NAMED = 12
@@ -73,7 +73,6 @@ def judge(
     *,
     command: str,
     seed: int,
-    token_difference: int,
 ) -> Report:
     """Count everything."""
     chats = [chat for chat in outcome.journal.chats if not chat.forgotten]
@@ -81,7 +80,8 @@ def judge(
     found = [*violations, *_of_the_run(outcome)]
     columns = Counter[str](violation.column for violation in found)
     left = [evidence.left[chat.conversation] for chat in chats]
-    recoveries = recoveries_s((it.events for it in left), _kills(outcome.disturbances))
+    kills = [each for each in outcome.disturbances if each.kind == "kill"]
+    recoveries = recoveries_s((it.events for it in left), kills)
     shown = [shown for chat in chats for shown in chat.shown]
     return Report(
         command=command,
@@ -103,7 +103,10 @@ def judge(
         faults=outcome.faults,
         refused_starts=outcome.refused_starts,
         violations={column: columns[column] for column in COLUMNS},
-        token_difference=token_difference,
+        token_difference=sum(
+            token_difference(it, evidence.requests.get(chat.conversation, ()))
+            for chat, it in zip(chats, left, strict=True)
+        ),
         recovery_p50_s=round(percentile(recoveries, 0.5), 2),
         recovery_p99_s=round(percentile(recoveries, 0.99), 2),
         slowest_recovery_s=round(recoveries[-1], 2) if recoveries else 0.0,
@@ -114,23 +117,13 @@ def judge(
     )
 
 
-def _kills(disturbances: Sequence[Disturbance]) -> list[Disturbance]:
-    return [each for each in disturbances if each.kind == "kill"]
-
-
 def _of_the_run(outcome: Outcome) -> list[Violation]:
     """Return what went wrong outside of any conversation."""
-    found = [
-        Violation(column="broken", conversation="", what=f"a worker died: {words}")
-        for words in outcome.deaths
-    ]
-    found += [
-        Violation(column="broken", conversation="", what=f"a client raised: {words}")
-        for words in outcome.journal.defects
-    ]
+    broken = [f"a worker died: {words}" for words in outcome.deaths]
+    broken += [f"a client raised: {words}" for words in outcome.journal.defects]
     if not outcome.is_done:
-        what = "producers and readers did not come to an end"
-        found.append(Violation(column="broken", conversation="", what=what))
+        broken.append("producers and readers did not come to an end")
+    found = [Violation(column="broken", conversation="", what=what) for what in broken]
     if outcome.on_queue:
         what = f"{outcome.on_queue} conversations were left on the queue"
         found.append(Violation(column="lost", conversation="", what=what))
@@ -183,8 +176,5 @@ def show_drill(drilled: Drilled, to: Console) -> None:
     """Print the figures of one drill; those outside of their bounds are marked."""
     rows = table(drilled.name, "", "bound", title=drilled.title, numbers=("", "bound"))
     for row in drilled.rows:
-        digits = 0 if float(row.value).is_integer() else 2 if row.unit == "s" else 1
-        bound = "" if row.most is None else f"{row.most:g} {row.unit}".strip()
-        value = f"{row.value:,.{digits}f} {row.unit}".strip()
-        rows.add_row(row.what, value, bound, style="" if row.is_kept else "bold red")
+        rows.add_row(row.what, row.measured, row.bound, style="" if row.is_kept else "bold red")
     to.print(rows)

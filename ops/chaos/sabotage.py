@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -198,37 +199,19 @@ def _patch_scripts(patches: tuple[LuaPatch, ...]) -> None:
         RuntimeError: (when a script is read) The text to be replaced does not stand there once.
     """
     scripts: Any = importlib.import_module("turnline.contracts.scripts")
-    scripts.resources = _Resources(patches)
+    plain = resources.files
 
+    def files(package: str) -> Any:
+        def joinpath(name: str) -> Any:
+            def read_text(encoding: str) -> str:
+                source = plain(package).joinpath(name).read_text(encoding)
+                return patched(name.removesuffix(".lua"), source, patches)
 
-class _Resources:
-    """Stands for `importlib.resources` where scripts are read."""
+            return SimpleNamespace(read_text=read_text)
 
-    def __init__(self, patches: tuple[LuaPatch, ...]) -> None:
-        self._patches = patches
+        return SimpleNamespace(joinpath=joinpath)
 
-    def files(self, package: str) -> "_Files":
-        return _Files(package, self._patches)
-
-
-class _Files:
-    def __init__(self, package: str, patches: tuple[LuaPatch, ...]) -> None:
-        self._package = package
-        self._patches = patches
-
-    def joinpath(self, name: str) -> "_File":
-        return _File(self._package, name, self._patches)
-
-
-class _File:
-    def __init__(self, package: str, name: str, patches: tuple[LuaPatch, ...]) -> None:
-        self._package = package
-        self._name = name
-        self._patches = patches
-
-    def read_text(self, encoding: str) -> str:
-        file = resources.files(self._package).joinpath(self._name)
-        return patched(self._name.removesuffix(".lua"), file.read_text(encoding), self._patches)
+    scripts.resources = SimpleNamespace(files=files)
 
 
 def patched(script: str, text: str, patches: tuple[LuaPatch, ...]) -> str:

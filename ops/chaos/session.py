@@ -1,8 +1,7 @@
 """One run from start to verdict: a fleet, its traffic, what is done to it, and the check."""
 
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
@@ -12,16 +11,15 @@ from turnline.contracts.connection import open_sync
 from turnline.ops.chaos import clocks, sabotage
 from turnline.ops.chaos.checker import check
 from turnline.ops.chaos.disturbances import MALFORMED, planned
-from turnline.ops.chaos.evidence import Evidence, Left, gather
-from turnline.ops.chaos.fault_run import Driver, Member, Outcome
+from turnline.ops.chaos.evidence import gather
+from turnline.ops.chaos.fault_run import Driver, Worker
+from turnline.ops.chaos.figures import Tell
 from turnline.ops.chaos.report import Report, judge
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.chaos.traffic import TrafficPlan
-from turnline.ops.chaos.upgrade import OldWorkers
+from turnline.ops.chaos.upgrade import old_workers
 from turnline.ops.fleet.stack import Stack
 
-Tell = Callable[[str], None]
-"""Takes a few words about how it is going."""
 _CLOCKS_OFF_S: Final = 3600.0
 _SIM_OPTIONS: Final = ("--ttft-ms", "40", "--ledger-entries", "0")
 
@@ -54,14 +52,12 @@ def run(options: Run, tell: Tell) -> Report:
         scratch = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="turnline-chaos-")))
         broken = sabotage.environment(options.sabotage or "")
         old = options.workers // 2 if options.upgrade_from else 0
+        model = ("--itl-ms", str(options.itl_ms), "--seed", str(options.seed))
         home = exits.enter_context(
             Stack(
                 options.workers - old,
                 redis_directory=options.keep or scratch / "redis",
-                sim_options=(
-                    *_SIM_OPTIONS,
-                    *("--itl-ms", str(options.itl_ms), "--seed", str(options.seed)),
-                ),
+                sim_options=(*_SIM_OPTIONS, *model),
                 worker_env={
                     "TURNLINE_LOG_LEVEL": "warning",
                     **broken,
@@ -69,75 +65,27 @@ def run(options: Run, tell: Tell) -> Report:
                 },
             )
         )
-        members = [Member(home, n, name) for n, name in enumerate(home.worker_names)]
+        workers = [Worker(home, n, name) for n, name in enumerate(home.worker_names)]
         if options.upgrade_from:
-            revision = exits.enter_context(OldWorkers(options.upgrade_from, home, old))
-            members += revision.members
-        driver = Driver(
-            home,
-            members,
-            TrafficPlan(
-                redis_url=home.redis_url,
-                journal=str(scratch / "journal.json"),
-                prefix=f"chaos-{options.seed}",
-                seed=options.seed,
-                conversations=options.conversations,
-                think_s=options.think_s,
-                forgotten=options.forgotten,
-                patience_s=options.patience_s,
-            ),
-            tell=tell,
-            traffic_env=broken,
-            # Older revisions ask for such a reply again and again.
-            malformed={} if options.upgrade_from else MALFORMED,
+            workers += old_workers(options.upgrade_from, home, old, exits)
+        traffic = TrafficPlan(
+            redis_url=home.redis_url,
+            journal=str(scratch / "journal.json"),
+            prefix=f"chaos-{options.seed}",
+            seed=options.seed,
+            conversations=options.conversations,
+            think_s=options.think_s,
+            forgotten=options.forgotten,
+            patience_s=options.patience_s,
         )
+        # Older revisions ask for a malformed reply again and again.
+        malformed = MALFORMED if not options.upgrade_from else dict[str, float]()
+        driver = Driver(home, workers, traffic, tell=tell, traffic_env=broken, malformed=malformed)
         plan = planned(options.seed, options.seconds, scale=options.scale)
         outcome = driver.run(plan, options.seconds, options.seed)
         tell("checking")
-        evidence = _gathered(home, outcome)
-    return _judged(options, outcome, evidence)
-
-
-def _gathered(home: Stack, outcome: Outcome) -> Evidence:
-    redis = open_sync(home.redis_url, retries=3)
-    try:
-        names = [chat.conversation for chat in outcome.journal.chats]
-        return gather(redis, SimAdmin(home.base_url), names)
-    finally:
-        redis.close()
-
-
-def _judged(options: Run, outcome: Outcome, evidence: Evidence) -> Report:
+        with closing(open_sync(home.redis_url, retries=3)) as redis:
+            names = [chat.conversation for chat in outcome.journal.chats]
+            evidence = gather(redis, SimAdmin(home.base_url), names)
     violations = check(outcome.journal.chats, evidence, outcome.disturbances)
-    return judge(
-        outcome,
-        evidence,
-        violations,
-        command=options.command,
-        seed=options.seed,
-        token_difference=_token_difference(outcome, evidence),
-    )
-
-
-def _token_difference(outcome: Outcome, evidence: Evidence) -> int:
-    """Return by how many tokens ledgers differ from what the model says it reported.
-
-    What the model reported to a worker that died of it is no difference: no ledger can have it.
-    """
-    difference = 0
-    for chat in outcome.journal.chats:
-        if chat.forgotten:
-            continue
-        left = evidence.left.get(chat.conversation, Left())
-        told = [it.reported for it in evidence.requests.get(chat.conversation, ()) if it.reported]
-        for call in left.calls:
-            if call.state != "reported":
-                continue
-            if call.usage in told:
-                told.remove(call.usage)
-            else:
-                difference += max(1, call.usage.total_tokens)
-        sums = sum(call.usage.total_tokens for call in left.calls)
-        totals = left.totals.usage.total_tokens + left.totals.abandoned.total_tokens
-        difference += abs(sums - totals)
-    return difference
+    return judge(outcome, evidence, violations, command=options.command, seed=options.seed)

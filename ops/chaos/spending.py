@@ -22,9 +22,16 @@ def check_spending(left: Left, requests: Sequence[Request]) -> Iterator[tuple[st
     yield from _check_repetitions(left)
 
 
-def reported(left: Left) -> int:
-    """Return the tokens that the ledger says the provider reported."""
-    return sum(call.usage.total_tokens for call in left.calls if call.state == "reported")
+def token_difference(left: Left, requests: Sequence[Request]) -> int:
+    """Return by how many tokens a ledger differs from what the model says it reported.
+
+    What the model reported to a worker that died of it is no difference: no ledger can have it.
+    """
+    claimed = Counter(call.usage for call in left.calls if call.state == "reported")
+    claimed -= Counter(it.reported for it in requests if it.reported is not None)
+    difference = sum(max(1, usage.total_tokens) for usage in claimed.elements())
+    totals = left.totals.usage.total_tokens + left.totals.abandoned.total_tokens
+    return difference + abs(_sum(left.calls).total_tokens - totals)
 
 
 def _sum(calls: Sequence[CallEntry]) -> Usage:

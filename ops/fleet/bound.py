@@ -14,13 +14,25 @@ from typing import Final
 PR_SET_PDEATHSIG: Final = 1
 
 
+def bind(starter: int) -> None:
+    """Have this process killed when the one that started it ends.
+
+    Args:
+        starter: Process id of the starter.
+
+    Raises:
+        SystemExit: It has ended before the kernel was told to watch it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != starter:
+            raise SystemExit(1)
+
+
 def main() -> None:
     """Bind this process to its starter, then become the program."""
     starter, *command = sys.argv[1:]
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(starter):  # it died before the kernel was told to watch it
-            raise SystemExit(1)
+    bind(int(starter))
     os.execv(command[0], command)  # noqa: S606  a list of words, no shell
 
 

@@ -6,25 +6,21 @@ import random
 import re
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
 import click
 import msgspec
 
+from turnline.ops.chaos.figures import progress
 from turnline.ops.cli.failures import Failure
 from turnline.ops.cli.output import console, say
 from turnline.ops.cli.sigterm import ends_in_order
-from turnline.ops.fuzz import running
-from turnline.ops.fuzz.report import report_of, show
+from turnline.ops.fuzz.findings import Report, row_of, show
 from turnline.ops.fuzz.search import broken_rule
-from turnline.ops.fuzz.targets import targets
+from turnline.ops.fuzz.shares import Plan, run
+from turnline.ops.fuzz.targets import NAMES, targets
 
-_NAMES: Final = (
-    *("messages", "events", "stream", "entries", "schemas", "arguments", "answers", "addresses"),
-)
 _INPUT: Final = re.compile(r"fuzz-([a-z]+)-[0-9a-f]+\.input")
 
 
@@ -41,7 +37,7 @@ _INPUT: Final = re.compile(r"fuzz-([a-z]+)-[0-9a-f]+\.input")
 @click.option(
     "--target",
     "chosen",
-    type=click.Choice(_NAMES),
+    type=click.Choice(NAMES),
     multiple=True,
     help="Only this; may be given several times.  [default: all]",
 )
@@ -92,23 +88,19 @@ def fuzz(
     if replay is not None:
         _replay(replay, chosen)
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
-    names = [name for name in _NAMES if not chosen or name in chosen]
     jobs = jobs or os.cpu_count() or 1
-    progress = console(stderr=True)
-    say(progress, f"seed {seed}")
-    began = time.monotonic()
-    with ends_in_order(), _told() as tell:
-        plan = running.Plan(names, runs, math.inf if seconds is None else seconds, seed, jobs)
-        tallies = running.run(plan, tell)
-    only = "".join(f" --target {name}" for name in chosen)
-    within = "" if seconds is None else f" --seconds {seconds:g}"
-    report = report_of(
-        tallies,
-        command=f"turnline fuzz --runs {runs} --seed {seed} --jobs {jobs}{within}{only}",
-        seed=seed,
-        seconds=time.monotonic() - began,
-        folder=keep,
-    )
+    words = {"--runs": runs, "--seed": seed, "--jobs": jobs}
+    command = " ".join(["turnline fuzz", *(f"{name} {value}" for name, value in words.items())])
+    command += "" if seconds is None else f" --seconds {seconds:g}"
+    command += "".join(f" --target {name}" for name in chosen)
+    names = [name for name in NAMES if not chosen or name in chosen]
+    plan = Plan(names, runs, math.inf if seconds is None else seconds, seed, jobs)
+    say(console(stderr=True), f"seed {seed}")
+    began_s = time.monotonic()
+    with ends_in_order(), progress() as tell:
+        rows = [row_of(tally, keep) for tally in run(plan, tell)]
+    took_s = round(time.monotonic() - began_s, 1)
+    report = Report(command=command, seed=seed, seconds=took_s, rows=rows)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1))
     else:
@@ -120,19 +112,8 @@ def _replay(path: Path, chosen: tuple[str, ...]) -> NoReturn:
     """Run one input and exit."""
     named = _INPUT.fullmatch(path.name)
     names = chosen or ((named[1],) if named else ())
-    if len(names) != 1 or names[0] not in _NAMES:
+    if len(names) != 1 or names[0] not in NAMES:
         raise Failure(f"{path.name} does not say what it is for: add --target")
     rule = broken_rule(targets()[names[0]], path.read_bytes())
     click.echo(f"{names[0]}: {rule or 'nothing is broken'}")
     sys.exit(0 if rule is None else 1)
-
-
-@contextmanager
-def _told() -> Generator[running.Tell]:
-    """One line on a terminal that says how it is going."""
-    progress = console(stderr=True)
-    if not progress.is_terminal:
-        yield lambda _: None
-        return
-    with progress.status("starting") as status:
-        yield status.update

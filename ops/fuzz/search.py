@@ -16,7 +16,8 @@ import msgspec
 from turnline import ops
 from turnline.ops.fuzz.coverage import Edges
 from turnline.ops.fuzz.mutation import INPUT_MAX_BYTES
-from turnline.ops.fuzz.targets import Target, Verdict, Violation
+from turnline.ops.fuzz.targets import Check, Target
+from turnline.ops.fuzz.verdicts import Verdict, Violation
 
 _ROOTS: Final = tuple(
     str(it.parents[1]) for it in (Path(ops.__file__), Path(ops.__file__).resolve())
@@ -81,7 +82,7 @@ def broken_rule(target: Target, data: bytes) -> str | None:
     return _judge(target.check, data)[1]
 
 
-def _judge(check: Callable[[bytes], Verdict], data: bytes) -> tuple[Verdict, str | None]:
+def _judge(check: Check, data: bytes) -> tuple[Verdict, str | None]:
     try:
         return check(data), None
     except Violation as error:

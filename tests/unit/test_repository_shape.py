@@ -32,10 +32,7 @@ SAME_THING_OF_SEVERAL_KINDS = {
     "failures.py",  # how failures of others are told
     "ledger.py",  # of a turn, and of the simulated provider
     "llm.py",  # a service; the seed's name
-    "report.py",  # of an instrument
-    "running.py",  # of an instrument
     "server.py",  # a server for tests: Redis, the simulated Grok
-    "session.py",  # one run of an instrument
     "tools.py",
 }
 NEVER = [

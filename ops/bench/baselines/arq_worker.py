@@ -56,7 +56,23 @@ async def answer(ctx: dict[str, Any], conversation_id: str, turn_id: str, text: 
 
 
 async def _open_client(ctx: dict[str, Any]) -> None:
-    ctx["client"] = AsyncOpenAI(api_key="xai-bench", base_url=ctx["base_url"], max_retries=0)
+    if "client" not in ctx:
+        ctx["client"] = AsyncOpenAI(api_key="xai-bench", base_url=ctx["base_url"], max_retries=0)
+
+
+def worker(redis_url: str, ctx: dict[str, Any], *, slots: int, poll_s: float) -> Worker:
+    """Return ARQ's worker; without a `client` in `ctx` it opens one for `base_url`."""
+    return Worker(
+        [answer],
+        redis_settings=RedisSettings.from_dsn(redis_url),
+        max_jobs=slots,
+        poll_delay=poll_s,
+        on_startup=_open_client,
+        ctx=ctx,
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        handle_signals=False,
+    )
 
 
 @click.command()
@@ -66,22 +82,10 @@ async def _open_client(ctx: dict[str, Any]) -> None:
 @click.option("--max-jobs", default=10, show_default=True)
 @click.option("--uvloop", "on_uvloop", is_flag=True)
 def main(redis_url: str, base_url: str, poll_s: float, max_jobs: int, on_uvloop: bool) -> None:  # noqa: FBT001  click's
-    """Serve until killed; prints a line when it is about to."""
+    """Serve until killed."""
     if on_uvloop:
         uvloop.install()
-    worker = Worker(
-        [answer],
-        redis_settings=RedisSettings.from_dsn(redis_url),
-        max_jobs=max_jobs,
-        poll_delay=poll_s,
-        on_startup=_open_client,
-        ctx={"base_url": base_url},
-        job_serializer=serialize_job,
-        job_deserializer=deserialize_job,
-        handle_signals=False,
-    )
-    click.echo("ready")
-    worker.run()
+    worker(redis_url, {"base_url": base_url}, slots=max_jobs, poll_s=poll_s).run()
 
 
 async def enqueue(pool: ArqRedis, conversation_id: str, turn_id: str, text: str) -> None:

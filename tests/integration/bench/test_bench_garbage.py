@@ -43,7 +43,8 @@ async def _left_by_turns(redis_url: str) -> Counter[str]:
                     type(it).__qualname__
                     for it in gc.garbage
                     # A batch of traces may hang on the time-out by which it was gathered.
-                    if type(it).__module__.startswith("worker.") and not isinstance(it, KeptTrace)
+                    if type(it).__module__.startswith("turnline.worker.")
+                    and not isinstance(it, KeptTrace)
                 )
             finally:
                 gc.set_debug(0)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tests.support.recordings import REPOSITORY
 from turnline.ops.fuzz.command import fuzz as command
-from turnline.ops.fuzz.report import report_of
+from turnline.ops.fuzz.findings import row_of
 from turnline.ops.fuzz.search import Found, Tally
 
 
@@ -48,7 +48,7 @@ def test_the_table_can_be_had_for_one_target() -> None:
 def test_an_input_can_be_run_again(tmp_path: Path) -> None:
     """The file's name says which target it is for."""
     tally = Tally("stream", runs=1, violations=1, found=[Found("stream", "rule", b"data: x\n\n")])
-    report = report_of([tally], command="turnline fuzz", seed=1, seconds=1, folder=tmp_path)
+    row = row_of(tally, tmp_path)
     (path,) = tmp_path.iterdir()
 
     again = fuzz("--replay", str(path))
@@ -56,8 +56,7 @@ def test_an_input_can_be_run_again(tmp_path: Path) -> None:
     refused = CliRunner().invoke(command, ["--replay", str(nameless)])
     named = CliRunner().invoke(command, ["--replay", str(nameless), "--target", "stream"])
 
-    assert not report.is_clean
-    assert report.rows[0].broken[0].file == str(path)
+    assert [(it.rule, it.file) for it in row.broken] == [("rule", str(path))]
     assert (again.returncode, again.stdout) == (0, "stream: nothing is broken\n")
     assert refused.exit_code == 2
     assert "add --target" in refused.stderr

@@ -1,5 +1,6 @@
 """How rounds become rows, rows become verdicts and pictures, and bytes become text."""
 
+import io
 from typing import Literal
 from xml.etree import ElementTree as ET
 
@@ -7,24 +8,27 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from turnline.ops.bench.baselines.sse import _dechunked
 from turnline.ops.bench.plot import bars, curves
-from turnline.ops.bench.report import _markdown
 from turnline.ops.bench.results import (
     Burst,
+    CallCost,
     Curve,
-    Drill,
+    InFlight,
     Report,
     Sample,
     Soak,
+    Submitting,
     point_of,
-    quantile,
     row_of,
     slope,
 )
 from turnline.ops.bench.scenarios import ABOUT, ALL, is_growth, scenarios, workers_of
+from turnline.ops.bench.tables import markdown, show
 from turnline.ops.bench.verdict import budget, comparisons
+from turnline.ops.chaos.figures import Figure, percentile
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -97,14 +101,14 @@ def test_wrong_replies_are_counted() -> None:
     row = row_of("s", "t", "turnline", [sample(wrong=1), sample(wrong=2)])
 
     assert row.wrong == 3
-    assert "3 WRONG" in _markdown(report(sample(wrong=3)))
+    assert "3 WRONG" in markdown(report(sample(wrong=3)))
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
-def test_a_quantile_is_one_of_the_values(values: list[float], q: float) -> None:
+def test_a_percentile_is_one_of_the_values(values: list[float], share: float) -> None:
     """Nothing is interpolated, and the order of the values does not matter."""
-    assert quantile(values, q) in values
-    assert quantile(values, q) == quantile(values[::-1], q)
+    assert percentile(values, share) in values
+    assert percentile(values, share) == percentile(values[::-1], share)
 
 
 def test_the_budget_tells_what_is_missed() -> None:
@@ -126,14 +130,75 @@ def test_a_system_that_runs_turns_at_once_has_no_gap() -> None:
         kept=12,
         expected=20,
     )
-    page = _markdown(report(sample(), bursts=[burst]))
+    page = markdown(report(sample(), bursts=[burst]))
 
     assert "| floor | not in turn | 7 | 12 of 20 |" in page
 
 
+def test_every_table_has_its_rows() -> None:
+    """Each kind of figure stands on the page and in the terminal."""
+    made = report(
+        sample(),
+        calls=[
+            CallCost(
+                reader="GrokLLMService",
+                pace="burst",
+                chunks=20,
+                us_per_chunk=1.5,
+                us_per_chunk_range=(1.0, 2.0),
+            ),
+            CallCost(
+                reader="AsyncOpenAI",
+                pace="burst",
+                chunks=20,
+                us_per_chunk=3.0,
+                us_per_chunk_range=(3.0, 3.0),
+            ),
+        ],
+        fleets=[
+            InFlight(
+                system="arq",
+                workers=2,
+                slots=3,
+                submitted=6,
+                in_flight=5,
+                completed=None,
+                rest_mb=70.0,
+                busy_mb=71.0,
+                kb_per_turn=9.0,
+            )
+        ],
+        producers=[
+            Submitting(
+                producer="TurnClient",
+                way="one at a time",
+                per_s=1000.0,
+                per_s_range=(900.0, 1100.0),
+                client_us=300.0,
+                redis_us=50.0,
+                redis_requests=1.0,
+            )
+        ],
+        drills=[Figure("kills", 12), Figure("p50", 1.25, "s", 2.0)],
+    )
+    page = markdown(made)
+    printed = io.StringIO()
+    show(made, Console(file=printed, width=200))
+
+    for cells in (
+        ("GrokLLMService", "1.5 (1.0 to 2.0)"),
+        ("arq", "2 x 3", "5 of 6", "not waited for", "70", "9"),
+        ("TurnClient", "one at a time", "1,000 (900 to 1,100)", "300", "50", "1.00"),
+        ("p50", "1.25 s", "2 s"),
+    ):
+        assert " | ".join(cells) in page
+        assert all(cell in printed.getvalue() for cell in cells)
+    assert "2.0 times as much" in page
+
+
 def test_the_page_states_how_it_was_made() -> None:
     """Machine, versions, date and command stand on it."""
-    page = _markdown(report(sample()))
+    page = markdown(report(sample()))
 
     for stated in ("turnline bench", "2026-01-01 00:00 UTC", "2 cores", "python 3.11"):
         assert stated in page
@@ -220,7 +285,7 @@ def test_growth_and_soak_are_drawn() -> None:
     assert [line.met for line in budget(made)] == [True, True, False]
     short = msgspec.structs.replace(soak, turns=2_000)
     assert list(budget(report(soak=short))) == []
-    assert "growth.svg" in _markdown(made)
+    assert "growth.svg" in markdown(made)
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 16, 64), (10, 100, 900), (0, 5, 700)])
@@ -242,8 +307,8 @@ def test_the_slope_of_noise_is_small() -> None:
 def test_a_figure_of_a_drill_has_its_bound() -> None:
     """Drills that only inform are no lines of the budget."""
     figures = [
-        Drill(what="p50", value=2.1, unit="s", most=2.0),
-        Drill(what="kills", value=12, unit="", most=None),
+        Figure("p50", 2.1, "s", 2.0),
+        Figure("kills", 12),
     ]
 
     assert [(it.what, it.met) for it in budget(report(drills=figures))] == [("p50", False)]

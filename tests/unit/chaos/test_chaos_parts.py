@@ -14,7 +14,8 @@ from turnline.ops.chaos.disturbances import (
     Disturbance,
     planned,
 )
-from turnline.ops.chaos.recovery import percentile, recoveries_s
+from turnline.ops.chaos.figures import percentile
+from turnline.ops.chaos.recovery import recoveries_s
 from turnline.ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
 from turnline.ops.simulator.faults import catalogue
 

@@ -9,8 +9,9 @@ from tests.support.lengths import length
 from turnline.ops.fuzz.coverage import Edges
 from turnline.ops.fuzz.mutation import MARK, mutate_bytes
 from turnline.ops.fuzz.search import Found, Search, Tally, broken_rule, merged
-from turnline.ops.fuzz.shift import NOTE_BYTES, noted, noting
-from turnline.ops.fuzz.targets import Target, Verdict, Violation, must, targets
+from turnline.ops.fuzz.shares import NOTE_BYTES, noted, noting
+from turnline.ops.fuzz.targets import Target, targets
+from turnline.ops.fuzz.verdicts import Verdict, Violation, must
 
 TARGETS = targets()
 PARTS = length(5, 1)

@@ -1,7 +1,7 @@
 """What fuzzing came to: one table, or the same as JSON; violating inputs in files."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from rich.console import Console
@@ -40,6 +40,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Peak memory of a process above what it had after the first inputs, MiB."""
     broken: list[Broken]
 
+    @property
+    def names(self) -> str:
+        """How inputs were refused, by name."""
+        return "\n".join(f"{name} {count:,}" for name, count in self.refused.items()) or "none"
+
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All targets."""
@@ -55,19 +60,23 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return not any(row.violations for row in self.rows)
 
 
-def report_of(
-    tallies: Sequence[Tally], *, command: str, seed: int, seconds: float, folder: Path
-) -> Report:
-    """Count everything and write violating inputs into `folder`."""
-    return Report(
-        command=command,
-        seed=seed,
-        seconds=round(seconds, 1),
-        rows=[_row(tally, folder) for tally in tallies],
-    )
+_COLUMNS: Final = {
+    "target": "{0.target}",
+    "runs": "{0.runs:,}",
+    "runs/s": "{0.runs_per_s:,.0f}",
+    "edges": "{0.edges:,}",
+    "outcomes": "{0.outcomes:,}",
+    "corpus": "{0.seeds:,} -> {0.corpus:,}",
+    "refused by name": "{0.names}",
+    "violations": "{0.violations:,}",
+    "slowest": "{0.slowest_ms:,.1f} ms ({0.slowest_bytes:,} bytes)",
+    "growth": "{0.growth_mb:,.0f} MiB",
+}
+"""Column to the text in it, of which `0` is the row."""
 
 
-def _row(tally: Tally, folder: Path) -> Row:
+def row_of(tally: Tally, folder: Path) -> Row:
+    """Count what was found for one target, and write violating inputs into `folder`."""
     return Row(
         target=tally.target,
         runs=tally.runs,
@@ -94,24 +103,9 @@ def _kept(found: Found, folder: Path) -> Broken:
 
 def show(report: Report, to: Console) -> None:
     """Print the table, and how to run each violating input again."""
-    numbers = (
-        *("runs", "runs/s", "edges", "outcomes", "corpus", "violations"),
-        *("slowest", "growth"),
-    )
-    shown = table("target", *numbers[:5], "refused by name", *numbers[5:], numbers=numbers)
+    shown = table(*_COLUMNS, numbers=tuple({*_COLUMNS} - {"target", "refused by name"}))
     for row in report.rows:
-        shown.add_row(
-            row.target,
-            f"{row.runs:,}",
-            f"{row.runs_per_s:,.0f}",
-            f"{row.edges:,}",
-            f"{row.outcomes:,}",
-            f"{row.seeds:,} -> {row.corpus:,}",
-            "\n".join(f"{name} {count:,}" for name, count in row.refused.items()) or "none",
-            f"{row.violations:,}",
-            f"{row.slowest_ms:,.1f} ms ({row.slowest_bytes / 1024:,.0f} KiB)",
-            f"{row.growth_mb:,.0f} MiB",
-        )
+        shown.add_row(*(text.format(row) for text in _COLUMNS.values()))
     to.print(shown)
     for row in report.rows:
         for broken in row.broken:

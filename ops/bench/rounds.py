@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -29,12 +29,11 @@ from turnline.ops.bench.running import burst, sample
 from turnline.ops.bench.scenarios import FLOOR, TUNED, TURNLINE, Scenario, workers_of
 from turnline.ops.bench.soak import soak
 from turnline.ops.bench.streaming import call_costs
+from turnline.ops.chaos.figures import Tell
 
 _PACKAGES: Final = ("arq", "openai", "redis", "hiredis", "msgspec", "uvloop", "aiohttp")
 _CALL_ROUNDS: Final = 3
 
-Tell = Callable[[str], None]
-"""Told what is being measured."""
 Part = Literal["fleet", "reading", "producers", "burst", "growth", "soak"]
 """What is measured beside the scenarios."""
 
@@ -54,25 +53,38 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run(plan: Plan, *, command: str, tell: Tell) -> Report:
-    """Measure everything.
+    """Measure everything; first what needs none of the systems, last what leaves a million keys.
 
     Raises:
-        Failed: A process ended or did not start.
+        ChildFailed: A process ended or did not start.
     """
     start_s = time.monotonic()
+    fleets: list[InFlight] = []
+    calls: list[CallCost] = []
+    submitted: list[Submitting] = []
+    soaked: Soak | None = None
+    curves: list[Curve] = []
     async with open_lab() as lab:
         versions = await _versions(lab)
-        fleets = await _fleets(lab, tell) if "fleet" in plan.parts else []
-        calls, submitted, soaked = await _alone(lab, plan, tell)
-        curves = await _worker_curves(lab, plan, tell)
-        tell("starting workers")
-        used = dict(workers_of(plan.chosen))
+        if "fleet" in plan.parts:
+            tell("a fleet of 24 workers with 100 slots each")
+            fleets.append(await fleet.turnline_in_flight(lab.redis_url("fleet"), fleet.Size()))
+            tell("the same with stock ARQ")
+            fleets.append(await fleet.arq_in_flight(lab.redis_url("arq-fleet"), fleet.Size()))
+        if "reading" in plan.parts:
+            tell("reading streams in one process")
+            calls = await call_costs(lab, rounds=_CALL_ROUNDS)
+        if "producers" in plan.parts:
+            tell("submitting")
+            submitted = await producers(lab, rounds=plan.rounds)
+        if "soak" in plan.parts:
+            tell(f"a worker under load for {plan.soak_s:.0f} s")
+            soaked = await soak(lab, seconds=plan.soak_s)
         if "growth" in plan.parts:
-            used.setdefault(TURNLINE, 1)
-        await lab.start(used)
-        bursts = await _bursts(lab, tell, used) if "burst" in plan.parts else []
-        rows = await _rounds(lab, plan, tell, until_s=start_s + plan.budget_s)
-        curves = growth.of_rows(rows) + await _other_curves(lab, plan, tell) + curves
+            tell("fleets of 1 to 64 workers")
+            curves = await growth.by_workers(lab, rounds=plan.rounds)
+        bursts, rows = await _side_by_side(lab, plan, tell, until_s=start_s + plan.budget_s)
+        others = await _other_curves(lab, plan, tell)
     return Report(
         command=command,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -85,56 +97,29 @@ async def run(plan: Plan, *, command: str, tell: Tell) -> Report:
         bursts=bursts,
         fleets=fleets,
         producers=submitted,
-        curves=curves,
+        curves=growth.of_rows(rows) + others + curves,
         soak=soaked,
     )
 
 
-async def _fleets(lab: Lab, tell: Tell) -> list[InFlight]:
-    tell("a fleet of 24 workers with 100 slots each")
-    own = await fleet.turnline_in_flight(lab.redis_url("fleet"), fleet.Size())
-    tell("the same with stock ARQ")
-    return [own, await fleet.arq_in_flight(lab.redis_url("arq-fleet"), fleet.Size())]
-
-
-async def _alone(
-    lab: Lab, plan: Plan, tell: Tell
-) -> tuple[list[CallCost], list[Submitting], Soak | None]:
-    """Measure what needs none of the systems."""
-    calls: list[CallCost] = []
-    submitted: list[Submitting] = []
-    soaked: Soak | None = None
-    if "reading" in plan.parts:
-        tell("reading streams in one process")
-        calls = await call_costs(lab, rounds=_CALL_ROUNDS)
-    if "producers" in plan.parts:
-        tell("submitting")
-        submitted = await producers(lab, rounds=plan.rounds)
-    if "soak" in plan.parts:
-        tell(f"a worker under load for {plan.soak_s:.0f} s")
-        soaked = await soak(lab, seconds=plan.soak_s)
-    return calls, submitted, soaked
-
-
-async def _bursts(lab: Lab, tell: Tell, used: Mapping[str, int]) -> list[Burst]:
+async def _side_by_side(
+    lab: Lab, plan: Plan, tell: Tell, *, until_s: float
+) -> tuple[list[Burst], list[Row]]:
+    """Start the systems and measure them in turns."""
+    tell("starting workers")
+    used = dict(workers_of(plan.chosen))
+    if "growth" in plan.parts:
+        used.setdefault(TURNLINE, 1)
+    await lab.start(used)
     bursts: list[Burst] = []
     for name in (TURNLINE, TUNED, FLOOR):
-        if name in used:
+        if "burst" in plan.parts and name in used:
             tell(f"bursts on one conversation: {name}")
             bursts.append(await burst(lab, name, bursts=5))
-    return bursts
-
-
-async def _worker_curves(lab: Lab, plan: Plan, tell: Tell) -> list[Curve]:
-    """Measure fleets of their own."""
-    if "growth" not in plan.parts:
-        return []
-    tell("fleets of 1 to 64 workers")
-    return await growth.by_workers(lab, rounds=plan.rounds)
+    return bursts, await _rounds(lab, plan, tell, until_s=until_s)
 
 
 async def _other_curves(lab: Lab, plan: Plan, tell: Tell) -> list[Curve]:
-    """Measure on the lab's worker; at the very end, since a million keys stay."""
     if "growth" not in plan.parts:
         return []
     tell("inboxes of 1 to 900 messages")
