@@ -1,7 +1,8 @@
 """The `turnline` command.
 
-A file for each command: it reads arguments, calls a library, and prints. What other rooms could use
-stands in `fleet`, `replay` and `traces`.
+A file for each command: it reads arguments, calls a library, and prints. Libraries stand in
+`fleet`, `replay` and `traces`; beside the commands is what they share: options, failures, and how
+things are shown.
 """
 
 import sys

@@ -4,77 +4,66 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 
 from turnline.ops.cli.failures import told
 
-
-class Place(NamedTuple):
-    """Where a command is, and what it does in one line."""
-
-    module: str
-    name: str
-    help: str
-
-
-_ALL: Final[Mapping[str, Mapping[str, Place]]] = {
+_ALL: Final[Mapping[str, Mapping[str, str]]] = {
     "Try it": {
-        "demo": Place(
-            "turnline.ops.cli.demo", "demo", "Play a short conversation through two workers."
-        ),
-        "chat": Place("turnline.ops.cli.chat", "chat", "Talk to Grok over the queue."),
-        "replay": Place(
-            "turnline.ops.cli.replay", "replay", "Run recorded dialogues and check each reply."
-        ),
+        "demo": "Play a short conversation through two workers.",
+        "chat": "Talk to Grok over the queue.",
+        "replay": "Run recorded dialogues and check each reply.",
     },
     "Run it": {
-        "worker": Place("turnline.worker.command", "worker", "Run a worker until SIGTERM."),
-        "redis": Place(
-            "turnline.ops.embedded.command", "redis", "Run a private Redis until Ctrl-C."
-        ),
-        "sim": Place("turnline.ops.simulator.command", "sim", "Run a simulated Grok until Ctrl-C."),
+        "worker": "Run a worker until SIGTERM.",
+        "redis": "Run a private Redis until Ctrl-C.",
+        "sim": "Run a simulated Grok until Ctrl-C.",
     },
     "Use it": {
-        "send": Place("turnline.ops.cli.talk", "send", "Put one message into a conversation."),
-        "tail": Place("turnline.ops.cli.talk", "tail", "Follow what happens in a conversation."),
-        "show": Place("turnline.ops.cli.inspecting", "show", "Show a conversation and its turns."),
-        "usage": Place(
-            "turnline.ops.cli.inspecting", "usage", "Show a conversation's tokens and cost."
-        ),
-        "forget": Place(
-            "turnline.ops.cli.inspecting", "forget", "Remove every trace of a conversation."
-        ),
+        "send": "Put one message into a conversation.",
+        "tail": "Follow what happens in a conversation.",
+        "show": "Show a conversation and its turns.",
+        "usage": "Show a conversation's tokens and cost.",
+        "forget": "Remove every trace of a conversation.",
     },
     "Operate it": {
-        "queue": Place(
-            "turnline.ops.cli.queue", "queue", "Show what waits and runs, and the workers."
-        ),
-        "tools": Place(
-            "turnline.ops.cli.tools", "tools", "List the tools that a worker would offer."
-        ),
-        "agents": Place(
-            "turnline.ops.cli.agents", "agents", "List the agents that a worker would know."
-        ),
-        "dead": Place("turnline.ops.cli.dead", "dead", "List, show, replay or drop dead letters."),
-        "trace": Place(
-            "turnline.ops.cli.trace", "trace", "Draw what became of a turn, as a waterfall."
-        ),
+        "queue": "Show what waits and runs, and the workers.",
+        "tools": "List the tools that a worker would offer.",
+        "agents": "List the agents that a worker would know.",
+        "dead": "List, show, replay or drop dead letters.",
+        "trace": "Draw what became of a turn, as a waterfall.",
     },
     "Judge it": {
-        "bench": Place("turnline.ops.bench.command", "bench", "Measure, side by side with others."),
-        "chaos": Place("turnline.ops.chaos.command", "chaos", "Break things under load and check."),
-        "fuzz": Place("turnline.ops.fuzz.command", "fuzz", "Feed it broken input and check."),
+        "bench": "Measure, side by side with others.",
+        "chaos": "Break things under load and check.",
+        "fuzz": "Feed it broken input and check.",
     },
 }
+_MODULES: Final[Mapping[str, str]] = {
+    "usage": "turnline.ops.cli.token_usage",
+    "worker": "turnline.worker.command",
+    "redis": "turnline.ops.embedded.command",
+    "sim": "turnline.ops.simulator.command",
+    "bench": "turnline.ops.bench.command",
+    "chaos": "turnline.ops.chaos.command",
+    "fuzz": "turnline.ops.fuzz.command",
+}
+"""Where commands stand whose module is not called as they are."""
+
+
+def _module(name: str) -> str:
+    return _MODULES.get(name, f"turnline.ops.cli.{name}")
+
+
 SECTIONS: Final = {
     title: section
     for title, section in _ALL.items()
-    if all(find_spec(place.module.rpartition(".")[0]) for place in section.values())
+    if all(find_spec(_module(name).rpartition(".")[0]) for name in section)
 }
 """Without the instruments, which only the repository has."""
-_PLACES: Final = {name: place for section in SECTIONS.values() for name, place in section.items()}
+_NAMES: Final = [name for section in SECTIONS.values() for name in section]
 
 
 class Turnline(click.Group):
@@ -82,14 +71,13 @@ class Turnline(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         """Return all names, in the order of the help."""
-        return list(_PLACES)
+        return _NAMES
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
         """Import a command."""
-        place = _PLACES.get(cmd_name)
-        if place is None:
+        if cmd_name not in _NAMES:
             return None
-        command = getattr(import_module(place.module), place.name)
+        command = getattr(import_module(_module(cmd_name)), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -97,16 +85,16 @@ class Turnline(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name those there are."""
-        if args and not args[0].startswith("-") and args[0] not in _PLACES:
-            raise click.UsageError(f"no command {args[0]!r}; there are {', '.join(_PLACES)}", ctx)
+        if args and not args[0].startswith("-") and args[0] not in _NAMES:
+            raise click.UsageError(f"no command {args[0]!r}; there are {', '.join(_NAMES)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's
         """Write the commands by what they are for."""
-        width = max(map(len, _PLACES))
+        width = max(map(len, _NAMES))
         for title, section in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), it.help) for name, it in section.items()])
+                formatter.write_dl([(name.ljust(width), it) for name, it in section.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what may be expected to go wrong is told without a traceback."""

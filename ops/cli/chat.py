@@ -11,8 +11,8 @@ from rich.console import Console
 from turnline.contracts import SyncTurnClient, TurnlineError, UserMessage
 from turnline.contracts.replies import Receipt
 from turnline.ops.cli import output
-from turnline.ops.cli.connecting import Connection, connected, redis_options
-from turnline.ops.cli.inspecting import history_table, totals_table
+from turnline.ops.cli.connecting import Connect, redis_options
+from turnline.ops.fleet.operator_connection import Connection
 from turnline.ops.fleet.queue_state import read_queue
 
 _HELP = (
@@ -32,7 +32,7 @@ _HELP = (
 )
 @click.option("--system", metavar="TEXT", help="Set the conversation's system prompt first.")
 @redis_options
-def chat(*, conversation_id: str | None, system: str | None, redis_url: str, shards: int) -> None:
+def chat(*, conversation_id: str | None, system: str | None, connect: Connect) -> None:
     """Talk to Grok over the queue; any worker may answer.
 
     /usage shows the tokens, /history the context, /quit leaves. Ctrl-C interrupts the reply that is
@@ -40,7 +40,7 @@ def chat(*, conversation_id: str | None, system: str | None, redis_url: str, sha
     """
     to = output.console()
     conversation_id = conversation_id or f"chat-{secrets.token_hex(4)}"
-    with connected(redis_url, shards) as connection:
+    with connect() as connection:
         if system is not None:
             connection.client.configure(conversation_id, system_prompt=system)
         output.say(to, f"Conversation {conversation_id}. {_HELP}", "dim")
@@ -82,9 +82,9 @@ def _act(to: Console, client: SyncTurnClient, conversation_id: str, line: str) -
         case "/quit" | "/exit":
             return False
         case "/usage":
-            to.print(totals_table(client.usage(conversation_id)))
+            to.print(output.totals_table(client.usage(conversation_id)))
         case "/history":
-            to.print(history_table(client.history(conversation_id)))
+            to.print(output.history_table(client.history(conversation_id)))
         case word if word.startswith("/") and " " not in word:
             output.say(to, f"There is no {word}. {_HELP}", "dim")
         case _:

@@ -1,49 +1,27 @@
-"""Options and connections of the commands that need Redis."""
+"""The options of the commands that need Redis."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial, wraps
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
-from redis.exceptions import AuthenticationError, RedisError
 
-from turnline.contracts import InvalidAddress, SyncTurnClient
-from turnline.contracts.addresses import read_address
-from turnline.contracts.client import RETRIES
-from turnline.contracts.connection import SyncRedis, open_sync
-from turnline.contracts.keys import ShardKeys, shard_keys
-from turnline.contracts.protocol import Requests
 from turnline.ops.cli.failures import Failure
 from turnline.ops.embedded.server import given_url
+from turnline.ops.fleet.operator_connection import Connection, connected
 from turnline.worker.settings import SettingsError
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
-ANSWER_S: Final = 10.0
-"""What a server has to answer the first question."""
-
-
-class Connection(NamedTuple):
-    """What a command works with."""
-
-    client: SyncTurnClient
-    redis: SyncRedis
-    requests: Requests
-    """For the names of keys."""
-    shards: tuple[ShardKeys, ...]
+Connect = Callable[[], AbstractContextManager[Connection]]
+"""Opens the connection of a command for a `with` block."""
 
 
 def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--redis` and `--shards`."""
-    command = click.option(
-        "--shards",
-        type=click.IntRange(min=1),
-        envvar="TURNLINE_SHARDS",
-        default=1,
-        show_default=True,
-        help="Shards of the fleet; the workers' number.",
-    )(command)
-    return click.option(
+    """Add `--redis` and `--shards`; the command gets `connect`, a `Connect` to that server."""
+
+    @click.option(
         "--redis",
         "redis_url",
         metavar="URL",
@@ -51,7 +29,20 @@ def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         callback=_named,
         help="Where Redis is.  [env: TURNLINE_REDIS_URL, REDIS_URL, or those with _FILE]",
-    )(command)
+    )
+    @click.option(
+        "--shards",
+        type=click.IntRange(min=1),
+        envvar="TURNLINE_SHARDS",
+        default=1,
+        show_default=True,
+        help="Shards of the fleet; the workers' number.",
+    )
+    @wraps(command)
+    def run(*, redis_url: str, shards: int, **others: Any) -> Any:
+        return command(connect=partial(connected, redis_url, shards), **others)
+
+    return run
 
 
 def _named(context: click.Context, option: click.Parameter, url: str) -> str:
@@ -63,49 +54,3 @@ def _named(context: click.Context, option: click.Parameter, url: str) -> str:
         return given_url() or url
     except SettingsError as error:
         raise Failure(str(error)) from None
-
-
-@contextmanager
-def connected(redis_url: str, shards: int = 1) -> Generator[Connection]:
-    """Open a connection, having asked whether anybody answers.
-
-    Raises:
-        Failure: Nobody does, or the address is none.
-    """
-    check_answers(redis_url)
-    redis = open_sync(redis_url, retries=RETRIES)
-    try:
-        yield Connection(
-            SyncTurnClient(redis, shards=shards),
-            redis,
-            Requests(shards=shards),
-            tuple(shard_keys(n) for n in range(shards)),
-        )
-    finally:
-        redis.close()
-
-
-def check_answers(redis_url: str) -> None:
-    """Ask once, without the patience of a producer.
-
-    Raises:
-        Failure: Nobody answers, or the address is none.
-    """
-    try:
-        where = read_address(redis_url).where
-    except InvalidAddress as error:
-        raise Failure(
-            f"--redis (or TURNLINE_REDIS_URL) is not the address of a Redis: {error}."
-        ) from None
-    redis = open_sync(redis_url, retries=0, timeout_s=ANSWER_S)
-    try:
-        redis.execute_command("PING")
-    except AuthenticationError:
-        raise Failure(f"Redis at {where} wants a (different) user and password.") from None
-    except (RedisError, OSError) as error:
-        raise Failure(
-            f"no Redis answers at {where} ({type(error).__name__}). `turnline redis --port 6379` "
-            "runs one; --redis URL or TURNLINE_REDIS_URL names another."
-        ) from None
-    finally:
-        redis.close()

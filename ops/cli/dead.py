@@ -1,6 +1,7 @@
 """`turnline dead`: list, show, replay and drop dead letters."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import click
@@ -8,7 +9,7 @@ import msgspec
 
 from turnline.contracts import InvalidMessage, TurnlineError
 from turnline.ops.cli import output
-from turnline.ops.cli.connecting import Connection, connected, redis_options
+from turnline.ops.cli.connecting import Connect, redis_options
 from turnline.ops.cli.failures import Failed, Failure
 from turnline.ops.fleet.dead_letters import (
     DeadLetter,
@@ -18,6 +19,10 @@ from turnline.ops.fleet.dead_letters import (
     next_turn_id,
     read_letters,
 )
+from turnline.ops.fleet.operator_connection import Connection
+
+Choose = Callable[[Connection], list[DeadLetter]]
+"""Reads the letters that a command is about."""
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,10 +33,31 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _choice(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--all", "every", is_flag=True, help="All that the filters leave.")(
-        _filters(command)
-    )
-    return click.argument("ids", nargs=-1, metavar="[ID]...")(command)
+    """Add the options that choose letters; the command gets `choose`."""
+
+    @click.argument("ids", nargs=-1, metavar="[ID]...")
+    @click.option("--all", "every", is_flag=True, help="All that the filters leave.")
+    @_filters
+    @wraps(command)
+    def run(
+        *,
+        ids: tuple[str, ...],
+        every: bool,
+        code: str | None,
+        conversation_id: str | None,
+        **others: Any,
+    ) -> Any:
+        def choose(connection: Connection) -> list[DeadLetter]:
+            if bool(ids) == every:
+                raise Failure(
+                    "name the letters by ID, or say --all (with --code or --conversation)"
+                )
+            letters = _find(connection, ids) if ids else _read(connection)
+            return chosen(letters, code=code, conversation_id=conversation_id)
+
+        return command(choose=choose, **others)
+
+    return run
 
 
 @click.group(
@@ -54,11 +80,11 @@ def dead() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @redis_options
 def list_(
-    *, code: str | None, conversation_id: str | None, as_json: bool, redis_url: str, shards: int
+    *, code: str | None, conversation_id: str | None, as_json: bool, connect: Connect
 ) -> None:
     """List dead letters, oldest first."""
-    with connected(redis_url, shards) as connection:
-        letters = read_letters(connection.redis, connection.shards)
+    with connect() as connection:
+        letters = _read(connection)
     letters = chosen(letters, code=code, conversation_id=conversation_id)
     if as_json:
         click.echo(msgspec.json.encode([_as_json(letter) for letter in letters]))
@@ -83,9 +109,9 @@ def list_(
 @click.argument("letter_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @redis_options
-def show(*, letter_id: str, as_json: bool, redis_url: str, shards: int) -> None:
+def show(*, letter_id: str, as_json: bool, connect: Connect) -> None:
     """Show one dead letter with the bytes it came in, which may hold what a user wrote."""
-    with connected(redis_url, shards) as connection:
+    with connect() as connection:
         (letter,) = _find(connection, [letter_id])
     if as_json:
         click.echo(msgspec.json.encode(_as_json(letter)))
@@ -105,22 +131,14 @@ def show(*, letter_id: str, as_json: bool, redis_url: str, shards: int) -> None:
 )
 @_choice
 @redis_options
-def replay(
-    *,
-    ids: tuple[str, ...],
-    every: bool,
-    code: str | None,
-    conversation_id: str | None,
-    redis_url: str,
-    shards: int,
-) -> None:
+def replay(*, choose: Choose, connect: Connect) -> None:
     """Submit messages again and drop their letters.
 
     Each gets a turn id made from the old one (`t` becomes `t.r1`), so that doing this twice gives
     one turn. It goes to the end of its conversation; a deadline is left out.
     """
-    with connected(redis_url, shards) as connection:
-        letters = _choose(connection, ids, every=every, code=code, conversation_id=conversation_id)
+    with connect() as connection:
+        letters = choose(connection)
         left = [letter for letter in letters if not _replay(connection, letter)]
     if left:
         raise Failed(f"{len(left)} of {len(letters)} could not be replayed")
@@ -148,42 +166,18 @@ def _replay(connection: Connection, letter: DeadLetter) -> bool:
 @_choice
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @redis_options
-def drop(
-    *,
-    ids: tuple[str, ...],
-    every: bool,
-    code: str | None,
-    conversation_id: str | None,
-    yes: bool,
-    redis_url: str,
-    shards: int,
-) -> None:
+def drop(*, choose: Choose, yes: bool, connect: Connect) -> None:
     """Remove dead letters and the bytes in them. There is no way back."""
-    with connected(redis_url, shards) as connection:
-        letters = _choose(connection, ids, every=every, code=code, conversation_id=conversation_id)
+    with connect() as connection:
+        letters = choose(connection)
         if not yes and letters:
             click.confirm(f"Remove {len(letters)} dead letters for good?", abort=True, err=True)
         dropped = sum(drop_letter(connection.redis, connection.shards, it) for it in letters)
     click.echo(f"dropped: {dropped}")
 
 
-def _choose(
-    connection: Connection,
-    ids: Sequence[str],
-    *,
-    every: bool,
-    code: str | None,
-    conversation_id: str | None,
-) -> list[DeadLetter]:
-    """Return the letters named, or all that the filters leave.
-
-    Raises:
-        Failure: Neither or both were asked for, or an id is unknown.
-    """
-    if bool(ids) == every:
-        raise Failure("name the letters by ID, or say --all (with --code or --conversation)")
-    letters = _find(connection, ids) if ids else read_letters(connection.redis, connection.shards)
-    return chosen(letters, code=code, conversation_id=conversation_id)
+def _read(connection: Connection) -> list[DeadLetter]:
+    return read_letters(connection.redis, connection.shards)
 
 
 def _find(connection: Connection, ids: Sequence[str]) -> list[DeadLetter]:
@@ -192,7 +186,7 @@ def _find(connection: Connection, ids: Sequence[str]) -> list[DeadLetter]:
     Raises:
         Failure: There is none with one of them.
     """
-    letters = chosen(read_letters(connection.redis, connection.shards), ids=ids)
+    letters = chosen(_read(connection), ids=ids)
     found = {letter.id for letter in letters} | {it.id.partition(":")[2] for it in letters}
     if unknown := [id_ for id_ in ids if id_ not in found]:
         raise Failed(f"there is no dead letter {unknown[0]}; `turnline dead list` names them")

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from turnline.contracts.conversation import INVISIBLE, Content, TextPart, Usage
+from turnline.contracts.conversation import INVISIBLE, Content, TextPart, Totals, Usage
 from turnline.contracts.protocol import TextAssembler
 from turnline.contracts.replies import (
     AnyEvent,
     AnyTerminal,
+    History,
     ToolCallStarted,
     TurnAbsorbed,
     TurnCompleted,
@@ -126,6 +127,56 @@ def outcome(event: AnyTerminal) -> str:
             return f"interrupted, {tokens(event.usage)}, {event.usage_state}"
         case TurnAbsorbed():
             return f"absorbed into {event.into}" if event.into else "absorbed"
+
+
+def history_table(history: History) -> Table:
+    """Lay out a context."""
+    shown = table("#", "role", "content")
+    if history.system_prompt is not None:
+        shown.add_row("", "system", printable(history.system_prompt))
+    for number, entry in enumerate(history.messages):
+        words = plain(entry.content)
+        for call in getattr(entry, "tool_calls", ()):
+            words += f"[calls {call.function.name}({call.function.arguments})]"
+        mark = " [interrupted]" if number in history.interrupted else ""
+        role = str(entry.__struct_config__.tag)
+        shown.add_row(str(number), role, printable(words + mark))
+    return shown
+
+
+def totals_table(totals: Totals) -> Table:
+    """Lay out totals: what answers took, and what was spent without one."""
+    rows = [("answers", totals.usage)]
+    if totals.abandoned != Usage():
+        rows.append(("abandoned attempts", totals.abandoned))
+    columns = ("", "input", "of it cached", "output", "reasoning", "total", "cost")
+    shown = table(*columns, numbers=columns[1:])
+    for name, usage in rows:
+        shown.add_row(
+            name,
+            f"{usage.prompt_tokens:,}",
+            f"{usage.cached_tokens:,}",
+            f"{usage.completion_tokens:,}",
+            f"{usage.reasoning_tokens:,}",
+            f"{usage.total_tokens:,}",
+            dollars(usage),
+        )
+    shown.caption = (
+        f"turns: {totals.turns}, calls: {totals.calls} ({totals.reported_calls} reported by the "
+        f"provider, {totals.estimated_calls} estimated, {totals.unknown_calls} unknown)"
+    )
+    if unpriced := totals.usage.unpriced_calls + totals.abandoned.unpriced_calls:
+        shown.caption += f"; cost unknown for {unpriced}"
+    shown.caption_justify = "left"
+    return shown
+
+
+def unknown(conversation_id: str) -> str:
+    """Return what is said of a conversation that there is not."""
+    return (
+        f"nothing is known of conversation {conversation_id}: it never had a message, was "
+        "forgotten, or is past its retention"
+    )
 
 
 class ReplyPrinter:

@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.text import Text
 
 from turnline.ops.cli import output
-from turnline.ops.cli.connecting import Connection, connected, redis_options
+from turnline.ops.cli.connecting import Connect, redis_options
+from turnline.ops.fleet.operator_connection import Connection
 from turnline.ops.fleet.queue_state import QueueState, read_queue
 
 _encode = msgspec.json.Encoder().encode
@@ -31,13 +32,13 @@ _encode = msgspec.json.Encoder().encode
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per look.")
 @redis_options
-def queue(*, watch: bool, every_s: float, as_json: bool, redis_url: str, shards: int) -> None:
+def queue(*, watch: bool, every_s: float, as_json: bool, connect: Connect) -> None:
     """Show what waits and runs, and the workers.
 
     Conversations are counted, not messages: waiting ones are due and run by nobody yet, deferred
     ones wait for a time (a retry) or for the rest of their input.
     """
-    with connected(redis_url, shards) as connection:
+    with connect() as connection:
         if watch and not as_json and sys.stdout.isatty():
             _watch(connection, every_s)
         while True:

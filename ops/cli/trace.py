@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from turnline.ops.cli import output
-from turnline.ops.cli.connecting import connected, redis_options
+from turnline.ops.cli.connecting import Connect, redis_options
 from turnline.ops.cli.failures import Failed, Failure
 from turnline.ops.traces.kept_traces import Choice, TracedTurn, choose, find
 from turnline.ops.traces.trace_page import page
@@ -48,8 +48,7 @@ def trace(
     limit: int | None,
     as_json: bool,
     html: Path | None,
-    redis_url: str,
-    shards: int,
+    connect: Connect,
 ) -> None:
     """Show what happened in a turn: waits, attempts, model calls, tokens, cost, errors.
 
@@ -57,7 +56,7 @@ def trace(
     """
     if target is not None and choice is not None:
         raise Failure(f"either {target} or --{choice}, not both")
-    with connected(redis_url, shards) as connection:
+    with connect() as connection:
         if target is not None:
             turns = find(connection, target, limit or 10)
         else:

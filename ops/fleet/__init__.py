@@ -1,4 +1,4 @@
-"""What commands, benchmarks and drills need of a fleet: to run one, and to read its state.
+"""What commands, benchmarks and drills need of a fleet: to run one, and to operate one.
 
-No command line here.
+Operating is reading its queue, its turns and its dead letters. No command line here.
 """

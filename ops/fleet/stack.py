@@ -12,10 +12,10 @@ from typing import Final, Self
 
 from turnline.contracts.connection import SyncRedis, open_sync
 from turnline.contracts.keys import shard_keys
-from turnline.ops.cli.connecting import check_answers
 from turnline.ops.cli.failures import Failure
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.fleet.child import Child, ChildFailed
+from turnline.ops.fleet.operator_connection import check_answers
 from turnline.ops.fleet.queue_state import read_workers
 from turnline.worker.settings import KEY, SettingsError, value_or_file
 

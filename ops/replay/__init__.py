@@ -1,4 +1,4 @@
-"""Recorded dialogues: reads them, serves their recorded tools, compares what a fleet made of them.
+"""Recorded dialogues: reads them, runs them with their recorded tools, compares what came out.
 
 No command line here.
 """

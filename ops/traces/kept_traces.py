@@ -10,7 +10,7 @@ from turnline.contracts.conversation import CallEntry, Usage
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.replies import TurnFailed, TurnRecord, decode_record
 from turnline.contracts.scripts import text
-from turnline.ops.cli.connecting import Connection
+from turnline.ops.fleet.operator_connection import Connection
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.spans import Attributes, Span, TurnSpans
 

@@ -1,4 +1,4 @@
-"""The simulated model: what it is asked, what it answers, in which chunks, at what price.
+"""The simulated model: what it is asked, what it answers, how fast, at what price.
 
-No input or output here.
+No input or output here, and no wire's form: that is `chat`'s.
 """

@@ -13,8 +13,8 @@ import pytest
 from tests.integration.tools.bench import calling, requests, tool_hand, user
 from turnline.contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
 from turnline.contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
-from turnline.ops.cli.connecting import connected
 from turnline.ops.fleet.dead_letters import read_letters
+from turnline.ops.fleet.operator_connection import connected
 from turnline.ops.simulator import Simulator
 from turnline.worker.tools import tool
 from turnline.worker.turn.plan import AgentsFile, BadAgents

@@ -8,8 +8,8 @@ import pytest
 from turnline.contracts import TurnCompleted
 from turnline.contracts.replies import TurnRecord, encode_event
 from turnline.ops.cli.failures import Failure
-from turnline.ops.cli.inspecting import turns_in_order
 from turnline.ops.fleet.queue_state import QueueState, Worker, merged
+from turnline.ops.fleet.turn_list import turns_in_order
 from turnline.ops.replay.recordings import read_dialogues, recorded_context
 from turnline.ops.simulator.model.dialogues import Dialogue, RecordedTurn
 

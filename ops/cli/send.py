@@ -1,17 +1,16 @@
-"""`turnline send` and `turnline tail`: put a message in, and follow what comes out."""
+"""`turnline send`: puts one message into a conversation, and shows what comes of it."""
 
 import sys
 
 import click
 import msgspec
-from rich.console import Console
 
-from turnline.contracts import Receipt, TurnFailed, TurnStarted, UserMessage
+from turnline.contracts import Receipt, TurnFailed, UserMessage
 from turnline.contracts.messages import WhenBusy, new_turn_id
-from turnline.contracts.replies import TERMINAL, AnyEvent, AnyTerminal, encode_event
+from turnline.contracts.replies import AnyTerminal, encode_event
 from turnline.ops.cli import output
 from turnline.ops.cli.chat import show_reply, warn_if_nobody_works
-from turnline.ops.cli.connecting import connected, redis_options
+from turnline.ops.cli.connecting import Connect, redis_options
 from turnline.ops.cli.failures import Failed, Failure
 
 _encode_receipt = msgspec.json.Encoder().encode
@@ -54,8 +53,7 @@ def send(
     when_busy: WhenBusy,
     timeout_s: float,
     as_json: bool,
-    redis_url: str,
-    shards: int,
+    connect: Connect,
 ) -> None:
     """Put one message of the user into CONVERSATION; TEXT is read from stdin if left out.
 
@@ -67,7 +65,7 @@ def send(
         turn_id=new_turn_id() if turn_id is None else turn_id,
         when_busy=when_busy,
     )
-    with connected(redis_url, shards) as connection:
+    with connect() as connection:
         client = connection.client
         receipt = client.submit(message)
         if wait or stream:
@@ -104,51 +102,3 @@ def _receipt_line(receipt: Receipt) -> str:
 
 def _reply_of(ending: AnyTerminal) -> str:
     return output.printable(getattr(ending, "text", "") or output.outcome(ending))
-
-
-@click.command(
-    epilog="\b\nFor example:\n"
-    "  turnline tail trip\n"
-    "  turnline tail trip --from-start --json | jq -r 'select(.type == \"turn_completed\").text'"
-)
-@click.argument("conversation_id", metavar="CONVERSATION")
-@click.option("--from-start", is_flag=True, help="Begin with the oldest event that is kept.")
-@click.option("--json", "as_json", is_flag=True, help="Print one event a line.")
-@redis_options
-def tail(
-    *, conversation_id: str, from_start: bool, as_json: bool, redis_url: str, shards: int
-) -> None:
-    """Follow what happens in CONVERSATION, until Ctrl-C."""
-    with connected(redis_url, shards) as connection:
-        follower = _Follower(output.console())
-        events = connection.client.follow(conversation_id, after="0-0" if from_start else "$")
-        for event in events:
-            if as_json:
-                click.echo(encode_event(event))
-            else:
-                follower.take(event)
-
-
-class _Follower:
-    """Prints turn after turn: a line when it starts, the reply as it comes, a line at its end."""
-
-    def __init__(self, to: Console) -> None:
-        self._to = to
-        self._turn_id = ""
-        self._reply = output.ReplyPrinter(to)
-
-    def take(self, event: AnyEvent) -> None:
-        if event.turn_id != self._turn_id:
-            self._reply.end()
-            self._turn_id, self._reply = event.turn_id, output.ReplyPrinter(self._to)
-        if isinstance(event, TurnStarted) and event.attempt == 1:
-            self._note(event, f"begins on {event.worker}")
-        self._reply.take(event)
-        if isinstance(event, TERMINAL):
-            self._reply.end()
-            self._note(event, output.outcome(event))
-
-    def _note(self, event: AnyEvent, words: str) -> None:
-        moment = output.at(int(event.event_id.partition("-")[0] or 0))
-        line = output.printable(f"{moment}  turn {output.word(event.turn_id)}  {words}")
-        output.say(self._to, line, "dim")

@@ -1,0 +1,74 @@
+"""Connects an operator to a fleet: with a client, plain commands, and the names of keys."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from redis.exceptions import AuthenticationError, RedisError
+
+from turnline.contracts import InvalidAddress, SyncTurnClient
+from turnline.contracts.addresses import read_address
+from turnline.contracts.client import RETRIES
+from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.contracts.protocol import Requests
+from turnline.ops.cli.failures import Failure
+
+ANSWER_S: Final = 10.0
+"""What a server has to answer the first question."""
+
+
+class Connection(NamedTuple):
+    """What a command works with."""
+
+    client: SyncTurnClient
+    redis: SyncRedis
+    requests: Requests
+    """For the names of keys."""
+    shards: tuple[ShardKeys, ...]
+
+
+@contextmanager
+def connected(redis_url: str, shards: int = 1) -> Generator[Connection]:
+    """Open a connection, having asked whether anybody answers.
+
+    Raises:
+        Failure: Nobody does, or the address is none.
+    """
+    check_answers(redis_url)
+    redis = open_sync(redis_url, retries=RETRIES)
+    try:
+        yield Connection(
+            SyncTurnClient(redis, shards=shards),
+            redis,
+            Requests(shards=shards),
+            tuple(shard_keys(n) for n in range(shards)),
+        )
+    finally:
+        redis.close()
+
+
+def check_answers(redis_url: str) -> None:
+    """Ask once, without the patience of a producer.
+
+    Raises:
+        Failure: Nobody answers, or the address is none.
+    """
+    try:
+        where = read_address(redis_url).where
+    except InvalidAddress as error:
+        raise Failure(
+            f"--redis (or TURNLINE_REDIS_URL) is not the address of a Redis: {error}."
+        ) from None
+    redis = open_sync(redis_url, retries=0, timeout_s=ANSWER_S)
+    try:
+        redis.execute_command("PING")
+    except AuthenticationError:
+        raise Failure(f"Redis at {where} wants a (different) user and password.") from None
+    except (RedisError, OSError) as error:
+        raise Failure(
+            f"no Redis answers at {where} ({type(error).__name__}). `turnline redis --port 6379` "
+            "runs one; --redis URL or TURNLINE_REDIS_URL names another."
+        ) from None
+    finally:
+        redis.close()

@@ -1,0 +1,59 @@
+"""Reads the turns of a conversation, in order, with what became of each."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from turnline.contracts.replies import TurnRecord, decode_record
+from turnline.ops.cli import output
+from turnline.ops.fleet.operator_connection import Connection
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of what happened in a conversation."""
+
+    turn_id: str
+    state: str
+    worker: str
+    attempts: int
+    accepted_at_ms: int
+    took_ms: int | None
+    """From acceptance to its end; None while it waits or runs."""
+    trace_id: str
+    outcome: str
+
+
+def turns_in_order(log: Sequence[bytes], records: Mapping[bytes, bytes]) -> list[Turn]:
+    """Join the turn ids in the order accepted with their records.
+
+    A turn that was written past `submit` stands in no log; it comes last.
+    """
+    order = {turn_id: place for place, turn_id in enumerate(log)}
+    known = sorted(records, key=lambda turn_id: order.get(turn_id, len(order)))
+    # An id that was written past `submit` may be anything.
+    ids = [turn_id.decode(errors="backslashreplace") for turn_id in known]
+    return [_turn(id_, decode_record(records[it])) for id_, it in zip(ids, known, strict=True)]
+
+
+def _turn(turn_id: str, record: TurnRecord) -> Turn:
+    ending = record.terminal()
+    return Turn(
+        turn_id=turn_id,
+        state="waiting or running" if ending is None else record.state,
+        worker=record.worker,
+        attempts=record.attempts,
+        accepted_at_ms=record.accepted_at_ms,
+        took_ms=None if ending is None else max(0, record.finished_at_ms - record.accepted_at_ms),
+        trace_id=record.trace_id or (ending.trace_id if ending is not None else ""),
+        outcome="" if ending is None else output.outcome(ending),
+    )
+
+
+def read_turns(connection: Connection, conversation_id: str) -> list[Turn]:
+    """Read a conversation's turns, in the order accepted."""
+    _, keys = connection.requests.names(conversation_id)
+    pipe = connection.redis.pipeline(transaction=False)
+    pipe.execute_command("LRANGE", keys.log, 0, -1)
+    pipe.execute_command("HGETALL", keys.turns)
+    log, records = pipe.execute()
+    return turns_in_order(log, records)
