@@ -11,8 +11,24 @@ import msgspec
 
 from turnline.ops.fuzz.verdicts import Verdict, must
 from turnline.worker.errors import ReplyTooLarge
-from turnline.worker.pipeline import call_parts, functions, stream
+from turnline.worker.pipeline import call_parts, functions
 from turnline.worker.pipeline.context import OpenAILLMContext
+from turnline.worker.pipeline.event_bytes import EVENT_MAX_BYTES
+from turnline.worker.pipeline.provider_errors import BODY_MAX_BYTES, failure_of_body
+from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.pipeline.stream_events import (
+    FinishReason,
+    MalformedFrame,
+    OverLimit,
+    ReasoningDelta,
+    Refusal,
+    ResponseNamed,
+    StreamDone,
+    StreamEvent,
+    StreamFailed,
+    TextDelta,
+    UsageReport,
+)
 
 _SMALL: Final = 256
 """Bytes up to which a stream is also read byte by byte."""
@@ -35,7 +51,7 @@ def check_stream(data: bytes) -> Verdict:
     _check_events(events, len(data))
     if not any(type(event).__name__ in _REFUSALS for event in events):
         _check_nothing_is_missing(data, events)
-    stream.failure_of_body(data).message.encode()
+    failure_of_body(data).message.encode()
     names = [type(event).__name__ for event in events]
     refused = next((name for name in names if name in _REFUSALS), "")
     pairs = {f"{one} {two}" for one, two in zip(["", *names], [*names, ""], strict=True)}
@@ -43,18 +59,18 @@ def check_stream(data: bytes) -> Verdict:
     return Verdict(refused, sorted(pairs | details))
 
 
-def _same(some: Sequence[stream.StreamEvent], others: Sequence[stream.StreamEvent]) -> bool:
+def _same(some: Sequence[StreamEvent], others: Sequence[StreamEvent]) -> bool:
     """Whether two readings agree; how deep is too deep depends on the caller's stack."""
     return some == others or _TOO_DEEP in (*some, *others)
 
 
-_TOO_DEEP: Final = stream.MalformedFrame("too_deep")
+_TOO_DEEP: Final = MalformedFrame("too_deep")
 _REFUSALS: Final = frozenset({"MalformedFrame", "NotAStream", "OverLimit", "StreamFailed"})
 
 
-def _read_stream(pieces: Sequence[bytes]) -> list[stream.StreamEvent]:
-    reader = stream.CompletionStream()
-    events: list[stream.StreamEvent] = []
+def _read_stream(pieces: Sequence[bytes]) -> list[StreamEvent]:
+    reader = CompletionStream()
+    events: list[StreamEvent] = []
     most = 0
     for piece in pieces:
         events += reader.feed(piece)
@@ -64,35 +80,35 @@ def _read_stream(pieces: Sequence[bytes]) -> list[stream.StreamEvent]:
     return events + reader.close()
 
 
-def _kept_bytes(reader: stream.CompletionStream) -> int:
-    values = vars(reader).values()
+def _kept_bytes(reader: CompletionStream) -> int:
+    values = cast("dict[str, object]", vars(vars(reader)["_bytes"])).values()
     return sum(len(value) for value in values if isinstance(value, bytes | bytearray))
 
 
 def _may_keep_bytes(body: bytes) -> int:
     body = body.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if body.lstrip()[:1] == b"{":
-        return stream.EVENT_MAX_BYTES
+        return EVENT_MAX_BYTES
     if body.lstrip()[:1] in b'["<':
-        return stream.BODY_MAX_BYTES
+        return BODY_MAX_BYTES
     return max(map(len, body.split(b"\n\n"))) + 4
 
 
-def _check_events(events: Sequence[stream.StreamEvent], size: int) -> None:
+def _check_events(events: Sequence[StreamEvent], size: int) -> None:
     text = 0
     deltas: list[call_parts.ToolCallDelta] = []
     for n, event in enumerate(events):
         match event:
-            case stream.TextDelta() | stream.ReasoningDelta() | stream.Refusal():
+            case TextDelta() | ReasoningDelta() | Refusal():
                 text += len(event.text.encode())
-            case stream.UsageReport(usage=usage):
+            case UsageReport(usage=usage):
                 numbers = [value or 0 for value in msgspec.structs.astuple(usage)]
                 must(0 <= min(numbers) <= max(numbers) <= _NUMBER_MAX, "usage beyond all bounds")
-            case stream.StreamDone() | stream.OverLimit():
+            case StreamDone() | OverLimit():
                 must(n == len(events) - 1, "events after the end")
             case call_parts.ToolCallDelta():
                 deltas.append(event)
-            case stream.FinishReason(reason=word) | stream.ResponseNamed(model=word):
+            case FinishReason(reason=word) | ResponseNamed(model=word):
                 must(len(word or "") <= call_parts.NAME_MAX_CHARS, "a word without a bound")
             case _:
                 pass
@@ -148,13 +164,13 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _check_nothing_is_missing(body: bytes, events: Sequence[stream.StreamEvent]) -> None:
+def _check_nothing_is_missing(body: bytes, events: Sequence[StreamEvent]) -> None:
     """See that what stands where text does came out, by a reading of its own of the plain frames.
 
     A reply may also be refused: then it is not taken for whole.
     """
-    texts = [it.text for it in events if isinstance(it, stream.TextDelta | stream.Refusal)]
-    thoughts = [it.text for it in events if isinstance(it, stream.ReasoningDelta)]
+    texts = [it.text for it in events if isinstance(it, TextDelta | Refusal)]
+    thoughts = [it.text for it in events if isinstance(it, ReasoningDelta)]
     said = "\0".join(("".join(texts), "".join(thoughts)))  # thoughts may come between the texts
     for choice in _plain_choices(body):
         contents = [choice.get("text"), choice.get("delta"), choice.get("message")]
@@ -197,17 +213,17 @@ def _texts(content: object) -> Iterator[str]:
             yield text
 
 
-def _detail(event: stream.StreamEvent) -> str:
+def _detail(event: StreamEvent) -> str:
     match event:
-        case stream.MalformedFrame(reason=reason):
+        case MalformedFrame(reason=reason):
             return f"malformed {reason}"
         case call_parts.ToolCallDelta():
             return "call " + " ".join(
                 str(part is not None) for part in msgspec.structs.astuple(event)
             )
-        case stream.StreamFailed(code=code, message=message):
+        case StreamFailed(code=code, message=message):
             return f"failed {bool(code)} {bool(message)}"
-        case stream.UsageReport(usage=usage):
+        case UsageReport(usage=usage):
             return "usage " + " ".join(str(bool(part)) for part in msgspec.structs.astuple(usage))
         case _:
             return ""

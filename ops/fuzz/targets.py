@@ -41,7 +41,17 @@ from turnline.ops.fuzz.reply_rules import check_stream
 from turnline.ops.fuzz.verdicts import Verdict, Violation, must, plain
 from turnline.worker import effects, schema_checking, settings
 from turnline.worker.effects import Entry
-from turnline.worker.pipeline import aggregators, call_parts, shapes, stream
+from turnline.worker.pipeline import (
+    aggregators,
+    call_parts,
+    event_bytes,
+    provider_errors,
+    reply_text,
+    shapes,
+    stream,
+    usage_reports,
+    usual_chunks,
+)
 from turnline.worker.pipeline.aggregators import LLMUserContextAggregator
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.settings import check_base_url, from_env
@@ -342,7 +352,10 @@ NAMES: Final = tuple(_CHECKS)
 _READERS: Final[Mapping[str, Sequence[ModuleType]]] = {
     "messages": (messages, conversation, protocol, trace_context),
     "events": (replies, protocol),
-    "stream": (stream, shapes, call_parts),
+    "stream": (
+        *(stream, event_bytes, usual_chunks, reply_text, shapes, usage_reports),
+        *(provider_errors, call_parts),
+    ),
     "entries": (gathering, effects, aggregators, messages, conversation),
     "schemas": (json_schemas, schema_checking),
     "arguments": (values, description, types),

@@ -11,11 +11,12 @@ def growth(work: Callable[[int], object], size: int) -> float:
     2 for linear work and 4 for quadratic work, if `size` is large enough for both to show.
     Processor time counts, the shortest of several runs.
     """
-    once, twice = (min(_took_s(work, n) for _ in range(5)) for n in (size, 2 * size))
+    once, twice = (min(took_s(work, n) for _ in range(5)) for n in (size, 2 * size))
     return twice / once
 
 
-def _took_s(work: Callable[[int], object], size: int) -> float:
+def took_s(work: Callable[[int], object], size: int) -> float:
+    """Return the processor time of a piece of work."""
     gc.collect()
     gc.disable()
     try:

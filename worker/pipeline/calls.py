@@ -7,7 +7,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from turnline.worker.pipeline.frames import LLMTokenUsage
-from turnline.worker.pipeline.stream import ProviderUsage
+from turnline.worker.pipeline.stream_events import ProviderUsage
 
 UsageState = Literal["reported", "estimated", "unknown"]
 Outcome = Literal["running", "completed", "failed", "cancelled", "interrupted"]

@@ -22,7 +22,7 @@ from tests.integration.services.wire import (
 from turnline.worker.errors import Truncated
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import LLMTokenUsage
-from turnline.worker.pipeline.stream import ProviderUsage
+from turnline.worker.pipeline.stream_events import ProviderUsage
 
 
 def counted(prompt: int, completion: int) -> bytes:

@@ -34,7 +34,7 @@ from turnline.worker.errors import (
     UnusableReply,
 )
 from turnline.worker.pipeline.functions import FunctionCallParams
-from turnline.worker.pipeline.stream import ProviderUsage
+from turnline.worker.pipeline.stream_events import ProviderUsage
 from turnline.worker.services.openai.wire import TimeLimits
 
 DONE = b"[DONE]"

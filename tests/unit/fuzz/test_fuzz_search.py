@@ -139,7 +139,7 @@ def test_an_error_that_repeats_the_input_is_a_violation(monkeypatch: pytest.Monk
 def test_a_reader_that_depends_on_the_cuts_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any way of cutting a stream has to give the same events."""
     monkeypatch.setattr(
-        "turnline.worker.pipeline.stream.CompletionStream._with_plain_newlines",
+        "turnline.worker.pipeline.event_bytes.EventBytes._with_plain_newlines",
         lambda _, data: data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"),  # forgets a CR
     )
     data = b'data: {"choices":[\r\ndata: {}]}\r\n\r\n'

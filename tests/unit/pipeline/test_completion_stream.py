@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.growth import growth
+from tests.support.growth import growth, took_s
 from tests.support.recordings import recorded
 from turnline.worker.errors import ReplyTooLarge
 from turnline.worker.pipeline.call_parts import ToolCallCollector, ToolCallDelta, ToolCallParts
-from turnline.worker.pipeline.stream import (
-    EVENT_MAX_BYTES,
-    CompletionStream,
+from turnline.worker.pipeline.event_bytes import EVENT_MAX_BYTES
+from turnline.worker.pipeline.provider_errors import failure_of_body
+from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.pipeline.stream_events import (
     EmptyDelta,
     FinishReason,
     MalformedFrame,
@@ -29,7 +30,6 @@ from turnline.worker.pipeline.stream import (
     StreamFailed,
     TextDelta,
     UsageReport,
-    failure_of_body,
 )
 
 
@@ -354,7 +354,7 @@ def test_blank_lines_before_the_first_event_are_not_kept() -> None:
     for _ in range(1_000):
         assert stream.feed(b"\n\r\n \n") == []
 
-    assert len(stream._buffer) < 8
+    assert len(stream._bytes._buffer) < 8
     assert stream.feed(HEY) == HEY_EVENTS
 
 
@@ -610,7 +610,7 @@ def test_a_response_without_end_is_read_up_to_a_limit(name: str) -> None:
     kept = 0
     for _ in range(times):
         events = stream.feed(data)
-        kept = max(kept, len(stream._buffer))
+        kept = max(kept, len(stream._bytes._buffer))
         if events and isinstance(events[-1], OverLimit):
             break
 
@@ -756,3 +756,56 @@ def test_a_long_call_that_comes_again_without_arguments_holds_up_nobody() -> Non
         collector.add(ToolCallDelta(0, "c", "f"))
 
     assert time.process_time() - began_s < 20 * once_s
+
+
+def message(**fields: object) -> bytes:
+    return frame(choices=[{"index": 0, "message": fields}])
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [delta(content="x" * 500, role=["assistant"])],
+        [message(content="x" * 500)],
+        [delta(content="x" * 500), message(content="x" * 500)],
+        [delta(content=" " * 500), message(content="x")],
+        [message(content="x" * 400, refusal="no")],
+    ],
+    ids=["odd deltas", "messages", "deltas and messages", "space and messages", "refusals"],
+)
+def test_a_long_reply_in_an_unusual_shape_holds_up_nobody(again: list[bytes]) -> None:
+    """The text so far is not read anew with each chunk."""
+
+    def read_all(chunks: int) -> None:
+        stream = CompletionStream()
+        for _ in range(chunks // len(again)):
+            for payload in again:
+                stream.feed(sse(payload))
+
+    assert growth(read_all, 3_000) < 3
+
+
+@pytest.mark.parametrize("byte", [b" ", b"\n", b"["])
+def test_a_response_in_single_bytes_holds_up_nobody(byte: bytes) -> None:
+    """What came is not looked at anew with each byte."""
+
+    def read_all(count: int) -> None:
+        stream = CompletionStream()
+        for _ in range(count):
+            stream.feed(byte)
+
+    assert growth(read_all, 30_000) < 3
+
+
+def test_measuring_a_long_reply_holds_up_nobody() -> None:
+    """Near its limit the length is looked at often: only what came since is measured."""
+
+    def read_all(empty: int) -> None:
+        stream = CompletionStream()
+        stream.feed(sse(delta(content="é" * (2 * 1024 * 1024 - 1_000))))
+        comment = b": " + b"x" * 64 * 1024 + b"\n\n"
+        for _ in range(empty):
+            assert stream.feed(comment) == []
+
+    once, many = (min(took_s(read_all, n) for _ in range(3)) for n in (1, 200))
+    assert many < 20 * once

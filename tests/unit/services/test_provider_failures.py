@@ -15,7 +15,7 @@ from turnline.worker.errors import (
     UnusableReply,
     WorkerError,
 )
-from turnline.worker.pipeline.stream import StreamFailed
+from turnline.worker.pipeline.stream_events import StreamFailed
 from turnline.worker.services.openai.failures import (
     RETRY_AFTER_MAX_S,
     failure_in_stream,

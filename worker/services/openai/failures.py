@@ -16,7 +16,8 @@ from turnline.worker.errors import (
     UnusableReply,
     Words,
 )
-from turnline.worker.pipeline.stream import StreamFailed, failure_of_body
+from turnline.worker.pipeline.provider_errors import failure_of_body
+from turnline.worker.pipeline.stream_events import StreamFailed
 
 RETRY_AFTER_MAX_S: Final = 120.0
 """A longer wait than this is not believed, seconds."""

@@ -77,7 +77,7 @@ from turnline.worker.pipeline.functions import (
 )
 from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
 from turnline.worker.pipeline.shapes import short
-from turnline.worker.pipeline.stream import (
+from turnline.worker.pipeline.stream_events import (
     FinishReason,
     MalformedFrame,
     NotAStream,

@@ -12,12 +12,8 @@ import msgspec
 import openai
 
 from turnline.worker.errors import Stalled, UnusableReply, WorkerError
-from turnline.worker.pipeline.stream import (
-    CompletionStream,
-    FinishReason,
-    StreamEvent,
-    StreamFailed,
-)
+from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.pipeline.stream_events import FinishReason, StreamEvent, StreamFailed
 from turnline.worker.services.openai.failures import failure_in_stream, failure_of_response, lost
 from turnline.worker.services.openai.wire import TimeLimits
 

@@ -14,7 +14,8 @@ import msgspec
 from openai import AsyncOpenAI
 
 from turnline.worker.errors import ProviderUnavailable, Stalled, UnusableReply
-from turnline.worker.pipeline.stream import CompletionStream, StreamEvent
+from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.pipeline.stream_events import StreamEvent
 from turnline.worker.services.openai.failures import failure_of_response, lost
 
 _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
@@ -80,6 +81,7 @@ class ChatStream:
         self._chunks: AsyncIterator[bytes] | None = None
         self._at_end = False
         self._waiting = False
+        self._was_dead = False
         self._progressed = False
         self._limit: StopReason = "first_token"
         self._deadline = 0.0
@@ -201,9 +203,10 @@ class ChatStream:
             return
         if self._waiting and self._loop.time() >= self._deadline:
             self.stopped = self._limit
-        elif self._waiting and self._is_dead():
+        elif self._waiting and self._is_dead() and self._was_dead:
             self.stopped = "dead"
         else:  # moved on since, or busy with what came
+            self._was_dead = self._waiting and self._is_dead()  # who reads may just be told why
             self._handle = self._loop.call_at(self._next_look(), self._check)
             return
         self._task.cancel()
