@@ -96,16 +96,16 @@ def bench(
         f"--rounds {rounds}": rounds != _ROUNDS,
     }
     command = " ".join(["turnline bench", *(word for word, given in words.items() if given)])
-    plan = Plan(
-        chosen=chosen,
-        rounds=rounds,
-        budget_s=_BUDGET_S if not (full or growth) else _FULL_BUDGET_S,
-        parts=parts,
-        soak_s=(soak_minutes or _SOAK_MINUTES) * 60,
-    )
+    budget_s = _FULL_BUDGET_S if full or growth else _BUDGET_S
+    soak_s = (soak_minutes or _SOAK_MINUTES) * 60
+    plan = Plan(chosen=chosen, rounds=rounds, budget_s=budget_s, parts=parts, soak_s=soak_s)
     made = _measured(plan, command, drilled=full and not only)
     if page is not None:
         tables.write_page(made, page)
+    _show(made, as_json=as_json)
+
+
+def _show(made: Report, *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(made))
     else:

@@ -1,5 +1,6 @@
 """What a process and a Redis server used: CPU time, memory, commands, bytes."""
 
+import operator
 import sys
 import time
 from pathlib import Path
@@ -71,21 +72,11 @@ class RedisWork(NamedTuple):
 
     def plus(self, other: "RedisWork") -> "RedisWork":
         """Return the sum."""
-        return RedisWork(
-            self.cpu_s + other.cpu_s,
-            self.commands + other.commands,
-            self.requests + other.requests,
-            self.bytes + other.bytes,
-        )
+        return RedisWork._make(map(operator.add, self, other))
 
     def since(self, earlier: "RedisWork") -> "RedisWork":
         """Return what was done since."""
-        return RedisWork(
-            self.cpu_s - earlier.cpu_s,
-            self.commands - earlier.commands,
-            self.requests - earlier.requests,
-            self.bytes - earlier.bytes,
-        )
+        return RedisWork._make(map(operator.sub, self, earlier))
 
 
 async def redis_work(redis: AsyncRedis) -> RedisWork:

@@ -117,8 +117,8 @@ _BESIDE: Final = (
 _BUDGET: Final = {
     "what": "{0.what}",
     "measured": "{0.measured}",
-    "budget": "{0.budget}",
-    "met": "{0.said}",
+    "budget": "{0.bound}",
+    "met": "{0.kept}",
 }
 _LEFT: Final = frozenset({"system", "what", "measured", "at", "producer", "way"})
 _RAW: Final = "benchmarks/raw.json"

@@ -1,10 +1,11 @@
 """What the figures say: the budget, and Turnline beside the naive worker."""
 
 from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from turnline.ops.bench.results import Report, Row
 from turnline.ops.bench.scenarios import ARQ, FLOOR, TUNED, TURNLINE
+from turnline.ops.chaos.figures import Figure
 
 _SOAKED: Final = 20_000
 """Turns after which memory has settled: a shorter soak tells nothing."""
@@ -12,82 +13,43 @@ _CREEP_KB: Final = 20
 """An hour of a busy worker is 50,000 turns: this would be 1 MB."""
 
 
-class Verdict(NamedTuple):
-    """One line of the budget."""
-
-    what: str
-    measured: str
-    budget: str
-    met: bool
-
-    @property
-    def said(self) -> str:
-        """Whether it is met, in a word."""
-        return "yes" if self.met else "NO"
-
-
-def budget(report: Report) -> Iterator[Verdict]:
-    """Yield the lines of the budget that this run has figures for."""
+def budget(report: Report) -> Iterator[Figure]:
+    """Yield the lines of the budget that this run has figures for, each with its bound."""
     rows = {row.scenario: row for row in report.rows if row.system == TURNLINE}
-    yield from _times(rows)
-    yield from _work(rows)
+    yield from _of_rows(rows)
     for burst in report.bursts:
         if burst.system == TURNLINE and burst.gap_p50_ms is not None:
-            yield _at_most("gap between two queued turns, p50", burst.gap_p50_ms, 5, "ms")
+            yield Figure("gap between two queued turns, p50", burst.gap_p50_ms, "ms", 5)
     if TURNLINE in report.rest_mb:
-        yield _at_most("memory of a worker at rest", report.rest_mb[TURNLINE], 90, "MB")
+        yield Figure("memory of a worker at rest", report.rest_mb[TURNLINE], "MB", 90)
     for fleet in report.fleets:
         if fleet.system == TURNLINE:
-            yield _at_most("memory per turn in flight", fleet.kb_per_turn, 60, "KB")
-            yield Verdict(
-                "turns in flight, fleet-wide",
-                f"{fleet.in_flight:,}",
-                f"all {fleet.submitted:,}",
-                fleet.in_flight == fleet.submitted == fleet.completed,
-            )
-    yield from _over_time(report)
-    for drill in report.drills:
-        if drill.most is not None:
-            yield _at_most(drill.what, drill.value, drill.most, drill.unit)
-
-
-def _over_time(report: Report) -> Iterator[Verdict]:
+            yield Figure("memory per turn in flight", fleet.kb_per_turn, "KB", 60)
+            done = min(fleet.in_flight, fleet.completed or 0)
+            yield Figure("turns in flight and completed, fleet-wide", done, least=fleet.submitted)
     for curve in report.curves:
         until = f" up to {curve.judged_to:,.0f}" if curve.judged_to else ""
         what = f"{curve.title}, {curve.expected}{until}: {curve.y}"
-        yield _at_most(what, curve.factor, 2, "times")
+        yield Figure(what, curve.factor, "times", 2)
     if report.soak is not None and report.soak.turns >= _SOAKED:
         creep = report.soak.kb_per_1000_turns
-        yield _at_most("memory of a worker under load, per 1,000 turns", creep, _CREEP_KB, "KB")
+        yield Figure("memory of a worker under load, per 1,000 turns", creep, "KB", _CREEP_KB)
+    yield from (it for it in report.drills if it.most is not None)
 
 
-def _times(rows: Mapping[str, Row]) -> Iterator[Verdict]:
+def _of_rows(rows: Mapping[str, Row]) -> Iterator[Figure]:
     if row := rows.get("instant-20-c1"):
-        p50, p99 = row.added_first_p50_ms, row.added_first_p99_ms
-        yield Verdict(
-            "added time to first delta, idle fleet, p50 / p99",
-            f"{p50:.1f} / {p99:.1f} ms",
-            "3 / 10 ms",
-            p50 <= 3 and p99 <= 10,
-        )
+        what = "added time to first delta, idle fleet"
+        yield Figure(f"{what}, p50", row.added_first_p50_ms, "ms", 3)
+        yield Figure(f"{what}, p99", row.added_first_p99_ms, "ms", 10)
     if row := rows.get("instant-20-c50"):
-        speed = row.turns_per_s
-        yield Verdict(
-            "turns/s, 50 conversations, 20 chunks", f"{speed:.0f}", "at least 300", speed >= 300
-        )
-
-
-def _work(rows: Mapping[str, Row]) -> Iterator[Verdict]:
+        yield Figure("turns/s, 50 conversations, 20 chunks", row.turns_per_s, least=300)
     for chunks, limit_ms in ((20, 3), (200, 8)):
         if row := rows.get(f"instant-{chunks}-c10"):
-            yield _at_most(f"CPU per turn, {chunks} chunks", row.own_cpu_ms, limit_ms, "ms")
+            yield Figure(f"CPU per turn, {chunks} chunks", row.own_cpu_ms, "ms", limit_ms)
     if (short := rows.get("context-10")) and (long := rows.get("context-1000")):
         ratio = long.own_cpu_ms / short.own_cpu_ms
-        yield _at_most("CPU at 1,000 messages over 10, wire included", ratio, 2, "times")
-
-
-def _at_most(what: str, measured: float, limit: float, unit: str) -> Verdict:
-    return Verdict(what, f"{measured:.1f} {unit}", f"{limit:g} {unit}", measured <= limit)
+        yield Figure("CPU at 1,000 messages over 10, wire included", ratio, "times", 2)
 
 
 def comparisons(report: Report) -> Iterator[str]:

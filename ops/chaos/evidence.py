@@ -131,7 +131,7 @@ def _left(redis: SyncRedis, keys: ConversationKeys) -> Left:
     )
     return Left(
         log=tuple(map(text, log)),
-        records={text(turn): decode_record(data) for turn, data in _pairs(turns)},
+        records={text(turn): decode_record(data) for turn, data in turns.items()},
         events=tuple(decode_event(fields[b"e"], text(id_)) for id_, fields in events),
         is_trimmed=_was_trimmed(info),
         context=tuple(map(decode_context_entry, context)),
@@ -148,10 +148,6 @@ def _was_trimmed(info: Any) -> bool:
         return False
     facts = dict(zip(map(text, info[::2]), info[1::2], strict=True))
     return bool(facts["entries-added"] != facts["length"])
-
-
-def _pairs(reply: Any) -> Iterator[tuple[bytes, bytes]]:
-    yield from reply.items()
 
 
 def _lives(redis: SyncRedis) -> Iterator[tuple[str, int]]:

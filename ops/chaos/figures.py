@@ -22,12 +22,20 @@ class Figure(msgspec.Struct, frozen=True):
     value: float
     unit: str = ""
     most: float | None = None
-    """The bound that it must keep; None if it only informs."""
+    """The bound that it must keep, if it has one."""
+    least: float | None = None
+    """The same from below."""
 
     @property
     def is_kept(self) -> bool:
-        """Whether the bound is kept."""
-        return self.most is None or self.value <= self.most
+        """Whether the bounds are kept."""
+        above = self.most is not None and self.value > self.most
+        return not above and (self.least is None or self.value >= self.least)
+
+    @property
+    def kept(self) -> str:
+        """The same in a word."""
+        return "yes" if self.is_kept else "NO"
 
     @property
     def measured(self) -> str:
@@ -38,6 +46,8 @@ class Figure(msgspec.Struct, frozen=True):
     @property
     def bound(self) -> str:
         """The bound with its unit; empty if there is none."""
+        if self.least is not None:
+            return f"at least {self.least:,g} {self.unit}".strip()
         return "" if self.most is None else f"{self.most:g} {self.unit}".strip()
 
 

@@ -6,6 +6,8 @@ import msgspec
 
 Kind = Literal["user", "fragment", "note", "speech", "setting", "interrupt"]
 """`note` only appends to the context, `speech` is an event of the user's voice."""
+Act = Literal["", "interrupt", "rollback", "reject"]
+"""What a message does to the turn that runs."""
 Outcome = Literal["unanswered", "accepted", "refused"]
 
 
@@ -16,7 +18,7 @@ class Sent(msgspec.Struct, kw_only=True, omit_defaults=True):
     kind: Kind
     text: str = ""
     """What it adds to the context; begins with a mark that no other message has."""
-    act: Literal["", "interrupt", "rollback", "reject"] = ""
+    act: Act = ""
     replies: bool = False
     """Whether its end was also wanted in the reply stream."""
     outcome: Outcome = "unanswered"

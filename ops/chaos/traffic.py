@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -39,7 +40,7 @@ from turnline.contracts.messages import Inbound
 from turnline.contracts.protocol import TextAssembler
 from turnline.contracts.replies import TERMINAL
 from turnline.ops.chaos import sabotage
-from turnline.ops.chaos.journal import Chat, Journal, Kind, Sent, Shown, encode_journal
+from turnline.ops.chaos.journal import Act, Chat, Journal, Kind, Sent, Shown, encode_journal
 
 REPLIES: Final = "chaos"
 """Name of the reply stream."""
@@ -180,8 +181,8 @@ class _Talk:
             (8, self._twice),
             (7, self._fragments),
             (8, self._interrupt),
-            (6, self._talk_over),
-            (6, self._change_ones_mind),
+            (6, partial(self._cut_in, "interrupt")),
+            (6, partial(self._cut_in, "rollback")),
             (4, self._only_if_idle),
             (3, self._note),
             (2, self._configure),
@@ -254,13 +255,10 @@ class _Talk:
         await self._send(sent, message)
         await self._until_over(reader)
 
-    async def _talk_over(self) -> None:
+    async def _cut_in(self, act: Act) -> None:
+        """Say something else while a reply is running."""
         await self._until_begun(await self._say(self._text(), watch=True))
-        await self._until_over(await self._say(self._text(), act="interrupt"))
-
-    async def _change_ones_mind(self) -> None:
-        await self._until_begun(await self._say(self._text(), watch=True))
-        await self._until_over(await self._say(self._text(), act="rollback"))
+        await self._until_over(await self._say(self._text(), act=act))
 
     async def _only_if_idle(self) -> None:
         if self._rng.random() < 0.5:
@@ -268,24 +266,15 @@ class _Talk:
         await self._until_over(await self._say(self._text(), act="reject"))
 
     async def _note(self) -> None:
-        sent = self._new("note", text=self._text())
-        await self._send(
-            sent,
-            UserMessage(
-                conversation_id=self._chat.conversation,
-                turn_id=sent.turn,
-                text=sent.text,
-                run=False,
-            ),
-        )
+        where, sent = self._chat.conversation, self._new("note", text=self._text())
+        message = UserMessage(conversation_id=where, turn_id=sent.turn, text=sent.text, run=False)
+        await self._send(sent, message)
 
     async def _configure(self) -> None:
-        sent = self._new("setting")
+        where, sent = self._chat.conversation, self._new("setting")
         change = SettingsChange(temperature=round(self._rng.random(), 2))
-        await self._send(
-            sent,
-            Configure(conversation_id=self._chat.conversation, turn_id=sent.turn, settings=change),
-        )
+        message = Configure(conversation_id=where, turn_id=sent.turn, settings=change)
+        await self._send(sent, message)
 
     async def _speak(self) -> None:
         where = self._chat.conversation
@@ -314,14 +303,14 @@ class _Talk:
     def _text(self) -> str:
         return f"#{len(self._chat.sent)} {self._rng.choice(_WORDS)}"
 
-    def _new(self, kind: Kind, *, text: str = "", act: Any = "", replies: bool = False) -> Sent:
+    def _new(self, kind: Kind, *, text: str = "", act: Act = "", replies: bool = False) -> Sent:
         turn = f"{self._chat.conversation}.{len(self._chat.sent)}"
         sent = Sent(turn=turn, kind=kind, text=text, act=act, replies=replies)
         self._chat.sent.append(sent)
         return sent
 
     def _message(
-        self, text: str, *, kind: Kind = "user", act: Any = ""
+        self, text: str, *, kind: Kind = "user", act: Act = ""
     ) -> tuple[Sent, UserMessage]:
         sent = self._new(kind, text=text, act=act, replies=self._rng.random() < 0.2)
         return sent, UserMessage(
@@ -334,7 +323,7 @@ class _Talk:
         )
 
     async def _say(
-        self, text: str, *, kind: Kind = "user", act: Any = "", watch: bool = False
+        self, text: str, *, kind: Kind = "user", act: Act = "", watch: bool = False
     ) -> _Reader | None:
         sent, message = self._message(text, kind=kind, act=act)
         return self._read(await self._send(sent, message), watch=watch)

@@ -113,8 +113,8 @@ def test_a_percentile_is_one_of_the_values(values: list[float], share: float) ->
 
 def test_the_budget_tells_what_is_missed() -> None:
     """Over the limit is a NO, at the limit is not."""
-    at_limit = [it.met for it in budget(report(sample()))]
-    above = [it.met for it in budget(report(sample(worker_cpu_s=0.021)))]
+    at_limit = [it.is_kept for it in budget(report(sample()))]
+    above = [it.is_kept for it in budget(report(sample(worker_cpu_s=0.021)))]
 
     assert (at_limit, above) == ([True], [False])
 
@@ -265,7 +265,7 @@ def test_a_curve_is_judged(drawn: Curve, is_kept: bool) -> None:
     """Flat is twice as much at most; linear goes on as it began; a square is neither."""
     (line,) = budget(report(curves=[drawn]))
 
-    assert (drawn.is_as_expected, line.met) == (is_kept, is_kept)
+    assert (drawn.is_as_expected, line.is_kept) == (is_kept, is_kept)
 
 
 def test_growth_and_soak_are_drawn() -> None:
@@ -282,7 +282,7 @@ def test_growth_and_soak_are_drawn() -> None:
 
     assert texts.count("A turn by size") == 2
     assert texts.count("Memory of a worker under load") == 1
-    assert [line.met for line in budget(made)] == [True, True, False]
+    assert [line.is_kept for line in budget(made)] == [True, True, False]
     short = msgspec.structs.replace(soak, turns=2_000)
     assert list(budget(report(soak=short))) == []
     assert "growth.svg" in markdown(made)
@@ -311,7 +311,7 @@ def test_a_figure_of_a_drill_has_its_bound() -> None:
         Figure("kills", 12),
     ]
 
-    assert [(it.what, it.met) for it in budget(report(drills=figures))] == [("p50", False)]
+    assert [(it.what, it.is_kept) for it in budget(report(drills=figures))] == [("p50", False)]
 
 
 @given(st.data())
