@@ -3,10 +3,11 @@
 It is thin: what is sent and how replies are read stands in `turnline.contracts.protocol`.
 """
 
+import functools
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from redis.exceptions import ResponseError
 
@@ -15,10 +16,15 @@ from turnline.contracts.connection import AsyncRedis, Command, open_async
 from turnline.contracts.conversation import Totals
 from turnline.contracts.errors import ResultTimeout, TurnIdReused
 from turnline.contracts.history import HistoryReading
-from turnline.contracts.keys import shard_keys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
-from turnline.contracts.pending_claims import TAKE_OVER_S, PendingClaimer
 from turnline.contracts.producer_spans import ProducerSpans
+from turnline.contracts.readers import (
+    TAKE_OVER_S,
+    GroupReading,
+    is_group_lost,
+    read_terminal,
+    read_tool_call,
+)
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -31,6 +37,7 @@ from turnline.contracts.replies import (
 )
 from turnline.contracts.scripts import run
 
+T = TypeVar("T")
 BLOCK_S = 5.0
 """Longest single wait on a stream; after each, the turn's record is looked at."""
 FRESH_S = 0.05
@@ -69,7 +76,6 @@ class TurnClient:
             limits: How much may wait, and how long things are kept.
         """
         self._redis = redis
-        self._shards = [shard_keys(n) for n in range(shards)]
         self._make = protocol.Requests(shards=shards, limits=limits)
 
     @classmethod
@@ -172,7 +178,7 @@ class TurnClient:
         wait_s = FRESH_S if receipt.accepted and after is None else 0.0
         while True:
             reply = await self._redis.execute_command(*reading.command(wait_s))
-            for event in reading.take(reply):
+            for event in reading.parse(reply):
                 yield event
                 if isinstance(event, TERMINAL):
                     return
@@ -196,18 +202,19 @@ class TurnClient:
         reply = protocol.TextAssembler()
         async with aclosing(self.events(receipt)) as events:
             async for event in events:
-                if reply.take(event):
+                if reply.feed(event):
                     yield reply.text
 
     async def follow(
         self, conversation_id: str, *, after: str = "$"
     ) -> AsyncGenerator[AnyEvent, None]:
         """Yield all events of a conversation, from now on or behind an `event_id`; never ends."""
-        following = self._make.following(conversation_id, after)
         if after == "$":
-            following = self._make.following(conversation_id, await self._last(conversation_id))
+            newest = await self._redis.execute_command(*self._make.newest(conversation_id))
+            after = protocol.read_newest(newest)
+        following = self._make.following(conversation_id, after)
         while True:
-            for event in following.take(
+            for event in following.parse(
                 await self._redis.execute_command(*following.command(BLOCK_S))
             ):
                 yield event
@@ -225,7 +232,7 @@ class TurnClient:
         reading = self._make.reading(receipt, None)
         while (left_s := deadline - time.monotonic()) > 0:
             reply = await self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
-            for event in reading.take(reply):
+            for event in reading.parse(reply):
                 if isinstance(event, TERMINAL):
                     return event
             if reading.is_time_to_look(reply):
@@ -258,14 +265,14 @@ class TurnClient:
         """Return the committed context (n messages, oldest first)."""
         _, keys = self._make.names(conversation_id)
         reading = HistoryReading(conversation_id, keys)
-        while (history := reading.take(await self._pipeline(reading.commands()))) is None:
+        while (history := reading.parse(await self._pipeline(reading.commands()))) is None:
             pass
         return history
 
     async def usage(self, conversation_id: str) -> Totals:
         """Return the conversation's token and cost totals."""
-        (values,) = await self._pipeline(self._make.usage(conversation_id))
-        return protocol.read_totals(values)
+        command = self._make.usage(conversation_id)
+        return protocol.read_totals(await self._redis.execute_command(*command))
 
     async def record(self, receipt: Receipt) -> TurnRecord:
         """Return what is kept of a turn.
@@ -273,7 +280,7 @@ class TurnClient:
         Raises:
             TurnUnknown: The turn is not, or no longer, known.
         """
-        (data,) = await self._pipeline([self._make.record(receipt)])
+        data = await self._redis.execute_command(*self._make.record(receipt))
         return protocol.read_record(receipt, data)
 
     async def forget(self, conversation_id: str) -> bool:
@@ -285,13 +292,13 @@ class TurnClient:
         Source: contracts/scripts/forget.lua
         """
         while True:
-            (copies,) = await self._pipeline(self._make.copies(conversation_id))
+            copies = await self._redis.execute_command(*self._make.copies(conversation_id))
             call = self._make.forget(conversation_id, copies)
             done, gone = protocol.read_forgotten(await run(self._redis, call))
             if done:
                 return gone > 0
 
-    async def replies(
+    def replies(
         self,
         stream: str,
         group: str,
@@ -314,18 +321,16 @@ class TurnClient:
             take_over_s: Seconds after which an event that another consumer was given, and has not
                 acknowledged, counts as abandoned: more than a whole batch takes. None: never.
         """
-        reading = self._make.replies(stream, group, consumer, batch)
-        streams = [shard.reply_prefix + stream for shard in self._shards]
-        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
-        await self._create(reading)
-        while True:
-            reply = await self._next(reading, left)
-            for stream_key, entry_id, event in reading.take(reply):
-                if event is not None:
-                    yield event
-                await self._redis.execute_command("XACK", stream_key, group, entry_id)
+        reading: GroupReading[AnyTerminal] = self._make.consuming(
+            lambda shard: shard.reply_prefix + stream,
+            read_terminal,
+            *(group, consumer),
+            batch=batch,
+            idle_s=take_over_s,
+        )
+        return self._consume(reading)
 
-    async def tool_calls(
+    def tool_calls(
         self,
         group: str,
         consumer: str,
@@ -348,16 +353,14 @@ class TurnClient:
             batch: Calls fetched at once.
             take_over_s: As in `replies`.
         """
-        reading = self._make.tool_calls(group, consumer, batch)
-        streams = [shard.tool_calls for shard in self._shards]
-        left = PendingClaimer(streams, group, consumer, idle_s=take_over_s, batch=batch)
-        await self._create(reading)
-        while True:
-            reply = await self._next(reading, left)
-            for stream_key, entry_id, call in reading.take(reply, names):
-                if call is not None:
-                    yield call
-                await self._redis.execute_command("XACK", stream_key, group, entry_id)
+        reading = self._make.consuming(
+            lambda shard: shard.tool_calls,
+            functools.partial(read_tool_call, names=names),
+            *(group, consumer),
+            batch=batch,
+            idle_s=take_over_s,
+        )
+        return self._consume(reading)
 
     async def answer(
         self, call: ToolRequest, result: Any = None, *, is_error: bool = False
@@ -379,22 +382,31 @@ class TurnClient:
         except TurnIdReused:
             return protocol.answered_before(message)
 
-    async def _next(self, reading: protocol.GroupReading, left: PendingClaimer) -> Any:
+    async def _consume(self, reading: GroupReading[T]) -> AsyncGenerator[T, None]:
+        await self._create(reading)
+        while True:
+            for item, acknowledge in reading.parse(await self._next(reading)):
+                if item is not None:
+                    yield item
+                await self._redis.execute_command(*acknowledge)
+
+    async def _next(self, reading: GroupReading[Any]) -> Any:
         """Return what others left behind, or what is new, as XREADGROUP gives it."""
         try:
             abandoned: list[Any] = []
-            for stream, command in left.commands():
-                abandoned += left.take(stream, await self._redis.execute_command(*command))
+            for stream, command in reading.claims():
+                reply = await self._redis.execute_command(*command)
+                abandoned += reading.parse_claim(stream, reply)
             if abandoned:
                 return abandoned
             return await self._redis.execute_command(*reading.command(BLOCK_S))
         except ResponseError as error:
-            if not protocol.is_group_lost(error):
+            if not is_group_lost(error):
                 raise
             await self._create(reading)
             return ()
 
-    async def _create(self, reading: protocol.GroupReading) -> None:
+    async def _create(self, reading: GroupReading[Any]) -> None:
         for command in reading.create():
             try:
                 await self._redis.execute_command(*command)
@@ -406,10 +418,6 @@ class TurnClient:
         _, keys = self._make.names(receipt.conversation_id)
         entries = await self._redis.execute_command("XRANGE", keys.events, event_id, event_id)
         return any(is_end(fields[b"e"], receipt.turn_id) for _, fields in entries)
-
-    async def _last(self, conversation_id: str) -> str:
-        (newest,) = await self._pipeline([self._make.newest(conversation_id)])
-        return protocol.read_newest(newest)
 
     async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)

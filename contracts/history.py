@@ -33,21 +33,21 @@ class HistoryReading:
         self._context: tuple[ContextEntry, ...] | None = None
         self._pages = 0
         self._page: Sequence[bytes] = ()
-        self._seen: set[bytes] = set()
+        self._visited: set[bytes] = set()
         self._marks: set[int] = set()
         self._first = 0
         """Index of the first message whose turn was not looked at yet."""
 
     def commands(self) -> list[Command]:
-        """Fetch what `take` takes next: the context at first, then records page by page."""
+        """Fetch what `parse` reads next: the context at first, then records page by page."""
         keys, end = self._keys, -1 - self._pages * PAGE
         following: Command = ("LRANGE", keys.log, end - PAGE + 1, end)
         if self._context is None:
             return [following, ("HGET", keys.state, "settings"), ("LRANGE", keys.context, 0, -1)]
         return [following, ("HMGET", keys.turns, *self._page)]
 
-    def take(self, replies: Sequence[Any]) -> History | None:
-        """Take the replies to `commands`; return the history once it is whole."""
+    def parse(self, replies: Sequence[Any]) -> History | None:
+        """Read the replies to `commands`; return the history once it is whole."""
         if self._context is None:
             _, self._settings, messages = replies
             self._context = tuple(map(decode_context_entry, messages))
@@ -55,8 +55,8 @@ class HistoryReading:
         else:
             self._mark(replies[1])
         # More turns may have come in since, so that a page shows again what the one before it had.
-        self._page = [turn_id for turn_id in replies[0] if turn_id not in self._seen]
-        self._seen.update(self._page)
+        self._page = [turn_id for turn_id in replies[0] if turn_id not in self._visited]
+        self._visited.update(self._page)
         self._pages += 1
         return None if self._page and self._first > 0 else self._history(self._context)
 
@@ -80,9 +80,9 @@ class HistoryReading:
         assert self._context is not None
         end = record.terminal()
         for index in range(record.messages_to - 1, record.messages_from - 1, -1):
-            said = _said(self._context[index])
-            if said:
-                if isinstance(end, TurnInterrupted) and end.text.endswith(said):
+            text = _assistant_text(self._context[index])
+            if text:
+                if isinstance(end, TurnInterrupted) and end.text.endswith(text):
                     yield index
                 return
 
@@ -96,7 +96,7 @@ class HistoryReading:
         )
 
 
-def _said(entry: ContextEntry) -> str:
+def _assistant_text(entry: ContextEntry) -> str:
     """Return what a message says, if the assistant says it."""
     if isinstance(entry, AssistantEntry) and isinstance(entry.content, str):
         return entry.content.strip()

@@ -280,8 +280,8 @@ def _choices(path: str) -> str:
     return f"one of {values}" if "," in values else values
 
 
-def validated(message: Inbound) -> bytes:
-    """Encode a message, having checked it as a receiver would.
+def validated(message: Inbound) -> Inbound:
+    """Return a message as its receiver has it, checked as one checks it.
 
     Structs built in Python are not validated by their constructors; this is where they are.
 
@@ -292,5 +292,4 @@ def validated(message: Inbound) -> bytes:
         data = _encoder.encode(message)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.EncodeError):
         raise InvalidMessage("message", "values that JSON can express") from None
-    decode(data)
-    return data
+    return decode(data)

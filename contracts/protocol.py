@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from redis.exceptions import OutOfMemoryError
@@ -48,32 +48,27 @@ from turnline.contracts.messages import (
     validated,
 )
 from turnline.contracts.numbers import number
+from turnline.contracts.readers import GroupReading, StreamReading, TurnReading
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
-    AnyTerminal,
     Receipt,
     TextDelta,
-    ToolRequest,
     TurnRecord,
     decode_record,
-    decode_tool_request,
-    read_event,
 )
 from turnline.contracts.scripts import Call, load_script, text
-from turnline.contracts.trace_context import current, trace_id_of
+from turnline.contracts.trace_context import TraceContext, current, trace_id_of
 
+T = TypeVar("T")
 RETENTION_MS = 30 * 24 * 3600 * 1000
 """Sliding expiry of a conversation's keys."""
-READ_COUNT = 512
-"""Events read at once."""
-LOOK_S = 5.0
-"""Longest time for which a reader trusts the event stream alone."""
 HEADROOM = 100
 """Interrupts and tool results that a full inbox still takes: they are what empties it."""
 USAGE_FIELDS = Usage.__struct_fields__
+COUNT_FIELDS = ("turns", "calls", "reported_calls", "estimated_calls", "unknown_calls")
 TOTAL_FIELDS = (
-    *("turns", "calls", "reported_calls", "estimated_calls", "unknown_calls"),
+    *COUNT_FIELDS,
     *(f"u.{name}" for name in USAGE_FIELDS),
     *(f"a.{name}" for name in USAGE_FIELDS),
 )
@@ -98,6 +93,15 @@ class Limits(NamedTuple):
     wakes: int = 1_000
     """Wake tokens kept."""
     retention_ms: int = RETENTION_MS
+
+
+_REFUSALS: Mapping[str, tuple[type[Refused], str, float]] = {
+    "busy": (ConversationBusy, "{id} has a turn running or waiting", 1),
+    "inbox_full": (InboxFull, "{n} messages already wait in {id}", 5),
+    "queue_full": (QueueFull, "{n} conversations already wait in this shard", 10),
+    "queue_late": (QueueLate, "conversations wait for {s:.0f} s in this shard", 10),
+}
+"""By submit.lua's answer: the error, its reason, and when it is worth trying again, seconds."""
 
 
 class Submission(NamedTuple):
@@ -141,22 +145,10 @@ class Submission(NamedTuple):
                     after=record.after,
                     trace_id=record.trace_id or self.trace_id,
                 )
-            case "busy":
-                raise ConversationBusy(
-                    f"{self.conversation_id} has a turn running or waiting", retry_after_s=1
-                )
-            case "inbox_full":
-                raise InboxFull(
-                    f"{number} messages already wait in {self.conversation_id}", retry_after_s=5
-                )
-            case "queue_full":
-                raise QueueFull(
-                    f"{number} conversations already wait in this shard", retry_after_s=10
-                )
-            case "queue_late":
-                raise QueueLate(
-                    f"conversations wait for {number / 1000:.0f} s in this shard", retry_after_s=10
-                )
+            case word if word in _REFUSALS:
+                error, reason, retry_after_s = _REFUSALS[word]
+                reason = reason.format(n=number, s=number / 1000, id=self.conversation_id)
+                raise error(reason, retry_after_s=retry_after_s)
             case _:
                 raise AssertionError(f"submit.lua answered {word}")
 
@@ -200,34 +192,36 @@ class Requests:
 
         Source: contracts/scripts/submit.lua
         """
-        message = decode(message if isinstance(message, bytes) else validated(message))
+        message = decode(message) if isinstance(message, bytes) else validated(message)
         check_ids(message)
         self._schemas.check(message)
         plain = msgspec.structs.replace(
             message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None
         )
         digest = hashlib.blake2b(_encode_sorted(plain), digest_size=8).hexdigest()
-        known = trace_id_of(message.traceparent)
-        trace = (
-            (message.traceparent, message.tracestate)
-            if known
-            else current(message.conversation_id, message.turn_id)
-        )
+        trace = TraceContext(message.traceparent or "", message.tracestate)
+        trace_id = trace_id_of(message.traceparent)
+        if not trace_id:
+            trace = current(message.conversation_id, message.turn_id)
+            trace_id = trace_id_of(trace.traceparent)
         now_ms = int(time.time() * 1000)
-        data = encode(
-            msgspec.structs.replace(
-                message,
-                traceparent=trace[0],
-                tracestate=trace[1],
-                sent_at_ms=message.sent_at_ms or now_ms,
-            )
+        sent = msgspec.structs.replace(
+            message,
+            traceparent=trace.traceparent,
+            tracestate=trace.tracestate,
+            sent_at_ms=message.sent_at_ms or now_ms,
         )
+        call = self._submit(sent, digest, trace_id, now_ms)
+        return Submission(call, message.conversation_id, message.turn_id, digest, trace_id)
+
+    def _submit(self, message: Inbound, digest: str, trace_id: str, now_ms: int) -> Call:
+        data = encode(message)
         check_message_bytes(data)
         act = "interrupt" if isinstance(message, Interrupt) else message.when_busy
+        headroom = self._headroom if isinstance(message, (Interrupt, ToolResult)) else 0
         shard, keys = self.names(message.conversation_id)
         limits = self._limits
-        trace_id = trace_id_of(trace[0])
-        call = Call(
+        return Call(
             load_script("submit"),
             (*keys[:11], shard.queue, shard.wake),
             (
@@ -237,8 +231,7 @@ class Requests:
                 digest,
                 "" if act == "enqueue" else act,
                 conversation_job(message.conversation_id, now_ms),
-                limits.inbox
-                + (self._headroom if isinstance(message, Interrupt | ToolResult) else 0),
+                limits.inbox + headroom,
                 limits.queue,
                 limits.retention_ms,
                 limits.records,
@@ -249,27 +242,37 @@ class Requests:
                 trace_id,
             ),
         )
-        return Submission(call, message.conversation_id, message.turn_id, digest, trace_id)
 
-    def reading(self, receipt: Receipt, after: str | None) -> "TurnReading":
+    def reading(self, receipt: Receipt, after: str | None) -> TurnReading:
         """Start reading one turn's events."""
         _, keys = self.names(receipt.conversation_id)
         return TurnReading(keys.events, after or receipt.after, receipt.turn_id)
 
-    def following(self, conversation_id: str, after: str) -> "StreamReading":
+    def following(self, conversation_id: str, after: str) -> StreamReading:
         """Start reading all events of a conversation."""
         _, keys = self.names(conversation_id)
         return StreamReading(keys.events, after)
 
-    def replies(self, stream: str, group: str, consumer: str, batch: int) -> "RepliesReading":
-        """Start consuming a reply stream, in all shards."""
-        streams = [shard.reply_prefix + stream for shard in self._shards]
-        return RepliesReading(streams, group, consumer, batch, self._limits.retention_ms)
-
-    def tool_calls(self, group: str, consumer: str, batch: int) -> "ToolCallsReading":
-        """Start consuming the tool calls that workers send out, in all shards."""
-        streams = [shard.tool_calls for shard in self._shards]
-        return ToolCallsReading(streams, group, consumer, batch, self._limits.retention_ms)
+    def consuming(
+        self,
+        stream: Callable[[ShardKeys], str],
+        read: Callable[[bytes, str], T | None],
+        group: str,
+        consumer: str,
+        *,
+        batch: int,
+        idle_s: float | None,
+    ) -> GroupReading[T]:
+        """Start consuming a stream that stands in every shard."""
+        return GroupReading(
+            [stream(shard) for shard in self._shards],
+            read,
+            group,
+            consumer,
+            batch=batch,
+            idle_s=idle_s,
+            retention_ms=self._limits.retention_ms,
+        )
 
     def record(self, receipt: Receipt) -> Command:
         """Fetch a turn's record."""
@@ -281,15 +284,15 @@ class Requests:
         _, keys = self.names(conversation_id)
         return ("XREVRANGE", keys.events, "+", "-", "COUNT", 1)
 
-    def usage(self, conversation_id: str) -> list[Command]:
+    def usage(self, conversation_id: str) -> Command:
         """Fetch what `read_totals` reads."""
         _, keys = self.names(conversation_id)
-        return [("HMGET", keys.state, *TOTAL_FIELDS)]
+        return ("HMGET", keys.state, *TOTAL_FIELDS)
 
-    def copies(self, conversation_id: str) -> list[Command]:
+    def copies(self, conversation_id: str) -> Command:
         """Fetch what `forget` must know."""
         _, keys = self.names(conversation_id)
-        return [("LRANGE", keys.copies, 0, -1)]
+        return ("LRANGE", keys.copies, 0, -1)
 
     def forget(self, conversation_id: str, copies: Sequence[bytes]) -> Call:
         """Build the call that removes a conversation.
@@ -305,151 +308,6 @@ class Requests:
         )
 
 
-class StreamReading:
-    """Where a reader of an event stream stands."""
-
-    def __init__(self, stream: str, after: str) -> None:
-        """Stand behind the event id `after` ("$": only what is yet to come)."""
-        self._stream = stream
-        self._after = after
-        self.caught_up = False
-        """Whether the last reply taken went up to the stream's end."""
-
-    def command(self, wait_s: float) -> Command:
-        """Read what has come since, waiting for at most `wait_s` if nothing has."""
-        block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s else ()
-        return ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", self._stream, self._after)
-
-    def take(self, reply: Any) -> Iterator[AnyEvent]:
-        """Yield the events of a reply and move on behind each.
-
-        What a later version writes and this one does not know is passed over.
-        """
-        self.caught_up = sum(len(entries) for _, entries in reply or ()) < READ_COUNT
-        for _, entries in reply or ():
-            for entry_id, fields in entries:
-                self._after = text(entry_id)
-                event = read_event(fields.get(b"e", b""), self._after)
-                if event is not None:
-                    yield event
-
-
-class TurnReading(StreamReading):
-    """Where a reader of one turn's events stands."""
-
-    def __init__(self, stream: str, after: str, turn_id: str) -> None:
-        """Stand behind `after` and heed only `turn_id`."""
-        super().__init__(stream, after)
-        self._turn_id = turn_id
-        self._look_at_s = 0.0
-
-    def take(self, reply: Any) -> Iterator[AnyEvent]:
-        """Yield this turn's events."""
-        return (event for event in super().take(reply) if event.turn_id == self._turn_id)
-
-    def is_time_to_look(self, reply: Any) -> bool:
-        """Whether to look at the turn's record now.
-
-        That is when a read brought nothing, and now and then while only other turns' events come:
-        the event that ended this one may have been trimmed.
-        """
-        if not self.caught_up:
-            return False
-        now_s = time.monotonic()
-        if reply and now_s < self._look_at_s:
-            return False
-        self._look_at_s = now_s + LOOK_S
-        return True
-
-
-class GroupReading:
-    """Where a consumer of shared streams stands: first what it took before, then what is new."""
-
-    def __init__(
-        self, streams: Sequence[str], group: str, consumer: str, batch: int, retention_ms: int
-    ) -> None:
-        """Read `streams` (one per shard) as `consumer` of `group`."""
-        self._streams = streams
-        self._group = group
-        self._consumer = consumer
-        self._batch = batch
-        self._retention_ms = retention_ms
-        self._from = "0"
-
-    def create(self) -> list[Command]:
-        """Create the group where it is missing; BUSYGROUP answers are fine."""
-        return [
-            command
-            for stream in self._streams
-            for command in (
-                ("XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM"),
-                ("PEXPIRE", stream, self._retention_ms),
-            )
-        ]
-
-    def command(self, wait_s: float) -> Command:
-        """Read the next batch."""
-        return (
-            *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", self._batch),
-            *(("BLOCK", max(1, int(wait_s * 1000))) if self._from == ">" else ()),
-            *("STREAMS", *self._streams, *(self._from for _ in self._streams)),
-        )
-
-    def entries(self, reply: Any) -> Iterator[tuple[bytes, bytes, bytes | None]]:
-        """Yield (stream, entry id, JSON); None in place of what was forgotten meanwhile."""
-        found = False
-        for stream, entries in reply or ():
-            for entry_id, fields in entries:
-                found = True
-                yield stream, entry_id, fields.get(b"e") if fields else None
-        if not found:  # when idle, look again for what a lost connection took with it
-            self._from = ">" if self._from == "0" else "0"
-
-
-class RepliesReading(GroupReading):
-    """Where a consumer of a reply stream stands."""
-
-    def take(self, reply: Any) -> Iterator[tuple[bytes, bytes, AnyTerminal | None]]:
-        """Yield (stream, entry id, event); the event is None where it was forgotten meanwhile."""
-        for stream, entry_id, data in self.entries(reply):
-            yield stream, entry_id, _terminal_of(data, text(entry_id))
-
-
-def _terminal_of(data: bytes | None, entry_id: str) -> AnyTerminal | None:
-    """Decode an entry; None for one that is gone, or that no version up to this one has written."""
-    event = read_event(data, entry_id) if data is not None else None
-    return event if isinstance(event, TERMINAL) else None
-
-
-class ToolCallsReading(GroupReading):
-    """Where a consumer of tool calls stands."""
-
-    def take(
-        self, reply: Any, names: Collection[str] | None
-    ) -> Iterator[tuple[bytes, bytes, ToolRequest | None]]:
-        """Yield (stream, entry id, call); None for a call that is not, or no longer, to be run.
-
-        That is one of another name, one past its deadline, and one whose conversation was
-        forgotten.
-        """
-        now_ms = time.time() * 1000
-        for stream, entry_id, data in self.entries(reply):
-            try:
-                call = decode_tool_request(data) if data is not None else None
-            except (msgspec.DecodeError, UnicodeError, RecursionError):  # of a later version
-                call = None
-            if call is not None and (
-                now_ms >= call.deadline_at_ms or (names is not None and call.name not in names)
-            ):
-                call = None
-            yield stream, entry_id, call
-
-
-def is_group_lost(error: Exception) -> bool:
-    """Whether a reply stream went, and the group with it; Redis 7.0 has a word of its own."""
-    return str(error).startswith(("NOGROUP", "UNBLOCKED"))
-
-
 class TextAssembler:
     """The reply as a reader should show it: grows with deltas, restarts with a new attempt."""
 
@@ -458,8 +316,8 @@ class TextAssembler:
         self.text = ""
         self._attempt = 0
 
-    def take(self, event: AnyEvent) -> bool:
-        """Take the turn's next event; return whether the text changed."""
+    def feed(self, event: AnyEvent) -> bool:
+        """Read the turn's next event; return whether the text changed."""
         before = self.text
         if isinstance(event, TERMINAL):
             self.text = getattr(event, "text", "")
@@ -493,7 +351,7 @@ def configure_message(conversation_id: str, settings: dict[str, Any]) -> Configu
         known = ", ".join(SettingsChange.__struct_fields__)
         raise InvalidMessage(f"settings.{unknown[0]}", f"one of {known}")
     change = SettingsChange(**settings)
-    message = decode(validated(Configure(conversation_id=conversation_id, settings=change)))
+    message = validated(Configure(conversation_id=conversation_id, settings=change))
     assert isinstance(message, Configure)
     return message
 
@@ -545,13 +403,9 @@ def read_record(receipt: Receipt, data: bytes | None) -> TurnRecord:
 def read_totals(values: Sequence[bytes | None]) -> Totals:
     """Read the totals from the state hash's fields (TOTAL_FIELDS, in order)."""
     numbers = [int(value or 0) for value in values]
-    n, size = 5, len(USAGE_FIELDS)
+    n, size = len(COUNT_FIELDS), len(USAGE_FIELDS)
     return Totals(
-        turns=numbers[0],
-        calls=numbers[1],
-        reported_calls=numbers[2],
-        estimated_calls=numbers[3],
-        unknown_calls=numbers[4],
+        **dict(zip(COUNT_FIELDS, numbers[:n], strict=True)),
         usage=Usage(**dict(zip(USAGE_FIELDS, numbers[n : n + size], strict=True))),
         abandoned=Usage(**dict(zip(USAGE_FIELDS, numbers[n + size :], strict=True))),
     )

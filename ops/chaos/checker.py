@@ -291,7 +291,7 @@ class ChatCheck:
                     )
             if isinstance(event, TextDelta) and _contradicts(screen, attempt, event):
                 yield self._violation("misled", turn, "two texts for the same place")
-            screen.take(event)
+            screen.feed(event)
             screens[turn] = (screen, max(attempt, event.attempt))
 
     def _check_readers(self) -> Iterator[Violation]:

@@ -122,7 +122,7 @@ class _Reader:
         async with aclosing(_generator(self._client.events(self._receipt, after=after))) as events:
             async for event in events:
                 shown.ids.append(event.event_id)
-                screen.take(event)
+                screen.feed(event)
                 shown.text = screen.text
                 if isinstance(event, TERMINAL):
                     shown.ended = type(event).__name__

@@ -207,7 +207,7 @@ class ReplyPrinter:
             self.worker, self.attempts = event.worker, event.attempt
         elif isinstance(event, ToolCallStarted):
             self._note(f"calls {event.name}")
-        if self._reply.take(event):
+        if self._reply.feed(event):
             self._print(self._reply.text)
         if isinstance(event, TurnFailed | TurnInterrupted):
             self._note(outcome(event))

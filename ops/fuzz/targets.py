@@ -145,8 +145,8 @@ def _read_event(data: bytes) -> AnyEvent:
         kept = replies.decode_record(_encode(record)).terminal()
         must(kept == event, "another event in the turn's record")
     shown = protocol.TextAssembler()
-    shown.take(event)
-    shown.take(event)
+    shown.feed(event)
+    shown.feed(event)
     must(not isinstance(event, TERMINAL) or shown.text == getattr(event, "text", ""), "other text")
     return event
 

@@ -157,7 +157,7 @@ class Conversations:
         for entry_id, fields in reply:
             event = read_event(fields.get(b"e", b""), text(entry_id))
             if event is not None and event.turn_id == turn_id:
-                assembler.take(event)
+                assembler.feed(event)
         return assembler.text
 
     async def emit(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import turnline.contracts.client
-import turnline.contracts.protocol
+import turnline.contracts.readers
 from tests.integration.contracts.streams import Blocking
 from turnline.contracts import SyncTurnClient, TurnClient
 from turnline.contracts.protocol import Limits
@@ -36,4 +36,4 @@ async def client(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterato
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look at the record, and at what they took before, after 50 ms."""
     monkeypatch.setattr(turnline.contracts.client, "BLOCK_S", 0.05)
-    monkeypatch.setattr(turnline.contracts.protocol, "LOOK_S", 0.05)
+    monkeypatch.setattr(turnline.contracts.readers, "LOOK_S", 0.05)

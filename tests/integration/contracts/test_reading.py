@@ -31,7 +31,7 @@ from turnline.contracts.conversation import (
     Usage,
     UserEntry,
 )
-from turnline.contracts.protocol import READ_COUNT
+from turnline.contracts.readers import READ_COUNT
 from turnline.contracts.replies import TurnRecord, encode_event
 
 DONE = TurnCompleted(**IDS, text="Hello world", metadata={"a": "b"})
@@ -184,26 +184,20 @@ async def test_a_turn_with_more_events_than_one_read_brings_is_read_whole(
 
 
 class Rushed:
-    """A connection on which something happens just before the first pipeline is sent."""
+    """A connection on which something happens just before the first look at a record."""
 
     def __init__(self, redis: Redis, happening: Callable[[], Awaitable[object]]) -> None:
         """Wrap a connection."""
         self._redis = redis
         self._happening = happening
-        self.execute_command = redis.execute_command
+        self.has_happened = False
 
-    def pipeline(self, transaction: bool = True) -> Any:
-        """Begin a pipeline."""
-        pipe = self._redis.pipeline(transaction)
-        execute, happening = pipe.execute, self._happening
-        self._happening = lambda: asyncio.sleep(0)
-
-        async def late() -> Any:
-            await happening()
-            return await execute()
-
-        pipe.execute = late
-        return pipe
+    async def execute_command(self, *args: Any) -> Any:
+        """Send a command."""
+        if args[0] == "HGET" and not self.has_happened:
+            self.has_happened = True
+            await self._happening()
+        return await self._redis.execute_command(*args)
 
 
 async def test_events_that_come_while_the_record_is_looked_at_are_not_skipped(
@@ -220,10 +214,11 @@ async def test_events_that_come_while_the_record_is_looked_at_are_not_skipped(
             await pipe.execute()
         await finish(redis, receipt, DONE)
 
-    rushed = TurnClient(cast("AsyncRedis", Rushed(redis, happening)))
+    rushed = Rushed(redis, happening)
 
-    events = [event async for event in rushed.events(receipt)]
+    events = [event async for event in TurnClient(cast("AsyncRedis", rushed)).events(receipt)]
 
+    assert rushed.has_happened
     assert len(events) == READ_COUNT + 11
     assert events[-1].event_id
 

@@ -88,7 +88,7 @@ async def test_a_call_goes_out_and_its_result_brings_the_turn_back(
     events = [event async for event in client.events(receipt)]
     shown = TextAssembler()
     for event in events[:-1]:
-        shown.take(event)
+        shown.feed(event)
     assert shown.text == result.text
     tools = [event for event in events if isinstance(event, ToolCallStarted | ToolCallFinished)]
     assert [type(event) for event in tools] == [ToolCallStarted, ToolCallFinished]

@@ -73,7 +73,7 @@ async def assert_all_is_right(
     events = [event async for event in client.events(receipt)]
     shown = TextAssembler()
     for event in events[:-1]:
-        shown.take(event)
+        shown.feed(event)
     assert shown.text == result.text
     assert sum(isinstance(event, TERMINAL) for event in events) == 1
     finished = Counter(e.call_id for e in events if isinstance(e, ToolCallFinished))
@@ -284,7 +284,7 @@ async def test_an_interrupt_keeps_what_a_dead_attempt_said_behind_its_calls(
         shown = TextAssembler()
         async with asyncio.timeout(5):
             async for event in client.events(receipt):
-                shown.take(event)
+                shown.feed(event)
                 if len(requests(sim)) == 2 and len(shown.text) > len("Let me look") + 4:
                     break
         running.cancel()

@@ -53,7 +53,7 @@ async def test_a_call_runs_and_the_model_goes_on(
     assert kinds == [TurnStarted, ToolCallStarted, ToolCallFinished, TurnCompleted]
     shown = TextAssembler()
     for event in events[:-1]:
-        shown.take(event)
+        shown.feed(event)
     assert shown.text == result.text
     totals = await client.usage("c")
     assert (totals.calls, totals.turns) == (2, 1)

@@ -94,7 +94,7 @@ async def test_one_crash_anywhere_still_commits_the_turn_once(
     shown = TextAssembler()
     events = [event async for event in client.events(receipt)]
     for event in events:
-        shown.take(event)
+        shown.feed(event)
     assert shown.text == result.text
     assert sum(isinstance(event, TERMINAL) for event in events) == 1
     totals = await client.usage("c")

@@ -42,7 +42,7 @@ class Kept:
     def history(self) -> History:
         reading = HistoryReading("c", KEYS)
         while True:
-            history = reading.take([self.answer(command) for command in reading.commands()])
+            history = reading.parse([self.answer(command) for command in reading.commands()])
             if history is not None:
                 return history
 
@@ -133,7 +133,7 @@ def test_turns_that_come_in_between_pages_change_nothing(monkeypatch: pytest.Mon
     kept = Kept([said(f"S {n}") for n in range(8)], [turn(n, n + 1, f"S {n}") for n in range(8)])
     reading, history, late = HistoryReading("c", KEYS), None, 8
     while history is None:
-        history = reading.take([kept.answer(command) for command in reading.commands()])
+        history = reading.parse([kept.answer(command) for command in reading.commands()])
         kept.records[b"t%d" % late] = msgspec.json.encode(turn(late, late + 1, "late"))
         late += 1
 

@@ -80,7 +80,7 @@ def test_the_text_is_always_the_beginning_of_one_attempts_reply(
     for event in late(reply, data):
         before = assembler.text
 
-        changed = assembler.take(event)
+        changed = assembler.feed(event)
 
         if event.attempt <= newest:
             assert assembler.text.startswith(before)
@@ -102,10 +102,10 @@ def test_the_last_word_is_the_terminal_events(
     """It is what was committed, whichever attempt it names."""
     assembler = TextAssembler()
     for event in reply.events:
-        assembler.take(event)
+        assembler.feed(event)
     shown = assembler.text
 
-    changed = assembler.take(kind(**IDS, attempt=attempt, text=text))
+    changed = assembler.feed(kind(**IDS, attempt=attempt, text=text))
 
     assert assembler.text == text
     assert changed == (shown != text)
@@ -118,7 +118,7 @@ def test_a_reply_that_arrives_whole_is_shown_whole(text: str, cuts: list[int], t
 
     for delta in deltas(1, text, cuts) * times:
         wire = msgspec.json.decode(msgspec.json.encode(delta), type=TextDelta)
-        assembler.take(wire)
+        assembler.feed(wire)
 
     assert assembler.text == text
 
@@ -127,9 +127,9 @@ def test_a_turn_that_failed_or_was_absorbed_shows_nothing() -> None:
     """What was streamed of it was not committed."""
     for end in (TurnFailed(**IDS, code="x"), TurnAbsorbed(**IDS, into="u")):
         assembler = TextAssembler()
-        assembler.take(TextDelta(**IDS, text="half of"))
+        assembler.feed(TextDelta(**IDS, text="half of"))
 
-        assert assembler.take(end)
+        assert assembler.feed(end)
         assert assembler.text == ""
 
 
@@ -137,16 +137,16 @@ def test_a_piece_seen_before_does_not_shorten_the_text() -> None:
     """A worker that was not answered publishes the same again."""
     assembler = TextAssembler()
     for delta in deltas(1, "Hello world", [5]):
-        assembler.take(delta)
+        assembler.feed(delta)
 
-    assert not assembler.take(TextDelta(**IDS, text="Hello", offset=0))
+    assert not assembler.feed(TextDelta(**IDS, text="Hello", offset=0))
     assert assembler.text == "Hello world"
 
 
 def test_an_attempt_whose_beginning_was_missed_shows_nothing_of_the_one_before() -> None:
     """A reader that resumed behind the announcement waits for the end."""
     assembler = TextAssembler()
-    assembler.take(TextDelta(**IDS, text="Hello world"))
+    assembler.feed(TextDelta(**IDS, text="Hello world"))
 
-    assert assembler.take(TextDelta(**IDS, attempt=2, text="you", offset=4))
+    assert assembler.feed(TextDelta(**IDS, attempt=2, text="you", offset=4))
     assert assembler.text == ""

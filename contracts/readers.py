@@ -1,0 +1,205 @@
+"""Where readers of streams stand: what they send next, and how they read the replies. No I/O."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from turnline.contracts.connection import Command
+from turnline.contracts.replies import (
+    TERMINAL,
+    AnyEvent,
+    AnyTerminal,
+    ToolRequest,
+    decode_tool_request,
+    read_event,
+)
+from turnline.contracts.scripts import text
+
+T = TypeVar("T")
+READ_COUNT = 512
+"""Events read at once."""
+LOOK_S = 5.0
+"""Longest time for which a reader trusts the event stream alone."""
+TAKE_OVER_S = 300.0
+"""Seconds after which an entry that nobody acknowledged counts as abandoned, by default."""
+_LOOKS = 4
+"""How often a consumer looks for abandoned entries in the time that makes them abandoned."""
+
+
+class StreamReading:
+    """Where a reader of an event stream stands."""
+
+    def __init__(self, stream: str, after: str) -> None:
+        """Stand behind the event id `after` ("$": only what is yet to come)."""
+        self._stream = stream
+        self._after = after
+        self.caught_up = False
+        """Whether the last reply went up to the stream's end."""
+
+    def command(self, wait_s: float) -> Command:
+        """Read what has come since, waiting for at most `wait_s` if nothing has."""
+        block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s else ()
+        return ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", self._stream, self._after)
+
+    def parse(self, reply: Any) -> Iterator[AnyEvent]:
+        """Yield the events of a reply and move on behind each.
+
+        What a later version writes and this one does not know is passed over.
+        """
+        self.caught_up = sum(len(entries) for _, entries in reply or ()) < READ_COUNT
+        for _, entries in reply or ():
+            for entry_id, fields in entries:
+                self._after = text(entry_id)
+                event = read_event(fields.get(b"e", b""), self._after)
+                if event is not None:
+                    yield event
+
+
+class TurnReading(StreamReading):
+    """Where a reader of one turn's events stands."""
+
+    def __init__(self, stream: str, after: str, turn_id: str) -> None:
+        """Stand behind `after` and heed only `turn_id`."""
+        super().__init__(stream, after)
+        self._turn_id = turn_id
+        self._look_at_s = 0.0
+
+    def parse(self, reply: Any) -> Iterator[AnyEvent]:
+        """Yield this turn's events."""
+        return (event for event in super().parse(reply) if event.turn_id == self._turn_id)
+
+    def is_time_to_look(self, reply: Any) -> bool:
+        """Whether to look at the turn's record now.
+
+        That is when a read brought nothing, and now and then while only other turns' events come:
+        the event that ended this one may have been trimmed.
+        """
+        if not self.caught_up:
+            return False
+        now_s = time.monotonic()
+        if reply and now_s < self._look_at_s:
+            return False
+        self._look_at_s = now_s + LOOK_S
+        return True
+
+
+class GroupReading(Generic[T]):
+    """Where a consumer of shared streams stands.
+
+    First it reads again what it was given before, then what is new. Now and then it takes over
+    what another consumer was given and did not acknowledge.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[str],
+        read: Callable[[bytes, str], T | None],
+        group: str,
+        consumer: str,
+        *,
+        batch: int,
+        idle_s: float | None,
+        retention_ms: int,
+    ) -> None:
+        """Read `streams` as `consumer` of `group`.
+
+        Args:
+            streams: Keys, one per shard.
+            read: Decodes an entry, given its id; None for one that is of no use.
+            group: Whose entries.
+            consumer: Who reads, and takes over.
+            batch: Entries read at once, and taken over at once from each stream.
+            idle_s: Seconds since delivery after which an entry counts as abandoned; None: never.
+            retention_ms: Expiry of a stream that is made here.
+        """
+        self._streams = streams
+        self._names = (group, consumer)
+        self._read = read
+        self._batch = batch
+        self._idle_s = idle_s
+        self._retention_ms = retention_ms
+        self._from = "0"
+        self._cursors = dict.fromkeys(streams, "0-0")
+        self._look_at_s = 0.0
+
+    def create(self) -> list[Command]:
+        """Create the group where it is missing; BUSYGROUP answers are fine."""
+        return [
+            command
+            for stream in self._streams
+            for command in (
+                ("XGROUP", "CREATE", stream, self._names[0], "0", "MKSTREAM"),
+                ("PEXPIRE", stream, self._retention_ms),
+            )
+        ]
+
+    def command(self, wait_s: float) -> Command:
+        """Read the next batch."""
+        return (
+            *("XREADGROUP", "GROUP", *self._names, "COUNT", self._batch),
+            *(("BLOCK", max(1, int(wait_s * 1000))) if self._from == ">" else ()),
+            *("STREAMS", *self._streams, *(self._from for _ in self._streams)),
+        )
+
+    def parse(self, reply: Any) -> Iterator[tuple[T | None, Command]]:
+        """Yield each entry, and the command that acknowledges it.
+
+        None stands for an entry that is not, or no longer, of use.
+        """
+        found = False
+        for stream, entries in reply or ():
+            for entry_id, fields in entries:
+                found = True
+                data = fields.get(b"e") if fields else None  # without: forgotten meanwhile
+                item = None if data is None else self._read(data, text(entry_id))
+                yield item, ("XACK", stream, self._names[0], entry_id)
+        if not found:  # when idle, look again for what a lost connection took with it
+            self._from = ">" if self._from == "0" else "0"
+
+    def claims(self) -> Iterator[tuple[str, Command]]:
+        """Yield (stream, command that takes over what was abandoned), if it is time to look."""
+        now_s = time.monotonic()
+        if self._idle_s is None or now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + self._idle_s / _LOOKS
+        idle_ms = int(self._idle_s * 1000)
+        for stream, cursor in self._cursors.items():
+            yield (
+                stream,
+                ("XAUTOCLAIM", stream, *self._names, idle_ms, cursor, "COUNT", self._batch),
+            )
+
+    def parse_claim(self, stream: str, reply: Sequence[Any]) -> list[tuple[bytes, Any]]:
+        """Return what was taken over from a stream, in the shape of XREADGROUP's reply."""
+        self._cursors[stream] = text(reply[0])
+        if self._cursors[stream] != "0-0":  # there may be more
+            self._look_at_s = 0.0
+        return [(stream.encode(), reply[1])] if reply[1] else []
+
+
+def read_terminal(data: bytes, entry_id: str) -> AnyTerminal | None:
+    """Decode an entry of a reply stream; None for what no version up to this one has written."""
+    event = read_event(data, entry_id)
+    return event if isinstance(event, TERMINAL) else None
+
+
+def read_tool_call(
+    data: bytes, _entry_id: str, *, names: Collection[str] | None
+) -> ToolRequest | None:
+    """Decode a tool call; None for one that is not, or no longer, to be run.
+
+    That is one of another name than `names`, one past its deadline, and one of a later version.
+    """
+    try:
+        call = decode_tool_request(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    is_wanted = names is None or call.name in names
+    return call if is_wanted and time.time() * 1000 < call.deadline_at_ms else None
+
+
+def is_group_lost(error: Exception) -> bool:
+    """Whether a reply stream went, and the group with it; Redis 7.0 has a word of its own."""
+    return str(error).startswith(("NOGROUP", "UNBLOCKED"))
