@@ -292,7 +292,7 @@ def _arguments() -> dict[str, str]:
         "message": "the message, JSON in UTF-8, valid by its schema",
         "digest": "hexadecimal, the same for the same content; '' if nobody compares",
         "act": "'' for `enqueue`, else the message's `when_busy`; 'interrupt' for `interrupt`",
-        "job": conversation_job(_CONVERSATION, 0).decode().replace(":0}", ":<now, epoch ms>}"),
+        "job_data": conversation_job(_CONVERSATION, 0).decode().replace(":0}", ":<now, epoch ms>}"),
         "inbox_limit": (f"{limits.inbox}; {limits.inbox + HEADROOM} for interrupt and tool_result"),
         "queue_limit": str(limits.queue),
         "retention_ms": str(limits.retention_ms),

@@ -1,7 +1,7 @@
 --[[
 forget: remove every trace of a conversation, also while a turn of it runs.
 
-The holder of a running turn is told, and its later writes are refused, since its lease goes here.
+The holder of a running turn is notified. Its later writes are refused, since its lease is removed too.
 
 KEYS[1]   inbox        stream
 KEYS[2]   state        hash
@@ -20,7 +20,7 @@ KEYS[13..]             stream  the streams named in `copies`, each once
 ARGV[1]  job_id        str  member of the queue
 ARGV[2]  channel       str  prefix of the holders' channels
 ARGV[3]  conversation  str  what is published to the holder
-ARGV[4]  copies        int  length of `copies` when its streams were read
+ARGV[4]  copies_read   int  length of `copies` when its streams were read
 
 Returns
   {'forgotten', n}   n keys are gone
@@ -30,32 +30,34 @@ Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read precedes every write
 ]]
-local copies = redis.call('LRANGE', KEYS[9], 0, -1)
-if #copies ~= tonumber(ARGV[4]) then
-  return {'again', #copies}
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue =
+  unpack(KEYS, 1, 12)
+local job_id, channel, conversation, copies_read = unpack(ARGV)
+
+local listed = redis.call('LRANGE', copies, 0, -1)
+if #listed ~= tonumber(copies_read) then
+  return {'again', #listed}
 end
 local named = {}
 for i = 13, #KEYS do
   named[KEYS[i]] = true
 end
 local found = {}
-for n, copy in ipairs(copies) do  -- a full list changes without growing: look at the streams too
+for n, copy in ipairs(listed) do  -- a full list changes without growing: look at the streams too
   local stream, id = string.match(copy, '^(.+) (%S+)$')
   if not named[stream] then
-    return {'again', #copies}
+    return {'again', #listed}
   end
   found[n] = {stream, id}
 end
-local holder = redis.call('GET', KEYS[11])
+local holder = redis.call('GET', in_progress)
 for _, copy in ipairs(found) do
   redis.call('XDEL', copy[1], copy[2])
 end
-local gone = 0
-for i = 1, 11 do
-  gone = gone + redis.call('DEL', KEYS[i])
-end
-redis.call('ZREM', KEYS[12], ARGV[1])
+local gone = redis.call('DEL', inbox, state, context, steps, turns, log, calls, events, copies,
+  job, in_progress)
+redis.call('ZREM', queue, job_id)
 if holder then
-  redis.call('PUBLISH', ARGV[2] .. string.match(holder, '%S+$'), ARGV[3])
+  redis.call('PUBLISH', channel .. string.match(holder, '%S+$'), conversation)
 end
 return {'forgotten', gone}

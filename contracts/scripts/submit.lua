@@ -1,5 +1,5 @@
 --[[
-submit: accept one message into a conversation's inbox, once, and see that somebody runs it.
+submit: accept one message into a conversation's inbox, once, and put the conversation on the queue.
 
 KEYS[1]   inbox        stream  accepted messages not yet committed
 KEYS[2]   state        hash    `head` is set while a turn runs, `parked` while one waits for input
@@ -20,7 +20,7 @@ ARGV[2]   turn_id       str    idempotency key
 ARGV[3]   message       bytes  JSON
 ARGV[4]   digest        str    fingerprint of the content, hexadecimal
 ARGV[5]   act           str    '', 'interrupt', 'rollback' or 'reject'
-ARGV[6]   job           bytes  ARQ's job, serialized
+ARGV[6]   job_data      bytes  ARQ's job, serialized
 ARGV[7]   inbox_limit   int    messages that may wait in the conversation
 ARGV[8]   queue_limit   int    conversations that may be on the queue
 ARGV[9]   retention_ms  int    sliding expiry of the conversation's keys
@@ -45,61 +45,66 @@ Invariants
   I3  a conversation with a message in its inbox is on the queue
   I4  the clock is the server's
 ]]
-local record = redis.call('HGET', KEYS[5], ARGV[2])
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
+  unpack(KEYS)
+local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
+  log_limit, wake_limit, channel, conversation, age_limit, trace_id = unpack(ARGV)
+
+local record = redis.call('HGET', turns, turn_id)
 if record then
   return {'duplicate', 0, record}
 end
-local ahead = redis.call('XLEN', KEYS[1])
-local holder = redis.call('GET', KEYS[11])
-local score = redis.call('ZSCORE', KEYS[12], ARGV[1])
-if ARGV[5] == 'reject' and (ahead > 0 or holder) then
+local ahead = redis.call('XLEN', inbox)
+local holder = redis.call('GET', in_progress)
+local score = redis.call('ZSCORE', queue, job_id)
+if act == 'reject' and (ahead > 0 or holder) then
   return {'busy', ahead, ''}
 end
-if ahead >= tonumber(ARGV[7]) then
+if ahead >= tonumber(inbox_limit) then
   return {'inbox_full', ahead, ''}
 end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 if not score then
-  local on_queue = redis.call('ZCARD', KEYS[12])
-  if on_queue >= tonumber(ARGV[8]) then
+  local on_queue = redis.call('ZCARD', queue)
+  if on_queue >= tonumber(queue_limit) then
     return {'queue_full', on_queue, ''}
   end
-  local first = redis.call('ZRANGE', KEYS[12], 0, 0, 'WITHSCORES')
-  if first[2] and now - first[2] > tonumber(ARGV[14]) then  -- what is leased or deferred lies ahead
+  local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
+  if first[2] and now - first[2] > tonumber(age_limit) then  -- scores of leases lie in the future
     return {'queue_late', now - first[2], ''}
   end
 end
-local last = redis.call('XREVRANGE', KEYS[8], '+', '-', 'COUNT', 1)
+local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)
 local cursor = last[1] and last[1][1] or '0-0'
-local head = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-local parked = redis.call('HGET', KEYS[2], 'parked')
+local active = redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)
+local parked = redis.call('HGET', state, 'parked')
+local is_control = act == 'interrupt' or act == 'rollback'
 
-if head[1] and (ARGV[5] == 'interrupt' or ARGV[5] == 'rollback') then
-  redis.call('XADD', KEYS[1], '*', 't', ARGV[2], 'm', ARGV[3], 'a', cursor, 'd', ARGV[4],
-    'on', head[1][1], 'act', ARGV[5])
+if active[1] and is_control then
+  redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest,
+    'on', active[1][1], 'act', act)
 else
-  redis.call('XADD', KEYS[1], '*', 't', ARGV[2], 'm', ARGV[3], 'a', cursor, 'd', ARGV[4])
+  redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest)
 end
-redis.call('HSET', KEYS[5], ARGV[2], string.format(
+redis.call('HSET', turns, turn_id, string.format(
   '{"state":"accepted","accepted_at_ms":%.0f,"after":"%s","digest":"%s","trace_id":"%s"}',
-  now, cursor, ARGV[4], ARGV[15]))
-if redis.call('RPUSH', KEYS[6], ARGV[2]) > tonumber(ARGV[10]) then
-  redis.call('HDEL', KEYS[5], redis.call('LPOP', KEYS[6]))
+  now, cursor, digest, trace_id))
+if redis.call('RPUSH', log, turn_id) > tonumber(log_limit) then
+  redis.call('HDEL', turns, redis.call('LPOP', log))
 end
-redis.call('HSETNX', KEYS[2], 'epoch', clock[1] .. clock[2])
-for i = 1, 9 do
-  redis.call('PEXPIRE', KEYS[i], ARGV[9])
+redis.call('HSETNX', state, 'epoch', clock[1] .. clock[2])
+for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
+  redis.call('PEXPIRE', key, retention_ms)
 end
-local acts = ARGV[5] == 'interrupt' or ARGV[5] == 'rollback'
-local deferred = score and not holder and tonumber(score) > now  -- one that is due keeps its place
-if not score or (deferred and (parked == 'input' or (parked and acts))) then
-  redis.call('SET', KEYS[10], ARGV[6], 'PX', ARGV[9])
-  redis.call('ZADD', KEYS[12], now, ARGV[1])
-  if redis.call('LPUSH', KEYS[13], ARGV[1]) > tonumber(ARGV[11]) then
-    redis.call('LTRIM', KEYS[13], 0, ARGV[11] - 1)
+local deferred = score and not holder and tonumber(score) > now  -- an entry that is due keeps its place
+if not score or (deferred and (parked == 'input' or (parked and is_control))) then
+  redis.call('SET', job, job_data, 'PX', retention_ms)
+  redis.call('ZADD', queue, now, job_id)
+  if redis.call('LPUSH', wake, job_id) > tonumber(wake_limit) then
+    redis.call('LTRIM', wake, 0, wake_limit - 1)
   end
 elseif holder then
-  redis.call('PUBLISH', ARGV[12] .. string.match(holder, '%S+$'), ARGV[13])
+  redis.call('PUBLISH', channel .. string.match(holder, '%S+$'), conversation)
 end
 return {'accepted', ahead, cursor}

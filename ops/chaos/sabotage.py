@@ -88,15 +88,15 @@ def _forget_messages() -> None:
     store._counted = counted  # noqa: SLF001
 
 
-_HELD: Final = "if redis.call('GET', KEYS[3]) ~= ARGV[1] then"
+_HELD: Final = "if redis.call('GET', in_progress) ~= lease then"
 SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
     "no-fence": (
         "commit and publish without asking who holds the lease",
         _lua(
             LuaPatch("commit", "if not held then", "if false then"),
             LuaPatch("emit", _HELD, "if false then"),
-            LuaPatch("emit", "if ARGV[5] ~= '' and (", "if false and ("),
-            # Nor is the holder told by its heartbeat, which mostly comes in before its writes do.
+            LuaPatch("emit", "if entry_id ~= '' and (", "if false and ("),
+            # Nor does the heartbeat tell the holder, which it mostly does before the holder writes.
             LuaPatch("renew", "reply[#reply + 1] = ARGV[at]\n", "\n"),
         ),
     ),
@@ -107,7 +107,7 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
     "blind-release": (
         "take a conversation off the queue without looking at its inbox",
         _lua(
-            LuaPatch("commit", "if waiting[1] and ARGV[6] == 'go_on' then", "if false then"),
+            LuaPatch("commit", "if waiting[1] and afterwards == 'go_on' then", "if false then"),
             LuaPatch(
                 "commit",
                 "if waiting[1] then\n  redis.call('ZADD'",
@@ -121,12 +121,9 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
         _lua(
             LuaPatch(
                 "commit",
-                "each(function() redis.call('XADD', KEYS[8], 'MAXLEN', '~', events, '*', 'e', "
-                "ARGV[at]) return 1 end)",
+                "each(function() redis.call('XADD', events, ",
                 "each(function() if not string.find(ARGV[at], '\"text_delta\"') and "
-                "string.find(ARGV[2], '1$') then return 1 end "
-                "redis.call('XADD', KEYS[8], 'MAXLEN', '~', events, '*', 'e', ARGV[at]) "
-                "return 1 end)",
+                "string.find(turn_id, '1$') then return 1 end redis.call('XADD', events, ",
             )
         ),
     ),
@@ -135,7 +132,7 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
         _lua(
             LuaPatch(
                 "load",
-                "attempt = tonumber(state[4] or 0) + (again and 0 or 1)",
+                "attempt = tried + (again and 0 or 1)",
                 "attempt = 1",
             )
         ),
@@ -145,13 +142,13 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
         _lua(
             LuaPatch(
                 "load",
-                "local entries = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[4])",
-                "local entries = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)",
+                "local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)",
+                "local entries = redis.call('XREVRANGE', inbox, '+', '-', 'COUNT', 1)",
             ),
             LuaPatch(
                 "commit",
-                "local waiting = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[7])",
-                "local waiting = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)",
+                "local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)",
+                "local waiting = redis.call('XREVRANGE', inbox, '+', '-', 'COUNT', 1)",
             ),
         ),
     ),
@@ -160,14 +157,14 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
         _lua(
             LuaPatch(
                 "commit",
-                "for i = 1, 9 do\n  redis.call('PEXPIRE', KEYS[i], ARGV[4])\nend",
-                "redis.call('PERSIST', KEYS[3])",
+                "  redis.call('PEXPIRE', key, retention_ms)\n",
+                "  redis.call('PERSIST', context)\n",
             ),
         ),
     ),
     "half-forgotten": (
         "leave the ledger of a forgotten conversation",
-        _lua(LuaPatch("forget", "for i = 1, 11 do", "for i = 1, 6 do")),
+        _lua(LuaPatch("forget", "calls, events, copies,\n  job, in_progress)", "turns)")),
     ),
     "count-abandoned": ("count calls of abandoned attempts as the answer's", _keep_abandoned),
     "mixed-totals": ("add abandoned spend to the usage of answers", _mix_totals),

@@ -86,15 +86,7 @@ class Hand:
         keys = lease.keys
         call = Call(
             load_script("release", "turnline.worker.queue.lua"),
-            (
-                keys.inbox,
-                keys.state,
-                keys.job,
-                keys.in_progress,
-                SHARD.queue,
-                SHARD.wake,
-                *keys[2:9],
-            ),
+            (*keys[:11], SHARD.queue, SHARD.wake),
             (
                 keys.job_id,
                 lease.value,

@@ -106,29 +106,36 @@ def header_faults(name: str, source: str) -> list[str]:
 
 
 def table_faults(table: str, header: str, body: str) -> list[str]:
-    """Compare the entries of KEYS or ARGV that the header documents with those the body reads."""
-    entries = re.findall(rf"^{table}\[(\d+)(\.\.)?\] +\S", header, re.MULTILINE)
-    numbers = [int(number) for number, _ in entries]
-    is_open = [bool(dots) for _, dots in entries]
+    """Compare the entries of KEYS or ARGV that the header documents with those the body names."""
+    entries = re.findall(rf"^{table}\[(\d+)(\.\.)?\] +(\w*)", header, re.MULTILINE)
+    numbers = [int(number) for number, _, _ in entries]
+    is_open = [bool(dots) for _, dots, _ in entries]
     if numbers != list(range(1, len(numbers) + 1)) or any(is_open[:-1]):
         return [f"documents {table} {numbers}: not each once, in order, the open end last"]
-    first_open = numbers[-1] if numbers and is_open[-1] else None
+    documented = [name for _, dots, name in entries if not dots]
+    has_rest = any(is_open)
 
-    read = {int(number) for number in re.findall(rf"\b{table}\[(\d+)\]", body)}
-    loops = re.findall(r"\bfor (\w+) = (\d+), (\d+) do\b", body)
-    for variable, first, last in loops:
-        if re.search(rf"\b{table}\[{variable}\]", body):
-            read |= set(range(int(first), int(last) + 1))
-    in_loops = "|".join(variable for variable, _, _ in loops) or "(?!)"
+    beginning = re.match(r"(?:local [\w,\s]+ =\s+unpack\([^()]+\)\n)*", body)
+    assert beginning is not None
+    rest = body[beginning.end() :]
+    every = f"{table}, 1, {len(documented)}" if has_rest else table
+    naming = f"local {', '.join(documented)} = unpack({every})"
+    faults = []
+    if documented and naming not in " ".join(beginning[0].split()):
+        faults.append(f"does not begin with '{naming}'")
+    faults += [
+        f"documents {table} {name}, which is not read"
+        for name in documented
+        if not re.search(rf"\b{name}\b", rest)
+    ]
+    faults += [
+        f"says {number} instead of a name" for number in re.findall(rf"\b{table}\[\d+\]", rest)
+    ]
+    counted = "|".join(re.findall(r"\bfor (\w+) = \d+, \d+ do\b", rest)) or "(?!)"
     reads_rest = re.search(
-        rf"#{table}\b|unpack\({table}\b|\b{table}\[(?!(?:\d+|{in_loops})\])", body
+        rf"#{table}\b|unpack\({table}, (?!1,)|\b{table}\[(?!(?:\d+|{counted})\])", rest
     )
-
-    fixed = {number for number in numbers if number != first_open}
-    extra = {number for number in read - fixed if first_open is None or number < first_open}
-    faults = [f"documents {table}[{number}], which is not read" for number in sorted(fixed - read)]
-    faults += [f"reads {table}[{number}], which is not documented" for number in sorted(extra)]
-    if bool(reads_rest) != (first_open is not None):
+    if bool(reads_rest) != has_rest:
         faults.append(f"{table}: the header and the body differ on a variable number of entries")
     return faults
 
@@ -163,13 +170,16 @@ Returns
 Invariants
   I1  the number never exceeds the limit
 ]]
-if ARGV[1] > ARGV[2] then
+local number = unpack(KEYS, 1, 1)
+local amount, limit = unpack(ARGV)
+
+if amount > limit then
   return {'full', 0}
 end
 for i = 2, #KEYS do
   redis.call('DEL', KEYS[i])
 end
-return {'counted', redis.call('INCRBY', KEYS[1], ARGV[1])}
+return {'counted', redis.call('INCRBY', number, amount)}
 """
 
 
@@ -183,8 +193,12 @@ def test_a_true_header_has_no_faults() -> None:
     [
         ("count: add", "counts: add", "does not begin with 'count: "),
         ("--[[\n", "", "does not begin with a header"),
-        ("ARGV[2]  limit   int\n", "", "reads ARGV[2], which is not documented"),
-        ("> ARGV[2]", "> 5", "documents ARGV[2], which is not read"),
+        ("ARGV[2]  limit   int\n", "", "begin with 'local amount = unpack(ARGV)'"),
+        ("local amount, limit", "local limit, amount", "begin with 'local amount, limit ="),
+        ("local number", "print()\nlocal number", "begin with 'local number = unpack"),
+        ("unpack(KEYS, 1, 1)", "unpack(KEYS)", "begin with 'local number = unpack(KEYS, 1, 1)'"),
+        ("> limit", "> 5", "documents ARGV limit, which is not read"),
+        ("> limit", "> limit + ARGV[2]", "says ARGV[2] instead of a name"),
         ("ARGV[2]  limit", "ARGV[3]  limit", "not each once, in order"),
         ("KEYS[2..]  other", "KEYS[2]    other", "variable number of entries"),
         ("#KEYS", "9", "variable number of entries"),

@@ -396,16 +396,7 @@ class LeasedWorker(arq.worker.Worker):
         park = outcome if isinstance(outcome, Parked) else Parked(0, "input")
         call = Call(
             load_script("release", _SCRIPTS),
-            (
-                keys.inbox,
-                keys.state,
-                keys.job,
-                keys.in_progress,
-                self._shard.queue,
-                self._shard.wake,
-                *(keys.context, keys.steps, keys.turns, keys.log, keys.calls, keys.events),
-                keys.copies,
-            ),
+            (*keys[:11], self._shard.queue, self._shard.wake),
             (job_id, lease.value, park.defer_ms, park.why if park.defer_ms else "", park.seen),
         )
         try:

@@ -371,7 +371,7 @@ class QueueAndStore(RuleBasedStateMachine):
         keys = lease.keys
         call = Call(
             load_script("release", "turnline.worker.queue.lua"),
-            (keys.inbox, keys.state, keys.job, keys.in_progress, SHARD.queue, SHARD.wake),
+            (*keys[:11], SHARD.queue, SHARD.wake),
             (keys.job_id, lease.value, defer, "backoff" if defer else "", ""),
         )
         word, waiting = self.do(run(self.raw, call))

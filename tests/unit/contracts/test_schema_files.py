@@ -173,13 +173,13 @@ def test_submitting_needs_nothing_that_is_not_written_there() -> None:
     sent = {row["name"]: value for row, value in zip(document["args"], call.args, strict=True)}
     said = {row["name"]: fill(row["value"]) for row in document["args"]}
     assert str(sent["inbox_limit"]) in said["inbox_limit"]
-    told = {"turn_id", "message", "digest", "act", "job", "trace_id", "inbox_limit"}
+    told = {"turn_id", "message", "digest", "act", "job_data", "trace_id", "inbox_limit"}
     spelled_out = said.keys() - told
     assert {name: said[name] for name in spelled_out} == {
         name: str(sent[name]) for name in spelled_out
     }
-    job = re.sub(r'"et":\d+', '"et":<now, epoch ms>', sent["job"].decode())
-    assert said["job"] == job
+    job = re.sub(r'"et":\d+', '"et":<now, epoch ms>', sent["job_data"].decode())
+    assert said["job_data"] == job
     assert [row["answer"] for row in document["returns"]] == [
         *("accepted", "duplicate", "busy", "inbox_full", "queue_full", "queue_late")
     ]
@@ -193,6 +193,6 @@ def test_a_header_is_read_whole() -> None:
     script = load_script("submit")
     header = read_header(script)
 
-    body = script.text.partition("]]")[2]
-    assert len(header.args) == max(map(int, re.findall(r"ARGV\[(\d+)\]", body)))
-    assert len(header.keys) == max(map(int, re.findall(r"KEYS\[(\d+)\]", body)))
+    for rows, table in ((header.keys, "KEYS"), (header.args, "ARGV")):
+        (names,) = re.findall(rf"local ([\w,\s]+) =\s+unpack\({table}\)", script.text)
+        assert [row.name for row in rows] == re.findall(r"\w+", names)

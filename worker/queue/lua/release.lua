@@ -1,25 +1,31 @@
 --[[
 release: give up the lease of a conversation; it leaves the queue only if its inbox is empty.
 
-KEYS[1]  inbox        stream
-KEYS[2]  state        hash    `parked` says why the conversation waits; `running` marks an attempt
-KEYS[3]  job          string  ARQ's job
-KEYS[4]  in_progress  string  `<token> <worker id>` of the holder
-KEYS[5]  queue        zset    job id -> due time, ms
-KEYS[6]  wake         list    job ids: one element wakes one idle worker
-KEYS[7..]             any     the conversation's other keys: they outlive what it waits for
+KEYS[1]   inbox        stream
+KEYS[2]   state        hash    `parked` says why the conversation waits; `running` marks an attempt
+KEYS[3]   context      list    this and those below: they must not expire before the wait is over
+KEYS[4]   steps        list
+KEYS[5]   turns        hash
+KEYS[6]   log          list
+KEYS[7]   calls        list
+KEYS[8]   events       stream
+KEYS[9]   copies       list
+KEYS[10]  job          string  ARQ's job
+KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[12]  queue        zset    job id -> due time, ms
+KEYS[13]  wake         list    job ids: one element wakes one idle worker
 
-ARGV[1]  job_id   str  member of the queue
-ARGV[2]  lease    str  as claimed
-ARGV[3]  defer    int  ms until the conversation is due again; 0: now
-ARGV[4]  why      str  '' or why it waits: 'input' (a message ends the wait), 'backoff' (an interrupt
-         does) or 'defect' (as 'backoff'; the attempt counts as one that ended without a word)
-ARGV[5]  seen     str  the last entry of the inbox that was looked at: a later one of those ends the
-         wait at once; '' if it does not matter
+ARGV[1]  job_id      str  member of the queue
+ARGV[2]  lease       str  as claimed
+ARGV[3]  defer_ms    int  time until the conversation is due again; 0: now
+ARGV[4]  why         str  '' or why it waits: 'input' (a message ends the wait), 'backoff' (an interrupt
+         ends it) or 'defect' (as 'backoff', and the attempt counts as crashed)
+ARGV[5]  last_entry  str  the last inbox entry that the run has read. If a newer entry would end the wait,
+         the conversation is due at once; '' if that does not matter
 
 Returns
   {'idle', 0}       nothing waits; the conversation is off the queue
-  {'due', n}        n messages wait; somebody was woken
+  {'due', n}        n messages wait; one worker was woken
   {'parked', n}     n messages wait until the deferral is over
   {'fenced', 0}     the lease was lost; nothing written
 
@@ -28,43 +34,47 @@ Invariants
   I2  every read that decides precedes every write
   I3  a conversation with a message in its inbox stays on the queue
 ]]
-if redis.call('GET', KEYS[4]) ~= ARGV[2] then
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
+  unpack(KEYS)
+local job_id, lease, defer_ms, why, last_entry = unpack(ARGV)
+
+if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
 end
-local waiting = redis.call('XLEN', KEYS[1])
-local news = false
-if ARGV[5] ~= '' and waiting > 0 then
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '(' .. ARGV[5], '+')) do
-    news = news or ARGV[4] == 'input'
+local waiting = redis.call('XLEN', inbox)
+local ends_wait = false
+if last_entry ~= '' and waiting > 0 then
+  for _, entry in ipairs(redis.call('XRANGE', inbox, '(' .. last_entry, '+')) do
+    ends_wait = ends_wait or why == 'input'
     for n = 1, #entry[2], 2 do
-      news = news or entry[2][n] == 'act'
+      ends_wait = ends_wait or entry[2][n] == 'act'
     end
   end
 end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-redis.call('DEL', KEYS[4])
-if ARGV[4] ~= 'defect' or waiting == 0 then  -- else the next load counts an attempt that said nothing
-  redis.call('HDEL', KEYS[2], 'running')
+redis.call('DEL', in_progress)
+if why ~= 'defect' or waiting == 0 then  -- else `running` stays: the next load counts a crash
+  redis.call('HDEL', state, 'running')
 else
-  redis.call('HSET', KEYS[2], 'parked', ARGV[4])  -- that attempt has told of itself
+  redis.call('HSET', state, 'parked', why)  -- the next load need not report this attempt
 end
 if waiting == 0 then
-  redis.call('ZREM', KEYS[5], ARGV[1])
-  redis.call('DEL', KEYS[3])
+  redis.call('ZREM', queue, job_id)
+  redis.call('DEL', job)
   return {'idle', 0}
 end
-redis.call('ZADD', KEYS[5], 'XX', news and now or now + ARGV[3], ARGV[1])
-if tonumber(ARGV[3]) > 0 and not news then
-  redis.call('HSET', KEYS[2], 'parked', ARGV[4])
-  local needed = ARGV[3] + 86400000  -- what is waited for may come later than the retention ends
-  for i = 1, #KEYS do
-    local left = redis.call('PTTL', KEYS[i])
+redis.call('ZADD', queue, 'XX', ends_wait and now or now + defer_ms, job_id)
+if tonumber(defer_ms) > 0 and not ends_wait then
+  redis.call('HSET', state, 'parked', why)
+  local needed = defer_ms + 86400000  -- what is waited for may come after the retention ends
+  for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies, job}) do
+    local left = redis.call('PTTL', key)
     if left >= 0 and left < needed then
-      redis.call('PEXPIRE', KEYS[i], needed)
+      redis.call('PEXPIRE', key, needed)
     end
   end
   return {'parked', waiting}
 end
-redis.call('LPUSH', KEYS[6], ARGV[1])
+redis.call('LPUSH', wake, job_id)
 return {'due', waiting}

@@ -19,27 +19,30 @@ Invariants
       pause that failed probes of others made long
   I3  every read precedes every write; the clock is the server's
 ]]
-local fields = redis.call('HMGET', KEYS[1],
-  ARGV[1] .. '|until', ARGV[1] .. '|pause', ARGV[1] .. '|by', ARGV[1] .. '|next')
+local breakers = unpack(KEYS)
+local name, who, pause_ms = unpack(ARGV)
+
+local fields = redis.call('HMGET', breakers,
+  name .. '|until', name .. '|pause', name .. '|by', name .. '|next')
 if not fields[1] then
   return {'closed', 0}
 end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local till, by = tonumber(fields[1]), fields[3] or ''
-local is_new = not string.find(by, ARGV[2], 1, true)
+local is_new = not string.find(by, who, 1, true)
 if now < till and not (is_new and fields[4] and now >= tonumber(fields[4])) then
   local wait = till - now
-  if is_new and fields[4] and #by < 64 * 9 then  -- few fail: whoever comes new is soon let through
+  if is_new and fields[4] and #by < 64 * 9 then  -- few fail: others may try soon
     wait = math.min(wait, tonumber(fields[4]) - now)
   end
   return {'open', wait}
 end
-redis.call('HSET', KEYS[1], ARGV[1] .. '|probe', 1)
+redis.call('HSET', breakers, name .. '|probe', 1)
 if is_new then
-  redis.call('HSET', KEYS[1], ARGV[1] .. '|next', now + ARGV[3])
+  redis.call('HSET', breakers, name .. '|next', now + pause_ms)
 end
 if now >= till then
-  redis.call('HSET', KEYS[1], ARGV[1] .. '|until', now + fields[2])
+  redis.call('HSET', breakers, name .. '|until', now + fields[2])
 end
 return {'probe', 0}

@@ -9,7 +9,7 @@ KEYS[5..]             stream  shared streams to copy into, each once
 
 ARGV[1]   lease         str  as claimed
 ARGV[2]   retention_ms  int  expiry of the lists and streams
-ARGV[3]   expected      int  steps the caller knows of: a repeated call writes nothing
+ARGV[3]   known         int  steps that the caller knows of: a repeated call writes nothing
 ARGV[4]   limits        str  `<copies> <shared stream>`: entries kept
 ARGV[5..]               counted lists, each `n` and then n times its items: steps; copies (index in
           KEYS, number of words, field and value words)
@@ -23,32 +23,35 @@ Invariants
   I2  every read that decides precedes every write
   I3  steps and copies are written together, once
 ]]
-if redis.call('GET', KEYS[3]) ~= ARGV[1] then
+local steps, state, in_progress, copies = unpack(KEYS, 1, 4)
+local lease, retention_ms, known, limits = unpack(ARGV, 1, 4)
+
+if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
 end
-local length = redis.call('LLEN', KEYS[1])
-if length ~= tonumber(ARGV[3]) then
+local length = redis.call('LLEN', steps)
+if length ~= tonumber(known) then
   return {'checkpointed', length}
 end
-local copies, shared = string.match(ARGV[4], '^(%d+) (%d+)$')
+local copies_limit, shared_limit = string.match(limits, '^(%d+) (%d+)$')
 local at = 6
-for i = at, at + ARGV[5] - 1 do
-  length = redis.call('RPUSH', KEYS[1], ARGV[i])
+for i = at, at + ARGV[at - 1] - 1 do
+  length = redis.call('RPUSH', steps, ARGV[i])
   at = i + 1
 end
 for _ = 1, ARGV[at] do
   local stream, words = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
-  local id = redis.call('XADD', stream, 'MAXLEN', '~', shared, '*',
+  local id = redis.call('XADD', stream, 'MAXLEN', '~', shared_limit, '*',
     unpack(ARGV, at + 3, at + 2 + words))
-  redis.call('PEXPIRE', stream, ARGV[2])
-  redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - ARGV[2]))
-  if redis.call('RPUSH', KEYS[4], stream .. ' ' .. id) > tonumber(copies) then
-    local oldest, at_id = string.match(redis.call('LPOP', KEYS[4]), '^(.+) (%S+)$')
-    redis.call('XDEL', oldest, at_id)  -- what `forget` could not find is not kept
+  redis.call('PEXPIRE', stream, retention_ms)
+  redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - retention_ms))
+  if redis.call('RPUSH', copies, stream .. ' ' .. id) > tonumber(copies_limit) then
+    local oldest, at_id = string.match(redis.call('LPOP', copies), '^(.+) (%S+)$')
+    redis.call('XDEL', oldest, at_id)  -- `forget` could no longer find it
   end
-  redis.call('PEXPIRE', KEYS[4], ARGV[2])
+  redis.call('PEXPIRE', copies, retention_ms)
   at = at + 2 + words
 end
-redis.call('HDEL', KEYS[2], 'call')
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('HDEL', state, 'call')
+redis.call('PEXPIRE', steps, retention_ms)
 return {'checkpointed', length}

@@ -1,5 +1,5 @@
 --[[
-commit: let a turn take effect: context, inbox, totals, ledger, records, events, copies; go on or let go.
+commit: let a turn take effect: context, inbox, totals, ledger, records, events, copies; keep or give up the lease.
 
 KEYS[1]   inbox        stream
 KEYS[2]   state        hash
@@ -21,9 +21,9 @@ ARGV[2]   turn_id       str  whose record tells whether this was committed befor
 ARGV[3]   job_id        str
 ARGV[4]   retention_ms  int
 ARGV[5]   limits        str  `<calls> <events> <copies> <shared stream>`: entries kept
-ARGV[6]   then          str  'go_on' keeps the lease while messages wait, 'yield' gives it up
-ARGV[7]   entries       int  inbox entries to return at most
-ARGV[8]   context       str  'append' or 'rewrite'
+ARGV[6]   afterwards    str  'go_on' keeps the lease while messages wait, 'yield' gives it up
+ARGV[7]   batch         int  inbox entries to return at most
+ARGV[8]   how           str  'append' to the context or 'rewrite' it
 ARGV[9]   settings      str  JSON; '' leaves them as they are
 ARGV[10..]              counted lists, each `n` and then n times its items, in this order: inbox entry
           ids; messages; ledger entries; totals (field, amount); events; records (turn id, record);
@@ -43,19 +43,24 @@ Invariants
   I4  a conversation with a message in its inbox stays on the queue
   I5  the first write is one that a full server refuses: nothing is removed and then not replaced
 ]]
-local record = redis.call('HGET', KEYS[5], ARGV[2])
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
+  unpack(KEYS, 1, 13)
+local lease, turn_id, job_id, retention_ms, limits, afterwards, batch, how, settings = unpack(ARGV, 1, 9)
+local at = 10  -- the next counted list in ARGV
+
+local record = redis.call('HGET', turns, turn_id)
 local done = record and string.sub(record, 1, 19) ~= '{"state":"accepted"'
-local held = redis.call('GET', KEYS[11]) == ARGV[1]
+local held = redis.call('GET', in_progress) == lease
 if done then
-  if held then  -- an entry that is still there was written past submit, under a used id
-    for i = 11, 10 + ARGV[10] do
-      local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
-      local turn = ARGV[2]
+  if held then  -- an entry that is still there did not come by submit, under an id that was used before
+    for i = at + 1, at + ARGV[at] do
+      local entry = redis.call('XRANGE', inbox, ARGV[i], ARGV[i])[1]
+      local id = turn_id
       for n = 1, entry and #entry[2] or 0, 2 do
-        turn = entry[2][n] == 't' and entry[2][n + 1] or turn
+        id = entry[2][n] == 't' and entry[2][n + 1] or id
       end
-      if turn == ARGV[2] then  -- others that were taken with it have yet to take effect
-        redis.call('XDEL', KEYS[1], ARGV[i])
+      if id == turn_id then  -- others that were consumed with it have yet to take effect
+        redis.call('XDEL', inbox, ARGV[i])
       end
     end
   end
@@ -64,8 +69,8 @@ end
 if not held then
   return {'fenced'}
 end
-local calls, events, copies, shared = string.match(ARGV[5], '^(%d+) (%d+) (%d+) (%d+)$')
-local at = 10
+local calls_limit, events_limit, copies_limit, shared_limit =
+  string.match(limits, '^(%d+) (%d+) (%d+) (%d+)$')
 local function each(visit)
   local n = tonumber(ARGV[at])
   at = at + 1
@@ -74,56 +79,56 @@ local function each(visit)
   end
   return n
 end
-redis.call('HSET', KEYS[2], 'running', ARGV[1])  -- a full server refuses this, before anything is gone
-each(function() redis.call('XDEL', KEYS[1], ARGV[at]) return 1 end)
-if ARGV[8] == 'rewrite' then
-  redis.call('DEL', KEYS[3])
+redis.call('HSET', state, 'running', lease)  -- a full server refuses this, before anything is gone
+each(function() redis.call('XDEL', inbox, ARGV[at]) return 1 end)
+if how == 'rewrite' then
+  redis.call('DEL', context)
   local clock = redis.call('TIME')
-  redis.call('HSET', KEYS[2], 'epoch', clock[1] .. clock[2])
+  redis.call('HSET', state, 'epoch', clock[1] .. clock[2])
 end
-each(function() redis.call('RPUSH', KEYS[3], ARGV[at]) return 1 end)
-if each(function() redis.call('RPUSH', KEYS[7], ARGV[at]) return 1 end) > 0 then
-  redis.call('LTRIM', KEYS[7], -calls, -1)
+each(function() redis.call('RPUSH', context, ARGV[at]) return 1 end)
+if each(function() redis.call('RPUSH', calls, ARGV[at]) return 1 end) > 0 then
+  redis.call('LTRIM', calls, -calls_limit, -1)
 end
-each(function() redis.call('HINCRBY', KEYS[2], ARGV[at], ARGV[at + 1]) return 2 end)
-each(function() redis.call('XADD', KEYS[8], 'MAXLEN', '~', events, '*', 'e', ARGV[at]) return 1 end)
-each(function() redis.call('HSET', KEYS[5], ARGV[at], ARGV[at + 1]) return 2 end)
+each(function() redis.call('HINCRBY', state, ARGV[at], ARGV[at + 1]) return 2 end)
+each(function() redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[at]) return 1 end)
+each(function() redis.call('HSET', turns, ARGV[at], ARGV[at + 1]) return 2 end)
 local copied = each(function()
   local stream, words = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1])
-  local id = redis.call('XADD', stream, 'MAXLEN', '~', shared, '*',
+  local id = redis.call('XADD', stream, 'MAXLEN', '~', shared_limit, '*',
     unpack(ARGV, at + 2, at + 1 + words))
-  redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - ARGV[4]))
-  redis.call('PEXPIRE', stream, ARGV[4])
-  redis.call('RPUSH', KEYS[9], stream .. ' ' .. id)
+  redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - retention_ms))
+  redis.call('PEXPIRE', stream, retention_ms)
+  redis.call('RPUSH', copies, stream .. ' ' .. id)
   return 2 + words
 end)
-for _ = 1, copied > 0 and redis.call('LLEN', KEYS[9]) - copies or 0 do
-  local stream, id = string.match(redis.call('LPOP', KEYS[9]), '^(.+) (%S+)$')
-  redis.call('XDEL', stream, id)  -- what `forget` could not find is not kept
+for _ = 1, copied > 0 and redis.call('LLEN', copies) - copies_limit or 0 do
+  local stream, id = string.match(redis.call('LPOP', copies), '^(.+) (%S+)$')
+  redis.call('XDEL', stream, id)  -- `forget` could no longer find it
 end
-if ARGV[9] ~= '' then
-  redis.call('HSET', KEYS[2], 'settings', ARGV[9])
+if settings ~= '' then
+  redis.call('HSET', state, 'settings', settings)
 end
-redis.call('DEL', KEYS[4])
-redis.call('HDEL', KEYS[2], 'call', 'emitted')
-for i = 1, 9 do
-  redis.call('PEXPIRE', KEYS[i], ARGV[4])
+redis.call('DEL', steps)
+redis.call('HDEL', state, 'call', 'emitted')
+for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
+  redis.call('PEXPIRE', key, retention_ms)
 end
-local epoch, length = redis.call('HGET', KEYS[2], 'epoch'), redis.call('LLEN', KEYS[3])
-local waiting = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[7])
+local epoch, length = redis.call('HGET', state, 'epoch'), redis.call('LLEN', context)
+local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-if waiting[1] and ARGV[6] == 'go_on' then
-  redis.call('HSET', KEYS[2], 'head', waiting[1][1], 'attempt', 1, 'crashes', 0, 'since', now)
+if waiting[1] and afterwards == 'go_on' then
+  redis.call('HSET', state, 'head', waiting[1][1], 'attempt', 1, 'crashes', 0, 'since', now)
   return {'committed', epoch, length, waiting, now}
 end
-redis.call('DEL', KEYS[11])
-redis.call('HDEL', KEYS[2], 'running', 'head')
+redis.call('DEL', in_progress)
+redis.call('HDEL', state, 'running', 'head')
 if waiting[1] then
-  redis.call('ZADD', KEYS[12], 'XX', now, ARGV[3])
-  redis.call('LPUSH', KEYS[13], ARGV[3])
+  redis.call('ZADD', queue, 'XX', now, job_id)
+  redis.call('LPUSH', wake, job_id)
 else
-  redis.call('ZREM', KEYS[12], ARGV[3])
-  redis.call('DEL', KEYS[10])
+  redis.call('ZREM', queue, job_id)
+  redis.call('DEL', job)
 end
 return {'released', epoch, length, {}, now}

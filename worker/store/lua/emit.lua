@@ -9,7 +9,7 @@ ARGV[1]  lease         str    as claimed
 ARGV[2]  call          str    JSON of a model call that begins now; '' leaves it as it is
 ARGV[3]  events_limit  int    events kept, about
 ARGV[4]  retention_ms  int    expiry of the stream if it has none yet
-ARGV[5]  head          str    the inbox entry whose turn this belongs to; '' for none in particular
+ARGV[5]  entry_id      str    the inbox entry whose turn this belongs to; '' for none in particular
 ARGV[6]  batch         int    grows from batch to batch of a turn: a repeated one writes nothing
 ARGV[7..] event        bytes  JSON, in order
 
@@ -20,23 +20,26 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write
-  I3  nothing of a turn follows its terminal event, and nothing is said twice
+  I3  nothing of a turn follows its terminal event, and nothing is published twice
 ]]
-if redis.call('GET', KEYS[3]) ~= ARGV[1] then
+local events, state, in_progress = unpack(KEYS)
+local lease, call, events_limit, retention_ms, entry_id, batch = unpack(ARGV, 1, 6)
+
+if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
 end
-local state = redis.call('HMGET', KEYS[2], 'head', 'emitted')
-if ARGV[5] ~= '' and (state[1] ~= ARGV[5] or tonumber(state[2] or 0) >= tonumber(ARGV[6])) then
+local head, emitted = unpack(redis.call('HMGET', state, 'head', 'emitted'))
+if entry_id ~= '' and (head ~= entry_id or tonumber(emitted or 0) >= tonumber(batch)) then
   return {'emitted', 0}
 end
-redis.call('HSET', KEYS[2], 'emitted', ARGV[6])
-if ARGV[2] ~= '' then
-  redis.call('HSET', KEYS[2], 'call', ARGV[2])
+redis.call('HSET', state, 'emitted', batch)
+if call ~= '' then
+  redis.call('HSET', state, 'call', call)
 end
 for i = 7, #ARGV do
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], '*', 'e', ARGV[i])
+  redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[i])
 end
-if redis.call('PTTL', KEYS[1]) == -1 then
-  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if redis.call('PTTL', events) == -1 then
+  redis.call('PEXPIRE', events, retention_ms)
 end
 return {'emitted', #ARGV - 6}

@@ -9,10 +9,10 @@ ARGV[1]  conversation  str
 ARGV[2]  turn_id       str
 ARGV[3]  trace_id      str
 ARGV[4]  state         str    how the turn ended; '' if this attempt did not end it
-ARGV[5]  duration      int    ms since acceptance
+ARGV[5]  duration_ms   int    since acceptance
 ARGV[6]  spans         bytes  JSON
 ARGV[7]  kept          int    entries of the stream, about
-ARGV[8]  oldest_ms     int    age of the oldest entry, ms
+ARGV[8]  oldest_ms     int    age of the oldest entry
 ARGV[9]  copies_kept   int
 
 Returns
@@ -23,17 +23,20 @@ Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  what is kept of a conversation is found by `forget`
 ]]
-if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 0 then
+local turns, traces, copies = unpack(KEYS)
+local conversation, turn_id, trace_id, state, duration_ms, spans, kept, oldest_ms, copies_kept = unpack(ARGV)
+
+if redis.call('HEXISTS', turns, turn_id) == 0 then
   return {'forgotten', ''}
 end
-local id = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*',
-  'c', ARGV[1], 't', ARGV[2], 'i', ARGV[3], 's', ARGV[4], 'd', ARGV[5], 'j', ARGV[6])
+local id = redis.call('XADD', traces, 'MAXLEN', '~', kept, '*',
+  'c', conversation, 't', turn_id, 'i', trace_id, 's', state, 'd', duration_ms, 'j', spans)
 local now = tonumber(string.match(id, '^%d+'))
-redis.call('XTRIM', KEYS[2], 'MINID', '~', string.format('%.0f', math.max(0, now - ARGV[8])))
-redis.call('PEXPIRE', KEYS[2], ARGV[8])
-if redis.call('RPUSH', KEYS[3], KEYS[2] .. ' ' .. id) > tonumber(ARGV[9]) then
-  local oldest, at_id = string.match(redis.call('LPOP', KEYS[3]), '^(.+) (%S+)$')
-  redis.call('XDEL', oldest, at_id)  -- what `forget` could not find is not kept
+redis.call('XTRIM', traces, 'MINID', '~', string.format('%.0f', math.max(0, now - oldest_ms)))
+redis.call('PEXPIRE', traces, oldest_ms)
+if redis.call('RPUSH', copies, traces .. ' ' .. id) > tonumber(copies_kept) then
+  local oldest, at_id = string.match(redis.call('LPOP', copies), '^(.+) (%S+)$')
+  redis.call('XDEL', oldest, at_id)  -- `forget` could no longer find it
 end
-redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[1]), ARGV[8]))
+redis.call('PEXPIRE', copies, math.max(redis.call('PTTL', turns), oldest_ms))
 return {'kept', id}

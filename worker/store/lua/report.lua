@@ -1,5 +1,5 @@
 --[[
-report: take note of how a model call went; failures of many open the breaker, a success closes it.
+report: note how a model call went; failures of many conversations open the breaker, a success closes it.
 
 KEYS[1]  breakers  hash  per name: `|failures`, `|by` (who failed), `|until` (ms), `|pause` (ms), `|probe`
          while one is out, `|next` (ms)
@@ -23,35 +23,38 @@ Invariants
   I3  however often a few conversations fail, they do not open it
   I4  every read precedes every write; the clock is the server's
 ]]
-local failures, till, by = ARGV[1] .. '|failures', ARGV[1] .. '|until', ARGV[1] .. '|by'
-local pause, probe, following = ARGV[1] .. '|pause', ARGV[1] .. '|probe', ARGV[1] .. '|next'
-if ARGV[2] == 'ok' then
-  redis.call('HDEL', KEYS[1], failures, till, by, pause, probe, following)
+local breakers = unpack(KEYS)
+local name, outcome, who, threshold, others, pause_ms, cap_ms, expiry_ms = unpack(ARGV)
+
+local failures, till, by = name .. '|failures', name .. '|until', name .. '|by'
+local pause, probe, following = name .. '|pause', name .. '|probe', name .. '|next'
+if outcome == 'ok' then
+  redis.call('HDEL', breakers, failures, till, by, pause, probe, following)
   return {'closed', 0}
 end
-local before = redis.call('HMGET', KEYS[1], till, pause, probe, by, failures)
+local before = redis.call('HMGET', breakers, till, pause, probe, by, failures)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local who = before[5] and before[4] or ''  -- without failures it is left from a worker that forgets less
-if not string.find(who, ARGV[3], 1, true) then
-  who = string.sub(who .. ARGV[3] .. ' ', -64 * 9)
+local failed = before[5] and before[4] or ''  -- without failures: left by an older version
+if not string.find(failed, who, 1, true) then
+  failed = string.sub(failed .. who .. ' ', -64 * 9)
 end
-local count = redis.call('HINCRBY', KEYS[1], failures, 1)
-redis.call('HSET', KEYS[1], by, who)
-redis.call('PEXPIRE', KEYS[1], ARGV[8])
+local count = redis.call('HINCRBY', breakers, failures, 1)
+redis.call('HSET', breakers, by, failed)
+redis.call('PEXPIRE', breakers, expiry_ms)
 if before[1] and not before[3] then
   return {'open', math.max(0, tonumber(before[1]) - now)}
 end
-if not before[1] and (count < tonumber(ARGV[4]) or #who < ARGV[5] * 9) then
+if not before[1] and (count < tonumber(threshold) or #failed < others * 9) then
   return {'closed', count}
 end
-local wait = tonumber(ARGV[6])
+local wait = tonumber(pause_ms)
 if before[2] then
-  wait = math.min(tonumber(ARGV[7]), tonumber(before[2]) * 2)
+  wait = math.min(tonumber(cap_ms), tonumber(before[2]) * 2)
 end
-redis.call('HSET', KEYS[1], till, now + wait, pause, wait)
+redis.call('HSET', breakers, till, now + wait, pause, wait)
 if not before[1] then
-  redis.call('HSET', KEYS[1], following, now + wait)
+  redis.call('HSET', breakers, following, now + wait)
 end
-redis.call('HDEL', KEYS[1], probe)
+redis.call('HDEL', breakers, probe)
 return {'open', wait}
