@@ -32,7 +32,7 @@ class ShardKeys(NamedTuple):
     worker_prefix: str
     """Followed by a worker id: string, JSON of what that worker says about itself."""
     channel_prefix: str
-    """Followed by a worker id: channel on which its conversations are named when news come in."""
+    """Followed by a worker id: channel that names conversations of it that got a message."""
     reply_prefix: str
     """Followed by a reply stream's name."""
     tool_calls: str
@@ -48,7 +48,10 @@ class ShardKeys(NamedTuple):
 
 
 class ConversationKeys(NamedTuple):
-    """Names of everything kept for one conversation. The order is that of the scripts' KEYS."""
+    """Names of everything kept for one conversation, and of the queue that holds it.
+
+    Scripts call them by these names.
+    """
 
     inbox: str
     """Stream: accepted messages not yet committed. Fields t (turn id), m (message), a (event
@@ -74,8 +77,17 @@ class ConversationKeys(NamedTuple):
     """String: ARQ's job."""
     in_progress: str
     """String: `<fencing token> <worker id>` while leased; its expiry is the lease."""
+    queue: str
+    """As in `ShardKeys`."""
+    wake: str
+    """As in `ShardKeys`."""
     job_id: str
     """Not a key: the member in the queue."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The keys of the conversation alone: what `forget` removes."""
+        return self[:11]
 
 
 def shard_of(conversation_id: str, shards: int) -> int:
@@ -106,7 +118,8 @@ def shard_keys(shard: int) -> ShardKeys:
 
 def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
     """Return the names of one conversation in the shard with this hash tag."""
-    base = f"{PREFIX}:{tag}:c:{conversation_id}:"
+    shard = f"{PREFIX}:{tag}:"
+    base = f"{shard}c:{conversation_id}:"
     job_id = f"{tag}:{conversation_id}"
     return ConversationKeys(
         base + "inbox",
@@ -120,6 +133,8 @@ def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
         base + "sent",
         ARQ_JOB + job_id,
         ARQ_IN_PROGRESS + job_id,
+        shard + "queue",
+        shard + "wake",
         job_id,
     )
 

@@ -57,7 +57,7 @@ from turnline.contracts.replies import (
     TurnRecord,
     decode_record,
 )
-from turnline.contracts.scripts import Call, load_script, text
+from turnline.contracts.scripts import Call, ForgetArgs, SubmitArgs, forget, submit, text
 from turnline.contracts.trace_context import TraceContext, current, trace_id_of
 
 T = TypeVar("T")
@@ -221,25 +221,24 @@ class Requests:
         headroom = self._headroom if isinstance(message, (Interrupt, ToolResult)) else 0
         shard, keys = self.names(message.conversation_id)
         limits = self._limits
-        return Call(
-            load_script("submit"),
-            (*keys[:11], shard.queue, shard.wake),
-            (
-                keys.job_id,
-                message.turn_id,
-                data,
-                digest,
-                "" if act == "enqueue" else act,
-                conversation_job(message.conversation_id, now_ms),
-                limits.inbox + headroom,
-                limits.queue,
-                limits.retention_ms,
-                limits.records,
-                limits.wakes,
-                shard.channel_prefix,
-                message.conversation_id,
-                int(limits.queue_age_s * 1000),
-                trace_id,
+        return submit(
+            keys,
+            SubmitArgs(
+                job_id=keys.job_id,
+                turn_id=message.turn_id,
+                message=data,
+                digest=digest,
+                act="" if act == "enqueue" else act,
+                job_data=conversation_job(message.conversation_id, now_ms),
+                inbox_limit=limits.inbox + headroom,
+                queue_limit=limits.queue,
+                retention_ms=limits.retention_ms,
+                log_limit=limits.records,
+                wake_limit=limits.wakes,
+                channel=shard.channel_prefix,
+                conversation=message.conversation_id,
+                age_limit_ms=int(limits.queue_age_s * 1000),
+                trace_id=trace_id,
             ),
         )
 
@@ -301,11 +300,13 @@ class Requests:
         """
         shard, keys = self.names(conversation_id)
         streams = sorted({copy.decode().rpartition(" ")[0] for copy in copies})
-        return Call(
-            load_script("forget"),
-            (*keys[:11], shard.queue, *streams),
-            (keys.job_id, shard.channel_prefix, conversation_id, len(copies)),
+        args = ForgetArgs(
+            job_id=keys.job_id,
+            channel=shard.channel_prefix,
+            conversation=conversation_id,
+            copies_read=len(copies),
         )
+        return forget(keys, args, streams)
 
 
 class TextAssembler:

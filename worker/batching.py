@@ -8,10 +8,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import NoScriptError
-
 from turnline.contracts.connection import AsyncRedis
-from turnline.contracts.scripts import Call
+from turnline.contracts.scripts import Call, run, run_together
 
 _SILENCE_S = 5.0
 """A server that says nothing for so long is gone; the callers try again on a new connection."""
@@ -68,23 +66,5 @@ class ScriptBatcher:
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
         if len(calls) == 1:
-            replies = [await self._send_one(calls[0])]
-        else:
-            pipe = self._redis.pipeline(transaction=False)
-            for call in calls:
-                pipe.execute_command(*call.command())
-            replies = await pipe.execute(raise_on_error=False)
-        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:
-            pipe = self._redis.pipeline(transaction=False)
-            for n in unknown:
-                pipe.execute_command(*calls[n].whole_command())
-            for n, reply in zip(unknown, await pipe.execute(raise_on_error=False), strict=True):
-                replies[n] = reply
-        return replies
-
-    async def _send_one(self, call: Call) -> Any:
-        try:
-            return await self._redis.execute_command(*call.command())
-        except NoScriptError as error:
-            return error
+            return [await run(self._redis, calls[0])]
+        return await run_together(self._redis, calls)

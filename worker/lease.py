@@ -4,7 +4,23 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from turnline.contracts.keys import ConversationKeys, conversation_keys
+
+
+class LeaseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of the lease table, seconds."""
+
+    lease_s: float = 1.8
+    """A killed worker's conversations are due again this long after its last heartbeat."""
+    heartbeat_s: float = 0.45
+    stall_s: float = 15.0
+    """The heartbeat stops when the event loop has not run for so long."""
+    poll_s: float = 0.5
+    """Longest sleep of an idle worker. If a wake-up is lost, a turn starts this much later."""
+    drain_s: float = 10.0
+    """Grace period for running turns on shutdown; then they are handed over."""
 
 
 class Lease:

@@ -27,9 +27,10 @@ from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import ShardKeys, shard_keys
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.ending import CLOSE_S, Listen, Watchdog, run_until_told, within
+from turnline.worker.lease import LeaseSettings
 from turnline.worker.pipeline.calls import CallObserver
 from turnline.worker.queue.jobs import run_conversation
-from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker, LeaseSettings
+from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.openai.llm import OpenAIInputParams, create_client

@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast, get_args
 
 import msgspec
 
@@ -25,7 +25,7 @@ from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_ke
 from turnline.contracts.messages import Inbound
 from turnline.contracts.protocol import HEADROOM, Limits
 from turnline.contracts.replies import TERMINAL, AnyEvent, ToolRequest
-from turnline.contracts.scripts import Script, load_script
+from turnline.contracts.scripts import load_script, read_header
 
 VERSION = "1.0.0"
 """Version of the contract; new fields and messages raise the second number."""
@@ -37,34 +37,6 @@ _LIMITS = (
     "Unknown fields are ignored; fields with a default may be left out."
 )
 _TAG, _CONVERSATION, _STREAM = "{tag}", "{conversation_id}", "{reply_to}"
-
-
-class Row(NamedTuple):
-    """One entry of KEYS, ARGV or of the answers, from a script's header."""
-
-    name: str
-    type: str
-    meaning: str
-
-
-class Header(NamedTuple):
-    """What the header of a Lua script says."""
-
-    keys: tuple[Row, ...]
-    args: tuple[Row, ...]
-    returns: tuple[Row, ...]
-
-
-def read_header(script: Script) -> Header:
-    """Read the tables in a script's header; continuation lines belong to the line before."""
-    header = script.text.partition("\n]]\n")[0]
-
-    def rows(table: str) -> tuple[Row, ...]:
-        found = re.findall(rf"^{table}\[\d+\] +(\S+) +(\S+) +(.+)$", header, re.MULTILINE)
-        return tuple(Row(*words) for words in found)
-
-    answers = re.findall(r"^  \{'(\w+)', ([^}]*)\} +(.+)$", header, re.MULTILINE)
-    return Header(rows("KEYS"), rows("ARGV"), tuple(Row(*words) for words in answers))
 
 
 def inbound_schema() -> dict[str, Any]:
@@ -276,11 +248,8 @@ def _message(struct: type[msgspec.Struct]) -> dict[str, Any]:
 
 def _key_names() -> dict[str, str]:
     """Return the name of each of submit.lua's keys, by the name its header gives it."""
-    shard, keys = _named_shard(), _named_conversation()._asdict()
-    return {
-        row.name: keys.get(row.name) or getattr(shard, row.name)
-        for row in read_header(load_script("submit")).keys
-    }
+    keys = _named_conversation()
+    return {row.name: getattr(keys, row.name) for row in read_header(load_script("submit")).keys}
 
 
 def _arguments() -> dict[str, str]:
@@ -300,7 +269,7 @@ def _arguments() -> dict[str, str]:
         "wake_limit": str(limits.wakes),
         "channel": shard.channel_prefix,
         "conversation": _CONVERSATION,
-        "age_limit": str(int(limits.queue_age_s * 1000)),
+        "age_limit_ms": str(int(limits.queue_age_s * 1000)),
         "trace_id": "the trace id in the message's `traceparent`, 32 hexadecimal digits, or ''",
     }
 

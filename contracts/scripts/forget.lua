@@ -15,7 +15,7 @@ KEYS[9]   copies       list    `<stream> <entry id>`: copies in streams of the s
 KEYS[10]  job          string
 KEYS[11]  in_progress  string
 KEYS[12]  queue        zset
-KEYS[13..]             stream  the streams named in `copies`, each once
+KEYS[13..]  streams    stream  the streams named in `copies`, each once
 
 ARGV[1]  job_id        str  member of the queue
 ARGV[2]  channel       str  prefix of the holders' channels

@@ -28,7 +28,7 @@ ARGV[10]  log_limit     int    turn records kept per conversation
 ARGV[11]  wake_limit    int    wake tokens kept
 ARGV[12]  channel       str    prefix of the holders' channels
 ARGV[13]  conversation  str    what is published to the holder
-ARGV[14]  age_limit     int    ms for which a due conversation may wait for a worker
+ARGV[14]  age_limit_ms  int    time for which a due conversation may wait for a worker
 ARGV[15]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
 
 Returns
@@ -48,7 +48,7 @@ Invariants
 local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
   unpack(KEYS)
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
-  log_limit, wake_limit, channel, conversation, age_limit, trace_id = unpack(ARGV)
+  log_limit, wake_limit, channel, conversation, age_limit_ms, trace_id = unpack(ARGV)
 
 local record = redis.call('HGET', turns, turn_id)
 if record then
@@ -71,7 +71,7 @@ if not score then
     return {'queue_full', on_queue, ''}
   end
   local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  if first[2] and now - first[2] > tonumber(age_limit) then  -- scores of leases lie in the future
+  if first[2] and now - first[2] > tonumber(age_limit_ms) then  -- scores of leases lie in the future
     return {'queue_late', now - first[2], ''}
   end
 end

@@ -187,7 +187,7 @@ async def by_idle_conversations(lab: Lab, *, rounds: int) -> Curve:
 async def _dumps(redis: AsyncRedis, conversation_id: str) -> list[tuple[str, str, bytes]]:
     """Return the keys of a conversation: name before and behind its id, value serialized."""
     kept: list[tuple[str, str, bytes]] = []
-    for name in conversation_keys(_SHARD.tag, conversation_id)[:-1]:
+    for name in conversation_keys(_SHARD.tag, conversation_id).own:
         data = await redis.execute_command("DUMP", name)
         if data is not None:
             before, _, behind = name.partition(conversation_id)

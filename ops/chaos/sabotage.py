@@ -6,6 +6,7 @@ by which a worker finds them. Nothing here is imported by a worker that is left 
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -190,25 +191,29 @@ def apply_from_environment() -> None:
 
 
 def _patch_scripts(patches: tuple[LuaPatch, ...]) -> None:
-    """Have scripts read from disk with changes.
+    """Have scripts read from disk with changes. They are read when their modules are imported.
 
     Raises:
         RuntimeError: (when a script is read) The text to be replaced does not stand there once.
     """
-    scripts: Any = importlib.import_module("turnline.contracts.scripts")
+    assert "turnline.contracts.scripts" not in sys.modules, "too late: scripts are read already"
     plain = resources.files
 
-    def files(package: str) -> Any:
+    def files(package: Any) -> Any:
+        folder = plain(package)
+        if not str(package).startswith("turnline.") or folder.name not in {"scripts", "lua"}:
+            return folder
+
         def joinpath(name: str) -> Any:
             def read_text(encoding: str) -> str:
-                source = plain(package).joinpath(name).read_text(encoding)
+                source = folder.joinpath(name).read_text(encoding)
                 return patched(name.removesuffix(".lua"), source, patches)
 
             return SimpleNamespace(read_text=read_text)
 
         return SimpleNamespace(joinpath=joinpath)
 
-    scripts.resources = SimpleNamespace(files=files)
+    resources.files = files
 
 
 def patched(script: str, text: str, patches: tuple[LuaPatch, ...]) -> str:

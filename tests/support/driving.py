@@ -7,13 +7,14 @@ from typing import Any
 
 from turnline.contracts import TurnClient
 from turnline.contracts.connection import AsyncRedis, open_async
-from turnline.contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_of, shard_keys
-from turnline.contracts.scripts import Call, load_script, run, text
+from turnline.contracts.keys import conversation_of, shard_keys
+from turnline.contracts.scripts import run, text
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.lease import Lease
 from turnline.worker.main import GrokServices
-from turnline.worker.outcome import Outcome, Parked
+from turnline.worker.outcome import Outcome
+from turnline.worker.queue.lua import ClaimArgs, claim, release
 from turnline.worker.settings import Settings, from_env
 from turnline.worker.store.breakers import Breakers
 from turnline.worker.store.cache import ContextCache
@@ -58,12 +59,7 @@ class Hand:
 
     async def claim(self, *, lease_ms: int = 60_000, worker: str = "hand") -> Lease | None:
         """Claim the first due conversation."""
-        call = Call(
-            load_script("claim", "turnline.worker.queue.lua"),
-            (SHARD.queue, SHARD.token, SHARD.wake),
-            (1, lease_ms, worker, ARQ_IN_PROGRESS, ARQ_JOB),
-        )
-        _, _, *items = await run(self.redis, call)
+        _, _, *items = await run(self.redis, claim(SHARD, ClaimArgs(1, lease_ms, worker)))
         if not items:
             return None
         conversation_id = conversation_of(text(items[0]), SHARD.tag)
@@ -82,20 +78,7 @@ class Hand:
 
     async def release(self, lease: Lease, outcome: Outcome) -> None:
         """Give a lease up as the queue does."""
-        park = outcome if isinstance(outcome, Parked) else Parked(0, "input")
-        keys = lease.keys
-        call = Call(
-            load_script("release", "turnline.worker.queue.lua"),
-            (*keys[:11], SHARD.queue, SHARD.wake),
-            (
-                keys.job_id,
-                lease.value,
-                park.defer_ms,
-                park.why if park.defer_ms else "",
-                park.seen,
-            ),
-        )
-        await run(self.redis, call)
+        await run(self.redis, release(lease, outcome))
 
     async def expire(self, lease: Lease) -> None:
         """Let a lease end, as its time-out does."""

@@ -10,7 +10,6 @@ Source: docs/adr/0002-the-queue-is-the-lease-table.md
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
@@ -20,41 +19,22 @@ import msgspec
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
-from turnline.contracts.connection import AsyncRedis, SyncRedis, open_sync
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.job_format import FUNCTION, deserialize_job, serialize_job
-from turnline.contracts.keys import (
-    ARQ_IN_PROGRESS,
-    ARQ_JOB,
-    ShardKeys,
-    conversation_of,
-)
-from turnline.contracts.scripts import Call, load_script, run_sync, text
+from turnline.contracts.keys import ShardKeys, conversation_of
+from turnline.contracts.scripts import Call, text
 from turnline.worker.batching import ScriptBatcher
-from turnline.worker.lease import Lease
+from turnline.worker.lease import Lease, LeaseSettings
 from turnline.worker.logs import facts_of
 from turnline.worker.outcome import Done, Outcome, Parked
+from turnline.worker.queue import lua
+from turnline.worker.queue.heartbeat import Heartbeat
 
 log = logging.getLogger("turnline.queue")
-_SCRIPTS = "turnline.worker.queue.lua"
 _SILENCE_S = 5.0
 """A server that says nothing for so long, though it was asked, is gone."""
-_LOOK_S = 0.01
 HAND_OVER_S = 1.0
 """Seconds that turns get to leave their notes when they are handed over."""
-
-
-class LeaseSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Times of the lease table, seconds."""
-
-    lease_s: float = 1.8
-    """A killed worker's conversations are due again this long after its last heartbeat."""
-    heartbeat_s: float = 0.45
-    stall_s: float = 15.0
-    """The heartbeat's thread gives up when the event loop has stood still for so long."""
-    poll_s: float = 0.5
-    """Longest sleep of an idle worker: what a lost wake-up costs at most."""
-    drain_s: float = 10.0
-    """Grace period for running turns on shutdown; then they are handed over."""
 
 
 class RunConversation(Protocol):
@@ -160,7 +140,7 @@ class LeasedWorker(arq.worker.Worker):
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
-        heartbeat = _Heartbeat(
+        heartbeat = Heartbeat(
             self._times, self._redis_url, self._held_now, self._renewal, self._lose
         )
         listener = asyncio.create_task(self._listen())
@@ -240,19 +220,9 @@ class LeasedWorker(arq.worker.Worker):
             await self._sleep_until_woken(next_ms)
 
     async def _claim(self, count: int) -> tuple[list[_Claim], int]:
-        call = Call(
-            load_script("claim", _SCRIPTS),
-            (self._shard.queue, self._shard.token, self._shard.wake),
-            (
-                count,
-                int(self._times.lease_s * 1000),
-                self.worker_id,
-                ARQ_IN_PROGRESS,
-                ARQ_JOB,
-            ),
-        )
+        args = lua.ClaimArgs(count, int(self._times.lease_s * 1000), self.worker_id)
         redis = cast("AsyncRedis", self.pool)
-        claiming = self._batcher.run(call)
+        claiming = self._batcher.run(lua.claim(self._shard, args))
         hint, self._hint = self._hint, ""
         hinted = None if hint in self._held else conversation_of(hint, self._shard.tag)
         early = None if hinted is None else _Prefetch(hint, self._send_prefetch(hinted))
@@ -386,24 +356,18 @@ class LeasedWorker(arq.worker.Worker):
                 )
                 outcome = Parked(2_000, "defect")
         finally:
-            await asyncio.shield(self._release(claim.job_id, lease, outcome))
+            await asyncio.shield(self._release(lease, outcome))
 
-    async def _release(self, job_id: str, lease: Lease, outcome: Outcome) -> None:
+    async def _release(self, lease: Lease, outcome: Outcome) -> None:
         if lease.lost or lease.released:
             return
         lease.releasing = True
-        keys = lease.keys
-        park = outcome if isinstance(outcome, Parked) else Parked(0, "input")
-        call = Call(
-            load_script("release", _SCRIPTS),
-            (*keys[:11], self._shard.queue, self._shard.wake),
-            (job_id, lease.value, park.defer_ms, park.why if park.defer_ms else "", park.seen),
-        )
         try:
-            said, _ = await self._batcher.run(call)
-            if text(said) == "parked" and park.defer_ms < self._times.poll_s * 1000:
-                # Idle workers sleep until something is due, as they knew it before this was.
-                self.loop.call_later(park.defer_ms / 1000, self._wake_somebody)
+            said, _ = await self._batcher.run(lua.release(lease, outcome))
+            defer_s = outcome.defer_ms / 1000 if isinstance(outcome, Parked) else 0.0
+            if text(said) == "parked" and defer_s < self._times.poll_s:
+                # Idle workers sleep until the first entry is due that they knew of; this is newer.
+                self.loop.call_later(defer_s, self._wake_somebody)
         except (RedisError, OSError) as error:
             # The lease ends by itself: the conversation is then due for another worker.
             log.warning("lease.unreleased", extra={"error": type(error).__name__})
@@ -477,90 +441,14 @@ class LeasedWorker(arq.worker.Worker):
         return [(job_id, value) for job_id, (value, _, _) in list(self._held.items())]
 
     def _renewal(self, held: Sequence[tuple[str, str]]) -> Call:
-        """Build the heartbeat.
-
-        Source: worker/queue/lua/renew.lua
-        """
         about = {"running": len(held), "slots": self.max_jobs, **self._about()}
-        return Call(
-            load_script("renew", _SCRIPTS),
-            (
-                self._shard.queue,
-                self._shard.workers,
-                self._shard.worker_prefix + self.worker_id,
-                *(ARQ_IN_PROGRESS + job_id for job_id, _ in held),
-            ),
-            (
-                int(self._times.lease_s * 1000),
-                self.worker_id,
-                msgspec.json.encode(about),
-                int(self._times.lease_s * 1000) + 1_000,
-                *(word for pair in held for word in pair),
-            ),
+        return lua.renew(
+            self._shard,
+            self.worker_id,
+            held,
+            lease_s=self._times.lease_s,
+            about=msgspec.json.encode(about),
         )
-
-
-class _Heartbeat:
-    """Renews all leases from a thread of its own, so that a busy event loop does not lose them."""
-
-    def __init__(
-        self,
-        times: LeaseSettings,
-        redis_url: str,
-        held: Callable[[], list[tuple[str, str]]],
-        renewal: Callable[[Sequence[tuple[str, str]]], Call],
-        lose: Callable[[Sequence[tuple[str, str]]], None],
-    ) -> None:
-        self._times = times
-        self._redis_url = redis_url
-        self._held = held
-        self._renewal = renewal
-        self._lose = lose
-        self._stop = threading.Event()
-        self._loop = asyncio.get_running_loop()
-        self._loop_seen_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._ticking: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        self._tick()
-        self._thread.start()
-
-    async def stop(self) -> None:
-        self._stop.set()
-        if self._ticking is not None:
-            self._ticking.cancel()
-        until_s = time.monotonic() + self._times.lease_s
-        # The threads of the loop's pool may all be taken: nothing but looking is left.
-        while self._thread.is_alive() and time.monotonic() < until_s:  # noqa: ASYNC110  a thread
-            await asyncio.sleep(_LOOK_S)
-
-    def _tick(self) -> None:
-        self._loop_seen_at = time.monotonic()
-        self._ticking = self._loop.call_later(self._times.heartbeat_s, self._tick)
-
-    def _run(self) -> None:
-        redis = open_sync(self._redis_url, retries=0, timeout_s=self._times.lease_s)
-        try:
-            while True:
-                if time.monotonic() - self._loop_seen_at < self._times.stall_s:
-                    self._beat(redis)
-                if self._stop.wait(self._times.heartbeat_s):
-                    return
-        finally:
-            redis.close()
-
-    def _beat(self, redis: SyncRedis) -> None:
-        held = self._held()
-        try:
-            _, _, *lost = run_sync(redis, self._renewal(held))
-        except (RedisError, OSError) as error:
-            log.warning("heartbeat.failed", extra={"error": type(error).__name__})
-            return
-        if lost:
-            values = dict(held)
-            gone = [(job_id, values[job_id]) for job_id in map(text, lost)]
-            self._loop.call_soon_threadsafe(self._lose, gone)
 
 
 def _job(payload: bytes, conversation_id: str) -> tuple[str, tuple[Any, ...]]:

@@ -8,7 +8,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from turnline.contracts.connection import Arg, AsyncRedis
 from turnline.contracts.keys import ShardKeys, conversation_keys
-from turnline.contracts.scripts import Call, load_script, run, text
+from turnline.contracts.scripts import bind, run, text
 
 CONVERSATION: Final = "turnline-start"
 """A conversation whose keys are asked about; it has none."""
@@ -60,6 +60,19 @@ class Right(NamedTuple):
     words: Sequence[Arg]
 
 
+class NoKeys(NamedTuple):
+    """The question reads and writes nothing."""
+
+
+class MayArgs(NamedTuple):
+    """What `may` is given; the header of may.lua says what it is."""
+
+    commands: Sequence[str]
+
+
+_may = bind("turnline.worker.starting.lua", "may", NoKeys, MayArgs)
+
+
 def rights(shard: ShardKeys) -> Iterator[Right]:
     """Yield every command on one key, then every kind of key and channel."""
     keys = conversation_keys(shard.tag, CONVERSATION)
@@ -78,7 +91,7 @@ def rights(shard: ShardKeys) -> Iterator[Right]:
 
 def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
     """Yield (how to name it, key) for every kind of key."""
-    for key in conversation_keys(shard.tag, CONVERSATION)[:-1]:
+    for key in conversation_keys(shard.tag, CONVERSATION).own:
         yield key.replace(CONVERSATION, "*"), key
     for key in (shard.queue, shard.wake, shard.token, shard.dead, shard.workers):
         yield key, key
@@ -100,9 +113,7 @@ async def missing(redis: AsyncRedis, shard: ShardKeys) -> tuple[list[str], str]:
     """
     asked = list(rights(shard))
     words = [json.dumps([str(word) for word in it.words]) for it in asked]
-    kind, *places = await run(
-        redis, Call(load_script("may", "turnline.worker.starting.lua"), (), words)
-    )
+    kind, *places = await run(redis, _may(NoKeys(), MayArgs(words)))
     if text(kind) == "unknown":
         return [], ""
     refused = [asked[int(place) - 1] for place in places]

@@ -15,10 +15,10 @@ from redis.exceptions import RedisError
 
 from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import ShardKeys
-from turnline.contracts.scripts import Call, load_script, text
+from turnline.contracts.scripts import Call, text
 from turnline.worker.batching import ScriptBatcher
+from turnline.worker.store import lua
 
-_SCRIPTS = "turnline.worker.store.lua"
 _VIEW_S = 1.0
 _EXPIRY_MS = 3_600_000
 
@@ -50,9 +50,18 @@ class Breakers:
         """
         self._redis = redis
         self._batcher = batcher
-        self._key = shard.breakers
+        self._shard = shard
         self._pause_ms = int(pause_s * 1000)
-        self._numbers = (threshold, conversations, self._pause_ms, int(cap_s * 1000), _EXPIRY_MS)
+        self._success = lua.ReportArgs(
+            name="",
+            outcome="ok",
+            who="",
+            threshold=threshold,
+            others=conversations,
+            pause_ms=self._pause_ms,
+            cap_ms=int(cap_s * 1000),
+            expiry_ms=_EXPIRY_MS,
+        )
         self._suspects: set[str] = set()
         self._seen_at = -_VIEW_S
         self._looking: asyncio.Task[None] | None = None
@@ -63,7 +72,8 @@ class Breakers:
             self._looking = asyncio.create_task(self._look())
         if name not in self._suspects:
             return 0.0
-        word, wait_ms = await self._run("admit", (name, _mark(conversation_id), self._pause_ms))
+        args = lua.AdmitArgs(name, _mark(conversation_id), self._pause_ms)
+        word, wait_ms = await self._run(lua.admit(self._shard, args))
         if word == "closed":
             self._suspects.discard(name)
         return wait_ms / 1000
@@ -72,15 +82,15 @@ class Breakers:
         """A call went well: what was held against the name is forgotten."""
         if name in self._suspects:
             self._suspects.discard(name)
-            await self._run("report", (name, "ok", "", *self._numbers))
+            await self._run(lua.report(self._shard, self._success._replace(name=name)))
 
     async def failed(self, name: str, conversation_id: str) -> None:
         """A call failed in a way that speaks against the provider, not the request or the reply."""
         self._suspects.add(name)
-        await self._run("report", (name, "failed", _mark(conversation_id), *self._numbers))
+        args = self._success._replace(name=name, outcome="failed", who=_mark(conversation_id))
+        await self._run(lua.report(self._shard, args))
 
-    async def _run(self, script: str, args: tuple[Any, ...]) -> tuple[str, int]:
-        call = Call(load_script(script, _SCRIPTS), (self._key,), args)
+    async def _run(self, call: Call) -> tuple[str, int]:
         try:
             word, number = await self._batcher.run(call)
         except (RedisError, OSError):
@@ -90,7 +100,9 @@ class Breakers:
     async def _look(self) -> None:
         """Fetch which names have failed lately anywhere."""
         try:
-            view: Mapping[Any, Any] = await self._redis.execute_command("HGETALL", self._key)
+            view: Mapping[Any, Any] = await self._redis.execute_command(
+                "HGETALL", self._shard.breakers
+            )
             self._suspects = {text(field).rpartition("|")[0] for field in view}
             self._seen_at = time.monotonic()
         except (RedisError, OSError):

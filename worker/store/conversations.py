@@ -13,14 +13,14 @@ from turnline.contracts.conversation import CallEntry, ConversationSettings
 from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_keys
 from turnline.contracts.protocol import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
 from turnline.contracts.replies import encode_event, read_event
-from turnline.contracts.scripts import Call, load_script, text
+from turnline.contracts.scripts import Call, text
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.effects import Committed, ConversationSnapshot, Copy, Effects, Entry
 from turnline.worker.errors import LeaseLost, StoreUnavailable
 from turnline.worker.lease import Lease
+from turnline.worker.store import lua
 from turnline.worker.store.cache import CachedContext, ContextCache
 
-_SCRIPTS = "turnline.worker.store.lua"
 _encode = msgspec.json.Encoder().encode
 _PATIENCE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)
 """Waits between tries of a script that was not answered; all of them bear repetition."""
@@ -81,7 +81,7 @@ class Conversations:
             held = early.held
         else:
             held = self._cache.get(lease.conversation_id)
-            reply = await self._run(lease, "load", *self._loading(lease.keys, lease.value, held))
+            reply = await self._run(lease, self._loading(lease.keys, lease.value, held))
         _, _, epoch, start, *numbers, settings, messages, steps, entries = reply
         attempt, crashes, since_ms, now_ms = map(int, numbers)
         if start == 0:
@@ -109,25 +109,21 @@ class Conversations:
         """
         keys = conversation_keys(self._shard.tag, conversation_id)
         held = self._cache.get(conversation_id)
-        arguments = self._loading(keys, f" {worker_id}", held)
-        reply = self._batcher.run(Call(load_script("load", _SCRIPTS), *arguments))
+        reply = self._batcher.run(self._loading(keys, f" {worker_id}", held))
         reply.add_done_callback(_consume_exception)
         return _Prefetch(held, reply)
 
-    def _loading(
-        self, keys: ConversationKeys, lease: str, held: CachedContext
-    ) -> tuple[Sequence[str], Sequence[Arg]]:
-        return (
-            (keys.inbox, keys.state, keys.context, keys.steps, keys.in_progress),
-            (
-                lease,
-                held.epoch,
-                len(held.messages),
-                self._limits.batch,
-                self._limits.retention_ms,
-                hashlib.sha1(b"".join(held.messages[-2:]), usedforsecurity=False).hexdigest(),
-            ),
+    def _loading(self, keys: ConversationKeys, claimed: str, held: CachedContext) -> Call:
+        last = b"".join(held.messages[-2:])
+        args = lua.LoadArgs(
+            claimed=claimed,
+            epoch_held=held.epoch,
+            held=len(held.messages),
+            batch=self._limits.batch,
+            retention_ms=self._limits.retention_ms,
+            last_held=hashlib.sha1(last, usedforsecurity=False).hexdigest(),
         )
+        return lua.load(keys, args)
 
     async def more(self, lease: Lease, after: str) -> list[Entry]:
         """Return what came into the inbox behind the entry `after`.
@@ -184,21 +180,16 @@ class Conversations:
 
         Source: worker/store/lua/emit.lua
         """
-        keys, limits = lease.keys, self._limits
-        await self._run(
-            lease,
-            "emit",
-            (keys.events, keys.state, keys.in_progress),
-            (
-                lease.value,
-                _encode(call) if call is not None else "",
-                limits.events,
-                limits.retention_ms,
-                head,
-                batch,
-                *events,
-            ),
+        args = lua.EmitArgs(
+            lease=lease.value,
+            call=_encode(call) if call is not None else b"",
+            events_limit=self._limits.events,
+            retention_ms=self._limits.retention_ms,
+            entry_id=head,
+            batch=batch,
+            events_json=events,
         )
+        await self._run(lease, lua.emit(lease.keys, args))
 
     async def checkpoint(
         self, lease: Lease, known: int, steps: Sequence[bytes], copies: Sequence[Copy] = ()
@@ -220,23 +211,16 @@ class Conversations:
 
         Source: worker/store/lua/checkpoint.lua
         """
-        keys, limits = lease.keys, self._limits
-        shared = list(dict.fromkeys(copy.stream for copy in copies))
-        _, safe = await self._run(
-            lease,
-            "checkpoint",
-            (keys.steps, keys.state, keys.in_progress, keys.copies, *shared),
-            (
-                lease.value,
-                limits.retention_ms,
-                known,
-                f"{limits.copies} {limits.shared}",
-                len(steps),
-                *steps,
-                len(copies),
-                *(word for copy in copies for word in _copied(copy, shared, first_key=5)),
-            ),
+        limits, shared = self._limits, _streams(copies)
+        copied = [word for copy in copies for word in _copied(copy, shared, first_key=5)]
+        args = lua.CheckpointArgs(
+            lease=lease.value,
+            retention_ms=limits.retention_ms,
+            known=known,
+            limits=f"{limits.copies} {limits.shared}",
+            lists=[len(steps), *steps, len(copies), *copied],
         )
+        _, safe = await self._run(lease, lua.checkpoint(lease.keys, args, shared))
         return int(safe)
 
     async def commit(self, lease: Lease, effects: Effects, *, go_on: bool) -> Committed:
@@ -253,26 +237,21 @@ class Conversations:
 
         Source: worker/store/lua/commit.lua
         """
-        keys, limits = lease.keys, self._limits
-        shared = list(dict.fromkeys(copy.stream for copy in effects.copies))
-        lease.releasing = True
-        reply = await self._run(
-            lease,
-            "commit",
-            (*keys[:11], self._shard.queue, self._shard.wake, *shared),
-            (
-                lease.value,
-                effects.turn_id,
-                keys.job_id,
-                limits.retention_ms,
-                f"{limits.calls} {limits.events} {limits.copies} {limits.shared}",
-                "go_on" if go_on else "yield",
-                limits.batch,
-                "rewrite" if effects.rewrite else "append",
-                _encode(effects.settings) if effects.settings is not None else "",
-                *_counted(effects, shared),
-            ),
+        limits, shared = self._limits, _streams(effects.copies)
+        args = lua.CommitArgs(
+            lease=lease.value,
+            turn_id=effects.turn_id,
+            job_id=lease.keys.job_id,
+            retention_ms=limits.retention_ms,
+            limits=f"{limits.calls} {limits.events} {limits.copies} {limits.shared}",
+            afterwards="go_on" if go_on else "yield",
+            batch=limits.batch,
+            how="rewrite" if effects.rewrite else "append",
+            settings=_encode(effects.settings) if effects.settings is not None else b"",
+            lists=_counted(effects, shared),
         )
+        lease.releasing = True
+        reply = await self._run(lease, lua.commit(lease.keys, args, shared))
         match text(reply[0]):
             case "committed" | "released" as outcome:
                 length = int(reply[2])
@@ -297,16 +276,14 @@ class Conversations:
         else:
             self._cache.drop(lease.conversation_id)
 
-    async def _run(
-        self, lease: Lease, name: str, keys: Sequence[str], args: Sequence[Arg]
-    ) -> list[Any]:
+    async def _run(self, lease: Lease, call: Call) -> list[Any]:
         """Run a script, again if it was not answered.
 
         Raises:
             LeaseLost: The script said so.
             StoreUnavailable: It was not answered in time.
         """
-        call = Call(load_script(name, _SCRIPTS), keys, args)
+        name = call.script.name
         for wait_s in (*_PATIENCE_S, None):
             try:
                 reply: list[Any] = await self._batcher.run(call)
@@ -364,6 +341,11 @@ def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
         ),
     )
     return [word for count, words in lists for word in (count, *words)]
+
+
+def _streams(copies: Sequence[Copy]) -> list[str]:
+    """Return each stream that is written to, once."""
+    return list(dict.fromkeys(copy.stream for copy in copies))
 
 
 def _copied(copy: Copy, shared: Sequence[str], *, first_key: int) -> list[Arg]:

@@ -4,15 +4,15 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import ShardKeys, conversation_keys
-from turnline.contracts.scripts import Call, load_script
+from turnline.contracts.scripts import Call, run_together
+from turnline.worker.store.lua import KeepTraceArgs, KeepTraceKeys, keep_trace
 
-_SCRIPTS = "turnline.worker.store.lua"
 _BATCH = 64
 _GATHER_S = 0.05
 """Traces are written together; one that is asked for is at most this late."""
@@ -131,8 +131,11 @@ class Traces:
                 spans = sum(trace.spans for trace in batch)
                 try:
                     async with asyncio.timeout(_PATIENCE_S):
-                        lost = await self._send([self._call(trace) for trace in batch])
-                    dropped = sum(batch[n].spans for n in lost)
+                        replies = await run_together(self._redis, [*map(self._call, batch)])
+                    answered = zip(batch, replies, strict=True)
+                    dropped = sum(
+                        it.spans for it, reply in answered if isinstance(reply, RedisError)
+                    )
                 except (RedisError, OSError, TimeoutError):
                     dropped = spans
                 self._on_written(spans - dropped, dropped)
@@ -145,33 +148,17 @@ class Traces:
         Source: worker/store/lua/keep_trace.lua
         """
         keys, limits = conversation_keys(self._shard.tag, trace.conversation_id), self._limits
-        return Call(
-            load_script("keep_trace", _SCRIPTS),
-            (keys.turns, self._shard.traces, keys.copies),
-            (
-                trace.conversation_id,
-                trace.turn_id,
-                trace.trace_id,
-                trace.state,
-                trace.duration_ms,
-                trace.data,
-                limits.kept,
-                limits.oldest_ms,
-                limits.copies,
+        return keep_trace(
+            KeepTraceKeys(keys.turns, self._shard.traces, keys.copies),
+            KeepTraceArgs(
+                conversation=trace.conversation_id,
+                turn_id=trace.turn_id,
+                trace_id=trace.trace_id,
+                state=trace.state,
+                duration_ms=trace.duration_ms,
+                spans=trace.data,
+                kept=limits.kept,
+                oldest_ms=limits.oldest_ms,
+                copies_kept=limits.copies,
             ),
         )
-
-    async def _send(self, calls: list[Call]) -> list[int]:
-        """Send calls together; return the numbers of those that were refused."""
-        pipe = self._redis.pipeline(transaction=False)
-        for call in calls:
-            pipe.execute_command(*call.command())
-        replies: list[Any] = await pipe.execute(raise_on_error=False)
-        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:
-            pipe = self._redis.pipeline(transaction=False)
-            for n in unknown:
-                pipe.execute_command(*calls[n].whole_command())
-            for n, reply in zip(unknown, await pipe.execute(raise_on_error=False), strict=True):
-                replies[n] = reply
-        return [n for n, reply in enumerate(replies) if isinstance(reply, RedisError)]

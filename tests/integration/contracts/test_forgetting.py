@@ -38,7 +38,7 @@ async def fill(client: Any, redis: Redis) -> None:
 async def test_nothing_of_the_conversation_is_left(client: Any, redis: Redis) -> None:
     """Neither its keys nor its copies in reply streams and dead letters; others' stay."""
     await fill(client, redis)
-    assert {key.decode() for key in await redis.keys()} >= set(KEYS[:11])
+    assert {key.decode() for key in await redis.keys()} >= set(KEYS.own)
     await client.submit(user("other"))
     await reply(redis, "inbox", done("other"))
     others = {k: v for k, v in (await kept(redis)).items() if ":c:other:" in k}
@@ -46,7 +46,7 @@ async def test_nothing_of_the_conversation_is_left(client: Any, redis: Redis) ->
     assert await client.forget("c")
 
     left = {key.decode() for key in await redis.keys()}
-    assert not left & set(KEYS)
+    assert not left & set(KEYS.own)
     assert not [key for key in left if ":c:c:" in key or key.endswith("{s0}:c")]
     assert await redis.zrange(SHARD.queue, 0, -1) == [b"{s0}:other"]
     (entry,) = await redis.xrange(SHARD.reply_prefix + "inbox")

@@ -30,13 +30,14 @@ from turnline.contracts import (
 from turnline.contracts.connection import open_async
 from turnline.contracts.conversation import CallEntry
 from turnline.contracts.keys import conversation_keys
-from turnline.contracts.scripts import Call, load_script
+from turnline.contracts.scripts import Call
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.effects import ConversationSnapshot, Copy, Entry
 from turnline.worker.lease import Lease
 from turnline.worker.outcome import Parked
+from turnline.worker.queue.lua import renew
 from turnline.worker.store.breakers import Breakers
 from turnline.worker.store.cache import ContextCache
 from turnline.worker.store.conversations import Conversations, StoreLimits
@@ -253,7 +254,7 @@ class LossyBatcher(ScriptBatcher):
     has_lost = False
 
     def run(self, call: Call) -> "asyncio.Future[Any]":
-        is_text = call.script.name == "emit" and call.args[1] == ""
+        is_text = call.script.name == "emit" and not call.args[1]
         if self.has_lost or not is_text:
             return super().run(call)
         self.has_lost = True
@@ -297,9 +298,7 @@ async def test_a_batch_of_events_that_is_tried_again_is_not_overtaken(
 
 
 def any_call(argument: Any) -> Call:
-    return Call(
-        load_script("renew", "turnline.worker.queue.lua"), ("a", "b", "c"), (1, argument, "x", 2)
-    )
+    return renew(SHARD, argument, [], lease_s=1, about=b"{}")
 
 
 async def test_a_call_that_cannot_be_sent_ends_for_all_that_travel_with_it(redis_url: str) -> None:

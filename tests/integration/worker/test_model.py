@@ -21,15 +21,17 @@ from tests.support.driving import SHARD
 from turnline.contracts import ConversationBusy, TurnClient, UserMessage
 from turnline.contracts.connection import open_async
 from turnline.contracts.conversation import CallEntry, Usage
-from turnline.contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, conversation_keys, conversation_of
+from turnline.contracts.keys import conversation_keys, conversation_of
 from turnline.contracts.protocol import Limits
 from turnline.contracts.replies import TurnCompleted, TurnRecord
-from turnline.contracts.scripts import Call, load_script, run, text
+from turnline.contracts.scripts import run, text
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.errors import LeaseLost
 from turnline.worker.lease import Lease
+from turnline.worker.outcome import Done, Parked
+from turnline.worker.queue.lua import ClaimArgs, claim, release, renew
 from turnline.worker.store.cache import ContextCache
 from turnline.worker.store.conversations import Conversations
 
@@ -163,13 +165,9 @@ class QueueAndStore(RuleBasedStateMachine):
     )
     def claim(self, worker: int, loads: bool, hint: str | None = None) -> None:
         due = [name for name, told in self.model.items() if told.inbox and told.holder is None]
-        call = Call(
-            load_script("claim", "turnline.worker.queue.lua"),
-            (SHARD.queue, SHARD.token, SHARD.wake),
-            (1, 3_600_000, f"w{worker}", ARQ_IN_PROGRESS, ARQ_JOB),
-        )
         if hint is not None and (self.model[hint].holder or "").endswith(f" w{worker}"):
             hint = None  # a worker does not ask for what it holds
+        call = claim(SHARD, ClaimArgs(1, 3_600_000, f"w{worker}"))
         _, _, *items = self.do(run(self.raw, call))
         assert bool(items) == bool(due)
         early = None if hint is None else self.do(self._load_early(worker, hint))
@@ -368,31 +366,22 @@ class QueueAndStore(RuleBasedStateMachine):
         lease = held.lease
         told = self.model[lease.conversation_id]
         counts = told.holder == lease.value
-        keys = lease.keys
-        call = Call(
-            load_script("release", "turnline.worker.queue.lua"),
-            (*keys[:11], SHARD.queue, SHARD.wake),
-            (keys.job_id, lease.value, defer, "backoff" if defer else "", ""),
-        )
-        word, waiting = self.do(run(self.raw, call))
+        outcome = Parked(defer, "backoff") if defer else Done()
+        word, waiting = self.do(run(self.raw, release(lease, outcome)))
         assert (word == b"fenced") == (not counts)
         if counts:
             told.holder = None
             assert waiting == len(told.inbox)
             if defer and told.inbox:  # the deferral is over at once, for the model's sake
-                self.do(self.redis.zadd(SHARD.queue, {keys.job_id: 0}))
+                self.do(self.redis.zadd(SHARD.queue, {lease.keys.job_id: 0}))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def renew(self, data: Any) -> None:
         worker = data.draw(st.sampled_from(sorted(self.held)))
         lease, counts = self.held[worker].lease, self._counts(worker)
-        keys = lease.keys
-        call = Call(
-            load_script("renew", "turnline.worker.queue.lua"),
-            (SHARD.queue, SHARD.workers, SHARD.worker_prefix + f"w{worker}", keys.in_progress),
-            (3_600_000, f"w{worker}", b"{}", 60_000, keys.job_id, lease.value),
-        )
+        held = [(lease.keys.job_id, lease.value)]
+        call = renew(SHARD, f"w{worker}", held, lease_s=3_600, about=b"{}")
         _, renewed, *lost = self.do(run(self.raw, call))
         assert (renewed == 1, bool(lost)) == (counts, not counts)
 

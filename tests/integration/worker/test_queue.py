@@ -19,9 +19,10 @@ from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import shard_keys
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
+from turnline.worker.lease import LeaseSettings
 from turnline.worker.main import arq_redis
 from turnline.worker.outcome import Done, Outcome, Parked
-from turnline.worker.queue.leased_worker import LeasedWorker, LeaseSettings
+from turnline.worker.queue.leased_worker import LeasedWorker
 
 SHARD = shard_keys(0)
 

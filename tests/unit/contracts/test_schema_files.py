@@ -22,9 +22,8 @@ from turnline.contracts.schema import (
     documents,
     events_schema,
     inbound_schema,
-    read_header,
 )
-from turnline.contracts.scripts import load_script
+from turnline.contracts.scripts import load_script, read_header
 
 GOLDEN = Path(__file__).with_name("golden")
 

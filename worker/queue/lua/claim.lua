@@ -1,11 +1,11 @@
 --[[
-claim: lease up to `count` due jobs to one worker.
+claim: lease up to `limit` due jobs to one worker.
 
 KEYS[1]  queue  zset    job id -> due time, ms; a leased job is due when its lease ends
 KEYS[2]  token  int     the last fencing token given out
 KEYS[3]  wake   list    job ids: one element wakes one idle worker and names what is due
 
-ARGV[1]  count        int  jobs to claim at most
+ARGV[1]  limit        int  jobs to claim at most
 ARGV[2]  lease_ms     int
 ARGV[3]  worker_id    str
 ARGV[4]  in_progress  str  prefix of ARQ's in-progress keys; job ids carry the tag of the queue
@@ -27,7 +27,7 @@ Invariants
       never expires is not a lease
 ]]
 local queue, token, wake = unpack(KEYS)
-local count, lease_ms, worker_id, in_progress, job = unpack(ARGV)
+local limit, lease_ms, worker_id, in_progress, job = unpack(ARGV)
 
 local repaired = false
 local clock = redis.call('TIME')
@@ -47,7 +47,7 @@ local function next_token()
   return last_token
 end
 
-local due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, count)
+local due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, limit)
 if due.err then
   redis.call('DEL', queue)
   due, repaired = {}, true

@@ -8,9 +8,9 @@ KEYS[4..] in_progress  string  one per job held, in the order of ARGV
 
 ARGV[1]   lease_ms   int
 ARGV[2]   worker_id  str
-ARGV[3]   about      str  JSON
+ARGV[3]   about      bytes  JSON
 ARGV[4]   alive_ms   int  how long the worker counts as living without another heartbeat
-ARGV[5..] job        str  two items per job held: job id, lease
+ARGV[5..]  held      str  two items per job held: job id, lease
 
 Returns
   {'renewed', n, job_id, ...}  n leases extended; the job ids named are no longer held

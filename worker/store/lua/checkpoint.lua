@@ -5,14 +5,14 @@ KEYS[1]  steps        list    see worker/turn/checkpoints.py, oldest first
 KEYS[2]  state        hash    `call`: the model call in flight; ended by a checkpoint
 KEYS[3]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[4]  copies       list    `<stream> <entry id>`, capped
-KEYS[5..]             stream  shared streams to copy into, each once
+KEYS[5..]  shared     stream  shared streams to copy into, each once
 
 ARGV[1]   lease         str  as claimed
 ARGV[2]   retention_ms  int  expiry of the lists and streams
 ARGV[3]   known         int  steps that the caller knows of: a repeated call writes nothing
 ARGV[4]   limits        str  `<copies> <shared stream>`: entries kept
-ARGV[5..]               counted lists, each `n` and then n times its items: steps; copies (index in
-          KEYS, number of words, field and value words)
+ARGV[5..]  lists        list  counted lists, each `n` and then n times its items: steps; copies (index
+           in KEYS, number of words, field and value words)
 
 Returns
   {'checkpointed', n}  n steps are safe

@@ -14,7 +14,7 @@ KEYS[10]  job          string  ARQ's job
 KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset
 KEYS[13]  wake         list    job ids: one element wakes one idle worker
-KEYS[14..]             stream  shared streams to copy into, each once
+KEYS[14..]  shared     stream  shared streams to copy into, each once
 
 ARGV[1]   lease         str  as claimed
 ARGV[2]   turn_id       str  whose record tells whether this was committed before
@@ -24,9 +24,9 @@ ARGV[5]   limits        str  `<calls> <events> <copies> <shared stream>`: entrie
 ARGV[6]   afterwards    str  'go_on' keeps the lease while messages wait, 'yield' gives it up
 ARGV[7]   batch         int  inbox entries to return at most
 ARGV[8]   how           str  'append' to the context or 'rewrite' it
-ARGV[9]   settings      str  JSON; '' leaves them as they are
-ARGV[10..]              counted lists, each `n` and then n times its items, in this order: inbox entry
-          ids; messages; ledger entries; totals (field, amount); events; records (turn id, record);
+ARGV[9]   settings      bytes  JSON; '' leaves them as they are
+ARGV[10..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
+          entry ids; messages; ledger entries; totals (field, amount); events; records (turn id, record);
           copies (index in KEYS, number of words, field and value words)
 
 Returns

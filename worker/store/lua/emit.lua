@@ -6,12 +6,12 @@ KEYS[2]  state        hash    `call`: the model call in flight; `head`; `emitted
 KEYS[3]  in_progress  string  `<token> <worker id>` of the holder
 
 ARGV[1]  lease         str    as claimed
-ARGV[2]  call          str    JSON of a model call that begins now; '' leaves it as it is
+ARGV[2]  call          bytes  JSON of a model call that begins now; '' leaves it as it is
 ARGV[3]  events_limit  int    events kept, about
 ARGV[4]  retention_ms  int    expiry of the stream if it has none yet
 ARGV[5]  entry_id      str    the inbox entry whose turn this belongs to; '' for none in particular
 ARGV[6]  batch         int    grows from batch to batch of a turn: a repeated one writes nothing
-ARGV[7..] event        bytes  JSON, in order
+ARGV[7..]  events_json bytes  JSON, in order
 
 Returns
   {'emitted', n}  n events written; 0 if they were before, or if the turn is over

@@ -1,0 +1,97 @@
+"""The scripts of the lease table, called by name.
+
+Each is one atomic operation; the headers of the files say what they do. No policy is decided here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from turnline.contracts.keys import ARQ_IN_PROGRESS, ARQ_JOB, ConversationKeys, ShardKeys
+from turnline.contracts.scripts import Call, bind
+from turnline.worker.lease import Lease
+from turnline.worker.outcome import Outcome, Parked
+
+_ALIVE_MS = 1_000
+"""A worker counts as living for so much longer than its leases last."""
+
+
+class ClaimArgs(NamedTuple):
+    """What `claim` is given; the header of claim.lua says what each is."""
+
+    limit: int
+    lease_ms: int
+    worker_id: str
+    in_progress: str = ARQ_IN_PROGRESS
+    job: str = ARQ_JOB
+
+
+class ReleaseArgs(NamedTuple):
+    """What `release` is given; the header of release.lua says what each is."""
+
+    job_id: str
+    lease: str
+    defer_ms: int
+    why: str
+    last_entry: str
+
+
+class RenewKeys(NamedTuple):
+    """Keys of one worker's heartbeat."""
+
+    queue: str
+    workers: str
+    worker: str
+
+
+class RenewArgs(NamedTuple):
+    """What `renew` is given; the header of renew.lua says what each is."""
+
+    lease_ms: int
+    worker_id: str
+    about: bytes
+    alive_ms: int
+    held: Sequence[str]
+
+
+claim = bind(__name__, "claim", ShardKeys, ClaimArgs)
+_release = bind(__name__, "release", ConversationKeys, ReleaseArgs)
+_renew = bind(__name__, "renew", RenewKeys, RenewArgs, more_keys="in_progress")
+
+
+def release(lease: Lease, outcome: Outcome) -> Call:
+    """Give up a lease, leaving the conversation as its run ended.
+
+    Source: worker/queue/lua/release.lua
+    """
+    keys, value = lease.keys, lease.value
+    if isinstance(outcome, Parked):
+        why = outcome.why if outcome.defer_ms else ""
+        args = ReleaseArgs(keys.job_id, value, outcome.defer_ms, why, outcome.seen)
+    else:
+        args = ReleaseArgs(keys.job_id, value, defer_ms=0, why="", last_entry="")
+    return _release(keys, args)
+
+
+Held = tuple[str, str]
+"""Job id and lease of something that a worker runs."""
+
+
+def renew(
+    shard: ShardKeys, worker_id: str, held: Sequence[Held], *, lease_s: float, about: bytes
+) -> Call:
+    """Extend the leases that a worker holds. `about` is shown to people.
+
+    Source: worker/queue/lua/renew.lua
+    """
+    lease_ms = int(lease_s * 1000)
+    return _renew(
+        RenewKeys(shard.queue, shard.workers, shard.worker_prefix + worker_id),
+        RenewArgs(
+            lease_ms=lease_ms,
+            worker_id=worker_id,
+            about=about,
+            alive_ms=lease_ms + _ALIVE_MS,
+            held=[word for pair in held for word in pair],
+        ),
+        [ARQ_IN_PROGRESS + job_id for job_id, _ in held],
+    )

@@ -1,0 +1,111 @@
+"""The scripts of the store, called by name.
+
+Each is one atomic operation; the headers of the files say what they do. No policy is decided here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from turnline.contracts.connection import Arg
+from turnline.contracts.keys import ConversationKeys, ShardKeys
+from turnline.contracts.scripts import bind
+
+
+class LoadArgs(NamedTuple):
+    """What `load` is given; the header of load.lua says what each is."""
+
+    claimed: str
+    epoch_held: str
+    held: int
+    batch: int
+    retention_ms: int
+    last_held: str
+
+
+class EmitArgs(NamedTuple):
+    """What `emit` is given; the header of emit.lua says what each is."""
+
+    lease: str
+    call: bytes
+    events_limit: int
+    retention_ms: int
+    entry_id: str
+    batch: int
+    events_json: Sequence[bytes]
+
+
+class CheckpointArgs(NamedTuple):
+    """What `checkpoint` is given; the header of checkpoint.lua says what each is."""
+
+    lease: str
+    retention_ms: int
+    known: int
+    limits: str
+    lists: Sequence[Arg]
+
+
+class CommitArgs(NamedTuple):
+    """What `commit` is given; the header of commit.lua says what each is."""
+
+    lease: str
+    turn_id: str
+    job_id: str
+    retention_ms: int
+    limits: str
+    afterwards: str
+    batch: int
+    how: str
+    settings: bytes
+    lists: Sequence[Arg]
+
+
+class KeepTraceKeys(NamedTuple):
+    """Keys of a conversation's kept traces."""
+
+    turns: str
+    traces: str
+    copies: str
+
+
+class KeepTraceArgs(NamedTuple):
+    """What `keep_trace` is given; the header of keep_trace.lua says what each is."""
+
+    conversation: str
+    turn_id: str
+    trace_id: str
+    state: str
+    duration_ms: int
+    spans: bytes
+    kept: int
+    oldest_ms: int
+    copies_kept: int
+
+
+class AdmitArgs(NamedTuple):
+    """What `admit` is given; the header of admit.lua says what each is."""
+
+    name: str
+    who: str
+    pause_ms: int
+
+
+class ReportArgs(NamedTuple):
+    """What `report` is given; the header of report.lua says what each is."""
+
+    name: str
+    outcome: str
+    who: str
+    threshold: int
+    others: int
+    pause_ms: int
+    cap_ms: int
+    expiry_ms: int
+
+
+load = bind(__name__, "load", ConversationKeys, LoadArgs)
+emit = bind(__name__, "emit", ConversationKeys, EmitArgs)
+checkpoint = bind(__name__, "checkpoint", ConversationKeys, CheckpointArgs, more_keys="shared")
+commit = bind(__name__, "commit", ConversationKeys, CommitArgs, more_keys="shared")
+keep_trace = bind(__name__, "keep_trace", KeepTraceKeys, KeepTraceArgs)
+admit = bind(__name__, "admit", ShardKeys, AdmitArgs)
+report = bind(__name__, "report", ShardKeys, ReportArgs)
