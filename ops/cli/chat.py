@@ -116,7 +116,7 @@ def show_reply(
     while True:
         try:
             for event in client.events(receipt, after=after):
-                reply.take(event)
+                reply.feed(event)
                 after = event.event_id or after
             break
         except KeyboardInterrupt:

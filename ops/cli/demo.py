@@ -12,11 +12,12 @@ from rich.text import Text
 
 from turnline.contracts import SyncTurnClient, TextDelta, TurnFailed, UserMessage
 from turnline.contracts.conversation import Totals
-from turnline.contracts.replies import AnyTerminal, History
+from turnline.contracts.replies import AnyTerminal
 from turnline.ops.cli import output
 from turnline.ops.cli.failures import Failed
 from turnline.ops.cli.sigterm import ends_in_order
 from turnline.ops.fleet.stack import Stack
+from turnline.ops.simulator.model.dialogues import Dialogue
 
 _PROMPT: Final = (
     "You speak for Turnline, which runs conversations with Grok as a fleet of queue workers: turns "
@@ -27,15 +28,6 @@ _PROMPT: Final = (
 _PACE: Final = ("--ttft-ms", "250", "--itl-ms", "14", "--reasoning", "hidden")
 _KILLED_TURN: Final = 3
 _KILLED_AFTER_DELTAS: Final = 12
-
-
-class _Said(msgspec.Struct):
-    speaker: str
-    text: str
-
-
-class _Script(msgspec.Struct):
-    turns: list[_Said]
 
 
 class Played(msgspec.Struct, frozen=True):
@@ -70,7 +62,7 @@ def demo(*, live: bool, kill: bool, workers: int, redis_url: str | None) -> None
     """
     to = output.console()
     path = resources.files("turnline.ops.cli") / "demo.jsonl"
-    script = msgspec.json.decode(path.read_bytes(), type=_Script)
+    script = msgspec.json.decode(path.read_bytes(), type=Dialogue)
     began_at = time.monotonic()
     with (
         ends_in_order(),
@@ -86,13 +78,13 @@ def demo(*, live: bool, kill: bool, workers: int, redis_url: str | None) -> None
         _introduce(to, stack, live=live, took_s=time.monotonic() - began_at)
         conversation_id = f"demo-{secrets.token_hex(4)}"
         client.configure(conversation_id, system_prompt=_PROMPT)
-        asked = [said.text for said in script.turns if said.speaker == "user"]
         played: list[Played] = []
-        for number, text in enumerate(asked, 1):
+        for number, text in enumerate(script.user_texts, 1):
             victim = stack if kill and number == _KILLED_TURN else None
             message = UserMessage(conversation_id=conversation_id, text=text)
             played.append(_play(to, client, victim, number, message))
-        _show_context(to, client.history(conversation_id))
+        title = "Context, as committed in Redis"
+        to.print(output.history_table(client.history(conversation_id), title=title, most=100))
         _show_turns(to, played)
         _show_totals(to, client.usage(conversation_id))
         client.forget(conversation_id)
@@ -117,7 +109,7 @@ def _play(
     reply = output.ReplyPrinter(to, "Grok  ")
     first_at, deltas = 0.0, 0
     for event in client.events(receipt):
-        reply.take(event)
+        reply.feed(event)
         if isinstance(event, TextDelta):
             first_at = first_at or time.monotonic()
             deltas += 1
@@ -148,19 +140,6 @@ def _kill(to: Console, victim: Stack, reply: output.ReplyPrinter) -> None:
         reply.end()
         output.say(to, f"[{reply.worker} was killed: SIGKILL, mid-sentence]", "red")
         victim.start(index)
-
-
-def _show_context(to: Console, history: History) -> None:
-    shown = output.table("#", "role", "content", title="Context, as committed in Redis")
-    shown.add_row("", "system", _short(history.system_prompt or ""))
-    for number, entry in enumerate(history.messages):
-        role = str(entry.__struct_config__.tag)
-        shown.add_row(str(number), role, _short(output.plain(entry.content)))
-    to.print(shown)
-
-
-def _short(text: str, most: int = 100) -> str:
-    return output.printable(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def _show_turns(to: Console, played: list[Played]) -> None:

@@ -129,19 +129,23 @@ def outcome(event: AnyTerminal) -> str:
             return f"absorbed into {event.into}" if event.into else "absorbed"
 
 
-def history_table(history: History) -> Table:
-    """Lay out a context."""
-    shown = table("#", "role", "content")
+def history_table(history: History, *, title: str | None = None, most: int | None = None) -> Table:
+    """Lay out a context; of long messages the first `most` characters."""
+    shown = table("#", "role", "content", title=title)
     if history.system_prompt is not None:
-        shown.add_row("", "system", printable(history.system_prompt))
+        shown.add_row("", "system", _shortened(history.system_prompt, most))
     for number, entry in enumerate(history.messages):
         words = plain(entry.content)
         for call in getattr(entry, "tool_calls", ()):
             words += f"[calls {call.function.name}({call.function.arguments})]"
         mark = " [interrupted]" if number in history.interrupted else ""
         role = str(entry.__struct_config__.tag)
-        shown.add_row(str(number), role, printable(words + mark))
+        shown.add_row(str(number), role, _shortened(words + mark, most))
     return shown
+
+
+def _shortened(text: str, most: int | None) -> str:
+    return printable(text if most is None or len(text) <= most else text[: most - 1] + "…")
 
 
 def totals_table(totals: Totals) -> Table:
@@ -199,7 +203,7 @@ class ReplyPrinter:
         """Name of the worker that made the last attempt."""
         self.attempts = 0
 
-    def take(self, event: AnyEvent) -> None:
+    def feed(self, event: AnyEvent) -> None:
         """Print what this event adds."""
         if isinstance(event, TurnStarted):
             if self.attempts and event.attempt > self.attempts:

@@ -27,7 +27,7 @@ def tail(*, conversation_id: str, from_start: bool, as_json: bool, connect: Conn
             if as_json:
                 click.echo(encode_event(event))
             else:
-                follower.take(event)
+                follower.show(event)
 
 
 class _Follower:
@@ -38,13 +38,13 @@ class _Follower:
         self._turn_id = ""
         self._reply = output.ReplyPrinter(to)
 
-    def take(self, event: AnyEvent) -> None:
+    def show(self, event: AnyEvent) -> None:
         if event.turn_id != self._turn_id:
             self._reply.end()
             self._turn_id, self._reply = event.turn_id, output.ReplyPrinter(self._to)
         if isinstance(event, TurnStarted) and event.attempt == 1:
             self._note(event, f"begins on {event.worker}")
-        self._reply.take(event)
+        self._reply.feed(event)
         if isinstance(event, TERMINAL):
             self._reply.end()
             self._note(event, output.outcome(event))

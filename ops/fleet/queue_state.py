@@ -76,14 +76,10 @@ def merged(states: Iterable[QueueState]) -> QueueState:
     workers: dict[str, Worker] = {}
     for worker in (worker for state in every for worker in state.workers):
         known = workers.get(worker.id)
-        workers[worker.id] = (
-            worker
-            if known is None
-            else msgspec.structs.replace(
-                known,
-                running=known.running + worker.running,
-                slots=known.slots + worker.slots,
-            )
+        workers[worker.id] = msgspec.structs.replace(
+            worker,
+            running=worker.running + (known.running if known else 0),
+            slots=worker.slots + (known.slots if known else 0),
         )
     return QueueState(
         waiting=sum(state.waiting for state in every),

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.ops.simulator.model.dialogues import ServiceCall, load_dialogues
 from turnline.worker.tools import Tool, ToolContext, tool
 
 LEDGER: Final = "replay:{s0}:executed"
@@ -34,25 +35,6 @@ class Executed(msgspec.Struct, frozen=True):
     """Whether tool and arguments are those of the recording."""
 
 
-class Call(msgspec.Struct, frozen=True):
-    """A recorded call."""
-
-    method: str
-    service: str = ""
-    parameters: Mapping[str, Any] = {}
-
-
-class _Turn(msgspec.Struct, frozen=True):
-    speaker: str
-    call: Call | None = None
-    results: list[Any] = []
-
-
-class _Dialogue(msgspec.Struct, frozen=True):
-    dialogue_id: str
-    turns: list[_Turn]
-
-
 class Recording:
     """What the services of a file of dialogues were asked, and what they answered."""
 
@@ -63,19 +45,16 @@ class Recording:
             OSError: It cannot be read.
             msgspec.DecodeError: A line is no dialogue.
         """
-        decode = msgspec.json.Decoder(_Dialogue).decode
-        lines = path.read_bytes().splitlines()
-        self._dialogues = {it.dialogue_id: it for it in map(decode, filter(None, lines))}
+        self._dialogues = {it.dialogue_id: it for it in load_dialogues(path)}
 
-    def answer(self, conversation_id: str, turn_id: str) -> tuple[Call, list[Any]] | None:
+    def answer(self, conversation_id: str, turn_id: str) -> tuple[ServiceCall, list[Any]] | None:
         """Return the call behind the n-th user message (turn `t<n>`), and its results."""
         dialogue = self._dialogues.get(conversation_id.rpartition("/")[2])
-        number = 0
-        for turn in dialogue.turns if dialogue is not None else ():
-            number += turn.speaker == "user"
-            if turn.speaker == "system" and f"t{number}" == turn_id:
-                return None if turn.call is None else (turn.call, turn.results)
-        return None
+        number = turn_id.removeprefix("t")
+        if dialogue is None or not number.isdecimal():
+            return None
+        turn = dialogue.answer(int(number))
+        return None if turn is None or turn.call is None else (turn.call, turn.results)
 
 
 def read_tools(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import click
 import msgspec
@@ -110,8 +110,13 @@ def _coalesce(
 @click.option("--coalesce", callback=_coalesce, help="Events per write, e.g. 1-7.")
 @click.option("--api-key", "api_keys", multiple=True, help="Key to let in.  [default: any]")
 @click.option("--model", "extra_models", multiple=True, help="One more model name to serve.")
-@click.option("--rps", type=click.FloatRange(min=0, min_open=True), help="Requests per second.")
-@click.option("--tpm", type=click.IntRange(min=1), help="Tokens per minute.")
+@click.option(
+    "--rps",
+    "requests_per_second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Requests per second.",
+)
+@click.option("--tpm", "tokens_per_minute", type=click.IntRange(min=1), help="Tokens per minute.")
 @click.option("--seed", default=0, show_default=True, help="Seed of ids, pace and reasoning.")
 @click.option(
     "--ledger-entries",
@@ -131,28 +136,7 @@ def _coalesce(
     callback=_list_scenarios,
     help="List all scenarios and exit.",
 )
-def sim(
-    *,
-    port: int,
-    dialogues: Path | None,
-    profile: str,
-    error_style: str | None,
-    reasoning: str | None,
-    speed: float,
-    ttft_ms: float | None,
-    itl_ms: float | None,
-    keepalive_s: float,
-    coalesce: tuple[int, int] | None,
-    api_keys: tuple[str, ...],
-    extra_models: tuple[str, ...],
-    rps: float | None,
-    tpm: int | None,
-    seed: int,
-    ledger_entries: int,
-    print_url: bool,
-    ready_fd: int | None,
-    die_with_parent: bool,
-) -> None:
+def sim(*, print_url: bool, ready_fd: int | None, die_with_parent: bool, **settings: Any) -> None:
     """Run a local Grok: xAI's chat completions on 127.0.0.1, at any speed, with any fault.
 
     A request picks scenarios by the header `x-sim: name;key=value,...` or behind the model's
@@ -160,22 +144,11 @@ def sim(
     """
     if die_with_parent:
         _die_with_parent()
-    config = SimulatorConfig(
-        port=port,
-        profile=Profile(profile),
-        error_style=None if error_style is None else ErrorStyle(error_style),
-        reasoning=None if reasoning is None else ReasoningMode(reasoning),
-        pacing=Pacing(
-            speed=speed, ttft_ms=ttft_ms, itl_ms=itl_ms, keepalive_s=keepalive_s, coalesce=coalesce
-        ),
-        dialogues=dialogues,
-        api_keys=api_keys,
-        extra_models=extra_models,
-        requests_per_second=rps,
-        tokens_per_minute=tpm,
-        seed=seed,
-        ledger_entries=ledger_entries,
-    )
+    pacing = {name: settings.pop(name) for name in Pacing.__struct_fields__ if name in settings}
+    try:
+        config = msgspec.convert({**settings, "pacing": pacing}, SimulatorConfig)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(str(error)) from None
     try:
         simulator = Simulator(config)
     except (OSError, msgspec.DecodeError) as error:
@@ -184,7 +157,7 @@ def sim(
         try:
             runner.run(_serve(simulator, print_url=print_url, ready_fd=ready_fd))
         except OSError as error:
-            raise click.ClickException(f"cannot listen on port {port}: {error}") from None
+            raise click.ClickException(f"cannot listen on port {config.port}: {error}") from None
 
 
 async def _serve(simulator: Simulator, *, print_url: bool, ready_fd: int | None) -> None:

@@ -77,15 +77,8 @@ class Totals(msgspec.Struct, kw_only=True):
     def add(self, entry: Entry) -> None:
         """Count one entry."""
         self.requests += 1
-        match entry.outcome:
-            case "whole":
-                self.whole += 1
-            case "cut":
-                self.cut += 1
-            case "error":
-                self.errors += 1
-            case "open":
-                self.open += 1
+        count = "errors" if entry.outcome == "error" else entry.outcome
+        setattr(self, count, getattr(self, count) + 1)
         self.tokens_streamed += entry.tokens_streamed
         used = entry.usage
         if used is None:

@@ -16,7 +16,7 @@ from turnline.ops.simulator.http.player import Player
 from turnline.ops.simulator.ledger import Entry, Ledger
 from turnline.ops.simulator.model import models, resources
 from turnline.ops.simulator.model.api_errors import PLAIN, Refused, check_key
-from turnline.ops.simulator.model.dialogues import Dialogues
+from turnline.ops.simulator.model.dialogues import Dialogues, load_dialogues
 from turnline.ops.simulator.model.grok import Grok
 
 HOST: Final = "127.0.0.1"
@@ -54,7 +54,7 @@ class Simulator:
         self._grok = Grok(
             self.config,
             self._models,
-            None if path is None else Dialogues.load(Path(path)),
+            None if path is None else Dialogues(load_dialogues(Path(path))),
             self.rules,
             self.ledger,
         )

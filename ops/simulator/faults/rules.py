@@ -67,21 +67,21 @@ class RuleBook:
         return number
 
     def remove(self, number: int) -> bool:
-        """Take a rule away; False if it was gone already."""
+        """Remove a rule; False if it was gone already."""
         return self._rules.pop(number, None) is not None
 
     def clear(self) -> None:
-        """Take all rules away and forget the counts of `fail`."""
+        """Remove all rules and forget the counts of `fail`."""
         self._rules.clear()
         self._failures.clear()
 
     def states(self) -> list[RuleState]:
-        """All rules that are still active."""
+        """Return all rules that are still active."""
         return [active.state for active in self._rules.values()]
 
-    def take(self, conversation_id: str | None) -> list[Scenario]:
-        """Scenarios that hit this request; it is counted by every rule that it matches."""
-        hit: list[Scenario] = []
+    def hit(self, conversation_id: str | None) -> list[Scenario]:
+        """Return the scenarios that hit this request; every rule that it matches counts it."""
+        found: list[Scenario] = []
         for number, active in list(self._rules.items()):
             state, rule = active.state, active.state.rule
             if not fnmatch.fnmatchcase(conversation_id or "", rule.conversation):
@@ -90,13 +90,13 @@ class RuleBook:
             if state.matched < rule.nth or active.rng.random() >= rule.probability:
                 continue
             state.hits += 1
-            hit += active.scenarios
+            found += active.scenarios
             if rule.times is not None and state.hits >= rule.times:
                 del self._rules[number]
-        return hit
+        return found
 
     def fails_again(self, key: str, times: int) -> bool:
-        """Count a request under a key; True for the first so many."""
+        """Count a request under a key; True for the first `times`."""
         failed = self._failures.pop(key, 0)
         self._failures[key] = failed + 1
         if len(self._failures) > _COUNTED_KEYS:

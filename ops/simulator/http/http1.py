@@ -32,17 +32,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     query: Mapping[str, str]
     headers: Mapping[str, str]
     """Names in lower case; the last of equal ones counts."""
-    body: bytes
     keeps_alive: bool
-
-
-class _Head(msgspec.Struct, frozen=True):
-    method: str
-    target: str
-    headers: dict[str, str]
-    keeps_alive: bool
-    length: int | None
-    """None: the body comes in chunks."""
+    body: bytes = b""
 
 
 class RequestReader:
@@ -50,7 +41,8 @@ class RequestReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._head: _Head | None = None
+        self._head: tuple[Request, int | None] | None = None
+        """A request whose body has not arrived, and its length; None: it comes in chunks."""
         self._body = bytearray()
 
     @property
@@ -63,31 +55,23 @@ class RequestReader:
         self._buffer += data
 
     def next(self) -> Request | None:
-        """Take the next whole request, if it has arrived.
+        """Return the next whole request, if it has arrived.
 
         Raises:
             BadRequest: What has arrived is no request.
         """
         if self._head is None:
-            self._head = self._take_head()
-        head = self._head
-        if head is None:
+            self._head = self._read_head()
+        if self._head is None:
             return None
-        body = self._take_chunks() if head.length is None else self._take(head.length)
+        request, length = self._head
+        body = self._read_chunks() if length is None else self._read(length)
         if body is None:
             return None
         self._head = None
-        parts = urlsplit(head.target)
-        return Request(
-            method=head.method,
-            path=unquote(parts.path),
-            query=dict(parse_qsl(parts.query, keep_blank_values=True)) if parts.query else {},
-            headers=head.headers,
-            body=body,
-            keeps_alive=head.keeps_alive,
-        )
+        return msgspec.structs.replace(request, body=body)
 
-    def _take_head(self) -> _Head | None:
+    def _read_head(self) -> tuple[Request, int | None] | None:
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             if len(self._buffer) > MAX_HEAD_BYTES:
@@ -107,16 +91,24 @@ class RequestReader:
             headers[sys.intern(name.lower())] = sys.intern(value.strip())
         wish = headers.get("connection", "").lower()
         keeps_alive = "close" not in wish and (version != "HTTP/1.0" or "keep-alive" in wish)
-        return _Head(method, target, headers, keeps_alive, _length(headers))
+        parts = urlsplit(target)
+        request = Request(
+            method=method,
+            path=unquote(parts.path),
+            query=dict(parse_qsl(parts.query, keep_blank_values=True)) if parts.query else {},
+            headers=headers,
+            keeps_alive=keeps_alive,
+        )
+        return request, _length(headers)
 
-    def _take(self, length: int) -> bytes | None:
+    def _read(self, length: int) -> bytes | None:
         if len(self._buffer) < length:
             return None
         body = bytes(self._buffer[:length])
         del self._buffer[:length]
         return body
 
-    def _take_chunks(self) -> bytes | None:
+    def _read_chunks(self) -> bytes | None:
         while True:
             end = self._buffer.find(b"\r\n")
             if end < 0:

@@ -1,8 +1,8 @@
 """Recorded dialogues: finds the one a request belongs to and what was said next in it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,6 +22,8 @@ class RecordedTurn(msgspec.Struct, frozen=True):
     speaker: Literal["user", "system"]
     text: str
     call: ServiceCall | None = None
+    results: list[Any] = []
+    """What the service answered."""
 
 
 class Dialogue(msgspec.Struct, frozen=True):
@@ -45,6 +47,16 @@ class Dialogue(msgspec.Struct, frozen=True):
         return None
 
 
+def load_dialogues(path: Path) -> list[Dialogue]:
+    """Read a file of JSON lines.
+
+    Raises:
+        OSError: The file cannot be read.
+        msgspec.DecodeError: A line is no dialogue.
+    """
+    return msgspec.json.Decoder(Dialogue).decode_lines(path.read_bytes())
+
+
 class Next(msgspec.Struct, frozen=True):
     """The recorded continuation of a conversation: a call or words."""
 
@@ -63,16 +75,6 @@ class Dialogues:
             opening = next(iter(dialogue.user_texts), None)
             if opening is not None:
                 self._by_opening.setdefault(opening, []).append(dialogue)
-
-    @classmethod
-    def load(cls, path: Path) -> "Dialogues":
-        """Read a file of JSON lines.
-
-        Raises:
-            OSError: The file cannot be read.
-            msgspec.DecodeError: A line is no dialogue.
-        """
-        return cls(list(_read(path)))
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -139,11 +141,3 @@ def _is_answered(call: ServiceCall, messages: Sequence[ChatMessage]) -> bool:
             if made.function.name == call.method and made.id in answered:
                 return True
     return False
-
-
-def _read(path: Path) -> Iterator[Dialogue]:
-    decode = msgspec.json.Decoder(Dialogue).decode
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                yield decode(line)

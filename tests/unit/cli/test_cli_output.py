@@ -21,7 +21,7 @@ def shown(*events: AnyEvent, width: int = 0, prefix: str = "") -> str:
     console = Console(file=to, width=width or 160, force_terminal=width > 0, color_system=None)
     reply = output.ReplyPrinter(console, prefix)
     for event in events:
-        reply.take(event)
+        reply.feed(event)
     reply.end()
     return to.getvalue()
 

@@ -18,6 +18,7 @@ from turnline.ops.simulator.model.dialogues import (
     Next,
     RecordedTurn,
     ServiceCall,
+    load_dialogues,
 )
 from turnline.ops.simulator.model.pacing import Tempo
 from turnline.ops.simulator.model.prompt import CalledFunction, ChatMessage, EarlierCall
@@ -244,7 +245,7 @@ def usage_of(prompt: int, visible: int, reasoning: int) -> Usage:
 def test_every_recorded_dialogue_can_be_replayed(shared_data: Path) -> None:
     """All turns of all dialogues come back with their calls."""
     path = shared_data / "sgd/dialogues.jsonl"
-    dialogues = Dialogues.load(path)
+    dialogues = Dialogues(load_dialogues(path))
     wrong = calls = 0
     for line in path.read_bytes().splitlines():
         dialogue = msgspec.json.decode(line, type=Dialogue)

@@ -122,7 +122,7 @@ def test_the_nth_request_is_hit_as_often_as_said() -> None:
     book = RuleBook()
     book.add(Rule(scenario="unavailable", nth=3, times=2))
 
-    assert [bool(book.take(None)) for _ in range(6)] == [False, False, True, True, False, False]
+    assert [bool(book.hit(None)) for _ in range(6)] == [False, False, True, True, False, False]
     assert book.states() == []
 
 
@@ -130,7 +130,7 @@ def test_only_matching_conversations_are_hit() -> None:
     """Other conversations are not even counted."""
     book = RuleBook()
     book.add(Rule(scenario="rst", conversation="chat-*", nth=2))
-    hits = [bool(book.take(conversation)) for conversation in ("chat-1", None, "x", "chat-2")]
+    hits = [bool(book.hit(conversation)) for conversation in ("chat-1", None, "x", "chat-2")]
 
     assert hits == [False, False, False, True]
 
@@ -141,7 +141,7 @@ def test_chances_repeat_with_their_seed() -> None:
     def hits(seed: int) -> list[bool]:
         book = RuleBook()
         book.add(Rule(scenario="rst", times=None, probability=0.3, seed=seed))
-        return [bool(book.take("c")) for _ in range(200)]
+        return [bool(book.hit("c")) for _ in range(200)]
 
     assert hits(1) == hits(1) != hits(2)
     assert 30 < sum(hits(1)) < 90
@@ -154,7 +154,7 @@ def test_rules_can_be_taken_back() -> None:
 
     assert book.remove(number)
     assert not book.remove(number)
-    assert book.take("c") == []
+    assert book.hit("c") == []
 
 
 def test_failures_are_counted_by_key() -> None:
