@@ -1,4 +1,4 @@
-"""A collector of traces that throws them away, as a process: what sending costs the sender."""
+"""A collector that throws traces away, to measure what sending them costs the sender."""
 
 import asyncio
 

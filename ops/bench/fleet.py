@@ -17,9 +17,9 @@ from turnline.ops.fleet.child import Child
 
 _BATCH: Final = 200
 _STUCK_S: Final = 30.0
-"""A fleet that has not begun another turn for so long, although it should, is broken."""
+"""A fleet is broken if it should begin another turn and has not for so long."""
 _STANDSTILL_S: Final = 5.0
-"""The same for a fleet that is known to stop."""
+"""The same for a fleet that is expected to stop."""
 _STREAM: Final = "fleet"
 _TEXT: Final = "Hello"
 

@@ -15,12 +15,11 @@ from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import cpu_s, redis_work
 from turnline.ops.bench.results import Curve, Point, Row, point_of
 from turnline.ops.bench.running import sample
-from turnline.ops.bench.scenarios import CONTEXT, FLOOR, INSTANT, REPLY, TURNLINE, Scenario
+from turnline.ops.bench.scenarios import CONTEXT, FLOOR, INSTANT, REPLY, TEXT, TURNLINE, Scenario
 from turnline.ops.bench.systems import Timing, Turnline
 from turnline.ops.cli.failures import Failed
 from turnline.ops.fleet.child import Child
 
-_TEXT: Final = "Would you find me a table for two, tonight at seven?"
 _SHARD: Final = shard_keys(0)
 _INBOXES: Final = (1, 10, 100, 900)
 _INBOX_CONVERSATIONS: Final = 4
@@ -41,10 +40,10 @@ for n = ARGV[1], ARGV[2] do
 end
 return 0
 """
-"""Makes idle conversations out of one: ARGV are the first and the last number, then for each key
-its name before and behind the conversation's id, and its value; for 30 days, as usual."""
+"""Copies one conversation to many. ARGV: the first and the last number, then for each key the part
+of its name before the conversation's id, the part after it, and its value. They last 30 days."""
 _WIRE: Final = 1_000
-"""Messages of context from which sending them costs more than all else."""
+"""From so many messages of context on, sending them costs more than all else."""
 _TURNS_CPU: Final = "CPU of worker and Redis per turn, ms"
 
 
@@ -107,7 +106,7 @@ def _points(rows: Sequence[Row], prefix: str, system: str) -> list[Point]:
 
 
 async def by_inbox(lab: Lab, *, rounds: int) -> Curve:
-    """Measure turns of conversations in which so many messages wait all the time."""
+    """Measure turns of conversations whose inboxes stay at a given length."""
     lab.model.answer_as(INSTANT)
     costs: dict[int, list[float]] = {length: [] for length in _INBOXES}
     async with TurnClient.connect(lab.redis_url(TURNLINE)) as client:
@@ -126,7 +125,7 @@ async def by_inbox(lab: Lab, *, rounds: int) -> Curve:
 
 
 async def _full_inboxes(lab: Lab, client: TurnClient, program: Child, length: int) -> float:
-    """Return the CPU of worker and Redis per turn, ms; whatever ends is followed by another."""
+    """Return the CPU of worker and Redis per turn, ms; each turn that ends is replaced."""
     stream = new_id("full")
     ids = [new_id("i") for _ in range(_INBOX_CONVERSATIONS)]
     for conversation_id in ids:
@@ -149,14 +148,14 @@ async def _full_inboxes(lab: Lab, client: TurnClient, program: Child, length: in
 
 
 def _message(conversation_id: str, stream: str) -> UserMessage:
-    return UserMessage(conversation_id=conversation_id, text=_TEXT, reply_to=stream)
+    return UserMessage(conversation_id=conversation_id, text=TEXT, reply_to=stream)
 
 
 # Idle conversations
 
 
 async def by_idle_conversations(lab: Lab, *, rounds: int) -> Curve:
-    """Measure turns beside ever more conversations that do nothing. They stay."""
+    """Measure turns beside more and more idle conversations, which stay."""
     redis = open_async(lab.redis_url(TURNLINE), retries=0)
     scenario = Scenario(
         name="idle", title="idle", model=INSTANT, conversations=10, systems=(TURNLINE,)
@@ -198,7 +197,7 @@ async def _dumps(redis: AsyncRedis, conversation_id: str) -> list[tuple[str, str
 async def _restore(
     redis: AsyncRedis, template: Sequence[tuple[str, str, bytes]], made: int, count: int
 ) -> None:
-    """Let there be `count` idle conversations, where `made` are."""
+    """Raise the number of idle conversations from `made` to `count`."""
     words = [word for key in template for word in key]
     for first in range(made, count, _RESTORE_AT_ONCE):
         last = min(first + _RESTORE_AT_ONCE, count) - 1
@@ -275,26 +274,26 @@ async def _idle(lab: Lab, programs: Sequence[Child]) -> _Spent:
 
 async def _first_delta_ms(fleet: Turnline) -> float:
     """Return the median time to the first text of lone turns, ms."""
-    times = [await fleet.turn(new_id("w"), _TEXT) for _ in range(_IDLE_TURNS)]
+    times = [await fleet.turn(new_id("w"), TEXT) for _ in range(_IDLE_TURNS)]
     return statistics.median((it.first_s - it.submitted_s) * 1000 for it in times)
 
 
 async def _all_busy(lab: Lab, fleet: Turnline) -> _Spent:
-    """Return what a turn costs while as many run as the machine carries."""
+    """Return what a turn costs while the machine is fully busy."""
     before = await _since(lab, fleet.programs)
     turns = await _turns(fleet, _BUSY * len(fleet.programs), _ROUND_S)
     return (await _since(lab, fleet.programs, before)).per(turns)
 
 
 async def _turns(fleet: Turnline, conversations: int, seconds: float) -> int:
-    """Have turns for so long, at least one each; return how many."""
+    """Run turns for so long, at least one in each conversation; return how many."""
     until_s = time.perf_counter() + seconds
 
     async def converse() -> list[Timing]:
         conversation_id = new_id("w")
-        taken = [await fleet.turn(conversation_id, _TEXT)]
+        taken = [await fleet.turn(conversation_id, TEXT)]
         while time.perf_counter() < until_s:
-            taken.append(await fleet.turn(conversation_id, _TEXT))
+            taken.append(await fleet.turn(conversation_id, TEXT))
         return taken
 
     taken = await asyncio.gather(*(converse() for _ in range(conversations)))

@@ -19,7 +19,7 @@ from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.fleet.child import Child
 
 _LONGEST_BLOCK_S: Final = 1.0
-"""No system's worker waits for work in one command for longer than that."""
+"""The longest that any system's worker waits for work in one command."""
 _PATIENCE_S: Final = 120.0
 _DATABASES: Final = (*ABOUT, "fleet", "arq-fleet", "growth", "soak", "producers")
 _SIMULATOR: Final = ("--ledger-entries", "20000")

@@ -45,7 +45,7 @@ def peak_rss_mb(pid: int) -> float:
 
 
 def forget_peak(pid: int) -> None:
-    """Let the peak of a process' memory begin anew.
+    """Reset the peak of a process' memory.
 
     Source: proc(5), /proc/pid/clear_refs, value 5
     """

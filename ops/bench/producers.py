@@ -16,6 +16,7 @@ from turnline.ops.bench.baselines import arq_worker
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import redis_work
 from turnline.ops.bench.results import Submitting
+from turnline.ops.bench.scenarios import TEXT
 from turnline.ops.bench.systems import arq_pool
 
 _COUNT: Final = 600
@@ -23,7 +24,6 @@ _COUNT: Final = 600
 _AT_ONCE: Final = 50
 _BATCH: Final = 100
 _PER_CONVERSATION: Final = 10
-_TEXT: Final = "Would you find me a table for two, tonight at seven?"
 
 Submit = Callable[[], Awaitable[None]]
 """Makes all submissions of a round."""
@@ -115,7 +115,7 @@ def _row(producer: str, way: str, taken: Sequence[_Spent]) -> Submitting:
 
 def _messages() -> list[UserMessage]:
     ids = [new_id("p") for _ in range(_COUNT // _PER_CONVERSATION)]
-    return [UserMessage(conversation_id=ids[n % len(ids)], text=_TEXT) for n in range(_COUNT)]
+    return [UserMessage(conversation_id=ids[n % len(ids)], text=TEXT) for n in range(_COUNT)]
 
 
 async def _one_by_one(submit: Callable[[UserMessage], Awaitable[None]]) -> None:

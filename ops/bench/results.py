@@ -17,7 +17,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     turns: int
     wrong: int
-    """Turns whose reply was not what the model said."""
+    """Turns whose reply differs from what the model said."""
     wall_s: float
     added_first_ms: list[float]
     """Per turn: submit to first text at the client, less the model's own time to it."""
@@ -37,7 +37,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """All rounds of one system in one scenario: medians, and what they were spread over."""
+    """All rounds of one system in one scenario: medians and ranges."""
 
     scenario: str
     title: str

@@ -46,8 +46,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     """How often each is run, if there is time."""
     budget_s: float
-    """From the start: no scenario is run again if it would end later; each is run once in any
-    case."""
+    """Time for all scenarios. One is not repeated if it would end later; each runs once anyway."""
     parts: frozenset[Part]
     soak_s: float
 

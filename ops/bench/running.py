@@ -10,17 +10,15 @@ from typing import Final
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import cpu_s, forget_peak, peak_rss_mb, redis_work, rss_mb
 from turnline.ops.bench.results import Burst, Sample
-from turnline.ops.bench.scenarios import ARQ, Model, Scenario
+from turnline.ops.bench.scenarios import ARQ, TEXT, Model, Scenario
 from turnline.ops.bench.systems import ARQ_SLOTS, SLOTS, System, Timing
 from turnline.ops.chaos.figures import percentile
 from turnline.ops.fleet.child import Child
 
 TURNS_PER_CONVERSATION: Final = 10
-"""Then a client goes on with a fresh conversation, so that contexts stay as short as they are said
-to be."""
+"""After so many turns a client changes to a fresh conversation, so that contexts stay short."""
 _SEEDED: Final = 3
 """Conversations with a history per client, taken in turns for the same reason."""
-_TEXT: Final = "Would you find me a table for two, tonight at seven?"
 _BURST: Final = Model(chunks=20, ttft_ms=20)
 _BURST_TURNS: Final = 10
 
@@ -41,14 +39,14 @@ class _Client:
             for conversation_id in self._ids:
                 await self._system.seed(conversation_id, self._scenario.context)
         if warm:
-            await self._system.turn(self._next(0), _TEXT)
+            await self._system.turn(self._next(0), TEXT)
 
     async def run(self, *, after_s: float, until_s: float) -> None:
-        """Have turns until then, at least one, the first a little later than others have theirs."""
+        """Run turns until then, at least one; begin after a pause of one's own."""
         if after_s:
             await asyncio.sleep(after_s)
         for n in itertools.count():
-            self.timings.append(await self._system.turn(self._next(n), _TEXT))
+            self.timings.append(await self._system.turn(self._next(n), TEXT))
             if time.perf_counter() >= until_s:
                 return
 
@@ -60,21 +58,9 @@ class _Client:
         return self._ids[0]
 
 
-class _Cpu:
-    """CPU of everybody since this was made."""
-
-    def __init__(self, workers: Sequence[Child], model: Child) -> None:
-        self._workers = [program.pid for program in workers]
-        self._model = model.pid
-        self._start = self._now()
-
-    def _now(self) -> tuple[float, float, float]:
-        return sum(map(cpu_s, self._workers)), cpu_s(self._model), time.process_time()
-
-    def spent(self) -> tuple[float, float, float]:
-        """Return the seconds of workers, model and this process."""
-        worker, model, own = (b - a for a, b in zip(self._start, self._now(), strict=True))
-        return worker, model, own
+def _cpu(workers: Sequence[Child], model: Child) -> tuple[float, float, float]:
+    """Return the CPU seconds of workers, model and this process so far."""
+    return sum(cpu_s(it.pid) for it in workers), cpu_s(model.pid), time.process_time()
 
 
 async def sample(lab: Lab, scenario: Scenario, name: str, *, warm: bool) -> Sample:
@@ -92,12 +78,13 @@ async def sample(lab: Lab, scenario: Scenario, name: str, *, warm: bool) -> Samp
         first = await redis_work(lab.redis)
         before = await redis_work(lab.redis)
         asking = before.since(first)
-        cpu, start_s = _Cpu(workers, lab.model.process), time.perf_counter()
+        cpu, start_s = _cpu(workers, lab.model.process), time.perf_counter()
         until_s, apart_s = start_s + scenario.seconds, scenario.model.duration_s / len(clients)
         await asyncio.gather(
             *(c.run(after_s=n * apart_s, until_s=until_s) for n, c in enumerate(clients))
         )
-        worker_s, model_s, own_s = cpu.spent()
+        spent = zip(cpu, _cpu(workers, lab.model.process), strict=True)
+        worker_s, model_s, own_s = (after - before for before, after in spent)
         work = (await redis_work(lab.redis)).since(before.plus(asking))
         peaks = [peak_rss_mb(program.pid) for program in workers]
     timings = [timing for client in clients for timing in client.timings]
@@ -122,16 +109,14 @@ async def sample(lab: Lab, scenario: Scenario, name: str, *, warm: bool) -> Samp
 
 
 async def burst(lab: Lab, name: str, *, bursts: int) -> Burst:
-    """Submit turns of one conversation at once, and ask the model when it was asked."""
+    """Submit turns of one conversation at once, and read in the model's record when each ran."""
     lab.model.answer_as(_BURST)
     gaps: list[float] = []
     most, kept = 1, 0
     async with lab.awake(name) as system:
         for _ in range(bursts):
             conversation_id = new_id("burst")
-            await asyncio.gather(
-                *(system.turn(conversation_id, _TEXT) for _ in range(_BURST_TURNS))
-            )
+            await asyncio.gather(*(system.turn(conversation_id, TEXT) for _ in range(_BURST_TURNS)))
             spans = sorted(
                 (it.received_at_ms, it.received_at_ms + (it.duration_ms or 0))
                 for it in lab.model.entries(

@@ -15,6 +15,8 @@ EXPORTING: Final = "exporting"
 ALL: Final = (TURNLINE, ARQ, TUNED, DIRECT, FLOOR)
 QUEUED: Final = (TURNLINE, TUNED, FLOOR)
 
+TEXT: Final = "Would you find me a table for two, tonight at seven?"
+"""What users say."""
 CONTEXT: Final = "context-"
 REPLY: Final = "reply-"
 """How the names of scenarios begin that are points of a growth curve; the length follows."""
@@ -29,7 +31,7 @@ ABOUT: Final = {
     EXPORTING: "Turnline that keeps traces and sends them to a collector as well",
 }
 _FULL_SECONDS: Final = 0.7
-"""What a round takes longer in a full run."""
+"""Added to each round's time in a full run."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

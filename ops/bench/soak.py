@@ -10,7 +10,7 @@ from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import rss_mb
 from turnline.ops.bench.results import Soak, slope
 from turnline.ops.bench.running import TURNS_PER_CONVERSATION
-from turnline.ops.bench.scenarios import INSTANT, TURNLINE
+from turnline.ops.bench.scenarios import INSTANT, TEXT, TURNLINE
 from turnline.ops.bench.systems import Turnline
 from turnline.ops.cli.failures import Failed
 
@@ -19,7 +19,6 @@ _SAMPLES: Final = 60
 _PATIENCE_S: Final = 60.0
 _SMALL_CACHE: Final = {"TURNLINE_CONTEXT_CACHE_MB": "1", "TURNLINE_TRACE_STORE": "1000"}
 """What fills up on purpose is full long before the half of the time is over."""
-_TEXT: Final = "Would you find me a table for two, tonight at seven?"
 
 
 async def soak(lab: Lab, *, seconds: float) -> Soak:
@@ -35,7 +34,7 @@ async def soak(lab: Lab, *, seconds: float) -> Soak:
         while True:
             conversation_id = new_id("soak")
             for _ in range(TURNS_PER_CONVERSATION):
-                timing = await system.turn(conversation_id, _TEXT)
+                timing = await system.turn(conversation_id, TEXT)
                 turns += 1
                 wrong += timing.text != INSTANT.text
             await system.client.forget(conversation_id)
@@ -50,7 +49,7 @@ async def soak(lab: Lab, *, seconds: float) -> Soak:
     with systems.worker(url, lab.model.base_url, 0, _SMALL_CACHE) as program:
         async with TurnClient.connect(url) as client:
             system = Turnline(TURNLINE, client, [program])
-            await system.turn(new_id("soak"), _TEXT)  # it is up when it answers
+            await system.turn(new_id("soak"), TEXT)  # it is up when it answers
             until_s = time.monotonic() + seconds
             watching = asyncio.create_task(watch(program.pid))
             try:

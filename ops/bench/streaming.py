@@ -11,7 +11,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from turnline.ops.bench.lab import Lab
 from turnline.ops.bench.results import CallCost
-from turnline.ops.bench.scenarios import Model
+from turnline.ops.bench.scenarios import TEXT, Model
 from turnline.ops.cli.failures import Failed
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import Frame, LLMTextFrame, OpenAILLMContextFrame
@@ -21,7 +21,6 @@ from turnline.worker.services.openai.llm import create_client
 
 _KEY: Final = "xai-bench"
 _MODEL: Final = "grok-4.3"
-_PROMPT: Final = "Would you find me a table for two, tonight at seven?"
 _BURSTS: Final = ((20, 20), (200, 6), (1_000, 2))
 """(chunks, calls one after the other)"""
 _PACED: Final = Model(chunks=50, ttft_ms=20, itl_ms=8)
@@ -48,7 +47,7 @@ def _grok(client: AsyncOpenAI, base_url: str) -> Read:
         service = GrokLLMService(api_key=_KEY, base_url=base_url, model=_MODEL, client=client)
         count = _Count()
         service.link(count)
-        context = OpenAILLMContext([{"role": "user", "content": _PROMPT}])
+        context = OpenAILLMContext([{"role": "user", "content": TEXT}])
         await service.process_frame(OpenAILLMContextFrame(context), DOWNSTREAM)
         return count.chars
 
@@ -59,7 +58,7 @@ def _sdk(client: AsyncOpenAI) -> Read:
     async def read() -> int:
         stream = await client.chat.completions.create(
             model=_MODEL,
-            messages=[{"role": "user", "content": _PROMPT}],
+            messages=[{"role": "user", "content": TEXT}],
             stream=True,
             stream_options={"include_usage": True},
         )

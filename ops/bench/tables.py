@@ -31,7 +31,7 @@ _ROW: Final = {
 """Column to the text in it, of which `0` is the row."""
 
 
-class _Shown(NamedTuple):
+class Shown(NamedTuple):
     """One of the tables beside the main one."""
 
     title: str
@@ -40,8 +40,8 @@ class _Shown(NamedTuple):
     columns: Mapping[str, str]
 
 
-_BESIDE: Final = (
-    _Shown(
+BESIDE: Final = (
+    Shown(
         "reading a stream in one process",
         "calls",
         {
@@ -52,7 +52,7 @@ _BESIDE: Final = (
             "{0.us_per_chunk_range[1]:.1f})",
         },
     ),
-    _Shown(
+    Shown(
         "10 turns of one conversation submitted at once",
         "bursts",
         {
@@ -62,7 +62,7 @@ _BESIDE: Final = (
             "messages kept": "{0.kept} of {0.expected}",
         },
     ),
-    _Shown(
+    Shown(
         "a fleet in one process, and a model that does not answer yet",
         "fleets",
         {
@@ -74,7 +74,7 @@ _BESIDE: Final = (
             "KB a turn": "{0.kb_per_turn:.0f}",
         },
     ),
-    _Shown(
+    Shown(
         "submitting, to nobody",
         "producers",
         {
@@ -87,7 +87,7 @@ _BESIDE: Final = (
             "requests": "{0.redis_requests:.2f}",
         },
     ),
-    _Shown(
+    Shown(
         "growth",
         "curves",
         {
@@ -98,7 +98,7 @@ _BESIDE: Final = (
             "factor": "{0.factor:.2f}",
         },
     ),
-    _Shown(
+    Shown(
         "a worker under load",
         "soaks",
         {
@@ -110,7 +110,7 @@ _BESIDE: Final = (
             "KB per 1,000 turns": "{0.kb_per_1000_turns:.1f}",
         },
     ),
-    _Shown(
+    Shown(
         "drills", "drills", {"what": "{0.what}", "measured": "{0.measured}", "at most": "{0.bound}"}
     ),
 )
@@ -164,7 +164,7 @@ def _scenario_tables(report: Report) -> Iterator[_Figures]:
 
 def _tables(report: Report) -> Iterator[_Figures]:
     """Yield the tables beside the scenarios that have rows."""
-    for title, of, columns in _BESIDE:
+    for title, of, columns in BESIDE:
         if rows := getattr(report, of):
             yield _figures(title, columns, rows)
     if lines := list(budget(report)):

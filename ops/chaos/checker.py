@@ -1,4 +1,4 @@
-"""Holds what a run left against what was promised. Pure: data in, violations out."""
+"""Compares what a run left with what was promised. Pure: data in, violations out."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,9 +31,9 @@ COLUMNS: Final[tuple[Column, ...]] = (
     "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken"
 )  # fmt: skip
 PERMANENT: Final = frozenset({"queue", "wake", "token", "workers", "fleet"})
-"""Last parts of the names of the shard's keys that may stay for ever: their sizes are bounded."""
+"""The shard's keys that may stay for ever, by the last part of their names. They do not grow."""
 _DRAIN_MS: Final = 10_000.0
-"""A worker told to end lets its turns finish for so long; they are not run again before."""
+"""After SIGTERM a worker gives its turns this long to finish. Only then do they run elsewhere."""
 
 
 class Violation(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ def check(
 
 
 class ChatCheck:
-    """One conversation: what its producers and readers know against what is left of it."""
+    """Compares one conversation's producers and readers with what Redis holds of it."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class ChatCheck:
         replies: Mapping[str, int],
         disturbances: Sequence[Disturbance],
     ) -> None:
-        """Take the two sides."""
+        """Take both sides."""
         self._chat = chat
         self._left = left
         self._requests = requests
@@ -89,7 +89,7 @@ class ChatCheck:
             self._ids.setdefault(event.turn_id, []).append(event.event_id)
             if isinstance(event, TERMINAL):
                 self._ends.setdefault(event.turn_id, event)
-        for turn, record in left.records.items():  # where the stream lacks one, that is told once
+        for turn, record in left.records.items():  # a missing event is reported once, elsewhere
             end = record.terminal()
             if end is not None:
                 self._ends.setdefault(turn, end)
@@ -115,7 +115,7 @@ class ChatCheck:
     # -- acceptance -----------------------------------------------------------------------------
 
     def _check_acceptance(self) -> Iterator[Violation]:
-        """Each message is in once, in the order in which producers got their answers."""
+        """Each message is in the log once. The order is that of the answers to producers."""
         times = Counter(self._left.log)
         for sent in self._accepted:
             if not times[sent.turn]:
@@ -156,7 +156,7 @@ class ChatCheck:
             yield self._violation("lost", "", f"{self._left.inbox} messages still in the inbox")
 
     def _check_endings(self) -> Iterator[Violation]:
-        """No turn ends in a way that nothing explains."""
+        """Each end of a turn has a cause in what was sent or what was disturbed."""
         later_acts: set[str] = set()
         for turn in reversed(self._left.log):
             sent, end = self._sent.get(turn), self._ends.get(turn)
@@ -203,14 +203,12 @@ class ChatCheck:
         return expected
 
     def _is_explained(self, end: TurnFailed) -> bool:
-        """Whether what the model was made to do explains this failure."""
+        """Whether the faults of the model explain this failure."""
         if end.code in TERMINAL_CODES:
             return True
         words = self._sent[end.turn_id].text
         own = [it for it in self._requests if it.messages and words in it.messages[-1][1]]
-        if (
-            end.code == "bad_request"
-        ):  # its words, which tell what it is, were lost to another fault
+        if end.code == "bad_request":  # another fault lost the sentence that says why
             return any("context-length" in it.faults and len(it.faults) > 1 for it in own)
         struck = sum(bool(it.faults) for it in own)
         return (end.code in TWICE_CODES and struck >= 2) or (
@@ -265,7 +263,7 @@ class ChatCheck:
     # -- readers --------------------------------------------------------------------------------
 
     def _check_streams(self) -> Iterator[Violation]:
-        """What stands in the stream of a turn cannot mislead whoever reads it from the start."""
+        """A reader of a turn's whole stream is never misled."""
         screens: dict[str, tuple[TextAssembler, int]] = {}
         workers: dict[tuple[str, int], str] = {}
         over: set[str] = set()
@@ -324,7 +322,7 @@ class ChatCheck:
     # -- running --------------------------------------------------------------------------------
 
     def _check_runs(self) -> Iterator[Violation]:
-        """A turn was begun again only if something had happened to the attempt before."""
+        """A turn has a second attempt only if something disturbed the first."""
         started: dict[str, list[tuple[int, str, float]]] = {}
         for event in self._left.events:
             if isinstance(event, TurnStarted):
@@ -353,7 +351,7 @@ class ChatCheck:
 
 
 def _agrees(screen: str, end: AnyTerminal) -> bool:
-    """Whether a reader of the last attempt was on the way to the committed text."""
+    """Whether the text on a reader's screen is a beginning of the committed text."""
     shown = screen.strip()
     match end:
         case TurnCompleted():
@@ -387,7 +385,7 @@ def _role(entry: Any) -> str:
 
 
 def _check_keys(chats: Sequence[Chat], evidence: Evidence) -> Iterator[Violation]:
-    """Nothing stays for ever, and nothing at all of what is to be forgotten."""
+    """Every key expires, and a forgotten conversation has no key left."""
     for key, life_ms in evidence.lives.items():
         if life_ms == -1 and key.rpartition(":")[2] not in PERMANENT:
             yield Violation(column="leaked", conversation=key, what="a key without expiry")
@@ -405,7 +403,7 @@ def _check_keys(chats: Sequence[Chat], evidence: Evidence) -> Iterator[Violation
 
 
 def _check_dead_letters(chats: Sequence[Chat], evidence: Evidence) -> Iterator[Violation]:
-    """Every failed turn is a dead letter, once, with all that it absorbed, and nothing else is."""
+    """Each failed turn, and each that it absorbed, is one dead letter; no other is."""
     letters = Counter((conversation, turn) for conversation, turn, _ in evidence.dead)
     for chat in chats:
         name = chat.conversation

@@ -1,4 +1,4 @@
-"""Lets each worker of a drill have its own time of day, as where clocks are set badly."""
+"""Gives each worker of a drill a wrong clock of its own."""
 
 import os
 import random
@@ -9,12 +9,12 @@ VARIABLE: Final = "CHAOS_CLOCK_S"
 
 
 def environment(most_s: float) -> dict[str, str]:
-    """Return the variable by which a worker's clock is off by at most so much, either way."""
+    """Return the variable that sets a worker's clock wrong, by at most so much either way."""
     return {VARIABLE: str(most_s)}
 
 
 def apply_from_environment() -> None:
-    """Set this process's clock off, if the environment asks for it: by its worker's name."""
+    """Set this process's clock wrong, as the environment and the worker's name say."""
     most_s = float(os.environ.get(VARIABLE, "0"))
     if not most_s:
         return

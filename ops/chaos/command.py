@@ -1,4 +1,4 @@
-"""`turnline chaos`: fault drills against a fleet of its own, and what they came to."""
+"""`turnline chaos`: fault drills against a private fleet, and their results."""
 
 import random
 import sys

@@ -1,4 +1,4 @@
-"""What is done to a fleet, when, and to whom: drawn from a seed, before anything runs."""
+"""The plan of a run: what is done to the fleet, when, and to whom. A seed decides it beforehand."""
 
 import random
 from collections.abc import Mapping
@@ -65,9 +65,9 @@ MALFORMED: Final[Mapping[str, float]] = {
 }
 """The same for the few conversations whose replies are malformed."""
 TERMINAL_CODES: Final = frozenset({"safety", "context_too_long", "crashed"})
-"""Ways for a turn to fail that one of the faults above explains."""
+"""Error codes of turns that one of the faults above explains."""
 TWICE_CODES: Final = frozenset({"truncated", "malformed_stream", "not_a_stream", "reply_error"})
-"""Ways that two of them explain."""
+"""Error codes that two of them explain."""
 
 
 class Planned(NamedTuple):
@@ -76,7 +76,7 @@ class Planned(NamedTuple):
     at_s: float
     kind: Kind
     victim: float
-    """Whom it strikes: a share (0 to 1) of those that can be struck."""
+    """Who is struck: a position (0 to 1) in the list of those that can be."""
     lasts_s: float
     """How long until it is undone."""
 

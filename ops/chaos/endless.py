@@ -1,4 +1,4 @@
-"""The drill of endless replies: what a worker and Redis keep of what a provider sends for ever."""
+"""The drill of endless replies: how much memory a worker and Redis use for one."""
 
 import asyncio
 import gzip
@@ -19,11 +19,11 @@ from turnline.ops.cli.failures import Failed
 from turnline.ops.fleet.stack import Stack
 
 RSS_MOST_MB: Final = 190.0
-"""Resident memory of a worker, at any moment, in MiB: 200 million bytes less a little."""
+"""Most resident memory of a worker at any moment, in MiB: just below 200 million bytes."""
 REDIS_MOST_MB: Final = 5.0
-"""By how much one turn may make Redis grow."""
+"""Most that Redis may grow in one turn."""
 _BUDGET_S: Final = 30.0
-"""The turn's budget: what fails in a way that may pass is not tried for longer."""
+"""The turn's budget: failures that may pass are retried for so long."""
 _PATIENCE_S: Final = 120.0
 Pieces = Callable[[], Iterator[bytes]]
 """Gives what is sent, piece by piece, without end."""
@@ -38,13 +38,13 @@ def _call(fields: str) -> str:
 
 
 def _for_ever(piece: bytes, start: bytes = b"") -> Pieces:
-    """Return what gives the same bytes again and again, some 64 KiB at a time, after a start."""
+    """Return a source that repeats a piece without end, some 64 KiB at a time, after a start."""
     again = piece * max(1, 65_536 // len(piece))
     return lambda: itertools.chain([start], itertools.repeat(again))
 
 
 def _counting(piece: bytes, start: bytes = b"") -> Pieces:
-    """Return what gives these bytes again and again, in which `#` is a number that grows."""
+    """Return a source that repeats a piece without end; `#` in it is a growing number."""
     return lambda: itertools.chain(
         [start], (piece.replace(b"#", b"%d" % n) for n in itertools.count())
     )
@@ -177,7 +177,7 @@ async def drill(rounds: int, tell: Tell, *, kinds: Iterable[str] = ()) -> Drille
 
 
 async def _measure(stack: Stack, kind: str, n: int) -> list[Figure]:
-    """Let one turn get such a reply, and return what it came to."""
+    """Run one turn with such a reply and measure it."""
     most, began_s = 0.0, time.monotonic()
     with closing(open_sync(stack.redis_url, retries=0)) as redis:
         before = _memory(redis)

@@ -35,9 +35,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """`whole`, `cut`, `error` or `open`."""
     tokens_streamed: int
     reported: Usage | None
-    """What the client was told that it used, if it was."""
+    """The usage that the client was told, if any."""
     faults: tuple[str, ...] = ()
-    """Names of the scenarios that it met."""
+    """Names of the simulator's scenarios that struck it."""
 
 
 class Left(msgspec.Struct, kw_only=True):
@@ -56,7 +56,7 @@ class Left(msgspec.Struct, kw_only=True):
     inbox: int = 0
     """Messages still in it."""
     unfinished: tuple[str, ...] = ()
-    """What only a running turn may have: lease, steps, marks in the state."""
+    """What only a running turn may have, and is still there: lease, steps, marks in the state."""
 
 
 class Evidence(msgspec.Struct, kw_only=True):
@@ -143,7 +143,7 @@ def _left(redis: SyncRedis, keys: ConversationKeys) -> Left:
 
 
 def _was_trimmed(info: Any) -> bool:
-    """Read XINFO's answer; an error says that there is no stream."""
+    """Read the answer to XINFO, which is an error if there is no stream."""
     if isinstance(info, Exception):
         return False
     facts = dict(zip(map(text, info[::2]), info[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Carries out what was planned against a fleet of real processes, and notes what happened."""
+"""Carries out a plan on a fleet of real processes and records what happened."""
 
 import os
 import sched
@@ -25,7 +25,7 @@ from turnline.ops.fleet.stack import Stack
 
 _TICK_S: Final = 0.05
 _FEWEST: Final = 2
-"""Workers that are left in peace at any time."""
+"""At least so many workers are left alone at any time."""
 
 
 class Worker:
@@ -87,7 +87,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     deaths: list[str]
     """Workers that ended without having been told to, with their last words."""
     refused_starts: int
-    """Workers that did not start since Redis was away just then, and were started again."""
+    """Starts that failed because Redis was away; the worker was started again."""
     on_queue: int
     """Conversations that were still on the queue when everything should have ended."""
     is_done: bool
@@ -103,7 +103,7 @@ def now_ms() -> float:
 class Driver:
     """Disturbs a fleet under load, then lets it come to rest.
 
-    Must be used from the main thread, which is the one whose end ends the workers.
+    Use it from the main thread: workers die when the thread that started them ends.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Driver:
         began_s = time.monotonic()
         self._make_durable()
         self._sim.add_faults(FAULTS, seed)
-        # One digit: the first ten that are talked in at a time.
+        # A name with one digit: the first ten conversations.
         self._sim.add_faults(self._malformed, seed + 1, conversation=f"{self._traffic.prefix}-?-*")
         words = msgspec.json.encode(self._traffic).decode()
         process = subprocess.Popen(
@@ -301,7 +301,7 @@ class Driver:
     # -- running --------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
-        """Start again what ended by itself; unless Redis was away, that is a finding."""
+        """Restart workers that ended by themselves. Each is a finding, unless Redis was away."""
         for worker in self._workers:
             if worker.down or worker.is_running:
                 continue

@@ -1,4 +1,4 @@
-"""What drills come to: figures with their bounds; and the fleet that they are held on."""
+"""What instruments share: figures with bounds, percentiles, progress, and the fleet of a drill."""
 
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -12,7 +12,7 @@ from turnline.ops.fleet.stack import Stack
 
 Name = Literal["kill", "stall", "term", "cancel", "malformed", "end", "endless"]
 Tell = Callable[[str], None]
-"""Takes a few words about how it is going."""
+"""Called with a few words about the progress."""
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -76,7 +76,7 @@ def fleet(workers: int, **env: str) -> Stack:
 
 @contextmanager
 def progress(*, in_files: bool = False) -> Generator[Tell]:
-    """Show on a terminal how it is going: one line on standard error that changes.
+    """Show progress on a terminal, in one line of standard error.
 
     Args:
         in_files: Print a line each time where there is no terminal; else there is silence.

@@ -1,4 +1,4 @@
-"""What producers sent and readers were shown, as they noted it while the fleet was disturbed."""
+"""What producers sent and what readers were shown, in their own records."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ class Sent(msgspec.Struct, kw_only=True, omit_defaults=True):
     turn: str
     kind: Kind
     text: str = ""
-    """What it adds to the context; begins with a mark that no other message has."""
+    """What it adds to the context. It begins with a mark of its own."""
     act: Act = ""
     replies: bool = False
     """Whether its end was also wanted in the reply stream."""
@@ -38,7 +38,7 @@ class Shown(msgspec.Struct, kw_only=True, omit_defaults=True):
     ids: list[str] = []
     """Ids of the events, in the order shown; only of a reader by `events`."""
     text: str = ""
-    """What stood on its screen in the end."""
+    """The text on its screen at the end."""
     ended: str = ""
     """Kind of the terminal event; empty if none came."""
     resumed: int = 0
@@ -64,7 +64,7 @@ class Journal(msgspec.Struct, kw_only=True):
 
     chats: list[Chat] = []
     defects: list[str] = []
-    """What clients raised that no producer or reader may be told."""
+    """Errors of clients that no producer or reader should ever see."""
 
 
 encode_journal = msgspec.json.Encoder().encode

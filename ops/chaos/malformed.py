@@ -1,4 +1,4 @@
-"""The drill of malformed replies: half of the conversations get them, the others feel nothing."""
+"""The drill of malformed replies: half of the conversations get them, the rest must not notice."""
 
 import asyncio
 import bisect
@@ -13,18 +13,18 @@ from turnline.ops.chaos.figures import Drilled, Figure, Tell, fleet, percentile
 from turnline.ops.chaos.simulated import SimAdmin
 
 _SLICE_S: Final = 5.0
-"""How long the odd conversations get the one kind of reply before they get the other."""
+"""Length of a slice: malformed and plain replies alternate."""
 _WORKERS: Final = 2
 _HALF: Final = 12
 """Conversations of either half."""
 _EVERY_S: Final = 0.4
-"""A conversation asks once in so long, as it can when its turns are answered.
+"""Each conversation asks at most once in this time.
 
-Turns that fail at once would else be asked for ten times as often, and many questions, not the
-replies to them, would be what the others feel.
+Turns that fail at once would otherwise be asked ten times as often. Then the others would notice
+the many questions, and not the malformed replies.
 """
 _SIZED: Final = 4_500_000
-"""Bytes of replies without measure."""
+"""Bytes of the replies that are too long."""
 _PATIENCE_S: Final = 60.0
 _SHAPES: Final = (
     *("parts", "no-finish", "surrogates", "whole-json", "garbage", "endless"),
@@ -51,7 +51,7 @@ class _Half:
         self.waits_s: dict[bool, list[float]] = {False: [], True: []}
         """From the submission to the first delta, without and with malformed replies."""
         self.submitted_ms: dict[str, list[float]] = {it: [] for it in self.names}
-        """When each turn of a conversation was submitted: none before the one ahead had ended."""
+        """When each turn of a conversation was submitted, in order; they do not overlap."""
         self._client = client
         self._sent = 0
 
@@ -79,9 +79,9 @@ class _Half:
 
 
 async def drill(rounds: int, tell: Tell) -> Drilled:
-    """Let half of the conversations get malformed replies, and plain ones, turn and turn about.
+    """Give half of the conversations malformed and plain replies, in alternating slices.
 
-    The slices of both kinds lie side by side in one run, so that the machine is the same for both.
+    Both kinds are measured in one run, so that the machine is the same for both.
     """
     memory_mb = 0.0
     with fleet(_WORKERS) as stack:
@@ -109,8 +109,8 @@ async def drill(rounds: int, tell: Tell) -> Drilled:
 def _paid(sim: SimAdmin, half: _Half) -> Counter[tuple[str, int]]:
     """Return how often each turn was paid for a malformed reply.
 
-    A call belongs to the turn that was submitted last before it: bodies are not needed, of which a
-    run makes more than the simulator keeps.
+    A call belongs to the turn that was submitted last before it. Bodies are not read: a run makes
+    more of them than the simulator keeps.
     """
     paid: Counter[tuple[str, int]] = Counter()
     for name in half.names:

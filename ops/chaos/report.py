@@ -1,4 +1,4 @@
-"""What a run came to: one table, or the same as JSON."""
+"""The results of a run: one table, or the same as JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from turnline.ops.chaos.spending import token_difference
 from turnline.ops.cli.output import say, table
 
 _NAMED = 12
-"""Violations that are told one by one."""
+"""Violations that are printed one by one."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -45,11 +45,11 @@ class Report(msgspec.Struct, kw_only=True):
     other: dict[str, int]
     """Flushed scripts, cut connections and so on."""
     faults: int
-    """Scenarios of the simulator that struck."""
+    """How often scenarios of the simulator struck."""
     refused_starts: int
     violations: dict[str, int]
     token_difference: int
-    """Between what the ledgers say was reported and what the model says it reported."""
+    """Tokens by which the ledgers differ from the model's own record."""
     recovery_p50_s: float
     recovery_p99_s: float
     slowest_recovery_s: float

@@ -19,7 +19,7 @@ VARIABLE: Final = "CHAOS_SABOTAGE"
 
 
 class LuaPatch(NamedTuple):
-    """A text that stands once in a script, and what is to stand there instead."""
+    """A text that occurs once in a script, and its replacement."""
 
     script: str
     old: str
@@ -75,7 +75,7 @@ def _bend_replies() -> None:
 
 
 def _forget_messages() -> None:
-    """Commit now and then without the messages."""
+    """Sometimes commit without the messages."""
     store: Any = importlib.import_module("turnline.worker.store.conversations")
     plain = store._counted  # noqa: SLF001
 

@@ -1,4 +1,4 @@
-"""One run from start to verdict: a fleet, its traffic, what is done to it, and the check."""
+"""One run from start to finish: the fleet, its traffic, the disturbances and the check."""
 
 import tempfile
 from contextlib import ExitStack, closing

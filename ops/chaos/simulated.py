@@ -1,4 +1,4 @@
-"""Talks to the simulator's own routes: faults, and its record of every request."""
+"""Client of the simulator's own routes: faults, and the record of all requests."""
 
 import http.client
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ class LedgerIncomplete(Exception):
 
 
 class SimAdmin:
-    """One simulator, seen from a driver."""
+    """A client of one simulator."""
 
     def __init__(self, base_url: str) -> None:
         """Take the address that models are asked at."""

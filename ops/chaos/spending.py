@@ -1,4 +1,4 @@
-"""Holds a conversation's ledger against its totals, its turns and the model's own record."""
+"""Compares a conversation's ledger with its totals, its turns and the model's own record."""
 
 import re
 from collections import Counter
@@ -25,7 +25,7 @@ def check_spending(left: Left, requests: Sequence[Request]) -> Iterator[tuple[st
 def token_difference(left: Left, requests: Sequence[Request]) -> int:
     """Return by how many tokens a ledger differs from what the model says it reported.
 
-    What the model reported to a worker that died of it is no difference: no ledger can have it.
+    Usage reported to a worker that was killed just then is no difference: no ledger can have it.
     """
     claimed = Counter(call.usage for call in left.calls if call.state == "reported")
     claimed -= Counter(it.reported for it in requests if it.reported is not None)
@@ -64,7 +64,7 @@ def _check_totals(left: Left) -> Iterator[tuple[str, str]]:
 
 
 def _check_turns(left: Left) -> Iterator[tuple[str, str]]:
-    """An answer cost what the calls of its own attempt cost; no call is entered twice."""
+    """The usage of an answer is the sum over its own attempt's calls. No call is entered twice."""
     by_turn: dict[str, list[CallEntry]] = {}
     for call in left.calls:
         by_turn.setdefault(call.turn_id, []).append(call)
@@ -83,7 +83,7 @@ def _check_turns(left: Left) -> Iterator[tuple[str, str]]:
 
 
 def _check_repetitions(left: Left) -> Iterator[tuple[str, str]]:
-    """A reply that cannot be used was not paid for a third time for the same reason."""
+    """No turn has three calls that failed for the same reason."""
     paid = Counter((call.turn_id, call.error) for call in left.calls if call.error in TWICE_CODES)
     for (turn, code), times in paid.items():
         if times > 2:

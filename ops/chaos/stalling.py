@@ -1,4 +1,4 @@
-"""Lets a drill hold up a worker's event loop, and nothing else of it, by a signal."""
+"""Lets a drill block a worker's event loop, and only that, by a signal."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ SIGNAL: Final = signal.SIGUSR1
 
 
 def apply_from_environment() -> None:
-    """Have the signal hold up the main thread for as long as the environment says, if it does."""
+    """Have the signal block the main thread, if the environment says for how long."""
     stall_s = float(os.environ.get(VARIABLE, "0"))
 
     def stall(_signal: int, _frame: FrameType | None) -> None:

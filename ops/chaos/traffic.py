@@ -1,4 +1,4 @@
-"""Producers and readers under disturbance, in a process of their own: `python -m` with a plan.
+"""Producers and readers of a run, in a process of their own: `python -m` with a plan.
 
 They talk to Redis through `TurnClient` alone, as any service does, and note what they sent and what
 they were shown. A line on standard input ends the talking; when every turn has ended (or there is
@@ -130,7 +130,7 @@ class _Reader:
                 if isinstance(event, TextDelta):
                     self.begun.set()
                 if self._rng.random() < 0.05:
-                    return  # goes away, and comes back behind what it saw last
+                    return  # leaves, and resumes after the last event it saw
 
 
 def _generator(iterator: Any) -> Any:
@@ -287,7 +287,7 @@ class _Talk:
         await self._send(stop, UserStoppedSpeaking(conversation_id=where, turn_id=stop.turn))
 
     async def _forget(self) -> None:
-        """Wish the conversation gone while a turn of it runs."""
+        """Ask to forget the conversation while a turn of it runs."""
         await self._until_begun(await self._say(self._text(), watch=True))
         self._chat.forgotten = True
         while True:
@@ -329,7 +329,7 @@ class _Talk:
         return self._read(await self._send(sent, message), watch=watch)
 
     async def _send(self, sent: Sent, message: Inbound) -> Receipt | None:
-        """Submit until there is an answer; None if it is a refusal to be lived with."""
+        """Submit until there is an answer; None if it was refused for good."""
         sent.begun_ms = sent.begun_ms or _now_ms()
         while True:
             try:
@@ -379,7 +379,7 @@ class _Talk:
                 await _within(self._progress.wait(), 1)
 
     async def _follow(self) -> None:
-        """Follow the whole conversation, going away and coming back."""
+        """Follow the whole conversation, leaving and resuming."""
         chat = self._chat
         while True:
             after = chat.followed[-1] if chat.followed else "0-0"

@@ -1,4 +1,4 @@
-"""`turnline fuzz`: broken input by the million, and whether everything that must hold holds."""
+"""`turnline fuzz`: feeds broken input to everything that reads input, and checks the rules."""
 
 import math
 import os

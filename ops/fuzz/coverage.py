@@ -1,4 +1,4 @@
-"""Which lines a call went through, one after another, in the source files that are looked at.
+"""Records which lines of chosen source files a call executes, and in which order.
 
 One mechanism on every Python version: docs/adr/0012-a-fuzzer-of-our-own.md.
 """
@@ -13,7 +13,7 @@ _Tracer = Callable[[FrameType, str, Any], Any]
 _FILE: Final = 100_000
 """Lines that a file may have."""
 _EDGE: Final = 10_000_000
-"""Files times lines: what one line's number is below."""
+"""Larger than any line's number."""
 
 
 class Edges:

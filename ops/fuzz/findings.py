@@ -1,4 +1,4 @@
-"""What fuzzing came to: one table, or the same as JSON; violating inputs in files."""
+"""The results of fuzzing: a table, or the same as JSON, and violating inputs in files."""
 
 from pathlib import Path
 from typing import Final

@@ -19,7 +19,7 @@ class Hostile(NamedTuple):
 
 
 def hostile_schemas(seed: int, count: int = 200) -> list[Hostile]:
-    """Return as many cases, of every kind there is, with sizes and names by chance."""
+    """Return so many cases, of every kind, with random sizes and names."""
     random = Random(seed)
     made: list[Hostile] = []
     while len(made) < count:

@@ -31,7 +31,7 @@ _VALUES: Final = (
     *(b"%d" % number for number in (2**31, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30)),
     *([b'"\\u0002raw\\u0002"'] * 8),
 )
-"""JSON; the last stands for bytes that no tree can hold."""
+"""JSON values. The last is a placeholder for bytes that are not valid JSON."""
 _RAWS: Final = (
     *(b"1e999", b"-0.0", b"1.0", b"1E400", b"9" * 400, b"9" * 5_000, b"0" * 9, b"NaN", b"["),
     *(b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\ud83d\\udc4b"', b'"\xff"', b'{"\xff":1}'),
@@ -74,7 +74,7 @@ def mutate_bytes(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
 
 
 class JsonMutator:
-    """Changes values, keys and shape of a JSON text; of broken ones, and now and then, bytes."""
+    """Changes values, keys and shape of a JSON text; sometimes, and in broken texts, its bytes."""
 
     def __init__(self, words: Sequence[str]) -> None:
         """Use `words` as keys and values: field names, tags, enumerated values."""

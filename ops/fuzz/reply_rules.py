@@ -60,7 +60,7 @@ def check_stream(data: bytes) -> Verdict:
 
 
 def _same(some: Sequence[StreamEvent], others: Sequence[StreamEvent]) -> bool:
-    """Whether two readings agree; how deep is too deep depends on the caller's stack."""
+    """Whether two readings agree. Which depth is too deep depends on the caller's stack."""
     return some == others or _TOO_DEEP in (*some, *others)
 
 
@@ -139,7 +139,7 @@ def _check_calls(deltas: Sequence[call_parts.ToolCallDelta], size: int) -> None:
 def _plainly_merged(
     deltas: Sequence[call_parts.ToolCallDelta],
 ) -> Sequence[call_parts.ToolCallParts] | None:
-    """Put calls together as OpenAI's own have to be; None for any that are sent otherwise."""
+    """Merge calls in the way of OpenAI's own replies; None if they were sent in another way."""
     calls: dict[int, call_parts.ToolCallParts] = {}
     ids = [delta.call_id for delta in deltas if delta.call_id]
     for delta in deltas:
@@ -165,9 +165,9 @@ def _is_object(text: str) -> bool:
 
 
 def _check_nothing_is_missing(body: bytes, events: Sequence[StreamEvent]) -> None:
-    """See that what stands where text does came out, by a reading of its own of the plain frames.
+    """Check that no text is missing, by an independent and simpler reading of plain frames.
 
-    A reply may also be refused: then it is not taken for whole.
+    A refused reply is not checked.
     """
     texts = [it.text for it in events if isinstance(it, TextDelta | Refusal)]
     thoughts = [it.text for it in events if isinstance(it, ReasoningDelta)]

@@ -1,4 +1,4 @@
-"""Searches the inputs of one target, in one process: what leads to something new is built upon."""
+"""Searches the inputs of one target: an input that reaches something new is mutated further."""
 
 import hashlib
 import resource
@@ -22,19 +22,19 @@ from turnline.ops.fuzz.verdicts import Verdict, Violation
 _ROOTS: Final = tuple(
     str(it.parents[1]) for it in (Path(ops.__file__), Path(ops.__file__).resolve())
 )
-"""Where our own code is: as it is imported, and as it stands in the repository."""
+"""Where our own code is: the import path, and the folder in the repository."""
 _KEPT_INPUT_BYTES: Final = 8 * 1024
-"""Longest input that others are made from: long ones are slow and teach little."""
+"""Longest input that is kept and mutated: longer ones are slow and reach little."""
 _KEPT_INPUTS: Final = 4_096
 _NAMED: Final = 20
-"""Violations kept apart; more of them are only counted."""
+"""So many different violations are kept; further ones are counted."""
 _STEPS: Final = 4_000
 _STEPS_PER_BYTE: Final = 60
-"""Lines of the target that an input may take: these, and so many for each of its bytes."""
+"""Lines that a target may execute for an input: these, and so many per byte of the input."""
 _SLOW_S: Final = 1.0
 """CPU time that no input may take."""
 _GROWTH_BYTES: Final = 128 * 1024 * 1024
-"""What a process may grow by; inputs of a megabyte come in several forms at once."""
+"""Most that a process may grow; an input of a megabyte exists in several forms at once."""
 _TRIES: Final = 400
 """Checks spent on making a violating input smaller."""
 _RECENT: Final = 24
@@ -71,10 +71,10 @@ class Tally(msgspec.Struct):
     violations: int = 0
     found: list[Found] = msgspec.field(default_factory=list[Found])
     slowest_ms: float = 0
-    """CPU time of the slowest input, not watched."""
+    """CPU time of the slowest input, without tracing."""
     slowest_bytes: int = 0
     growth_bytes: int = 0
-    """By which the process's peak of memory grew after the first inputs."""
+    """Growth of the process's peak memory after the first inputs."""
 
 
 def broken_rule(target: Target, data: bytes) -> str | None:
@@ -114,12 +114,12 @@ class Search:
             note: Told each input before it is run, so that it is known if the process dies of it.
         """
         self._target = target
-        self._random = Random(seed)  # a text is hashed the same way everywhere
+        self._random = Random(seed)  # a text as seed is the same everywhere
         self._note = note
         self._edges = Edges(target.files)
         self._corpus: list[bytes] = []
         self._accepted: list[bytes] = []
-        """Those of the corpus that are not refused: most of what can be made of others is."""
+        """Inputs of the corpus that were accepted. Mutations of refused ones are mostly refused."""
         self._refused = Counter[str]()
         self._base = 0
         self.tally = Tally(target.name, edges=self._edges.seen)

@@ -13,7 +13,7 @@ from turnline.contracts.replies import AnyEvent, ToolRequest, TurnRecord
 from turnline.ops.fuzz.mutation import ENTRY, FIELD, MARK
 
 RECORDINGS: Final = Path(ops.__file__).resolve().parents[2] / "shared" / "data" / "xai"
-"""Recorded streams, one chunk a line, and error bodies; used where they are there."""
+"""Recorded streams, one chunk a line, and error bodies; used if they exist."""
 _IDS: Final = b'"conversation_id":"c","turn_id":"t"'
 _TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

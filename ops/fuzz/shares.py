@@ -1,4 +1,4 @@
-"""Runs the shares of all targets in processes of their own, so that none takes the rest along."""
+"""Runs each share of the search in a process of its own, so that a crash ends only that one."""
 
 import mmap
 import os
@@ -70,7 +70,7 @@ class _Running:
         says.close()
 
     def hear(self) -> bool:
-        """Take what the process says, if it says anything; return whether it goes on."""
+        """Read the process's progress, if there is news; return whether it goes on."""
         if self.hears.poll():
             try:
                 self.tally = self.hears.recv()
@@ -152,7 +152,7 @@ def noted(path: Path) -> bytes:
 
 
 def noting(path: str) -> Callable[[bytes], None]:
-    """Return what notes an input where it is found even if this process dies at once."""
+    """Return a function that writes an input where it survives the death of this process."""
     with Path(path).open("r+b") as file:
         memory = mmap.mmap(file.fileno(), NOTE_BYTES)
 

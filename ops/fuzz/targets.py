@@ -129,7 +129,7 @@ def check_event(data: bytes) -> Verdict:
         try:
             value = read(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            name = type(error).__name__  # clients read what Turnline wrote: no other has a say here
+            name = type(error).__name__  # clients read only what Turnline wrote
         else:
             must(read(_encode(value)) == value, "another event after a round trip")
             kinds.append(type(value).__name__)
@@ -248,7 +248,7 @@ def _field(text: bytes) -> tuple[bytes, bytes]:
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Run what is asynchronous in form only."""
+    """Run a coroutine that never waits."""
     try:
         work.send(None)
     except StopIteration:
@@ -269,7 +269,7 @@ class _Case(msgspec.Struct):
 
 
 def check_schema(data: bytes) -> Verdict:
-    """Compile a schema as all doors do, and check a value: here if that is cheap, else apart."""
+    """Compile a schema in every way that is used, and check a value: here if cheap, else apart."""
     try:
         case = msgspec.json.decode(data, type=_Case)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -323,7 +323,7 @@ _DESCRIBED: Final = describe(_tool)
 
 
 def check_arguments(data: bytes) -> Verdict:
-    """Decode a model's arguments, and tell a result made of them."""
+    """Decode a model's arguments, and encode a result made of them."""
     try:
         arguments = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

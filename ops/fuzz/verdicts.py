@@ -1,4 +1,4 @@
-"""How a target says what became of an input, and what must hold for every input."""
+"""What a check returns or raises."""
 
 import re
 from collections.abc import Sequence

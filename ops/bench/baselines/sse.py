@@ -28,7 +28,7 @@ _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class BareModel:
-    """Asks a model over kept-open connections; errors of any kind are left to break it."""
+    """Asks a model over connections that stay open. It handles no error."""
 
     def __init__(self, base_url: str) -> None:
         """Prepare for an `http://host:port/prefix` address."""

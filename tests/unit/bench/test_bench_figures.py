@@ -10,23 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tests.support.recordings import REPOSITORY
 from turnline.ops.bench.baselines.sse import _dechunked
 from turnline.ops.bench.plot import bars, curves
 from turnline.ops.bench.results import (
     Burst,
-    CallCost,
     Curve,
-    InFlight,
     Report,
     Sample,
     Soak,
-    Submitting,
     point_of,
     row_of,
     slope,
 )
 from turnline.ops.bench.scenarios import ABOUT, ALL, is_growth, scenarios, workers_of
-from turnline.ops.bench.tables import markdown, show
+from turnline.ops.bench.tables import BESIDE, markdown, show
 from turnline.ops.bench.verdict import budget, comparisons
 from turnline.ops.chaos.figures import Figure, percentile
 
@@ -136,64 +134,17 @@ def test_a_system_that_runs_turns_at_once_has_no_gap() -> None:
 
 
 def test_every_table_has_its_rows() -> None:
-    """Each kind of figure stands on the page and in the terminal."""
-    made = report(
-        sample(),
-        calls=[
-            CallCost(
-                reader="GrokLLMService",
-                pace="burst",
-                chunks=20,
-                us_per_chunk=1.5,
-                us_per_chunk_range=(1.0, 2.0),
-            ),
-            CallCost(
-                reader="AsyncOpenAI",
-                pace="burst",
-                chunks=20,
-                us_per_chunk=3.0,
-                us_per_chunk_range=(3.0, 3.0),
-            ),
-        ],
-        fleets=[
-            InFlight(
-                system="arq",
-                workers=2,
-                slots=3,
-                submitted=6,
-                in_flight=5,
-                completed=None,
-                rest_mb=70.0,
-                busy_mb=71.0,
-                kb_per_turn=9.0,
-            )
-        ],
-        producers=[
-            Submitting(
-                producer="TurnClient",
-                way="one at a time",
-                per_s=1000.0,
-                per_s_range=(900.0, 1100.0),
-                client_us=300.0,
-                redis_us=50.0,
-                redis_requests=1.0,
-            )
-        ],
-        drills=[Figure("kills", 12), Figure("p50", 1.25, "s", 2.0)],
-    )
-    page = markdown(made)
-    printed = io.StringIO()
+    """The documentation's own report has figures of each kind, and all are shown."""
+    raw = (REPOSITORY / "docs/benchmarks/raw.json").read_bytes()
+    made = msgspec.json.decode(raw, type=Report)
+    page, printed = markdown(made), io.StringIO()
     show(made, Console(file=printed, width=200))
 
-    for cells in (
-        ("GrokLLMService", "1.5 (1.0 to 2.0)"),
-        ("arq", "2 x 3", "5 of 6", "not waited for", "70", "9"),
-        ("TurnClient", "one at a time", "1,000 (900 to 1,100)", "300", "50", "1.00"),
-        ("p50", "1.25 s", "2 s"),
-    ):
-        assert " | ".join(cells) in page
-        assert all(cell in printed.getvalue() for cell in cells)
-    assert "2.0 times as much" in page
+    for title, of, columns in BESIDE:
+        assert getattr(made, of), of
+        assert f"### {title[0].upper()}{title[1:]}\n\n| {' | '.join(columns)} |" in page
+        assert title in printed.getvalue()
+    assert "### The budget" in page
 
 
 def test_the_page_states_how_it_was_made() -> None:
