@@ -2,22 +2,48 @@
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from turnline.contracts.conversation import CallEntry, ConversationSettings
+from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.messages import Inbound, decode
 from turnline.contracts.replies import AnyEvent, TurnRecord
 
 _STREAM_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
-class Entry(NamedTuple):
-    """One accepted message in the inbox."""
+class Entry:
+    """One accepted message in the inbox, decoded once: when it is first asked for."""
 
-    entry_id: str
-    """Stream id; its first part is when it was accepted, ms, by Redis' clock."""
-    fields: dict[bytes, bytes]
+    def __init__(self, entry_id: str, fields: dict[bytes, bytes]) -> None:
+        """Hold an entry of the stream.
+
+        Args:
+            entry_id: Stream id; its first part is when it was accepted, ms, by Redis' clock.
+            fields: As they were written.
+        """
+        self.entry_id = entry_id
+        self.fields = fields
+
+    @cached_property
+    def _decoded(self) -> tuple[Inbound | None, str]:
+        try:
+            return decode(self.data), ""
+        except InvalidMessage as error:
+            return None, str(error)
+
+    @property
+    def message(self) -> Inbound | None:
+        """What was sent; None if it breaks the contract."""
+        return self._decoded[0]
+
+    @property
+    def fault(self) -> str:
+        """How the message breaks the contract; empty if it does not."""
+        return self._decoded[1]
 
     @property
     def accepted_at_ms(self) -> int:
@@ -57,7 +83,7 @@ class ConversationSnapshot(NamedTuple):
     """A conversation at the beginning of an attempt."""
 
     attempt: int
-    """1 for the first attempt at the message at the head of the inbox; 0 with an empty inbox."""
+    """1 for the first attempt at the first message of the inbox; 0 with an empty inbox."""
     crashes: int
     """Earlier attempts at it that ended without a word."""
     settings: ConversationSettings
@@ -67,7 +93,7 @@ class ConversationSnapshot(NamedTuple):
     """What earlier attempts left; see `turnline.worker.turn.checkpoints`."""
     entries: list[Entry]
     since_ms: int
-    """When the first attempt at the head began, ms, Redis' clock."""
+    """When the first attempt at the first message began, ms, Redis' clock."""
     now_ms: int
     """Redis' clock."""
 

@@ -60,10 +60,9 @@ from turnline.worker.tools.loader import load_tools
 from turnline.worker.tools.runner import ResourcesFailed, Toolbox
 from turnline.worker.turn.driver import ConversationDriver
 from turnline.worker.turn.observer import Observer
-from turnline.worker.turn.plan import AgentsFile, BadAgents, Planner
+from turnline.worker.turn.plan import AgentsFile, BadAgents, Planner, ToolLimits
 from turnline.worker.turn.ports import DriverSettings
 from turnline.worker.turn.reply_format import request_format
-from turnline.worker.turn.tool_calls import ToolLimits
 
 log = logging.getLogger("turnline.worker")
 _CLOSE_S = 5.0
@@ -100,9 +99,18 @@ class GrokServices:
         self.client: AsyncOpenAI = create_client(
             api_key=settings.api_key.value, base_url=settings.base_url
         )
+        self.create_context_aggregator = self("", ConversationSettings()).create_context_aggregator
+        """Needs no service of its own: nothing of a pair depends on a turn's settings."""
+
+    def model_of(self, settings: ConversationSettings) -> str:
+        """Return the name of the model that a conversation with these settings talks to."""
+        return settings.model or self._settings.model
 
     def __call__(
-        self, conversation_id: str, settings: ConversationSettings, observer: CallObserver
+        self,
+        conversation_id: str,
+        settings: ConversationSettings,
+        observer: CallObserver | None = None,
     ) -> GrokLLMService:
         """Return a service that talks as this conversation's settings say."""
         given = {
@@ -121,7 +129,7 @@ class GrokServices:
         return GrokLLMService(
             api_key=self._settings.api_key.value,
             base_url=self._settings.base_url,
-            model=settings.model or self._settings.model,
+            model=self.model_of(settings),
             params=OpenAIInputParams(**given, extra=extra) if given or extra else None,
             client=self.client,
             extra_headers=headers,

@@ -15,9 +15,9 @@ class Parked(NamedTuple):
     why: Literal["input", "backoff", "defect"]
     """`input`: a new message ends the wait; `backoff`: only time does (or an interrupt); `defect`:
     as `backoff`, and the attempt counts as one that ended without a word."""
-    seen: str = ""
-    """The last entry of the inbox that was looked at: with a later one that would have ended the
-    wait there is none."""
+    last_entry_id: str = ""
+    """The last inbox entry that this run has read. If a newer one would end the wait, the
+    conversation is not parked but due at once."""
 
 
 Outcome = Done | Parked

@@ -65,13 +65,13 @@ def _forget_calls() -> None:
 
 def _bend_replies() -> None:
     """Publish another text than the one that is committed."""
-    conversation: Any = importlib.import_module("turnline.worker.turn.driver")
-    plain = conversation.TurnRun._text  # noqa: SLF001
+    turn_run: Any = importlib.import_module("turnline.worker.turn.run").TurnRun
+    plain = turn_run._text  # noqa: SLF001
 
-    def text(run: Any) -> Any:
-        return plain(run) + "."
+    def text(run: Any, turn: Any) -> Any:
+        return plain(run, turn) + "."
 
-    conversation.TurnRun._text = text  # noqa: SLF001
+    turn_run._text = text  # noqa: SLF001
 
 
 def _forget_messages() -> None:

@@ -166,7 +166,7 @@ def check_entries(data: bytes) -> Verdict:
     for entry in entries:
         taken.would_answer(entry)
         entry.control_for("1-0")
-        _finish(taken.take(entry))
+        _finish(taken.add(entry))
     _finish(taken.close())
     must([used.entry for used in taken.used] == entries, "an entry is not used once, in order")
     outcomes = [f"answer {taken.wants_answer}", f"settings {taken.settings_changed}"]

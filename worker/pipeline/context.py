@@ -335,10 +335,12 @@ class OpenAILLMContext:
         With `prefix_intact()` this is what a commit appends; else the loaded messages from
         `intact_count()` on must go first.
         """
-        encode = self._adapter.encode_message
-        if self._live is None:
-            return [*map(encode, self._added)]
-        return [*map(encode, self._live[self.intact_count() :])]
+        return [*map(self._adapter.encode_message, self.new_messages)]
+
+    @property
+    def new_messages(self) -> Sequence[Message]:
+        """What comes after the intact part of the loaded messages: the same dicts."""
+        return self._added if self._live is None else self._live[self.intact_count() :]
 
     def intact_count(self) -> int:
         """Count the leading messages that are still what was loaded."""

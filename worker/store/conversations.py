@@ -223,13 +223,13 @@ class Conversations:
         _, safe = await self._run(lease, lua.checkpoint(lease.keys, args, shared))
         return int(safe)
 
-    async def commit(self, lease: Lease, effects: Effects, *, go_on: bool) -> Committed:
+    async def commit(self, lease: Lease, effects: Effects, *, keep_lease: bool) -> Committed:
         """Let a turn take effect: all of it, once.
 
         Args:
             lease: Of the conversation.
             effects: What changes.
-            go_on: Keep the lease while messages wait; else it is given up in the same step.
+            keep_lease: Keep the lease while messages wait; else it is given up in the same step.
 
         Raises:
             LeaseLost: Nothing was written.
@@ -244,7 +244,7 @@ class Conversations:
             job_id=lease.keys.job_id,
             retention_ms=limits.retention_ms,
             limits=f"{limits.calls} {limits.events} {limits.copies} {limits.shared}",
-            afterwards="go_on" if go_on else "yield",
+            afterwards="go_on" if keep_lease else "yield",
             batch=limits.batch,
             how="rewrite" if effects.rewrite else "append",
             settings=_encode(effects.settings) if effects.settings is not None else b"",

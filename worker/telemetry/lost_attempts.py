@@ -13,7 +13,7 @@ from turnline.worker.telemetry.attributes import CallPlace, invocation, usage_at
 from turnline.worker.telemetry.spans import Attributes, Span
 from turnline.worker.turn.checkpoints import (
     Lost,
-    decode_elsewhere,
+    decode_external,
     decode_finished,
     decode_lost,
     decode_message,
@@ -75,7 +75,7 @@ def _read(steps: Sequence[bytes]) -> list[LostAttempt]:
             case b"m":
                 tools |= _asked_for(data, attempt, number)
             case b"w":
-                _set(tools, decode_elsewhere(data).call_id, "sent_out")
+                _set(tools, decode_external(data).call_id, "sent_out")
             case b"r":
                 _set(tools, decode_finished(data).call_id, "finished")
             case b"x":

@@ -9,8 +9,7 @@ from contextvars import ContextVar
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol
 
 from turnline.contracts.conversation import ConversationSettings
-from turnline.contracts.errors import InvalidMessage
-from turnline.contracts.messages import ContextAppend, UserMessage, decode
+from turnline.contracts.messages import ContextAppend, UserMessage
 from turnline.contracts.trace_context import Link, attempt_id
 from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.errors import WorkerError
@@ -145,7 +144,7 @@ class _Called(NamedTuple):
     settings: ConversationSettings
 
 
-class AttemptRecorder:
+class AttemptRecorder(AttemptObserver):
     """Watches one attempt. All clocks are turned into Redis' clock, which all workers share."""
 
     def __init__(
@@ -207,7 +206,7 @@ class AttemptRecorder:
             flags = "01" if trace.sampled else "00"
             traceparent_to_send.set(f"00-{trace.trace_id}-{span_id}-{flags}")
 
-    def said(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         """See `turnline.worker.turn.observer`."""
         if self._content is not None:
             self._content.said(text)
@@ -570,11 +569,7 @@ class AttemptRecorder:
     def _head(self) -> ConsumedEntry:
         """Return the head of the inbox as it would be used: nothing was collected yet."""
         entry = self._loaded.entries[0]
-        turn_id = entry.turn_id or entry.entry_id
-        try:
-            message = decode(entry.data)
-        except InvalidMessage:
-            message = None
+        turn_id, message = entry.turn_id or entry.entry_id, entry.message
         conversation_id, since_ms = self._lease.conversation_id, self._loaded.since_ms
         trace = trace_of(conversation_id, turn_id, entry, message, since_ms=since_ms)
         return ConsumedEntry(entry, turn_id, message, None, trace)

@@ -17,9 +17,7 @@ from turnline.worker.logs import places, type_name
 from turnline.worker.tools.declaration import Tool, ToolOptions, name_of
 from turnline.worker.tools.description import Described, describe
 from turnline.worker.tools.types import BadTool
-
-MOST_TOOLS = 128
-"""Functions that Grok takes in one request."""
+from turnline.worker.turn.plan import MOST_TOOLS
 
 OpenResources = Callable[[], AbstractAsyncContextManager[Any]]
 

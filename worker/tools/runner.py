@@ -17,7 +17,7 @@ from turnline.worker.schema_checking import Checker
 from turnline.worker.tools.declaration import ToolContext, ToolFailed, ToolOptions, name_of
 from turnline.worker.tools.loader import LoadedTool, LoadedTools
 from turnline.worker.tools.values import NotJson, decoded, told
-from turnline.worker.turn.tool_calls import CallIds
+from turnline.worker.turn.plan import CallIds
 
 log = logging.getLogger("turnline.tools")
 

@@ -4,7 +4,7 @@ A step is one byte that says what it is, and what follows it:
 
     m<message>       an assistant message with tool calls, JSON; its calls are without results
     r<Finished>      the result of a call, JSON
-    w<Elsewhere>     a call that was sent out, JSON
+    w<External>      a call that was sent out, JSON
     c<ledger entry>  a model call, JSON: kept unless it says `abandoned`
     u<entry id>      the last entry of the inbox that belongs to this turn
     l<Lost>          an attempt that ended without a word, JSON; noted by the load that found out
@@ -16,28 +16,30 @@ Source: docs/adr/0011-steps-beside-the-context.md
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
+from turnline.contracts.conversation import CallEntry
 from turnline.contracts.numbers import number
 from turnline.worker.effects import Copy
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.context import IN_PROGRESS, Message
+from turnline.worker.turn.ports import Store
 
 
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call's result, as the model is told."""
+    """A call's result, as the model sees it."""
 
     call_id: str
     content: str
     wants_run: bool = True
     """Whether the model is to run on it."""
-    elsewhere: bool = False
+    external: bool = msgspec.field(default=False, name="elsewhere")
     """Whether it came in by a `tool_result`."""
 
 
-class Elsewhere(msgspec.Struct, frozen=True):
+class External(msgspec.Struct, frozen=True):
     """A call that somebody else runs."""
 
     call_id: str
@@ -59,7 +61,7 @@ _encode = msgspec.json.Encoder().encode
 decode_message = msgspec.json.Decoder(dict, float_hook=number).decode
 decode_finished = msgspec.json.Decoder(Finished).decode
 decode_lost = msgspec.json.Decoder(Lost).decode
-decode_elsewhere = msgspec.json.Decoder(Elsewhere).decode
+decode_external = msgspec.json.Decoder(External).decode
 
 
 class Progress(NamedTuple):
@@ -74,7 +76,7 @@ class Progress(NamedTuple):
     deadlines: Mapping[str, int] = {}
     """Calls that were sent out: call id to deadline, Redis' clock, ms."""
     answered: frozenset[str] = frozenset()
-    """Of these, the ones whose `tool_result` was taken."""
+    """Of these, the ones whose `tool_result` was used."""
 
 
 def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
@@ -108,10 +110,10 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
                 finished = decode_finished(data)
                 _fill_in(messages, finished)
                 wants_run = wants_run or finished.wants_run
-                if finished.elsewhere:
+                if finished.external:
                     answered.add(finished.call_id)
             case b"w":
-                sent = decode_elsewhere(data)
+                sent = decode_external(data)
                 deadlines[sent.call_id] = sent.deadline_at_ms
             case _:
                 pass
@@ -134,20 +136,10 @@ def _fill_in(messages: Sequence[Message], finished: Finished) -> None:
             return
 
 
-class CheckpointStore(Protocol):
-    """Where steps become safe; see `turnline.worker.store.conversations`."""
-
-    async def checkpoint(
-        self, lease: Lease, known: int, steps: Sequence[bytes], copies: Sequence[Copy] = ()
-    ) -> int:
-        """Add steps behind the `known` ones."""
-        ...
-
-
-class Steps:
+class Checkpoints:
     """The steps of one conversation's running turn, under one lease."""
 
-    def __init__(self, store: CheckpointStore, lease: Lease, safe: Sequence[bytes]) -> None:
+    def __init__(self, store: Store, lease: Lease, safe: Sequence[bytes]) -> None:
         """Go on behind what is safe."""
         self.safe = [*safe]
         self._store = store
@@ -156,9 +148,9 @@ class Steps:
 
     def is_rolled_back(self, entry_id: str) -> bool:
         """Whether the rollback that this entry asks for has been noted."""
-        return b"x" + entry_id.encode() in self.safe
+        return rollback_step(entry_id) in self.safe
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Wait until whatever is on its way is safe, or is known not to be."""
         async with self._saving:
             pass
@@ -182,7 +174,7 @@ class Steps:
             StoreUnavailable: Redis did not answer.
         """
         saving = asyncio.create_task(self._save(steps, copies, on_saved))
-        saving.add_done_callback(_hear)
+        saving.add_done_callback(_consume_exception)
         await asyncio.shield(saving)
 
     async def _save(
@@ -196,8 +188,8 @@ class Steps:
                 on_saved()
 
 
-def _hear(saving: "asyncio.Task[None]") -> None:
-    """Take note of an error that may have nobody left to be told."""
+def _consume_exception(saving: "asyncio.Task[None]") -> None:
+    """Mark an error as retrieved: the task that waits for it may be gone."""
     if not saving.cancelled():
         saving.exception()
 
@@ -207,11 +199,26 @@ def message_step(encoded: bytes) -> bytes:
     return b"m" + encoded
 
 
+def call_step(call: CallEntry) -> bytes:
+    """Return the step of a model call."""
+    return b"c" + _encode(call)
+
+
 def finished_step(finished: Finished) -> bytes:
     """Return the step of a result."""
     return b"r" + _encode(finished)
 
 
-def elsewhere_step(sent: Elsewhere) -> bytes:
+def external_step(sent: External) -> bytes:
     """Return the step of a call that was sent out."""
     return b"w" + _encode(sent)
+
+
+def last_entry_step(entry_id: str) -> bytes:
+    """Return the step that names the last entry of the turn."""
+    return b"u" + entry_id.encode()
+
+
+def rollback_step(entry_id: str) -> bytes:
+    """Return the step that rolls back what stands before it."""
+    return b"x" + entry_id.encode()

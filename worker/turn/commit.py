@@ -1,6 +1,7 @@
 """Works out all that changes when a turn takes effect."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +25,20 @@ _NO_DEAD_LETTER = frozenset({"unknown_call"})
 """Results that come late, or twice, are in the nature of things delivered at least once."""
 
 
-class Settled(NamedTuple):
+class Ending(NamedTuple):
+    """How a turn ends, and what goes with it."""
+
+    event: AnyTerminal | None = None
+    """None if the model had no part in it."""
+    unpublished: Sequence[AnyEvent] = ()
+    """Events before it that readers do not have yet."""
+    said: str = ""
+    """What the provider said where the turn failed, for the dead letter."""
+    reply: str = ""
+    """What the model replied where the turn failed for the reply's form; likewise."""
+
+
+class Commit(NamedTuple):
     """What a turn comes to."""
 
     effects: Effects
@@ -32,133 +46,89 @@ class Settled(NamedTuple):
     """The whole context after it (n messages, JSON)."""
 
 
-def settle(
-    ending: AnyTerminal | None,
-    *,
+def build_commit(
+    ending: Ending,
     turn: Turn,
     loaded: ConversationSnapshot,
-    context: OpenAILLMContext,
     calls: Sequence[CallEntry],
-    events: Sequence[AnyEvent],
-    conversation_id: str,
+    *,
     shard: ShardKeys,
     worker: str,
     now_ms: int,
-    said: str = "",
-    reply: str = "",
-) -> Settled:
+) -> Commit:
     """Return what changes.
 
     Args:
-        ending: How the turn ends; None if the model had no part in it.
-        turn: What was taken from the inbox.
+        ending: How the turn ends.
+        turn: The entries it used, and the context as it is to be.
         loaded: The conversation as it was.
-        context: As it is to be.
         calls: Ledger entries of all attempts.
-        events: Not published yet.
-        conversation_id: Whose turn it is.
         shard: Where copies go.
         worker: Noted in the records.
         now_ms: Redis' clock, ms since the Unix epoch.
-        said: What the provider said where the turn failed, for the dead letter.
-        reply: What the model replied where the turn failed for the reply's form; likewise.
     """
-    failed = isinstance(ending, TurnFailed)
-    rewrite = not failed and not context.prefix_intact()
-    added: list[bytes] = []
-    if not failed:
-        added = context.encoded_messages() if rewrite else context.new_messages_encoded()
+    failed = isinstance(ending.event, TurnFailed)
+    added, rewrite = ([], False) if failed else _changed_messages(turn.context)
     messages = added if rewrite else [*loaded.messages, *added]
-    first = 0 if rewrite else len(loaded.messages)
-    endings = turn.endings(ending)
-    if failed:  # what only changes the conversation stays in the inbox and comes next
-        endings = [(used, end) for used, end in endings if not _only_changes(used)]
-    own = [pair for pair in endings if pair[1] is ending]
-    endings = [pair for pair in endings if pair[1] is not ending] + own
+    own_messages = (0 if rewrite else len(loaded.messages), len(messages))
+    ends = _ends(turn, ending.event)
+    own = [used for used, end in ends if end is ending.event]
+    record = partial(record_of, attempts=loaded.attempt, finished_at_ms=now_ms, worker=worker)
     records = [
-        (
-            used.turn_id,
-            msgspec.structs.replace(
-                record_of(used, end, attempts=loaded.attempt, finished_at_ms=now_ms, worker=worker),
-                messages_from=first if end is ending else 0,
-                messages_to=len(messages) if end is ending else 0,
-            ),
-        )
-        for used, end in endings
+        (used.turn_id, record(used, end, messages=own_messages if end is ending.event else (0, 0)))
+        for used, end in ends
     ]
     effects = Effects(
-        turn_id=own[0][0].turn_id if own else turn.used[0].turn_id,
-        entries=[used.entry.entry_id for used, _ in endings],
+        turn_id=(own or turn.used)[0].turn_id,
+        entries=[used.entry.entry_id for used, _ in ends],
         messages=added,
         rewrite=rewrite,
         settings=turn.settings if turn.settings_changed and not failed else None,
         calls=calls,
-        turns=1 if ending is not None else 0,
-        events=[*events, *(end for _, end in endings)],
+        turns=1 if ending.event is not None else 0,
+        events=[*ending.unpublished, *(end for _, end in ends)],
         records=records,
-        copies=[
-            copy
-            for used, end in endings
-            for copy in copies_of(
-                used,
-                end,
-                failure=_failure(used, end, ending),
-                attempts=loaded.attempt,
-                conversation_id=conversation_id,
-                shard=shard,
-                now_ms=now_ms,
-                said=said,
-                reply=reply,
-            )
-        ],
+        copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),
     )
-    return Settled(effects, messages)
+    return Commit(effects, messages)
+
+
+def _changed_messages(context: OpenAILLMContext) -> tuple[list[bytes], bool]:
+    """Return the messages to append; or all of them and True, where loaded ones were changed."""
+    if context.prefix_intact():
+        return context.new_messages_encoded(), False
+    return context.encoded_messages(), True
+
+
+def _ends(turn: Turn, ending: AnyTerminal | None) -> list[tuple[ConsumedEntry, AnyTerminal]]:
+    """Return how each entry ends, the one with the turn's own end last."""
+    ends = turn.endings(ending)
+    if isinstance(ending, TurnFailed):  # what only changes things stays in the inbox, as the next
+        ends = [(used, end) for used, end in ends if not _only_changes(used)]
+    return sorted(ends, key=lambda pair: pair[1] is ending)
 
 
 def _only_changes(used: ConsumedEntry) -> bool:
     return isinstance(used.ending, TurnCompleted) and not isinstance(used.message, ToolResult)
 
 
-def _failure(
-    used: ConsumedEntry, end: AnyTerminal, of_turn: AnyTerminal | None
-) -> TurnFailed | None:
-    """Return why a message is in no context: itself, or the turn that it had joined, failed."""
-    for ending in (end, of_turn if used.ending is None else None):
-        if isinstance(ending, TurnFailed):
-            return ending
-    return None
-
-
-def copies_of(
-    used: ConsumedEntry,
-    ending: AnyTerminal,
-    *,
-    failure: TurnFailed | None,
-    attempts: int,
+def _copies(  # noqa: PLR0917  all that stands in a dead letter
+    ends: Iterable[tuple[ConsumedEntry, AnyTerminal]],
+    ending: Ending,
     conversation_id: str,
+    attempts: int,
     shard: ShardKeys,
     now_ms: int,
-    said: str = "",
-    reply: str = "",
 ) -> list[Copy]:
-    """Return what goes into streams of the shard: replies asked for, dead letters.
-
-    Args:
-        used: The message.
-        ending: How it ended.
-        failure: Why it is in no context, if so.
-        attempts: At its turn.
-        conversation_id: Whose message it is.
-        shard: Whose streams.
-        now_ms: Redis' clock, ms since the Unix epoch.
-        said: What the provider said where the turn failed.
-        reply: What the model replied where the turn failed for the reply's form.
-    """
+    """Return what goes into streams of the shard: replies asked for, dead letters."""
     copies = list[Copy]()
-    if used.message is not None and used.message.reply_to is not None:
-        stream = shard.reply_prefix + used.message.reply_to
-        copies.append(Copy(stream, {"e": encode_event(ending)}))
-    if failure is not None and failure.code not in _NO_DEAD_LETTER:
+    for used, end in ends:
+        if used.message is not None and used.message.reply_to is not None:
+            stream = shard.reply_prefix + used.message.reply_to
+            copies.append(Copy(stream, {"e": encode_event(end)}))
+        failure = _failure(used, end, ending.event)
+        if failure is None or failure.code in _NO_DEAD_LETTER:
+            continue
         fields: dict[str, str | bytes | int] = {
             "c": conversation_id,
             "t": used.turn_id,
@@ -170,8 +140,19 @@ def copies_of(
             "at": now_ms,
         }
         if failure is not used.ending:
-            fields |= {key: text for key, text in (("said", said), ("reply", reply)) if text}
+            words = {"said": ending.said, "reply": ending.reply}
+            fields |= {key: text for key, text in words.items() if text}
         if not used.entry.data:  # written past submit, without the field for messages
             fields["m"] = _encode([*map(repr, used.entry.fields.items())])
         copies.append(Copy(shard.dead, fields))
     return copies
+
+
+def _failure(
+    used: ConsumedEntry, end: AnyTerminal, of_turn: AnyTerminal | None
+) -> TurnFailed | None:
+    """Return why a message is in no context: itself, or the turn that it had joined, failed."""
+    for ending in (end, of_turn if used.ending is None else None):
+        if isinstance(ending, TurnFailed):
+            return ending
+    return None

@@ -1,32 +1,17 @@
 """Publishes a running turn's events: the first at once, later ones gathered, none awaited."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from turnline.contracts.conversation import CallEntry
 from turnline.contracts.replies import AnyEvent, TextDelta, encode_event
 from turnline.worker.errors import LeaseLost, StoreUnavailable
 from turnline.worker.lease import Lease
+from turnline.worker.turn.ports import Store
 
 SHOWN_MAX_BYTES: Final = 2 * 1024 * 1024
 """Text of an attempt that is published as it comes, UTF-8 bytes; the turn's end has all of it."""
-
-
-class EventSink(Protocol):
-    """Where events go."""
-
-    async def emit(
-        self,
-        lease: Lease,
-        events: Sequence[bytes],
-        *,
-        head: str,
-        batch: int,
-        call: CallEntry | None = None,
-    ) -> None:
-        """Publish encoded events; see `turnline.worker.store.conversations`."""
-        ...
 
 
 class EventWriter:
@@ -38,43 +23,36 @@ class EventWriter:
 
     def __init__(
         self,
-        sink: EventSink,
+        store: Store,
         lease: Lease,
+        ids: Mapping[str, Any],
         *,
-        conversation_id: str,
-        turn_id: str,
-        attempt: int,
-        trace_id: str,
-        head: str,
-        next_batch: Callable[[], int],
+        entry_id: str,
+        batches: Iterator[int],
         coalesce_s: float,
         coalesce_bytes: int,
-        on_lost: Callable[[], object],
+        first: Iterable[AnyEvent] = (),
     ) -> None:
-        """Write to `sink` under `lease`.
+        """Write to `store` under `lease`.
 
         Args:
-            sink: Where events go.
+            store: Where events go.
             lease: Of the conversation.
-            conversation_id: Of all events.
-            turn_id: Of all events.
-            attempt: Of all events.
-            trace_id: Of all events.
-            head: Inbox entry whose turn this is.
-            next_batch: Numbers what is sent, growing over all writers of the turn.
+            ids: Conversation, turn, attempt and trace: fields of all events.
+            entry_id: Inbox entry whose turn this is.
+            batches: Numbers what is sent, growing over all writers of the turn.
             coalesce_s: Seconds between two text events, unless `coalesce_bytes` come first.
             coalesce_bytes: Text that is sent without waiting.
-            on_lost: Called if the lease turns out to be lost.
+            first: What goes before everything else, as soon as there is something.
         """
-        self._sink = sink
+        self._store = store
         self._lease = lease
-        self._head = head
-        self._next_batch = next_batch
-        self._ids = (conversation_id, turn_id, attempt, trace_id)
+        self._ids = ids
+        self._entry_id = entry_id
+        self._batches = batches
         self._coalesce_s = coalesce_s
         self._coalesce_chars = coalesce_bytes
-        self._on_lost = on_lost
-        self._events: list[AnyEvent] = []
+        self._events = [*first]
         self._pieces: list[str] = []
         self._chars = 0
         self._offset = 0
@@ -82,33 +60,37 @@ class EventWriter:
         self._flusher: asyncio.Task[None] | None = None
         self._full: asyncio.Future[None] | None = None
         self._sending = asyncio.Lock()
+        self._answering: asyncio.Task[None] | None = None
 
     @property
     def chars(self) -> int:
-        """Characters of text taken so far."""
+        """Characters of text so far."""
         return self._offset + self._chars
 
     def text(self, piece: str) -> None:
-        """Take more of the reply."""
+        """Add more of the reply."""
         self._pieces.append(piece)
         self._chars += len(piece)
-        self._wake(self._chars >= self._coalesce_chars)
+        if self._flusher is None or self._chars >= self._coalesce_chars:
+            self._wake()
 
     def event(self, event: AnyEvent) -> None:
-        """Take an event that stands behind the text so far."""
+        """Add an event that stands behind the text so far."""
         self._seal()
         self._events.append(event)
-        self._wake(full=True)
+        self._wake()
 
-    async def begin_call(self, event: AnyEvent | None, call: CallEntry) -> None:
+    def cancel_when_lost(self, answering: "asyncio.Task[None] | None") -> None:
+        """Cancel this task once the server says that the lease is lost; None: no task any more."""
+        self._answering = answering
+
+    async def begin_call(self, call: CallEntry) -> None:
         """Publish that a model call begins, and return when that is safe.
 
         Raises:
             LeaseLost: Nothing was written.
             StoreUnavailable: Redis did not answer.
         """
-        if event is not None:
-            self._events.insert(0, event)
         self._seal()
         events, self._events = self._events, []
         await self._send(events, call)
@@ -132,8 +114,7 @@ class EventWriter:
 
     def close(self) -> None:
         """Publish nothing more; what is on its way goes on."""
-        if self._full is not None and not self._full.done():
-            self._full.set_result(None)
+        self._end_wait()
 
     def _seal(self) -> None:
         """Make an event of the text gathered."""
@@ -142,35 +123,30 @@ class EventWriter:
         text = "".join(self._pieces)
         self._left_bytes -= len(text) if text.isascii() else len(text.encode())
         if self._left_bytes >= 0:
-            conversation_id, turn_id, attempt, trace_id = self._ids
-            self._events.append(
-                TextDelta(
-                    conversation_id=conversation_id,
-                    turn_id=turn_id,
-                    attempt=attempt,
-                    trace_id=trace_id,
-                    text=text,
-                    offset=self._offset,
-                )
-            )
+            self._events.append(TextDelta(**self._ids, text=text, offset=self._offset))
         self._offset += self._chars
         self._pieces.clear()
         self._chars = 0
 
-    def _wake(self, full: bool) -> None:  # noqa: FBT001  one of two reasons to wake
+    def _wake(self) -> None:
+        """Publish what there is, as soon as what is on its way is through."""
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
-        elif full and self._full is not None and not self._full.done():
-            self._full.set_result(None)
+        else:
+            self._end_wait()
+
+    def _end_wait(self) -> None:
+        if self._full is not None:
+            _resolve(self._full)
 
     async def _send(self, events: Sequence[AnyEvent], call: CallEntry | None = None) -> None:
         """Send one batch; one that has to be tried again is not overtaken by the next."""
         async with self._sending:
-            await self._sink.emit(
+            await self._store.emit(
                 self._lease,
                 [*map(encode_event, events)],
-                head=self._head,
-                batch=self._next_batch(),
+                head=self._entry_id,
+                batch=next(self._batches),
                 call=call,
             )
 
@@ -188,7 +164,8 @@ class EventWriter:
                 await full
                 timer.cancel()
         except LeaseLost:
-            self._on_lost()
+            if self._answering is not None:
+                self._answering.cancel()
         except StoreUnavailable:
             pass  # readers get the whole text with the terminal event
         finally:

@@ -1,9 +1,7 @@
-"""One turn in the making: what the inbox holds, brought into the context by the user aggregator.
+"""One turn in the making: entries of the inbox, brought into a context by its user aggregator."""
 
-No I/O: entries go in, frames go through the aggregator, and what each entry came to is noted.
-"""
-
-from typing import Literal, NamedTuple
+from collections import deque
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +16,7 @@ from turnline.contracts.replies import (
     TurnFailed,
     TurnInterrupted,
     TurnRecord,
+    TurnState,
     encode_event,
 )
 from turnline.contracts.trace_context import TraceContext, TurnTrace, turn_trace
@@ -35,9 +34,16 @@ from turnline.worker.pipeline.frames import (
     UserStoppedSpeakingFrame,
 )
 from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.turn.inbox import Inbox
 
 _to_message = msgspec.to_builtins
-_State = Literal["completed", "failed", "interrupted", "absorbed"]
+_SPEECH_EVENTS = (inbound.UserStartedSpeaking, inbound.UserStoppedSpeaking)
+_STATES: Final[dict[type[AnyTerminal], TurnState]] = {
+    TurnCompleted: "completed",
+    TurnFailed: "failed",
+    TurnInterrupted: "interrupted",
+    TurnAbsorbed: "absorbed",
+}
 
 
 class ConsumedEntry(NamedTuple):
@@ -67,7 +73,10 @@ class Gate(FrameProcessor):
 
 
 class Turn:
-    """Entries of the inbox on their way into the context, until an answer is wanted."""
+    """Entries of the inbox on their way into the context, until an answer is wanted.
+
+    No I/O: entries go in, frames go through the aggregator, and what each entry came to is noted.
+    """
 
     def __init__(
         self,
@@ -83,7 +92,7 @@ class Turn:
         Args:
             conversation_id: Whose inbox it is.
             settings: As they are before this turn.
-            user: Takes what is said.
+            user: Brings what is said into its context.
             since_ms: When the first attempt at this turn began, Redis' clock.
             schemas: Compiles the schemas in messages: what cannot be used ends by name.
         """
@@ -92,8 +101,9 @@ class Turn:
         self.settings_changed = False
         self.context_replaced = False
         self.used: list[ConsumedEntry] = []
-        self.gate = Gate()
-        user.link(self.gate)
+        self.context = user.context
+        self._gate = Gate()
+        user.link(self._gate)
         self._user = user
         self._since_ms = since_ms
         self._schemas = schemas
@@ -102,12 +112,17 @@ class Turn:
     @property
     def wants_answer(self) -> bool:
         """Whether the model is to be run."""
-        return self.gate.wanted
+        return self._gate.wanted
 
     @property
     def is_open(self) -> bool:
-        """Whether more may still join: fragments were taken, or the user is speaking."""
+        """Whether more may still join: there are fragments, or the user is speaking."""
         return self._fragments or self._user.has_pending or self._user.user_speaking
+
+    @property
+    def user_speaking(self) -> bool:
+        """Whether the user started speaking and has not stopped."""
+        return self._user.user_speaking
 
     @property
     def primary(self) -> ConsumedEntry:
@@ -116,21 +131,19 @@ class Turn:
         speaking = [u for u in joined if not isinstance(u.message, _SPEECH_EVENTS)]
         return (speaking or joined)[-1]
 
+    def unlink(self) -> None:
+        """Let go of the aggregator's output: nothing more will be asked of the model."""
+        self._user.unlink()
+
     def has_used(self, entry: Entry) -> bool:
-        """Whether this entry was taken."""
+        """Whether this entry is part of the turn."""
         return any(used.entry.entry_id == entry.entry_id for used in self.used)
 
     def would_answer(self, entry: Entry) -> bool:
         """Whether this entry belongs to a turn of the model (and does not only change things)."""
-        try:
-            message = self._decode(entry)
-        except InvalidMessage:
-            return False
-        match message:
-            case inbound.UserMessage():
-                return message.run
-            case inbound.ContextAppend():
-                return message.run
+        match entry.message:
+            case inbound.UserMessage(run=wanted) | inbound.ContextAppend(run=wanted):
+                return wanted and not self._fault(entry)
             case inbound.Transcription() | inbound.UserStartedSpeaking():
                 return True
             case _:
@@ -138,46 +151,40 @@ class Turn:
 
     def would_join(self, entry: Entry) -> bool:
         """Whether this entry can be part of a message that is still open."""
+        return isinstance(entry.message, inbound.UserStoppedSpeaking) or self.would_answer(entry)
+
+    def _fault(self, entry: Entry) -> str:
+        """Return how a message breaks the contract, or a schema in it that cannot be used."""
+        if entry.message is None:
+            return entry.fault
         try:
-            message = self._decode(entry)
-        except InvalidMessage:
-            return False
-        return isinstance(message, inbound.UserStoppedSpeaking) or self.would_answer(entry)
+            self._schemas.check(entry.message)
+        except InvalidMessage as error:
+            return str(error)
+        return ""
 
-    def _decode(self, entry: Entry) -> inbound.Inbound:
-        """Return an entry's message.
-
-        Raises:
-            InvalidMessage: It breaks the contract, or a schema in it cannot be used.
-        """
-        message = inbound.decode(entry.data)
-        self._schemas.check(message)
-        return message
-
-    async def take(self, entry: Entry, *, joins_next: bool = False) -> None:
-        """Take the next entry of the inbox.
+    async def add(self, entry: Entry, *, joins_next: bool = False) -> None:
+        """Use the next entry of the inbox.
 
         Args:
             entry: The next one, in order.
             joins_next: Treat a complete user message as a fragment of one still to come.
         """
-        try:
-            message = self._decode(entry)
-        except InvalidMessage as error:
-            self._consume(entry, None, self._failed(entry, "invalid_message", str(error)))
-            return
-        if message.conversation_id != self.conversation_id:
+        message = entry.message
+        if (fault := self._fault(entry)) or message is None:
+            self._consume(entry, None, self._failed(entry, None, "invalid_message", fault))
+        elif message.conversation_id != self.conversation_id:
             text = "conversation_id: that of the inbox the message is in"
-            self._consume(entry, message, self._failed(entry, "invalid_message", text))
-            return
-        await self._take_message(entry, message, joins_next=joins_next)
+            self._consume(entry, message, self._failed(entry, message, "invalid_message", text))
+        else:
+            await self._add_message(entry, message, joins_next=joins_next)
 
-    async def _take_message(
+    async def _add_message(
         self, entry: Entry, message: inbound.Inbound, *, joins_next: bool
     ) -> None:
         match message:
             case inbound.UserMessage():
-                await self._take_user_message(entry, message, joins_next=joins_next)
+                await self._add_user_message(entry, message, joins_next=joins_next)
             case inbound.Transcription():
                 frame = TranscriptionFrame if message.final else InterimTranscriptionFrame
                 self._consume(entry, message, None)
@@ -204,9 +211,9 @@ class Turn:
                 self._consume(entry, message, self._completed(message))
             case inbound.ToolResult():
                 text = "no tool call of this conversation waits for a result"
-                self._consume(entry, message, self._failed(entry, "unknown_call", text))
+                self._consume(entry, message, self._failed(entry, message, "unknown_call", text))
 
-    async def _take_user_message(
+    async def _add_user_message(
         self, entry: Entry, message: inbound.UserMessage, *, joins_next: bool
     ) -> None:
         content: object = message.text or [_to_message(part) for part in message.parts]
@@ -218,8 +225,10 @@ class Turn:
         self._consume(entry, message, None)
         if joins_next or not message.final:
             self._fragments = True
-            if message.parts:
-                await self._keep_pending()
+            if message.parts:  # what is pending goes before them, and asks for no answer yet
+                wanted = self._gate.wanted
+                await self._user.push_aggregation()
+                self._gate.wanted = wanted
                 await self._send(LLMMessagesAppendFrame([spoken]))
             else:
                 await self._send(TranscriptionFrame(message.text, "", ""))
@@ -232,28 +241,23 @@ class Turn:
             await self._user.push_aggregation()
             await self._send(LLMMessagesAppendFrame([spoken], run_llm=True))
 
-    async def _keep_pending(self) -> None:
-        """Put what is pending into the context, without asking for an answer yet."""
-        wanted = self.gate.wanted
-        await self._user.push_aggregation()
-        self.gate.wanted = wanted
-
     def consume_result(self, entry: Entry, message: inbound.ToolResult) -> None:
         """Use up the result of a tool call of this turn."""
         self._consume(entry, message, self._completed(message))
 
+    def fail_unread(self, entry: Entry, code: str, text: str, *, attempt: int) -> None:
+        """End a message without bringing anything of it into the context."""
+        failed = self._failed(entry, entry.message, code, text)
+        self._consume(entry, entry.message, msgspec.structs.replace(failed, attempt=attempt))
+
     async def close(self) -> None:
-        """Take the user to be done: what is pending becomes a message."""
+        """Assume that the user is done: what is pending becomes a message."""
         self._fragments = False
         await self._user.push_aggregation()
-        if any(used.ending is None for used in self.used) and self._has_said_something():
-            self.gate.wanted = True
-
-    def _has_said_something(self) -> bool:
-        return any(
-            used.ending is None and isinstance(used.message, inbound.UserMessage)
-            for used in self.used
-        )
+        if any(
+            it.ending is None and isinstance(it.message, inbound.UserMessage) for it in self.used
+        ):
+            self._gate.wanted = True
 
     async def _send(self, frame: Frame) -> None:
         await self._user.process_frame(frame, DOWNSTREAM)
@@ -274,10 +278,12 @@ class Turn:
             metadata=message.metadata,
         )
 
-    def _failed(self, entry: Entry, code: str, text: str) -> TurnFailed:
+    def _failed(
+        self, entry: Entry, message: inbound.Inbound | None, code: str, text: str
+    ) -> TurnFailed:
         return TurnFailed(
             conversation_id=self.conversation_id,
-            turn_id=_turn_id(entry, None),
+            turn_id=_turn_id(entry, message),
             code=code,
             message=text,
         )
@@ -301,12 +307,68 @@ class Turn:
         )
 
 
-def message_of(entry: Entry) -> inbound.Inbound | None:
-    """Return an entry's message; None for one that breaks the contract, which ends by itself."""
-    try:
-        return inbound.decode(entry.data)
-    except InvalidMessage:
-        return None
+async def collect(
+    turn: Turn, inbox: Inbox, *, aggregation_timeout_s: float, speech_timeout_s: float
+) -> bool:
+    """Add entries of the inbox until an answer is wanted, or only changes are left to commit.
+
+    Args:
+        turn: The entries become part of it.
+        inbox: Read again while more may follow.
+        aggregation_timeout_s: Silence after which a message in pieces is assumed to be whole.
+        speech_timeout_s: How long to wait in place for a user who is speaking.
+
+    Returns:
+        Whether that is so; False if the user goes on speaking, for longer than is waited here.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+    """
+    waiting = deque(inbox.entries)
+    rollback = inbox.pending_control("rollback")
+    held_back: list[Entry] = []
+    while True:
+        while waiting and not turn.wants_answer:
+            if turn.used and not turn.is_open and turn.would_answer(waiting[0]):
+                return True  # what only changes the conversation takes effect first
+            entry = waiting.popleft()
+            if turn.is_open and not turn.would_join(entry):
+                held_back.append(entry)  # behind this turn, unless the turn goes on after it
+                continue
+            for earlier in held_back:
+                await turn.add(earlier)
+            held_back.clear()
+            if entry is rollback:
+                rollback = None
+            await turn.add(entry, joins_next=rollback is not None)
+        if turn.wants_answer or not turn.is_open:
+            return True
+        timeout_s = speech_timeout_s if turn.user_speaking else aggregation_timeout_s
+        if more := await inbox.wait_for_more(timeout_s):
+            waiting.extend(more)
+        elif turn.user_speaking:
+            return False
+        else:
+            await turn.close()
+
+
+async def collect_again(turn: Turn, inbox: Inbox, last_entry_id: str) -> None:
+    """Add what an earlier attempt used: what came since belongs to another turn.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+    """
+    while all(it.entry_id != last_entry_id for it in inbox.entries) and await inbox.more():
+        pass
+    rollback = inbox.pending_control("rollback")
+    for entry in inbox.entries:
+        if entry is rollback:
+            rollback = None
+        await turn.add(entry, joins_next=rollback is not None)
+        if entry.entry_id == last_entry_id:
+            break
+    if not turn.wants_answer:
+        await turn.close()
 
 
 def _turn_id(entry: Entry, message: inbound.Inbound | None) -> str:
@@ -337,27 +399,18 @@ def trace_of(
     )
 
 
-def _state(ending: AnyTerminal) -> _State:
-    match ending:
-        case TurnCompleted():
-            return "completed"
-        case TurnFailed():
-            return "failed"
-        case TurnInterrupted():
-            return "interrupted"
-        case TurnAbsorbed():
-            return "absorbed"
-
-
-_SPEECH_EVENTS = (inbound.UserStartedSpeaking, inbound.UserStoppedSpeaking)
-
-
 def record_of(
-    used: ConsumedEntry, ending: AnyTerminal, *, attempts: int, finished_at_ms: int, worker: str
+    used: ConsumedEntry,
+    ending: AnyTerminal,
+    *,
+    attempts: int,
+    finished_at_ms: int,
+    worker: str,
+    messages: tuple[int, int] = (0, 0),
 ) -> TurnRecord:
-    """Return what is kept of a turn that has ended."""
+    """Return what is kept of a turn that has ended; its messages are (first, behind the last)."""
     return TurnRecord(
-        state=_state(ending),
+        state=_STATES[type(ending)],
         accepted_at_ms=used.entry.accepted_at_ms,
         after=used.entry.after,
         digest=used.entry.digest,
@@ -365,5 +418,7 @@ def record_of(
         attempts=attempts,
         trace_id=ending.trace_id,
         worker=worker,
+        messages_from=messages[0],
+        messages_to=messages[1],
         event=msgspec.Raw(encode_event(ending)),
     )

@@ -1,37 +1,30 @@
 """What is known to wait in a conversation's inbox while one attempt runs."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
 from turnline.worker.effects import Entry
 from turnline.worker.lease import Lease
-
-
-class InboxReader(Protocol):
-    """Where more of an inbox comes from."""
-
-    async def more(self, lease: Lease, after: str) -> list[Entry]:
-        """Return what came in behind the entry `after`."""
-        ...
+from turnline.worker.turn.ports import Store
 
 
 class Inbox:
-    """Entries of one inbox, oldest first: those loaded, and what was seen to follow them."""
+    """Entries of one inbox, oldest first: those loaded, and what was read behind them."""
 
-    def __init__(self, reader: InboxReader, lease: Lease, entries: Sequence[Entry]) -> None:
+    def __init__(self, store: Store, lease: Lease, entries: Sequence[Entry]) -> None:
         """Begin with what was loaded, one entry or more."""
-        self._reader = reader
+        self._store = store
         self._lease = lease
         self.entries = list(entries)
 
     @property
-    def head(self) -> str:
-        """The first entry: whose turn it is."""
+    def first(self) -> str:
+        """The id of the oldest entry: whose turn it is."""
         return self.entries[0].entry_id
 
     @property
     def last(self) -> str:
-        """The last entry that was seen."""
+        """The id of the newest entry that was read."""
         return self.entries[-1].entry_id
 
     async def more(self) -> list[Entry]:
@@ -40,12 +33,12 @@ class Inbox:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        more = await self._reader.more(self._lease, self.last)
+        more = await self._store.more(self._lease, self.last)
         self.entries.extend(more)
         return more
 
-    async def see_all(self) -> None:
-        """Look until there is nothing more.
+    async def read_all(self) -> None:
+        """Read until there is nothing more.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -53,7 +46,23 @@ class Inbox:
         while await self.more():
             pass
 
-    def acting(self, act: str) -> Entry | None:
-        """Return the known entry that asks this of the turn at the head, the latest of several."""
-        head = self.head
-        return next((it for it in reversed(self.entries) if it.control_for(head) == act), None)
+    async def wait_for_more(self, timeout_s: float) -> list[Entry]:
+        """Return what comes in next; nothing after so many seconds in which nothing came.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        inbox_changed = self._lease.inbox_changed
+        while True:
+            inbox_changed.clear()
+            if more := await self.more():
+                return more
+            try:
+                await asyncio.wait_for(inbox_changed.wait(), timeout_s)
+            except TimeoutError:
+                return []
+
+    def pending_control(self, action: str) -> Entry | None:
+        """Return the latest entry known that asks this of the turn of the first entry."""
+        first = self.first
+        return next((it for it in reversed(self.entries) if it.control_for(first) == action), None)

@@ -10,8 +10,7 @@ from turnline.worker.effects import ConversationSnapshot
 from turnline.worker.pipeline.calls import LLMCall
 
 _decode_call = msgspec.json.Decoder(CallEntry).decode
-_CERTAIN: UsageState = "reported"
-_LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", _CERTAIN)
+_LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", "reported")
 
 
 class Ledger:
@@ -59,8 +58,9 @@ class Ledger:
 
     def wasted_tokens(self, turn_id: str) -> int:
         """Return what calls of a turn used up that led to nothing, counted or estimated."""
-        calls = (*self._noted, *self.abandoned)
-        return sum(tokens_of(call.usage) for call in calls if call.turn_id == turn_id)
+        spent = (it.usage for it in (*self._noted, *self.abandoned) if it.turn_id == turn_id)
+        # Providers differ in whether reasoning is part of the completion.
+        return sum(max(it.total_tokens, it.prompt_tokens + it.completion_tokens) for it in spent)
 
     @property
     def entries(self) -> list[CallEntry]:
@@ -75,11 +75,8 @@ class Ledger:
     @property
     def usage_state(self) -> UsageState:
         """The least certain state among what made the answer."""
-        states = {call.state for call in self.kept}
-        for state in _LEAST_CERTAIN_FIRST:
-            if any(state == found for found in states):
-                return state
-        return _CERTAIN
+        certainties = (_LEAST_CERTAIN_FIRST.index(call.state) for call in self.kept)
+        return _LEAST_CERTAIN_FIRST[min(certainties, default=-1)]
 
 
 def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
@@ -124,11 +121,6 @@ def usage_of(call: LLMCall) -> Usage:
         cost_usd_ticks=counted.cost_usd_ticks or 0,
         unpriced_calls=int(call.is_unpriced),
     )
-
-
-def tokens_of(usage: Usage) -> int:
-    """Return all tokens, whichever way the provider counts reasoning."""
-    return max(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
 
 
 def _wall_ms(clock_s: float) -> int:

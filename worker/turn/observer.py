@@ -1,4 +1,4 @@
-"""What the driver tells whoever watches turns. Plain calls: they take no time and never fail."""
+"""What whoever watches turns learns. Plain calls: they take no time and never fail."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,8 +12,8 @@ from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.turn.gathering import ConsumedEntry
 
 
-class AttemptObserver(Protocol):
-    """Watches one attempt at one turn."""
+class AttemptObserver:
+    """Watches one attempt at one turn; what a subclass does not override does nothing."""
 
     def collected(self, used: Sequence[ConsumedEntry], owner: ConsumedEntry) -> None:
         """The inbox entries that make the turn are known; again after a rollback.
@@ -22,45 +22,35 @@ class AttemptObserver(Protocol):
             used: In their order.
             owner: The one that carries the reply; the first, if none is wanted.
         """
-        ...
 
     def call_started(
         self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
     ) -> None:
         """A request is about to be sent; the settings are those it was made by."""
-        ...
 
-    def said(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         """The model said something."""
-        ...
 
     def call_finished(self, call: LLMCall) -> None:
         """A call is over, in whatever way."""
-        ...
 
     def tool_started(self, call_id: str, name: str, arguments: Any) -> None:
         """A function that the model calls begins to run."""
-        ...
 
     def tool_finished(self, call_id: str, result: Any, failure: str | None) -> None:
         """A function has its result; `failure` says why it is only an error, None on success."""
-        ...
 
     def retrying(self, code: str, wait_s: float) -> None:
         """The attempt is given up; another one is made after a while."""
-        ...
 
     def committing(self) -> None:
         """The commit is about to be sent."""
-        ...
 
     def committed(self, effects: Effects, outcome: str) -> None:
         """The commit was answered: `committed`, `released` or `duplicate`."""
-        ...
 
     def ended(self, outcome: Outcome | BaseException) -> None:
         """The attempt is over: called once, last."""
-        ...
 
 
 class Observer(Protocol):
@@ -81,7 +71,7 @@ class Observer(Protocol):
         ...
 
 
-class Unobserved:
+class Unobserved(AttemptObserver):
     """Nobody watches. Is both kinds of observer."""
 
     def attempt(
@@ -94,35 +84,3 @@ class Unobserved:
     ) -> AttemptObserver:
         """Return this."""
         return self
-
-    def collected(self, used: Sequence[ConsumedEntry], owner: ConsumedEntry) -> None:
-        """Nothing."""
-
-    def call_started(
-        self, call: LLMCall, context: OpenAILLMContext, settings: ConversationSettings
-    ) -> None:
-        """Nothing."""
-
-    def said(self, text: str) -> None:
-        """Nothing."""
-
-    def call_finished(self, call: LLMCall) -> None:
-        """Nothing."""
-
-    def tool_started(self, call_id: str, name: str, arguments: Any) -> None:
-        """Nothing."""
-
-    def tool_finished(self, call_id: str, result: Any, failure: str | None) -> None:
-        """Nothing."""
-
-    def retrying(self, code: str, wait_s: float) -> None:
-        """Nothing."""
-
-    def committing(self) -> None:
-        """Nothing."""
-
-    def committed(self, effects: Effects, outcome: str) -> None:
-        """Nothing."""
-
-    def ended(self, outcome: Outcome | BaseException) -> None:
-        """Nothing."""

@@ -5,7 +5,7 @@ import logging
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -25,11 +25,10 @@ from turnline.contracts.conversation import (
 from turnline.contracts.json_schemas import BadSchema, Schema, Schemas
 from turnline.worker.files import UnusableFile, read_text
 from turnline.worker.schema_checking import Checker
-from turnline.worker.turn.tool_calls import Toolbox, ToolLimits
 
 log = logging.getLogger("turnline.agents")
 
-_MOST_TOOLS = 128
+MOST_TOOLS = 128
 """Functions that Grok takes in one request."""
 _MOST_BYTES = 1024 * 1024
 """Of the agents file; a second or two of reading, apart from the loop."""
@@ -154,6 +153,53 @@ class AgentsFile:
         return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
+class ToolLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds the tool calls of a turn."""
+
+    max_tool_rounds: int = 8
+    """Model calls per turn; tools asked for in the last one are not run."""
+    result_bytes: int = 65_536
+    """UTF-8 bytes of one result; the rest is cut."""
+    wait_s: float = 3_600.0
+    """Seconds until a call that nobody answers fails, where its tool says nothing else."""
+
+
+class ToolOptions(Protocol):
+    """How a tool is run; see `turnline.worker.tools.declaration`."""
+
+    @property
+    def timeout_s(self) -> float | None: ...  # noqa: D102
+    @property
+    def retry_safe(self) -> bool: ...  # noqa: D102
+    @property
+    def cancel_on_interruption(self) -> bool: ...  # noqa: D102
+
+
+class Tools(Protocol):
+    """The tools that this worker has; see `turnline.worker.tools.runner`."""
+
+    @property
+    def definitions(self) -> Sequence[tuple[str, dict[str, Any], float | None]]: ...  # noqa: D102
+    def options(self, name: str) -> ToolOptions | None: ...  # noqa: D102
+    async def call(  # noqa: D102
+        self, name: str, arguments: Mapping[str, Any], call: "CallIds"
+    ) -> str: ...
+
+
+class CallIds(NamedTuple):
+    """Which call it is."""
+
+    conversation_id: str
+    turn_id: str
+    attempt: int
+    call_id: str
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same whenever this call is run again."""
+        return f"{self.conversation_id}/{self.turn_id}/{self.call_id}"
+
+
 class Plan(NamedTuple):
     """What one turn works with."""
 
@@ -177,7 +223,7 @@ class Planner:
 
     def __init__(
         self,
-        toolbox: Toolbox | None = None,
+        toolbox: Tools | None = None,
         agents: AgentsFile | None = None,
         limits: ToolLimits | None = None,
         checker: Checker | None = None,
@@ -257,8 +303,8 @@ class Planner:
                     arguments[name] = self.checker.schemas.of_arguments(parameters)
                 except BadSchema as error:
                     problem = ("invalid_schema", f"parameters of the tool {name}: {error}")
-        if len(tools) > _MOST_TOOLS:
-            text = f"{len(tools)} tools are offered; a model takes {_MOST_TOOLS}"
+        if len(tools) > MOST_TOOLS:
+            text = f"{len(tools)} tools are offered; a model takes {MOST_TOOLS}"
             problem = ("too_many_tools", text)
         plan = Plan(settings, tools, offered, limits, arguments, problem=problem)
         return plan if settings.response_format is None else self._with_reply(plan)

@@ -1,12 +1,11 @@
-"""What a conversation's driver is made of: ports to the adapters, and its settings."""
+"""The ports of a turn to the adapters, and the settings by which turns are run."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
-from turnline.contracts.conversation import ConversationSettings
-from turnline.contracts.keys import ShardKeys
+from turnline.contracts.conversation import CallEntry, ConversationSettings
 from turnline.worker.effects import Committed, ConversationSnapshot, Copy, Effects, Entry
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.aggregators import (
@@ -15,30 +14,33 @@ from turnline.worker.pipeline.aggregators import (
     LLMUserAggregatorParams,
     LLMUserContextAggregator,
 )
-from turnline.worker.pipeline.calls import CallObserver, LLMCall
+from turnline.worker.pipeline.calls import CallObserver
 from turnline.worker.pipeline.context import OpenAILLMContext
-from turnline.worker.pipeline.frames import (
-    Frame,
-    FunctionCallFromLLM,
-)
+from turnline.worker.pipeline.frames import Frame, FunctionCallFromLLM
 from turnline.worker.pipeline.functions import FunctionRegistry
 from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor
-from turnline.worker.turn.event_writer import EventSink
-from turnline.worker.turn.observer import Observer
-from turnline.worker.turn.plan import Planner
 
 
-class Store(EventSink, Protocol):
-    """What the driver asks of the store; see `turnline.worker.store.conversations`."""
+class Store(Protocol):
+    """What a turn asks of the store; see `turnline.worker.store.conversations`."""
 
     async def load(self, lease: Lease) -> ConversationSnapshot: ...  # noqa: D102
     async def more(self, lease: Lease, after: str) -> list[Entry]: ...  # noqa: D102
     async def shown(self, lease: Lease, after: str, turn_id: str) -> str: ...  # noqa: D102
+    async def emit(  # noqa: D102
+        self,
+        lease: Lease,
+        events: Sequence[bytes],
+        *,
+        head: str,
+        batch: int,
+        call: CallEntry | None = None,
+    ) -> None: ...
     async def checkpoint(  # noqa: D102
         self, lease: Lease, known: int, steps: Sequence[bytes], copies: Sequence[Copy] = ()
     ) -> int: ...
     async def commit(  # noqa: D102
-        self, lease: Lease, effects: Effects, *, go_on: bool
+        self, lease: Lease, effects: Effects, *, keep_lease: bool
     ) -> Committed: ...
 
 
@@ -60,10 +62,6 @@ class AggregatorPair(Protocol):
 class ModelService(Protocol):
     """A Grok service as the driver uses it; see `turnline.worker.services.grok.llm`."""
 
-    @property
-    def model_name(self) -> str: ...  # noqa: D102
-    @property
-    def calls(self) -> Sequence[LLMCall]: ...  # noqa: D102
     def link(self, processor: FrameProcessor) -> None: ...  # noqa: D102
     def unlink(self) -> None: ...  # noqa: D102
     def use_functions(self, functions: FunctionRegistry) -> None: ...  # noqa: D102
@@ -73,6 +71,11 @@ class ModelService(Protocol):
     async def resume(  # noqa: D102
         self, context: OpenAILLMContext, calls: Sequence[FunctionCallFromLLM], *, answer: bool
     ) -> None: ...
+
+
+class Services(Protocol):
+    """Makes what talks to the model; see `turnline.worker.main.GrokServices`."""
+
     def create_context_aggregator(  # noqa: D102
         self,
         context: OpenAILLMContext,
@@ -80,10 +83,15 @@ class ModelService(Protocol):
         user_params: LLMUserAggregatorParams,
         assistant_params: LLMAssistantAggregatorParams,
     ) -> AggregatorPair: ...
+    def model_of(self, settings: ConversationSettings) -> str:
+        """Return the name of the model that a conversation with these settings talks to."""
+        ...
 
-
-ServiceFactory = Callable[[str, ConversationSettings, CallObserver], ModelService]
-"""(conversation id, settings, observer) -> a service for one attempt at one turn."""
+    def __call__(
+        self, conversation_id: str, settings: ConversationSettings, observer: CallObserver
+    ) -> ModelService:
+        """Return a service for one attempt at one turn."""
+        ...
 
 
 class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,15 +109,3 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
     speech_timeout_s: float = 30.0
     coalesce_s: float = 0.02
     coalesce_bytes: int = 512
-
-
-class Parts(NamedTuple):
-    """What every turn of a shard is run with."""
-
-    store: Store
-    services: ServiceFactory
-    breakers: Breakers
-    shard: ShardKeys
-    settings: DriverSettings
-    observer: Observer
-    planner: Planner

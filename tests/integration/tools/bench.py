@@ -20,8 +20,7 @@ from turnline.worker.tools.description import describe
 from turnline.worker.tools.loader import LoadedTool, LoadedTools
 from turnline.worker.tools.runner import Toolbox
 from turnline.worker.turn.driver import ConversationDriver
-from turnline.worker.turn.plan import AgentsFile, Planner
-from turnline.worker.turn.tool_calls import ToolLimits
+from turnline.worker.turn.plan import AgentsFile, Planner, ToolLimits
 
 
 def toolbox_of(*tools: Tool[Any, Any], schemas: Sequence[ToolDefinition] = ()) -> Toolbox:

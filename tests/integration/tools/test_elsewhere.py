@@ -31,7 +31,7 @@ from turnline.contracts.replies import TERMINAL, ToolCallFinished, ToolCallStart
 from turnline.ops.simulator import Simulator
 from turnline.worker.outcome import Parked
 from turnline.worker.tools import tool
-from turnline.worker.turn.tool_calls import ToolLimits
+from turnline.worker.turn.plan import ToolLimits
 
 KEYS = conversation_keys("{s0}", "c")
 REFUND = ToolDefinition(

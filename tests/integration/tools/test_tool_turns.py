@@ -17,7 +17,7 @@ from turnline.contracts.protocol import TextAssembler
 from turnline.contracts.replies import TextDelta, ToolCallFinished, ToolCallStarted, TurnStarted
 from turnline.ops.simulator import Simulator
 from turnline.worker.tools import ToolContext, ToolFailed, tool
-from turnline.worker.turn.tool_calls import ToolLimits
+from turnline.worker.turn.plan import ToolLimits
 
 
 @tool

@@ -10,13 +10,11 @@ from tests.integration.worker.test_queue import Rig, rig
 from tests.support.driving import SHARD, Hand, fleet
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
-from turnline.contracts.conversation import ConversationSettings
 from turnline.contracts.keys import conversation_keys
 from turnline.ops.simulator import Simulator
 from turnline.worker.outcome import Outcome, Parked
-from turnline.worker.pipeline.calls import CallObserver
 from turnline.worker.tools import tool
-from turnline.worker.turn.ports import ModelService, ServiceFactory
+from turnline.worker.turn.ports import AggregatorPair, ModelService, Services
 
 KEYS = conversation_keys(SHARD.tag, "c")
 __all__ = ["rig"]  # the fixture
@@ -160,17 +158,19 @@ async def test_a_tool_may_return_what_is_no_utf8(
 class Defective:
     """Makes services, but not the first few times: a defect that no attempt survives."""
 
-    def __init__(self, services: ServiceFactory, defects: int) -> None:
+    def __init__(self, services: Services, defects: int) -> None:
         self._services = services
         self._left = defects
+        self.model_of = services.model_of
 
-    def __call__(
-        self, conversation_id: str, settings: ConversationSettings, observer: CallObserver
-    ) -> ModelService:
+    def create_context_aggregator(self, *given: Any, **more: Any) -> AggregatorPair:
         if self._left > 0:
             self._left -= 1
             raise RuntimeError("defect")
-        return self._services(conversation_id, settings, observer)
+        return self._services.create_context_aggregator(*given, **more)
+
+    def __call__(self, *given: Any) -> ModelService:
+        return self._services(*given)
 
 
 @pytest.mark.parametrize(("defects", "attempt"), [(3, 4), (5, 5)])

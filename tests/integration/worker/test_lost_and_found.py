@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -270,28 +271,23 @@ async def test_a_batch_of_events_that_is_tried_again_is_not_overtaken(
     """What overtook it would make the server take it for a repetition, and drop it."""
     receipt = await client.submit(user("hi"))
     lease = await hand.must_claim()
-    head = (await hand.store.load(lease)).entries[0].entry_id
+    entry_id = (await hand.store.load(lease)).entries[0].entry_id
     batcher = LossyBatcher(hand.redis)
-    numbers = iter(range(1, 10))
     writer = EventWriter(
         Conversations(hand.redis, batcher, SHARD, cache=ContextCache(0)),
         lease,
-        conversation_id="c",
-        turn_id=receipt.turn_id,
-        attempt=1,
-        trace_id="",
-        head=head,
-        next_batch=lambda: next(numbers),
+        {"conversation_id": "c", "turn_id": receipt.turn_id, "attempt": 1, "trace_id": ""},
+        entry_id=entry_id,
+        batches=itertools.count(1),
         coalesce_s=0.01,
         coalesce_bytes=512,
-        on_lost=lambda: None,
     )
     call = CallEntry(call_id="x", turn_id=receipt.turn_id, attempt=1, model="m", state="unknown")
 
     writer.text("one ")
     await wait_until(lambda: batcher.has_lost, "the first batch is lost")
     writer.text("two ")
-    await writer.begin_call(None, call)
+    await writer.begin_call(call)
 
     events = [msgspec.json.decode(fields[b"e"]) for _, fields in await redis.xrange(KEYS.events)]
     assert [event["text"] for event in events] == ["one ", "two "]

@@ -188,9 +188,11 @@ class QueueAndStore(RuleBasedStateMachine):
         other=workers,
         accident=st.sampled_from(["none", "expire", "expire and redo", "crash", "forget"]),
         strikes_after=st.sampled_from(["claim", "load", "call", "commit"]),
-        go_on=st.booleans(),
+        keep_lease=st.booleans(),
     )
-    def work(self, worker: int, other: int, accident: str, strikes_after: str, go_on: bool) -> None:
+    def work(
+        self, worker: int, other: int, accident: str, strikes_after: str, keep_lease: bool
+    ) -> None:
         """Claim, load, call, commit: with an accident somewhere in between."""
         self.claim(worker, loads=False)
         if worker not in self.held:
@@ -206,7 +208,7 @@ class QueueAndStore(RuleBasedStateMachine):
                 case "call" if held.loaded:
                     self._call_model(worker)
                 case "commit" if held.loaded and held.loaded.entries:
-                    self._commit(worker, go_on=go_on, rewrite=False)
+                    self._commit(worker, keep_lease=keep_lease, rewrite=False)
                 case _:
                     pass
             if stage == strikes_after:
@@ -225,7 +227,7 @@ class QueueAndStore(RuleBasedStateMachine):
                     self.claim(other, loads=True)
                     held = self.held.get(other)
                     if held is not None and held.loaded and held.loaded.entries:
-                        self._commit(other, go_on=True, rewrite=False)
+                        self._commit(other, keep_lease=True, rewrite=False)
             case _:
                 pass
 
@@ -288,12 +290,12 @@ class QueueAndStore(RuleBasedStateMachine):
         told.open_call = True
 
     @precondition(lambda self: any(h.loaded and h.loaded.entries for h in self.held.values()))
-    @rule(data=st.data(), go_on=st.booleans(), rewrite=st.booleans())
-    def commit(self, data: Any, go_on: bool, rewrite: bool) -> None:
+    @rule(data=st.data(), keep_lease=st.booleans(), rewrite=st.booleans())
+    def commit(self, data: Any, keep_lease: bool, rewrite: bool) -> None:
         ready = sorted(w for w, h in self.held.items() if h.loaded and h.loaded.entries)
-        self._commit(data.draw(st.sampled_from(ready)), go_on=go_on, rewrite=rewrite)
+        self._commit(data.draw(st.sampled_from(ready)), keep_lease=keep_lease, rewrite=rewrite)
 
-    def _commit(self, worker: int, *, go_on: bool, rewrite: bool) -> None:
+    def _commit(self, worker: int, *, keep_lease: bool, rewrite: bool) -> None:
         held, counts = self.held[worker], self._counts(worker)
         assert held.loaded is not None
         name = held.lease.conversation_id
@@ -325,7 +327,7 @@ class QueueAndStore(RuleBasedStateMachine):
         )
         try:
             done = self.do_in_loop(
-                lambda: self.stores[worker].commit(held.lease, effects, go_on=go_on)
+                lambda: self.stores[worker].commit(held.lease, effects, keep_lease=keep_lease)
             )
         except LeaseLost:
             assert not counts
@@ -337,7 +339,7 @@ class QueueAndStore(RuleBasedStateMachine):
             return
         assert counts
         again = self.do_in_loop(
-            lambda: self.stores[worker].commit(held.lease, effects, go_on=go_on)
+            lambda: self.stores[worker].commit(held.lease, effects, keep_lease=keep_lease)
         )  # as after a lost reply
         assert again.outcome == "duplicate"
         held.lease.released = done.outcome == "released"
@@ -350,11 +352,11 @@ class QueueAndStore(RuleBasedStateMachine):
         told.open_call = False
         assert done.length == len(told.context)
         if done.outcome == "committed":
-            assert go_on
+            assert keep_lease
             assert [e.turn_id for e in done.entries] == told.inbox
             held.loaded = None
         else:
-            assert not go_on or not told.inbox
+            assert not keep_lease or not told.inbox
             told.holder = None
             del self.held[worker]
 

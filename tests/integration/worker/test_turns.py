@@ -533,7 +533,7 @@ async def test_a_zombie_cannot_write(
         hand.store.load(stale),
         hand.store.emit(stale, [b"{}"], head="", batch=1),
         hand.store.checkpoint(stale, 0, [b"m{}"]),
-        hand.store.commit(stale, effects, go_on=True),
+        hand.store.commit(stale, effects, keep_lease=True),
     ):
         with pytest.raises(LeaseLost):
             await write
@@ -635,7 +635,7 @@ async def test_a_full_server_refuses_whole_commits_and_nothing_is_lost(
             effects = Effects(
                 turn_id="x", entries=[(await redis.xrange(KEYS.inbox))[0][0].decode()]
             )
-            commit = asyncio.create_task(worker.store.commit(lease, effects, go_on=True))
+            commit = asyncio.create_task(worker.store.commit(lease, effects, keep_lease=True))
             await wait_until(lambda: _refused(redis), "the commit is refused")
             assert await redis.xlen(KEYS.inbox) == 1
             commit.cancel()
@@ -667,7 +667,7 @@ async def test_a_repeated_batch_of_events_says_nothing_twice(
     assert [fields[b"e"] for _, fields in await redis.xrange(KEYS.events)] == [b"1", b"2"]
 
     effects = Effects(turn_id=receipt.turn_id, entries=[head])
-    await hand.store.commit(lease, effects, go_on=True)
+    await hand.store.commit(lease, effects, keep_lease=True)
     await hand.store.emit(lease, [b"late"], head=head, batch=3)
 
     assert await redis.xlen(KEYS.events) == 2

@@ -6,6 +6,7 @@ raise one says why in the change.
 
 import asyncio
 import gc
+import itertools
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -16,14 +17,18 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 
+from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.trace_context import TurnTrace
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import OpenAILLMContextFrame
 from turnline.worker.pipeline.processor import DOWNSTREAM
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.turn.attempt import Tap
+from turnline.worker.turn.attempt_log import AttemptLog, TurnFacts
 from turnline.worker.turn.event_writer import EventWriter
-from turnline.worker.turn.tap import Tap
+from turnline.worker.turn.observer import Unobserved
 
 SHORT, LONG = 20, 220
 """Chunks of two replies; what they differ by is what chunks cost."""
@@ -133,20 +138,28 @@ async def answer(pieces: Sequence[bytes]) -> Counted:
         service = GrokLLMService(api_key="xai-test", client=client)
         context = OpenAILLMContext([{"role": "user", "content": "hi"}])
         pair = service.create_context_aggregator(context)
-        tap = Tap()
-        tap.writer = writer = EventWriter(
+        facts = TurnFacts("c-1", "t-1", 1, TurnTrace("", ""))
+        writer = EventWriter(
             Readers(),
             Lease("{s0}", "c-1", "1 w"),
-            conversation_id="c-1",
-            turn_id="t-1",
-            attempt=1,
-            trace_id="",
-            head="1-1",
-            next_batch=lambda: 1,
+            facts.ids,
+            entry_id="1-1",
+            batches=itertools.count(1),
             coalesce_s=3600,
             coalesce_bytes=1_000_000,
-            on_lost=lambda: None,
         )
+        nothing: Any = None
+        log = AttemptLog(
+            facts,
+            writer,
+            nothing,
+            nothing,
+            Unobserved(),
+            context=context,
+            settings=ConversationSettings(),
+            opening=(),
+        )
+        tap = Tap(log, nothing)
         service.link(tap)
         tap.link(pair.assistant())
         with counting() as counted:

@@ -21,7 +21,7 @@ from turnline.worker.tools.description import describe
 from turnline.worker.tools.loader import LoadedTool, LoadedTools
 from turnline.worker.tools.runner import Toolbox
 from turnline.worker.tools.types import BadTool
-from turnline.worker.turn.tool_calls import CallIds
+from turnline.worker.turn.plan import CallIds
 
 IDS = CallIds("c", "t", 1, "call")
 

@@ -66,7 +66,7 @@ def release(lease: Lease, outcome: Outcome) -> Call:
     keys, value = lease.keys, lease.value
     if isinstance(outcome, Parked):
         why = outcome.why if outcome.defer_ms else ""
-        args = ReleaseArgs(keys.job_id, value, outcome.defer_ms, why, outcome.seen)
+        args = ReleaseArgs(keys.job_id, value, outcome.defer_ms, why, outcome.last_entry_id)
     else:
         args = ReleaseArgs(keys.job_id, value, defer_ms=0, why="", last_entry="")
     return _release(keys, args)

@@ -1,0 +1,245 @@
+"""What one attempt at a turn leaves: for readers, for the next attempt, for the ledger and traces.
+
+It is handed down to the model's service, the tap and the tools, and read when the attempt is over.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from turnline.contracts.conversation import CallEntry, ConversationSettings
+from turnline.contracts.replies import ToolCallFinished, ToolCallStarted
+from turnline.contracts.trace_context import TurnTrace
+from turnline.worker.effects import Copy
+from turnline.worker.errors import LeaseLost, StoreUnavailable
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.pipeline.context import Message, OpenAILLMContext
+from turnline.worker.pipeline.frames import (
+    FunctionCallFromLLM,
+    FunctionCallInProgressFrame,
+    FunctionCallResultFrame,
+)
+from turnline.worker.turn.checkpoints import (
+    Checkpoints,
+    External,
+    Finished,
+    call_step,
+    external_step,
+    finished_step,
+    message_step,
+    rollback_step,
+)
+from turnline.worker.turn.event_writer import EventWriter
+from turnline.worker.turn.ledger import Ledger, entry_of, note_of
+from turnline.worker.turn.observer import AttemptObserver
+
+BETWEEN_ANSWERS = "\n\n"
+"""Stands between the texts of one turn where tools ran in between."""
+
+
+def text_of(messages: Iterable[Message]) -> str:
+    """Return what the assistant says in messages."""
+    return BETWEEN_ANSWERS.join(texts_of(messages))
+
+
+def texts_of(messages: Iterable[Message]) -> list[str]:
+    """Return what it says in each, where that is text."""
+    texts = (it.get("content") for it in messages if it.get("role") == "assistant")
+    return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+class TurnFacts(NamedTuple):
+    """Which attempt it is, at which turn."""
+
+    conversation_id: str
+    turn_id: str
+    attempt: int
+    trace: TurnTrace
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """The fields that all events of the attempt have in common."""
+        return {
+            "conversation_id": self.conversation_id,
+            "turn_id": self.turn_id,
+            "attempt": self.attempt,
+            "trace_id": self.trace.trace_id,
+        }
+
+
+class AttemptLog:
+    """Events, checkpoints, ledger and observer of one attempt. The service's `CallObserver`."""
+
+    def __init__(
+        self,
+        facts: TurnFacts,
+        writer: EventWriter,
+        checkpoints: Checkpoints,
+        ledger: Ledger,
+        observer: AttemptObserver,
+        *,
+        context: OpenAILLMContext,
+        settings: ConversationSettings,
+        opening: Sequence[bytes],
+    ) -> None:
+        """Begin with no call.
+
+        Args:
+            facts: Which attempt it is.
+            writer: Publishes events.
+            checkpoints: What earlier attempts left stands there already.
+            ledger: Gets an entry for each call.
+            observer: Learns what happens.
+            context: That the model answers.
+            settings: By which it is asked.
+            opening: Steps before the first response of the turn; none if one is safe already.
+        """
+        self.facts = facts
+        self.writer = writer
+        self.context = context
+        self._checkpoints = checkpoints
+        self._ledger = ledger
+        self._observer = observer
+        self._settings = settings
+        self._opening = opening
+        self._calls: list[LLMCall] = []
+        """Model calls of this attempt that are not in the ledger yet."""
+        self._separate = False
+
+    # -- the model ------------------------------------------------------------------------------
+
+    def on_call_started(self, call: LLMCall) -> Awaitable[None]:
+        """Announce a call and leave a note of it; its request is sent once that is safe."""
+        self._observer.call_started(call, self.context, self._settings)
+        self._calls.append(call)
+        return self.writer.begin_call(note_of(call, self.facts.turn_id, self.facts.attempt))
+
+    async def on_call_finished(self, call: LLMCall) -> None:
+        """Take note that a call is over; what it cost is read when the attempt ends."""
+        self._observer.call_finished(call)
+
+    def response_started(self) -> None:
+        """Keep the text of this response apart from that of the one before."""
+        self._separate = self.writer.chars > 0
+
+    def on_text(self, text: str) -> None:
+        """Show what the model says."""
+        if self._separate:
+            self._separate = False
+            self.writer.text(BETWEEN_ANSWERS)
+        self.writer.text(text)
+        self._observer.on_text(text)
+
+    # -- its tools ------------------------------------------------------------------------------
+
+    async def response(self, calls: Sequence[FunctionCallFromLLM]) -> None:
+        """Make the model's response safe before any of its calls runs, and show them.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        spent, context = self._entries(), self.context
+        message = context.get_llm_adapter().encode_message(context.new_messages[-1 - len(calls)])
+
+        def saved() -> None:
+            self._ledger.keep(spent)
+            self._calls, self._opening = self._calls[len(spent) :], ()
+
+        steps = [*self._opening, *map(call_step, spent), message_step(message)]
+        await self._checkpoints.save(steps, on_saved=saved)
+        for call in calls:
+            self.show_call(call)
+
+    def show_call(self, call: FunctionCallFromLLM) -> None:
+        """Show readers that a tool is called."""
+        self.writer.event(
+            ToolCallStarted(
+                **self.facts.ids,
+                call_id=call.tool_call_id,
+                name=call.function_name,
+                arguments=call.raw_arguments or "{}",
+            )
+        )
+
+    def tool_started(self, frame: FunctionCallInProgressFrame) -> None:
+        """Take note that a call begins to run."""
+        self._observer.tool_started(frame.tool_call_id, frame.function_name, frame.arguments)
+
+    def tool_finished(self, frame: FunctionCallResultFrame) -> None:
+        """Take note that a call has its result."""
+        self._observer.tool_finished(frame.tool_call_id, frame.result, frame.failure)
+
+    async def tool_result(self, name: str, result: Finished, *, ok: bool) -> None:
+        """Make a result safe, and show that it is there.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        await self._checkpoints.save([finished_step(result)])
+        event = ToolCallFinished(**self.facts.ids, call_id=result.call_id, name=name, ok=ok)
+        self.writer.event(event)
+
+    async def sent_out(self, call: External, request: Copy) -> None:
+        """Publish a call for whoever has the tool; once, and noted in the same moment.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        await self._checkpoints.save([external_step(call)], copies=[request])
+
+    # -- its end --------------------------------------------------------------------------------
+
+    def keep_calls(self) -> None:
+        """Enter the calls since the last response that is safe: they made the answer."""
+        self._ledger.keep(self._entries())
+        self._calls = []
+
+    def abandon_calls(self) -> None:
+        """Enter them as ones that led to nothing."""
+        self._ledger.abandon(self._entries())
+        self._calls = []
+
+    def _entries(self) -> list[CallEntry]:
+        return [entry_of(it, self.facts.turn_id, self.facts.attempt) for it in self._calls]
+
+    async def save_abandoned(self) -> None:
+        """Make the calls safe that led to nothing.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        if steps := [*map(call_step, self._ledger.note_abandoned())]:
+            await self._checkpoints.save(steps)
+
+    async def flush(self) -> None:
+        """Wait until what is being made safe is safe, or is known not to be."""
+        await self._checkpoints.flush()
+
+    async def hand_over(self) -> None:
+        """Leave a note of what was spent, if the server still allows it."""
+        if not self._calls:
+            return
+        try:
+            async with asyncio.timeout(1):
+                await self._checkpoints.flush()
+                self.abandon_calls()
+                await self.save_abandoned()
+        except (LeaseLost, StoreUnavailable, TimeoutError):
+            pass  # the call that was open is noted as unknown by the next attempt
+
+    async def roll_back(self, entry_id: str) -> None:
+        """Forget what was said and done, as this entry asks; what was spent stays known.
+
+        Raises:
+            LeaseLost: Nothing was written.
+            StoreUnavailable: Redis did not answer.
+        """
+        self.abandon_calls()
+        if not self._opening:  # a response is safe
+            await self._checkpoints.save([rollback_step(entry_id)])
+            self._ledger.roll_back()
+        await self.save_abandoned()
