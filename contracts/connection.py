@@ -1,11 +1,10 @@
 """The few things that are asked of redis-py 5 to 8, as types that strict checkers accept.
 
 redis-py leaves its commands largely untyped; here the ones in use are stated once, and its clients
-are cast to them where they are made. What its versions differ in is decided here too: the protocol,
-time-outs, and the parts that are made quicker.
+are cast to them where they are made. What its versions differ in is decided here too: the protocol
+and time-outs.
 """
 
-import functools
 import socket
 from collections.abc import Awaitable
 from typing import Any, Protocol, cast
@@ -19,13 +18,7 @@ from redis.exceptions import TimeoutError as ConnectionTimeout
 from redis.retry import Retry
 
 from turnline.contracts.addresses import Address, read_address
-
-try:
-    import hiredis
-except ImportError:  # redis-py works without it
-    _pack: Any = None
-else:
-    _pack = getattr(hiredis, "pack_command", None)  # not in old ones
+from turnline.contracts.redis_internals import quick
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
@@ -174,43 +167,8 @@ def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
     """
     factory = cast("Any", redis.asyncio.ConnectionPool)
     pool: redis.asyncio.ConnectionPool = _from_url(factory, url, **options)
-    pool.connection_class = _quick(cast("Any", pool.connection_class))
+    pool.connection_class = quick(cast("Any", pool.connection_class))
     return pool
-
-
-@functools.cache
-def _quick(connection_class: Any) -> Any:
-    """Return a connection class of redis-py with two of its methods made quicker.
-
-    Where hiredis is there it packs the commands, as blocking clients have it: in Python that takes
-    eight times as long. And a connection that comes out of the pool is looked at without reading
-    from it, which costs redis-py before 8 a timer and a turn of the event loop: a quarter of a
-    command.
-    """
-
-    def pack_command(_: object, *args: Any) -> list[bytes]:
-        first, *rest = args
-        words = first.split() if isinstance(first, (str, bytes)) else (first,)
-        return [_pack((*words, *rest))]
-
-    async def can_read_destructive(it: Any) -> bool:
-        """Tell whether something came that nobody asked for.
-
-        Raises:
-            redis.exceptions.ConnectionError: The server has closed the connection.
-        """
-        try:
-            stream = it._reader  # noqa: SLF001  redis-py has no other way
-            if stream is None or stream.at_eof() or stream.exception() is not None:
-                raise LostConnection("closed by the server")
-            return bool(stream._buffer) or it._parser._reader.has_data()  # noqa: SLF001
-        except AttributeError:  # this redis-py, or its parser, keeps them elsewhere
-            return bool(await connection_class.can_read_destructive(it))
-
-    quicker: dict[str, Any] = {} if _pack is None else {"pack_command": pack_command}
-    if not hasattr(connection_class, "can_read"):  # redis-py 8 looks without reading
-        quicker["can_read_destructive"] = can_read_destructive
-    return type(connection_class.__name__, (connection_class,), quicker)
 
 
 def open_sync(url: str, *, retries: int, timeout_s: float | None = None) -> SyncRedis:

@@ -4,27 +4,20 @@ JSON, one object per message, told apart by `type`. Structs are frozen; new fiel
 tag is never renamed or reused; unknown fields are ignored (docs/adr/0001-json-on-the-wire.md).
 """
 
-import re
 import uuid
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from turnline.contracts.conversation import (
-    FUNCTION_NAME_PATTERN,
-    ID_EXPECTED,
-    ID_PATTERN,
     MESSAGE_MAX_BYTES,
     METADATA_MAX_PAIRS,
-    TEXT_MAX_BYTES,
-    URL_PATTERN,
     AgentName,
     ContentPart,
     ContextEntry,
     Id,
-    ReasoningEffort,
     ResponseFormat,
     SettingsChange,
     Text,
@@ -33,6 +26,7 @@ from turnline.contracts.conversation import (
     check_visible,
 )
 from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.msgspec_sentences import explain
 from turnline.contracts.numbers import number
 
 WhenBusy = Literal["enqueue", "interrupt", "rollback", "reject"]
@@ -163,33 +157,9 @@ Inbound = (
     | ContextReplace
     | Configure
 )
-TYPES = (
-    "user_message, transcription, user_started_speaking, user_stopped_speaking, interrupt, "
-    "tool_result, context_append, context_replace, configure"
-)
-
 _decoder: msgspec.json.Decoder[Inbound] = msgspec.json.Decoder(Inbound, float_hook=number)
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
-_AT = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$")
-_ECHO = re.compile(r"^Invalid (?:enum )?value ")
-_OWN = re.compile(r"^([a-z_]+): (.*)$")
-_MISSING = re.compile(r"missing required field `(\w+)`")
-_IDS = frozenset({"conversation_id", "turn_id", "reply_to", "settings.model"})
-_PATTERNS = (
-    (ID_PATTERN, ID_EXPECTED),
-    (URL_PATTERN, "an http(s) URL or a data:image/ URL"),
-    (FUNCTION_NAME_PATTERN, "letters, digits, `_`, `.` and `-`"),
-)
-_CHOICES = (
-    ("when_busy", WhenBusy),
-    ("role", Literal["system", "user", "assistant", "tool"]),
-    ("detail", Literal["auto", "low", "high"]),
-    ("reasoning_effort", ReasoningEffort),
-    ("tools[].type", Literal["function"]),
-    ("tool_calls[].type", Literal["function"]),
-    ("type", Literal["text", "image_url"]),
-)
 
 
 def decode(data: bytes | str) -> Inbound:
@@ -204,7 +174,7 @@ def decode(data: bytes | str) -> Inbound:
         check_message_bytes(data)
         message = _decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise _named(str(error)) from None
+        raise InvalidMessage(*explain(str(error))) from None
     except (msgspec.DecodeError, UnicodeError):
         raise InvalidMessage("message", "one JSON object in UTF-8") from None
     except RecursionError:
@@ -247,37 +217,6 @@ def _long_texts(message: Inbound) -> Iterator[tuple[str, str]]:
                 yield f"messages[{n}].content", entry.content
     elif isinstance(message, Configure) and isinstance(message.settings.system_prompt, str):
         yield "settings.system_prompt", message.settings.system_prompt
-
-
-def _named(text: str) -> InvalidMessage:
-    """Turn msgspec's sentence into a field and what it takes, without echoing values."""
-    at = _AT.search(text)
-    path = (at["path"] if at else "") or "message"
-    expected = text[: at.start()] if at else text
-    if path == "type" or ("missing required field `type`" in text and path == "message"):
-        return InvalidMessage("type", f"one of {TYPES}")
-    if _ECHO.match(expected):
-        expected = _choices(path)
-    elif path in _IDS and " of length " in expected:
-        expected = ID_EXPECTED
-    elif f"<= {TEXT_MAX_BYTES}" in expected:
-        expected = f"text of at most {TEXT_MAX_BYTES} bytes"
-    elif " matching regex " in expected:
-        expected = next(words for regex, words in _PATTERNS if repr(regex) in expected)
-    elif (own := _OWN.match(expected)) is not None:
-        path, expected = own[1] if path == "message" else f"{path}.{own[1]}", own[2]
-    elif (missing := _MISSING.search(expected)) is not None:
-        path = missing[1] if path == "message" else f"{path}.{missing[1]}"
-        expected = "this field is required"
-    if at and at["key"]:
-        expected = f"keys: {expected}"
-    return InvalidMessage(path, expected)
-
-
-def _choices(path: str) -> str:
-    plain = re.sub(r"\[\d+\]", "[]", path)
-    values = ", ".join(next(get_args(of) for ending, of in _CHOICES if plain.endswith(ending)))
-    return f"one of {values}" if "," in values else values
 
 
 def validated(message: Inbound) -> Inbound:

@@ -13,7 +13,8 @@ from turnline.contracts.conversation import (
     Totals,
     decode_context_entry,
 )
-from turnline.contracts.messages import TYPES, Inbound, decode, encode
+from turnline.contracts.messages import Inbound, decode, encode
+from turnline.contracts.msgspec_sentences import TYPES
 from turnline.contracts.replies import (
     AnyEvent,
     Receipt,
