@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from turnline.ops.cli.failures import Failure
-from turnline.ops.embedded.server import given_url
+from turnline.ops.embedded.embedded_redis import given_url
 from turnline.ops.fleet.operator_connection import Connection, connected
 from turnline.worker.settings import SettingsError
 

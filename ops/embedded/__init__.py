@@ -3,6 +3,7 @@
 Nothing here knows what Turnline keeps in it.
 """
 
+from turnline.ops.embedded.embedded_redis import EmbeddedRedis, given_url, redis_url
 from turnline.ops.embedded.errors import (
     DirectoryInUse,
     EmbeddedRedisError,
@@ -10,7 +11,6 @@ from turnline.ops.embedded.errors import (
     ServerNotReady,
 )
 from turnline.ops.embedded.finding import ServerProgram, find_server
-from turnline.ops.embedded.server import EmbeddedRedis, given_url, redis_url
 
 __all__ = [
     "DirectoryInUse",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from turnline.ops.embedded.embedded_redis import EmbeddedRedis
 from turnline.ops.embedded.errors import EmbeddedRedisError
-from turnline.ops.embedded.server import EmbeddedRedis
 
 
 @click.command()

@@ -11,7 +11,7 @@ from turnline.ops.simulator.config import (
     SimulatorConfig,
 )
 from turnline.ops.simulator.faults.scenario import BadScenario
-from turnline.ops.simulator.ledger import Entry, Ledger, Summary, Totals
+from turnline.ops.simulator.request_ledger import Entry, Ledger, Summary, Totals
 from turnline.ops.simulator.server import Simulator
 
 __all__ = [

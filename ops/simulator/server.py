@@ -13,11 +13,11 @@ from turnline.ops.simulator.http.admin import PREFIX, Admin
 from turnline.ops.simulator.http.client_connection import Connection
 from turnline.ops.simulator.http.http1 import Request
 from turnline.ops.simulator.http.player import Player
-from turnline.ops.simulator.ledger import Entry, Ledger
 from turnline.ops.simulator.model import models, resources
 from turnline.ops.simulator.model.api_errors import PLAIN, Refused, check_key
 from turnline.ops.simulator.model.dialogues import Dialogues, load_dialogues
 from turnline.ops.simulator.model.grok import Grok
+from turnline.ops.simulator.request_ledger import Entry, Ledger
 
 HOST: Final = "127.0.0.1"
 _BACKLOG: Final = 4096

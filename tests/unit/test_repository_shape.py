@@ -30,10 +30,7 @@ SAME_THING_OF_SEVERAL_KINDS = {
     "command.py",  # a command of the command line
     "errors.py",  # what can go wrong in a room
     "failures.py",  # how failures of others are told
-    "ledger.py",  # of a turn, and of the simulated provider
     "llm.py",  # a service; the seed's name
-    "server.py",  # a server for tests: Redis, the simulated Grok
-    "tools.py",
 }
 NEVER = [
     *(r"py[p]i\.org", r"pythonhoste[d]", r"registry\.npm[j]s", r"deb\.debia[n]"),

@@ -10,8 +10,8 @@ from turnline.ops.simulator.faults.response_plan import Plan, body_plan, json_pl
 from turnline.ops.simulator.faults.rules import Rule, RuleBook
 from turnline.ops.simulator.faults.scenario import BadScenario
 from turnline.ops.simulator.http.http1 import Request
-from turnline.ops.simulator.ledger import Ledger
 from turnline.ops.simulator.model.api_errors import PLAIN
+from turnline.ops.simulator.request_ledger import Ledger
 
 PREFIX: Final = "/sim/"
 

@@ -15,7 +15,7 @@ from turnline.ops.simulator.faults.response_plan import (
 )
 from turnline.ops.simulator.http.client_connection import Connection
 from turnline.ops.simulator.http.http1 import BodyEncoder, head
-from turnline.ops.simulator.ledger import Entry
+from turnline.ops.simulator.request_ledger import Entry
 
 _BATCH_FRAMES: Final = 512
 _BATCH_BYTES: Final = 64 * 1024

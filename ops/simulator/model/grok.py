@@ -30,7 +30,6 @@ from turnline.ops.simulator.faults.stream_faults import STREAM, USAGE
 from turnline.ops.simulator.faults.transport_faults import TRANSPORT
 from turnline.ops.simulator.http import headers
 from turnline.ops.simulator.http.http1 import Request
-from turnline.ops.simulator.ledger import Entry, Ledger
 from turnline.ops.simulator.model import api_errors, content
 from turnline.ops.simulator.model.answer import Answer
 from turnline.ops.simulator.model.api_errors import ApiError, Refused
@@ -41,6 +40,7 @@ from turnline.ops.simulator.model.pacing import Tempo
 from turnline.ops.simulator.model.prompt import Asked, PromptCache
 from turnline.ops.simulator.model.rate_limits import RateLimiter
 from turnline.ops.simulator.model.usage import Usage, cached_over_prompt, usage
+from turnline.ops.simulator.request_ledger import Entry, Ledger
 
 _AZURE_EXTRA_CACHED: Final = 154
 _SEED_STRIDE: Final = 1_000_003

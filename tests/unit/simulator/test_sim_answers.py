@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from turnline.ops.simulator.config import Pacing
 from turnline.ops.simulator.faults.response_plan import Frame, FrameKind, Plan
-from turnline.ops.simulator.ledger import Entry, Ledger
 from turnline.ops.simulator.model.dialogues import (
     Dialogue,
     Dialogues,
@@ -24,6 +23,7 @@ from turnline.ops.simulator.model.pacing import Tempo
 from turnline.ops.simulator.model.prompt import CalledFunction, ChatMessage, EarlierCall
 from turnline.ops.simulator.model.schema_values import instance
 from turnline.ops.simulator.model.usage import CompletionDetails, PromptDetails, Usage
+from turnline.ops.simulator.request_ledger import Entry, Ledger
 
 CALL = ServiceCall("Book", {"table": "2"})
 BOOKING = Dialogue(
