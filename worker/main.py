@@ -34,7 +34,7 @@ from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.openai.llm import OpenAIInputParams, create_client
-from turnline.worker.services.openai.wire import TimeLimits
+from turnline.worker.services.transport import TimeLimits
 from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import (
     ProviderFound,

@@ -21,7 +21,7 @@ from tests.integration.services.wire import (
 )
 from turnline.worker.errors import ReplyTooLarge, UnusableReply, WorkerError
 from turnline.worker.services.grok.llm import GrokLLMService
-from turnline.worker.services.openai.http_connections import INFORMATIONAL_MAX
+from turnline.worker.services.http_connections import INFORMATIONAL_MAX
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HINTS = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"

@@ -35,7 +35,7 @@ from turnline.worker.errors import (
 )
 from turnline.worker.pipeline.functions import FunctionCallParams
 from turnline.worker.pipeline.stream_events import ProviderUsage
-from turnline.worker.services.openai.wire import TimeLimits
+from turnline.worker.services.transport import TimeLimits
 
 DONE = b"[DONE]"
 COUNTED = ProviderUsage(11, 7, 0, 0, 18)

@@ -37,7 +37,7 @@ from turnline.worker.errors import (
 )
 from turnline.worker.pipeline.frames import Frame, LLMTextFrame
 from turnline.worker.pipeline.processor import FrameDirection
-from turnline.worker.services.openai.wire import TimeLimits
+from turnline.worker.services.transport import TimeLimits
 
 PAR = sse(delta(content="par"))
 WHOLE = sse(delta(content="par"), finish(), usage(5, 1), b"[DONE]")

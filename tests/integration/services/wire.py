@@ -22,7 +22,7 @@ from turnline.worker.pipeline.frames import (
 from turnline.worker.pipeline.processor import FrameDirection, FrameTap, Pipeline
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.openai.llm import create_client
-from turnline.worker.services.openai.wire import TimeLimits
+from turnline.worker.services.transport import TimeLimits
 
 QUICK = TimeLimits(first_token_s=0.3, idle_s=0.3, total_s=5, tail_s=0.3)
 """Limits of tests in which the provider is to be found stalled."""

@@ -1,12 +1,15 @@
 """What a request holds: parameters, tools, and nothing that the environment slips in."""
 
+import inspect
 import logging
 import timeit
 
+import aiohttp
 import msgspec
 import openai
 import pytest
-from openai import AsyncOpenAI
+from aiohttp.client_proto import ResponseHandler
+from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
@@ -17,7 +20,9 @@ from turnline.worker.pipeline.frames import LLMUpdateSettingsFrame
 from turnline.worker.pipeline.processor import DOWNSTREAM
 from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, FunctionSchema, ToolsSchema
 from turnline.worker.services.grok.llm import GrokContextAggregatorPair, GrokLLMService
+from turnline.worker.services.openai.chat_request import chat_body
 from turnline.worker.services.openai.llm import OpenAILLMService, create_client
+from turnline.worker.services.openai.sdk_client import CUSTOM_HEADERS, has_transport
 
 Params = OpenAILLMService.InputParams
 TOOLS = ToolsSchema([FunctionSchema("f", "does f", {"a": {"type": "integer"}}, ["a"])])
@@ -32,7 +37,10 @@ async def client():
 
 
 def request(service: OpenAILLMService, context: OpenAILLMContext | None = None) -> dict:
-    return msgspec.json.decode(service._build_request(context or OpenAILLMContext()))
+    body = chat_body(
+        context or OpenAILLMContext(), service._model, service._settings, service._remove_refused
+    )
+    return msgspec.json.decode(body)
 
 
 ALL = {
@@ -272,7 +280,7 @@ async def test_messages_have_the_form_that_grok_takes(
     context = OpenAILLMContext([message])
     service.create_context_aggregator(context)
 
-    body = service._build_request(context)
+    body = chat_body(context, service._model, service._settings, service._remove_refused)
 
     assert msgspec.json.decode(body)["messages"] == [sent]
     assert context.encoded_messages()[0] in body
@@ -314,3 +322,39 @@ async def test_a_service_per_turn_is_cheap(client: AsyncOpenAI) -> None:
     cost_s = min(timeit.repeat(build, number=200, repeat=5)) / 200
 
     assert cost_s < 200e-6, f"{cost_s * 1e6:.0f} us"
+
+
+async def test_the_private_parts_of_the_sdk_that_are_used_exist() -> None:
+    """A new release that renames one is found here, not by a slower path or a leaked header."""
+    client = create_client("k", "http://127.0.0.1:9/v1", default_headers={"a": "b"})
+    try:
+        assert has_transport(client)
+        assert vars(AsyncOpenAI(api_key="k"))[CUSTOM_HEADERS] == {}
+        assert client.default_headers["a"] == "b"
+    finally:
+        await client.close()
+
+
+async def test_without_the_private_transport_the_sdk_makes_the_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is the plain slow path, and the same as for a client of another class."""
+    service = GrokLLMService(api_key="k")
+    try:
+        assert not service._uses_sdk()
+        monkeypatch.setattr(
+            "turnline.worker.services.openai.sdk_client.TRANSPORT_FOR_URL", "_renamed"
+        )
+        assert service._uses_sdk()
+    finally:
+        await service.close()
+
+
+def test_the_private_parts_of_aiohttp_that_are_used_exist() -> None:
+    """Without them connections have no limits around a body, and a dead one is found by time."""
+    assert "self._factory" in inspect.getsource(aiohttp.BaseConnector.__init__)
+    for name in ("_init_transport", "_init_proxy_transport"):
+        assert callable(getattr(DefaultAioHttpClient, name))
+    for name in ("set_response_params", "data_received", "feed_data", "set_exception"):
+        assert callable(getattr(ResponseHandler, name))
+    assert isinstance(inspect.getattr_static(aiohttp.ClientResponse, "connection"), property)

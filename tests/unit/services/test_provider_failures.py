@@ -16,7 +16,7 @@ from turnline.worker.errors import (
     WorkerError,
 )
 from turnline.worker.pipeline.stream_events import StreamFailed
-from turnline.worker.services.openai.failures import (
+from turnline.worker.services.failures import (
     RETRY_AFTER_MAX_S,
     failure_in_stream,
     failure_of_response,

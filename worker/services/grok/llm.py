@@ -1,6 +1,5 @@
 """Answers contexts with xAI's Grok, streaming."""
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
@@ -14,14 +13,13 @@ from turnline.worker.pipeline.aggregators import (
 )
 from turnline.worker.pipeline.context import MessageAdapter, OpenAILLMContext
 from turnline.worker.pipeline.frames import LLMTokenUsage
-from turnline.worker.services.openai.llm import (
+from turnline.worker.services.completion import UsageTally
+from turnline.worker.services.openai.aggregator_pair import (
     ASSISTANT_PARAMS,
     USER_PARAMS,
-    OpenAIAssistantContextAggregator,
-    OpenAILLMService,
-    OpenAIUserContextAggregator,
-    UsageTally,
+    OpenAIContextAggregatorPair,
 )
+from turnline.worker.services.openai.llm import OpenAILLMService
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +28,8 @@ GROK_BASE_URL: Final = "https://api.x.ai/v1"
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclasses.dataclass
-class GrokContextAggregatorPair:
+class GrokContextAggregatorPair(OpenAIContextAggregatorPair):
     """The two aggregators of one context."""
-
-    _user: OpenAIUserContextAggregator
-    _assistant: OpenAIAssistantContextAggregator
-
-    def user(self) -> OpenAIUserContextAggregator:
-        """Return the user's, which stands before the service."""
-        return self._user
-
-    def assistant(self) -> OpenAIAssistantContextAggregator:
-        """Return the assistant's, which stands after the service."""
-        return self._assistant
 
 
 class GrokMessages:
@@ -194,7 +180,7 @@ class GrokLLMService(OpenAILLMService):
         if self._current_run() is not None:
             await super().start_llm_usage_metrics(tokens)
 
-    def create_context_aggregator(  # type: ignore[override]
+    def create_context_aggregator(
         self,
         context: OpenAILLMContext,
         *,

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, Final, Self, cast
 
 import aiohttp
@@ -14,8 +14,9 @@ import openai
 from turnline.worker.errors import Stalled, UnusableReply, WorkerError
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import FinishReason, StreamEvent, StreamFailed
-from turnline.worker.services.openai.failures import failure_in_stream, failure_of_response, lost
-from turnline.worker.services.openai.wire import TimeLimits
+from turnline.worker.services.failures import failure_in_stream, failure_of_response, lost
+from turnline.worker.services.runs import Run
+from turnline.worker.services.transport import TimeLimits
 
 SDK_OPTIONS: Final = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
 """What `extra` may hold that is the SDK's business and no part of the request's body."""
@@ -105,7 +106,7 @@ class SdkStream:
         """Read on for at most `within_s`: what matters has come."""
         self._wait_for("enough", within_s)
 
-    def go_on(self) -> None:
+    def expect_more(self) -> None:
         """Read on as long as the response goes on: more has come than was expected."""
         if self._limit == "enough":
             self._wait_for("idle", self._limits.idle_s)
@@ -219,3 +220,24 @@ def _content_of(response: Any) -> bytes:
         return bytes(response.content)
     except RuntimeError:  # it was never read
         return b""
+
+
+async def run_hooks(run: Run, making: Coroutine[Any, Any, None]) -> None:
+    """Make a response by the code of a subclass, in a task that an interruption can end.
+
+    Raises:
+        Retryable: See `OpenAILLMService.process_frame`.
+        Terminal: See `OpenAILLMService.process_frame`.
+    """
+    run.inner = asyncio.create_task(making)
+    try:
+        await asyncio.wait([run.inner])
+    finally:
+        inner, run.inner = run.inner, None
+        if not inner.done():
+            inner.cancel()
+            await asyncio.wait([inner])
+    if inner.cancelled() and run.interrupted:
+        return
+    with sdk_failures():
+        inner.result()

@@ -113,3 +113,15 @@ class _Connection(ResponseHandler):
         self.set_exception(error)
         if self.transport is not None:
             self.transport.abort()  # an orderly end would read on
+
+
+def is_closed(response: Any) -> bool:
+    """Tell whether a response's connection is gone although nobody said so to the reader.
+
+    aiohttp 3.14 closes a connection whose chunked framing is broken without waking who reads
+    from it. Where the SDK is built differently this sees nothing, and the time limits apply.
+    """
+    stream = getattr(response, "stream", None)
+    stream = getattr(stream, "_stream", stream)
+    connection = getattr(getattr(stream, "_aiohttp_response", None), "connection", None)
+    return connection is not None and bool(connection.closed)

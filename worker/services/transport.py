@@ -1,4 +1,4 @@
-"""Sends one chat completion and reads its stream, within time limits and without retries."""
+"""Sends one request and reads its response, within time limits and without retries."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import functools
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias, cast
+from typing import Final, Literal, Protocol, Self, TypeAlias, cast
 
 import aiohttp
 import httpx2
@@ -14,9 +14,10 @@ import msgspec
 from openai import AsyncOpenAI
 
 from turnline.worker.errors import ProviderUnavailable, Stalled, UnusableReply
-from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import StreamEvent
-from turnline.worker.services.openai.failures import failure_of_response, lost
+from turnline.worker.services.failures import failure_of_response, lost
+from turnline.worker.services.http_connections import is_closed
+from turnline.worker.services.openai.sdk_client import transport_of
 
 _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""
@@ -48,7 +49,19 @@ class TimeLimits(msgspec.Struct, frozen=True, kw_only=True):
     """After `[DONE]`, for the end of the response, which makes the connection reusable."""
 
 
-class ChatStream:
+class Parser(Protocol):
+    """Turns the bytes of a response into events; see `turnline.worker.pipeline.stream`."""
+
+    unread: bool
+
+    def feed(self, data: bytes) -> list[StreamEvent]: ...  # noqa: D102
+
+    def close(self) -> list[StreamEvent]: ...  # noqa: D102
+
+    def forget(self) -> None: ...  # noqa: D102
+
+
+class ResponseStream:
     """One POST and its response: an async context manager that always closes the response.
 
     One timer watches over the whole call. It is looked at lazily: a chunk only moves a number.
@@ -57,7 +70,9 @@ class ChatStream:
     def __init__(
         self,
         client: AsyncOpenAI,
+        path: str,
         body: bytes,
+        parser: Parser,
         *,
         headers: Mapping[str, str],
         limits: TimeLimits,
@@ -67,17 +82,20 @@ class ChatStream:
 
         Args:
             client: Its transport, address and credentials are used.
+            path: Below the client's address.
             body: The request as JSON.
+            parser: Reads the response's bytes.
             headers: Sent besides the client's own.
             limits: How long to wait.
             after: Nothing of the body is sent before this is done, and never if it fails.
         """
         self._client = client
+        self._path = path
         self._body = body
         self._headers = headers
         self._limits = limits
         self._after = after
-        self._events = CompletionStream()
+        self._events = parser
         self._chunks: AsyncIterator[bytes] | None = None
         self._at_end = False
         self._waiting = False
@@ -165,7 +183,7 @@ class ChatStream:
             self._handle.cancel()
         self._handle = self._loop.call_at(self._deadline, self._check)
 
-    def go_on(self) -> None:
+    def expect_more(self) -> None:
         """Read on as long as the response goes on: more has come than was expected."""
         if self._limit == "enough":
             self._expect("idle", self._limits.idle_s)
@@ -203,24 +221,15 @@ class ChatStream:
             return
         if self._waiting and self._loop.time() >= self._deadline:
             self.stopped = self._limit
-        elif self._waiting and self._is_dead() and self._was_dead:
+        elif self._waiting and is_closed(self.response) and self._was_dead:
             self.stopped = "dead"
         else:  # moved on since, or busy with what came
-            self._was_dead = self._waiting and self._is_dead()  # who reads may just be told why
+            self._was_dead = self._waiting and is_closed(
+                self.response
+            )  # who reads may just be told why
             self._handle = self._loop.call_at(self._next_look(), self._check)
             return
         self._task.cancel()
-
-    def _is_dead(self) -> bool:
-        """Tell whether the connection is gone although nobody said so to the reader.
-
-        aiohttp 3.14 closes a connection whose chunked framing is broken without waking who reads
-        from it. Where the SDK is built differently this sees nothing, and the limits apply.
-        """
-        stream = getattr(self.response, "stream", None)
-        stream = getattr(stream, "_stream", stream)
-        connection = getattr(getattr(stream, "_aiohttp_response", None), "connection", None)
-        return connection is not None and bool(connection.closed)
 
     def _was_stopped(self) -> bool:
         """Tell whether a cancellation was ours and nobody else wants the task cancelled too."""
@@ -249,7 +258,7 @@ class ChatStream:
         try:
             self._waiting = True
             request = self._request()
-            transport = _transport_for(self._client, request.url)
+            transport = transport_of(self._client, request.url)
             response = self.response = await transport.handle_async_request(request)
             response.headers.encoding = "iso-8859-1"  # takes any byte; likewise
             if not response.is_success:
@@ -277,7 +286,7 @@ class ChatStream:
         query = tuple((name, str(value)) for name, value in client.default_query.items())
         request = httpx2.Request(
             "POST",
-            _url(client.base_url, query),
+            _url(client.base_url, self._path, query),
             headers={name: value for name, value in headers.items() if isinstance(value, str)},
             stream=_Body(self._body, self._after),
             extensions={"timeout": {"connect": self._limits.connect_s}},
@@ -311,16 +320,10 @@ class _Body(httpx2.AsyncByteStream):
 
 
 @functools.lru_cache(maxsize=64)
-def _url(base_url: httpx2.URL, query: tuple[tuple[str, str], ...]) -> httpx2.URL:
+def _url(base_url: httpx2.URL, path_below: str, query: tuple[tuple[str, str], ...]) -> httpx2.URL:
     path, _, _ = base_url.raw_path.partition(b"?")
-    url = base_url.copy_with(raw_path=path.rstrip(b"/") + b"/chat/completions")
+    url = base_url.copy_with(raw_path=path.rstrip(b"/") + path_below.encode())
     return url.copy_merge_params(query) if query else url
-
-
-def _transport_for(client: AsyncOpenAI, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
-    """Return what the client's HTTP client sends to this address with: proxies are heeded."""
-    http_client: Any = getattr(client, "_client")  # noqa: B009
-    return cast("httpx2.AsyncBaseTransport", getattr(http_client, "_transport_for_url")(url))  # noqa: B009
 
 
 def _body_of(response: httpx2.Response) -> AsyncIterator[bytes]:

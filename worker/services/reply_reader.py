@@ -1,0 +1,206 @@
+"""Reads the events of one response into a completion, and hands its text on as it comes."""
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from turnline.worker.pipeline.call_parts import ToolCallDelta
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.pipeline.frames import Frame, LLMTextFrame, LLMTokenUsage
+from turnline.worker.pipeline.shapes import short
+from turnline.worker.pipeline.stream_events import (
+    FinishReason,
+    MalformedFrame,
+    NotAStream,
+    OverLimit,
+    ProviderUsage,
+    ReasoningDelta,
+    Refusal,
+    ResponseNamed,
+    StreamDone,
+    StreamEvent,
+    StreamFailed,
+    TextDelta,
+    UsageReport,
+)
+from turnline.worker.services.call_records import let_others_send
+from turnline.worker.services.completion import Completion
+from turnline.worker.services.transport import TimeLimits
+
+_USAGE_SEEN_S: Final = 0.25
+"""How long to wait for the wire's end once finish reason and usage have come."""
+
+
+class EventSource(Protocol):
+    """A response that is being read; see `turnline.worker.services.transport`."""
+
+    response: Any
+
+    async def next_events(self) -> list[StreamEvent] | None: ...  # noqa: D102
+
+    def enough(self, *, within_s: float) -> None: ...  # noqa: D102
+
+    def expect_more(self) -> None: ...  # noqa: D102
+
+    @property
+    def left_unread(self) -> bool: ...  # noqa: D102
+
+
+class Receiver(Protocol):
+    """The service that a reply is read for."""
+
+    async def push_frame(self, frame: Frame) -> None: ...  # noqa: D102
+
+    async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None: ...  # noqa: D102
+
+    async def push_ttfb(self, seconds: float) -> None: ...  # noqa: D102
+
+
+class ReplyReader:
+    """Reads one response."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        completion: Completion,
+        stream: EventSource,
+        *,
+        limits: TimeLimits,
+        now: Callable[[], float],
+    ) -> None:
+        """Prepare to read what `stream` gives."""
+        self._receiver = receiver
+        self._completion = completion
+        self._call = completion.call
+        self._stream = stream
+        self._limits = limits
+        self._now = now
+
+    async def read(self) -> None:
+        """Read to the end, or until the completion is interrupted.
+
+        Raises:
+            ProviderUnavailable: The response failed.
+            ProviderRejected: The provider refuses the request or its content.
+            UnusableReply: Text or calls may be missing.
+            ReplyTooLarge: The response holds more than one may.
+        """
+        call, completion, stream = self._call, self._completion, self._stream
+        push_frame = self._receiver.push_frame
+        while (events := await stream.next_events()) is not None:
+            for event in events:
+                if completion.interrupted:
+                    return
+                if type(event) is TextDelta:
+                    call.text_chunks += 1
+                    call.text_chars += len(event.text)
+                    if completion.ended:
+                        self._reopen()
+                    if call.first_text_at is None:
+                        call.first_text_at = self._now()
+                        await self._note_first(call.first_text_at)
+                        await push_frame(LLMTextFrame(event.text))
+                        await let_others_send()
+                    else:
+                        await push_frame(LLMTextFrame(event.text))
+                else:
+                    await self._note(event)
+
+    def _reopen(self) -> None:
+        self._completion.reopen()
+        self._stream.expect_more()
+
+    async def _note(self, event: StreamEvent) -> None:
+        """Take note of an event that is not text."""
+        call, completion = self._call, self._completion
+        match event:
+            case UsageReport():
+                await self._note_usage(event.usage)
+                if event.alone:
+                    completion.end(closed=True)
+                    if call.finish_reason:
+                        self._expect_the_end(_USAGE_SEEN_S)
+            case ResponseNamed():
+                call.response_id, call.response_model = event.response_id, event.model
+            case StreamDone():
+                completion.done = True
+                self._stream.enough(within_s=self._limits.drain_s)
+            case StreamFailed() | MalformedFrame() | NotAStream() | OverLimit():
+                call.refused = isinstance(event, StreamFailed) and call.first_chunk_at is None
+                completion.check_failure(event)
+            case _:
+                if completion.ended and isinstance(event, ToolCallDelta | Refusal):
+                    self._reopen()
+                await self._note_choice(event)
+
+    def _expect_the_end(self, wait_s: float) -> None:
+        """Wait less long from here on, where what came may be believed to be all."""
+        if self._completion.has_content and not self._completion.late:
+            self._stream.enough(within_s=min(wait_s, self._limits.tail_s))
+
+    async def _note_choice(self, event: StreamEvent) -> None:
+        call, completion = self._call, self._completion
+        if call.first_chunk_at is None:
+            await self._note_first(self._now())
+        match event:
+            case FinishReason():
+                call.finish_reason = event.reason
+                completion.end(closed=event.alone)
+                if event.alone and event.reason:
+                    self._expect_the_end(self._limits.tail_s)
+            case ToolCallDelta():
+                completion.tool_calls.add(event)
+            case ReasoningDelta():
+                call.reasoning_chunks += 1
+            case Refusal():
+                call.text_chars += len(event.text)
+                await self._receiver.push_frame(LLMTextFrame(event.text))
+            case _:
+                pass
+
+    async def _note_first(self, now: float) -> None:
+        if self._call.first_chunk_at is None:
+            self._call.first_chunk_at = now
+            await self._receiver.push_ttfb(now - self._call.started_at)
+
+    async def _note_usage(self, usage: ProviderUsage) -> None:
+        self._call.usage = usage
+        await self._receiver.start_llm_usage_metrics(
+            LLMTokenUsage(
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.total_tokens,
+                cache_read_input_tokens=usage.cached_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
+            )
+        )
+
+
+def note_response(call: LLMCall, response: Any, now: Callable[[], float]) -> None:
+    """Take note of status and request id, once the response's headers have come."""
+    if response is not None:
+        call.status = response.status_code
+        call.request_id = short(response.headers.get("x-request-id"))
+        if call.response_at is None:
+            call.response_at = now()
+
+
+def note_unread(event: StreamEvent, call: LLMCall, now: Callable[[], float]) -> None:
+    """Take note of an event of a response that a subclass reads by itself."""
+    match event:
+        case TextDelta() | Refusal():
+            call.text_chunks += 1
+            call.text_chars += len(event.text)
+            if call.first_text_at is None:
+                call.first_text_at = now()
+        case ReasoningDelta():
+            call.reasoning_chunks += 1
+        case UsageReport():
+            call.usage = event.usage
+        case FinishReason():
+            call.finish_reason = event.reason
+        case ResponseNamed():
+            call.response_id, call.response_model = event.response_id, event.model
+        case _:
+            pass
+    if call.first_chunk_at is None and not isinstance(event, ResponseNamed | UsageReport):
+        call.first_chunk_at = now()
