@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from turnline.contracts.keys import ConversationKeys, conversation_keys
+from turnline.worker.states import LeaseEvent, LeaseState, advance
 
 
 class LeaseSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,11 +31,9 @@ class Lease:
         "conversation_id",
         "inbox_changed",
         "keys",
-        "lost",
         "on_inbox_changed",
         "prefetched",
-        "released",
-        "releasing",
+        "state",
         "value",
     )
 
@@ -47,15 +46,28 @@ class Lease:
         """Set when something came into the inbox meanwhile."""
         self.on_inbox_changed: Callable[[], None] | None = None
         """Called at the same moment, where waiting for the event would come too late."""
-        self.lost = False
-        """The server said that somebody else holds the conversation now, or nobody."""
-        self.releasing = False
-        """A script is on its way that may give the lease up: its own answer tells what became of
-        it, and a heartbeat that misses the lease meanwhile says nothing."""
+        self.state = LeaseState.HELD
+        """Changes only by `advance`."""
         self.prefetched: Any = None
-        """A load that was sent right behind the claim, as the store that sent it understands it."""
-        self.released = False
-        """Given up by a commit; there is nothing left to release."""
+        """A load that was sent right after the claim; only the store that sent it reads it."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server said that somebody else holds the conversation now, or nobody."""
+        return self.state is LeaseState.LOST
+
+    @property
+    def released(self) -> bool:
+        """Whether there is nothing left to release."""
+        return self.state is LeaseState.RELEASED
+
+    def advance(self, event: LeaseEvent) -> None:
+        """Note what was done with the lease, or what the server said.
+
+        Raises:
+            IllegalTransition: The table of states does not have it; nothing changes.
+        """
+        self.state = advance(self.state, event)
 
     def notify(self) -> None:
         """Say that something came into the inbox."""

@@ -4,7 +4,7 @@ A script is named by its file and addressed by its content (EVALSHA), so that tw
 Turnline can share a server. The header of each file is its contract: where a script is bound to
 the types that its callers fill in, they are compared with the header at import.
 
-Source: docs/adr/0025-scripts-are-called-by-name.md
+Source: docs/adr/0026-scripts-are-called-by-name.md
 """
 
 import functools

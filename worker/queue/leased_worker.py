@@ -29,6 +29,7 @@ from turnline.worker.logs import facts_of
 from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.queue import lua
 from turnline.worker.queue.heartbeat import Heartbeat
+from turnline.worker.states import LeaseEvent
 
 log = logging.getLogger("turnline.queue")
 _SILENCE_S = 5.0
@@ -361,9 +362,11 @@ class LeasedWorker(arq.worker.Worker):
     async def _release(self, lease: Lease, outcome: Outcome) -> None:
         if lease.lost or lease.released:
             return
-        lease.releasing = True
+        lease.advance(LeaseEvent.SEND)
         try:
             said, _ = await self._batcher.run(lua.release(lease, outcome))
+            is_fenced = text(said) == "fenced"
+            lease.advance(LeaseEvent.FENCED if is_fenced else LeaseEvent.GIVEN_UP)
             defer_s = outcome.defer_ms / 1000 if isinstance(outcome, Parked) else 0.0
             if text(said) == "parked" and defer_s < self._times.poll_s:
                 # Idle workers sleep until the first entry is due that they knew of; this is newer.
@@ -429,11 +432,11 @@ class LeasedWorker(arq.worker.Worker):
             if held is None or held[0] != value:
                 continue
             _, lease, task = held
-            if lease is not None and lease.releasing:
-                continue
-            log.warning("lease.lost", extra={"job_id": job_id})
             if lease is not None:
-                lease.lost = True
+                lease.advance(LeaseEvent.MISSED)
+                if not lease.lost:
+                    continue
+            log.warning("lease.lost", extra={"job_id": job_id})
             task.cancel()
 
     def _held_now(self) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from turnline.worker.batching import ScriptBatcher
 from turnline.worker.effects import Committed, ConversationSnapshot, Copy, Effects, Entry
 from turnline.worker.errors import LeaseLost, StoreUnavailable
 from turnline.worker.lease import Lease
+from turnline.worker.states import LeaseEvent
 from turnline.worker.store import lua
 from turnline.worker.store.cache import CachedContext, ContextCache
 
@@ -250,17 +251,16 @@ class Conversations:
             settings=_encode(effects.settings) if effects.settings is not None else b"",
             lists=_counted(effects, shared),
         )
-        lease.releasing = True
+        lease.advance(LeaseEvent.SEND)
         reply = await self._run(lease, lua.commit(lease.keys, args, shared))
         match text(reply[0]):
             case "committed" | "released" as outcome:
                 length = int(reply[2])
                 self._remember(lease, effects, text(reply[1] or b""), length)
-                lease.released = outcome == "released"
-                lease.releasing = lease.released
+                lease.advance(LeaseEvent.GIVEN_UP if outcome == "released" else LeaseEvent.KEPT)
                 return Committed(outcome, length, _read_entries(reply[3]), int(reply[4]))
             case _:
-                lease.releasing = False
+                lease.advance(LeaseEvent.KEPT)
                 self._cache.drop(lease.conversation_id)
                 return Committed("duplicate", 0, [], 0)
 
@@ -293,7 +293,7 @@ class Conversations:
                 await asyncio.sleep(wait_s)
                 continue
             if reply[0] == b"fenced":
-                lease.lost = True
+                lease.advance(LeaseEvent.FENCED)
                 raise LeaseLost(f"{lease.conversation_id}: {name} refused, held {lease.value}")
             return reply
         raise AssertionError("unreachable")

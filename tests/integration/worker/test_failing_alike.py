@@ -22,6 +22,7 @@ from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.outcome import Parked
 from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.states import LeaseEvent
 from turnline.worker.store.breakers import Breakers
 
 pytestmark = pytest.mark.promise("P12")
@@ -92,7 +93,7 @@ async def test_a_crash_in_between_does_not_make_the_count_forget(
     lease = await hand.must_claim()
     attempt = asyncio.create_task(hand.driver().run(lease))
     await wait_until(lambda: requests(sim) == 2, "the second call is on its way")
-    lease.lost = True  # as if killed: nothing more is written
+    lease.advance(LeaseEvent.FENCED)  # as if killed: nothing more is written
     attempt.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await attempt

@@ -338,11 +338,12 @@ class QueueAndStore(RuleBasedStateMachine):
             held.loaded = None
             return
         assert counts
+        same = Lease(SHARD.tag, name, held.lease.value)  # as after a lost reply
         again = self.do_in_loop(
-            lambda: self.stores[worker].commit(held.lease, effects, keep_lease=keep_lease)
-        )  # as after a lost reply
+            lambda: self.stores[worker].commit(same, effects, keep_lease=keep_lease)
+        )
         assert again.outcome == "duplicate"
-        held.lease.released = done.outcome == "released"
+        assert held.lease.released == (done.outcome == "released")
         assert told.inbox[0] == turn_id
         told.inbox.pop(0)
         told.context += [f'"{turn_id}"', f'"re:{turn_id}"']

@@ -56,7 +56,8 @@ def test_no_two_conversations_share_a_name(ids: set[str], tail: str) -> None:
     """Also where one id begins with the other and looks like one of its keys."""
     one, other = ids
     for first, second in ((one, other), (one, f"{one}:{tail}"), (one, f"{one}:inbox")):
-        names = [*conversation_keys("{s0}", first), *conversation_keys("{s0}", second)]
+        both = [conversation_keys("{s0}", conversation_id) for conversation_id in (first, second)]
+        names = [name for keys in both for name in (*keys.own, keys.job_id)]
         assert len(set(names)) == len(names)
 
 
@@ -66,7 +67,9 @@ def test_no_conversation_shares_a_name_with_its_shard(conversation_id: str) -> N
     shard = shard_keys(0)
     names = {*shard, shard.reply_prefix + conversation_id, shard.worker_prefix + conversation_id}
 
-    assert names.isdisjoint(conversation_keys(shard.tag, conversation_id))
+    keys = conversation_keys(shard.tag, conversation_id)
+    assert names.isdisjoint((*keys.own, keys.job_id))
+    assert (keys.queue, keys.wake) == (shard.queue, shard.wake)
     assert len(names) == len(shard) + 2
 
 
