@@ -14,7 +14,7 @@ class Parked(NamedTuple):
     """Until it is due again, at the latest."""
     why: Literal["input", "backoff", "defect"]
     """`input`: a new message ends the wait; `backoff`: only time does (or an interrupt); `defect`:
-    as `backoff`, and the attempt counts as one that ended without a word."""
+    as `backoff`, and the attempt counts as crashed."""
     last_entry_id: str = ""
     """The last inbox entry that this run has read. If a newer one would end the wait, the
     conversation is not parked but due at once."""
