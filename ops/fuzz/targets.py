@@ -42,7 +42,6 @@ from turnline.ops.fuzz.verdicts import Verdict, Violation, must, plain
 from turnline.worker import effects, schema_checking, settings
 from turnline.worker.effects import Entry
 from turnline.worker.pipeline import (
-    aggregators,
     call_parts,
     event_bytes,
     provider_errors,
@@ -50,6 +49,7 @@ from turnline.worker.pipeline import (
     shapes,
     stream,
     usage_reports,
+    user_aggregator,
     usual_chunks,
 )
 from turnline.worker.pipeline.aggregators import LLMUserContextAggregator
@@ -356,7 +356,7 @@ _READERS: Final[Mapping[str, Sequence[ModuleType]]] = {
         *(stream, event_bytes, usual_chunks, reply_text, shapes, usage_reports),
         *(provider_errors, call_parts),
     ),
-    "entries": (gathering, effects, aggregators, messages, conversation),
+    "entries": (gathering, effects, user_aggregator, messages, conversation),
     "schemas": (json_schemas, schema_checking),
     "arguments": (values, description, types),
     "answers": (provider_check, stage),

@@ -5,14 +5,15 @@ import time
 from collections.abc import Callable
 
 
-def growth(work: Callable[[int], object], size: int) -> float:
-    """Return how many times longer twice as much work takes.
+def is_linear(work: Callable[[int], object], size: int) -> bool:
+    """Tell whether four times as much work takes about four times as long, and not 16 times.
 
-    2 for linear work and 4 for quadratic work, if `size` is large enough for both to show.
-    Processor time counts, the shortest of several runs.
+    `size` has to be large enough for quadratic work to show. Processor time counts, the shortest
+    of several runs.
     """
-    once, twice = (min(took_s(work, n) for _ in range(5)) for n in (size, 2 * size))
-    return twice / once
+    pairs = [(took_s(work, size), took_s(work, 4 * size)) for _ in range(4)]
+    once, four_times = map(min, zip(*pairs, strict=True))
+    return four_times < 8 * once
 
 
 def took_s(work: Callable[[int], object], size: int) -> float:
