@@ -12,10 +12,10 @@ def main() -> None:
 
         worker(prog_name="python -m turnline.worker")
     except ModuleNotFoundError as error:
-        told = missing(error)
-        if told is None:
+        advice = missing(error)
+        if advice is None:
             raise
-        print(f"turnline: {told}", file=sys.stderr)  # noqa: T201  as the command line says it
+        print(f"turnline: {advice}", file=sys.stderr)  # noqa: T201  as the command line says it
         sys.exit(2)
 
 

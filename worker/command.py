@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from turnline.contracts.addresses import read_address
+from turnline.worker.errors import StartFailed
 from turnline.worker.logs import set_up
 from turnline.worker.settings import Settings, SettingsError, described, from_env
 from turnline.worker.starting.signals import end_at_once
-from turnline.worker.starting.stage import SENTENCE_CHARS, StartFailed, plain
+from turnline.worker.starting.stage import SENTENCE_CHARS, plain
 
 if TYPE_CHECKING:
-    from turnline.worker.main import Found
+    from turnline.worker.fleet import Found
 
 REFUSED = 2
 """Exit code of a start that cannot be: trying again without a change is of no use."""
@@ -54,24 +55,24 @@ def worker(*, check: bool, as_json: bool) -> None:
     except SettingsError as error:
         _refuse(str(error), as_json=as_json)
     set_up(settings.log_level, settings.log_format)
-    gc.disable()  # what is imported stays: looking for garbage in it takes a tenth of the time
+    gc.disable()  # imported modules stay: collecting meanwhile takes a tenth of the time
     from turnline.worker import main  # noqa: PLC0415  half a second, in which signals already end this
 
     gc.enable()
     try:
         if check:
-            _tell(settings, main.check(settings), as_json=as_json)
+            _report(settings, main.check(settings), as_json=as_json)
             _leave(0)
         code = main.run(settings)
     except StartFailed as error:
         password = str(read_address(settings.redis_url).options.get("password", ""))
-        said = plain(str(error), SENTENCE_CHARS, [settings.api_key.value, password])
-        _refuse(said, as_json=as_json)
+        sentence = plain(str(error), SENTENCE_CHARS, [settings.api_key.value, password])
+        _refuse(sentence, as_json=as_json)
     sys.exit(code)
 
 
-def _tell(settings: Settings, found: "Found", *, as_json: bool) -> None:
-    """Say what was found, in a line or as JSON."""
+def _report(settings: Settings, found: "Found", *, as_json: bool) -> None:
+    """Print what was found, in a line or as JSON."""
     redis, provider = found.redis, found.provider
     if as_json:
         facts = {
@@ -89,18 +90,18 @@ def _tell(settings: Settings, found: "Found", *, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     served = f"{settings.model} at {settings.base_url}"
-    said = [
+    parts = [
         " ".join(filter(None, ["Redis", redis.version, "at", redis.where])),
         f"{served} not checked ({provider.unchecked})" if provider.unchecked else served,
         f"{len(found.tools)} tools",
         f"{len(found.agents)} agents",
         *redis.warnings,
     ]
-    click.echo(f"turnline worker: ready to start: {', '.join(said)}")
+    click.echo(f"turnline worker: ready to start: {', '.join(parts)}")
 
 
 def _refuse(sentence: str, *, as_json: bool) -> NoReturn:
-    """Say in one sentence why there is no start, whatever the form of logs, and end."""
+    """Print in one sentence why the worker does not start, and end."""
     sentence = plain(sentence, SENTENCE_CHARS)
     with suppress(OSError, ValueError):  # nobody may be there to read it
         if as_json:
@@ -110,7 +111,7 @@ def _refuse(sentence: str, *, as_json: bool) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End without waiting for threads that foreign code, or a look-up of a name, left behind."""
+    """End without waiting for threads of foreign code, or for one that looks up a host name."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()

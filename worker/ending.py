@@ -1,4 +1,4 @@
-"""Sees that a process ends when it is told to, whatever its tools do, and when its loop hangs.
+"""Ends a process when it is told to, whatever its tools do, and when its event loop hangs.
 
 Exit codes: 0 it was told to end and has, 1 a defect, 2 it cannot start, `STALLED` its event loop
 stood still, `FORCED` it was told to end and something did not let it.
@@ -31,15 +31,16 @@ _FORCE_S: Final = 0.4
 _MARGIN_S: Final = 0.2
 """... and how much later the interpreter's timer does."""
 _CANCEL_S: Final = 0.2
-_SAY_S: Final = 1.0
+_LOG_S: Final = 1.0
 """A log that nobody reads must not hold up an end."""
 _HELD_S: Final = 60.0
 _FRAMES: Final = 32
 
 log = logging.getLogger("turnline.process")
 _T = TypeVar("_T")
-Listen = Callable[[], Callable[[], None]]
-"""Begins to listen to signals; returns what any thread may call that sees one first."""
+Listen = Callable[[Callable[[], None]], Callable[[], None]]
+"""Has the function called in the loop at each SIGTERM and SIGINT from here on. Returns one that
+limits the time to the end of the process: for a thread that sees a signal before the loop does."""
 
 
 async def within(seconds: float, what: str, closing: Awaitable[Any]) -> None:
@@ -61,7 +62,7 @@ class Watchdog:
     computes, the system ends the process (SIGVTALRM) once it had the processor for so long that the
     lock was held for `stall_s` on any number of cores; stopped time is none of the processor's.
     If it waits, the stacks of all threads are written after `_HELD_S`, and that is all: by the
-    clock it cannot be told from a process that was stopped.
+    clock it looks like a process that was stopped.
     """
 
     def __init__(self, stall_s: float) -> None:
@@ -89,7 +90,7 @@ class Watchdog:
             self._arm(time.monotonic())  # the first turn may come before the thread's next look
 
     def end_within(self, seconds: float) -> None:
-        """End the process in so many seconds, or when that was said before.
+        """End the process in so many seconds, or at the moment given before, if that is earlier.
 
         Takes no lock: it is called from signal handlers, whatever the thread was doing. What it did
         may keep the interpreter's lock again afterwards, so the timer is set here already.
@@ -106,15 +107,15 @@ class Watchdog:
 
     def _look(self) -> None:
         pause = threading.Event()
-        seen, stood_s, looked_at_s = 0, 0.0, time.monotonic()
+        beats, stood_s, looked_at_s = 0, 0.0, time.monotonic()
         while True:
             pause.wait(_LOOK_S)
             now_s = time.monotonic()
             passed_s = min(now_s - looked_at_s, 2 * _LOOK_S)
             looked_at_s = now_s
-            is_still = self._loop is not None and self._beats == seen
+            is_still = self._loop is not None and self._beats == beats
             stood_s = stood_s + passed_s if is_still else 0.0
-            seen = self._beats
+            beats = self._beats
             if stood_s >= self._stall_s + self._every_s:
                 _leave("worker.stalled", STALLED, stood_s=round(stood_s, 1), stack=self._stack())
             if self._end_at_s is not None and now_s >= self._end_at_s:
@@ -153,53 +154,50 @@ def _cores() -> int:
 
 
 def _leave(event: str, code: int, **facts: object) -> None:
-    """Say so, and be gone. A thread of its own says it: what hangs may hold the log's lock."""
+    """Log it and end. A thread of its own logs: whatever hangs may hold the log's lock."""
     facts = {"exit_code": code, **facts}
-    saying = threading.Thread(target=log.critical, args=(event,), kwargs={"extra": facts})
-    saying.daemon = True
-    saying.start()
-    saying.join(_SAY_S if code == STALLED else _MARGIN_S / 2)
+    logging_thread = threading.Thread(target=log.critical, args=(event,), kwargs={"extra": facts})
+    logging_thread.daemon = True
+    logging_thread.start()
+    logging_thread.join(_LOG_S if code == STALLED else _MARGIN_S / 2)
     os._exit(code)
 
 
-def run_until_told(
+def run_until_stopped(
     loop: asyncio.AbstractEventLoop,
     main: Callable[[Listen], Coroutine[Any, Any, _T]],
     watchdog: Watchdog,
     *,
-    stop: Callable[[], None],
     drain_s: float,
 ) -> _T:
     """Run a process's main task, and see that the process is gone soon after it was told to end.
 
-    SIGTERM and SIGINT call `stop` in the loop, from when `main` listens. Tasks of others that raise
-    `SystemExit` or the like do not take the loop with them. Afterwards the interpreter may exit:
-    threads that do not let it are not waited for.
+    Tasks of others that raise `SystemExit` or the like do not take the loop with them. Afterwards
+    the interpreter may exit: threads that do not let it are not waited for.
 
     Args:
         loop: Not running; it is closed.
         main: What to run; it is given the function that begins to listen to signals.
         watchdog: Not started.
-        stop: Asks it to end; called at each signal.
         drain_s: Grace period: the process is gone `CLOSE_S` behind it.
 
     Raises:
         Exception: As `main` raises it.
     """
 
-    def seen() -> None:
+    def limit_end() -> None:
         watchdog.end_within(drain_s + CLOSE_S - _FORCE_S)
 
-    def told(_number: int, _frame: FrameType | None) -> None:
-        # Runs between two instructions of whatever the main thread does, also where the loop hangs.
-        seen()
-        with suppress(RuntimeError):  # the loop is closed: all is over
-            loop.call_soon_threadsafe(stop)
+    def listen(stop: Callable[[], None]) -> Callable[[], None]:
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            # Runs between two instructions of the main thread, also where the loop hangs.
+            limit_end()
+            with suppress(RuntimeError):  # the loop is closed: all is over
+                loop.call_soon_threadsafe(stop)
 
-    def listen() -> Callable[[], None]:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, told)
-        return seen
+            signal.signal(number, on_signal)
+        return limit_end
 
     loop.set_exception_handler(on_loop_error)
     watchdog.start()
@@ -231,13 +229,13 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     left = {task for task in left if not task.done()}
     if left:
         log.warning("worker.left_behind", extra={"tasks": len(left)})
-        loop.set_exception_handler(_be_silent)  # it would say once more that they are left
+        loop.set_exception_handler(_ignore)  # it would log once more that they are left
     else:
         loop.close()
 
 
-def _be_silent(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
-    """Say nothing of what was said already."""
+def _ignore(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
+    """Log nothing: it was logged already."""
 
 
 async def _ended(tasks: "set[asyncio.Task[Any]]") -> None:

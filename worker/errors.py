@@ -13,6 +13,7 @@ WorkerError(code)
 │   ├── ProviderRejected         bad request, key, credits, safety, unknown model
 │   └── ReplyTooLarge            text, arguments or calls beyond what one response may hold
 └── LeaseLost                    neither: somebody else owns the work; stop silently
+StartFailed                      the worker cannot start as it is configured
 
 Each error carries a stable `code` for machines and data for the decision. None prints what a user
 or a model said, a request or response body, or a key: what the provider said about a failure is in
@@ -54,29 +55,39 @@ class WorkerError(Exception):
     said: Words | None = None
     """The provider's own words, for the dead letter alone."""
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
-        """Say what happened, in words that may be logged.
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        status: int | None = None,
+        parameter: str | None = None,
+    ) -> None:
+        """Say what happened.
 
         Args:
-            message: Never user content, bodies or keys.
-            code: Replaces the class's `code`.
+            message: May be logged: never user content, bodies or keys.
+            code: Replaces the class's `code`; docs/failures.md lists them.
+            retry_after_s: After how many seconds the other side wants to be tried again.
+            status: HTTP status, where there was one.
+            parameter: The request parameter that the model does not take, where it was named.
         """
         super().__init__(message)
-        if code is not None:
-            self.code = code
+        self.code = code or self.code
+        self.retry_after_s = retry_after_s
+        self.status = status
+        self.parameter = parameter
+
+
+class StartFailed(Exception):
+    """The worker cannot start; the text says what to do."""
 
 
 class Retryable(WorkerError):
     """The same work may succeed later."""
 
     code = "retryable"
-
-    def __init__(
-        self, message: str, *, code: str | None = None, retry_after_s: float | None = None
-    ) -> None:
-        """Say what happened, and when the other side asked to be tried again (seconds)."""
-        super().__init__(message, code=code)
-        self.retry_after_s = retry_after_s
 
 
 class StoreUnavailable(Retryable):
@@ -89,18 +100,6 @@ class ProviderUnavailable(Retryable):
     """The model's provider did not give an answer that can be used."""
 
     code = "provider_unavailable"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str | None = None,
-        retry_after_s: float | None = None,
-        status: int | None = None,
-    ) -> None:
-        """Say what happened; `status` is the HTTP status, where there was one."""
-        super().__init__(message, code=code, retry_after_s=retry_after_s)
-        self.status = status
 
 
 class RateLimited(ProviderUnavailable):
@@ -149,26 +148,6 @@ class ProviderRejected(Terminal):
     """The provider refused the request itself; `code` says why."""
 
     code = "bad_request"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str | None = None,
-        status: int | None = None,
-        parameter: str | None = None,
-    ) -> None:
-        """Say what was refused.
-
-        Args:
-            message: May be logged.
-            code: Why; docs/failures.md lists them.
-            status: HTTP status, where there was one.
-            parameter: The request parameter that the model does not take, where it was named.
-        """
-        super().__init__(message, code=code)
-        self.status = status
-        self.parameter = parameter
 
 
 class ReplyTooLarge(Terminal):

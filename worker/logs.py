@@ -1,7 +1,7 @@
 """Structured logs on standard error: constant event names, facts in fields, no user text.
 
-Whatever is raised, its text stays out: of an exception the type and the places of its stack are
-said, of other people's messages what stands in their code. A line is one record, of at most 8 KiB.
+The texts of exceptions stay out: their types and the places of their stacks are logged. Of the
+messages of libraries only the constant part is. A line is one record, of at most 8 KiB.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ log = logging.getLogger("turnline.process")
 
 
 def bind_log_context(**ids: object) -> None:
-    """Put these ids into all that this task, and those it starts from here on, logs."""
+    """Put these ids into all lines of this task, and of those that it starts from here on."""
     _running.set({**_running.get(), **ids})
 
 
@@ -55,14 +55,14 @@ class WithIds(logging.Filter):
     """Adds the ids of the conversation, turn, attempt and trace that a line is about."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let everything pass; what a line says itself stands."""
+        """Let everything pass; ids of the line itself stay."""
         for name, value in _running.get().items():
             if name not in vars(record):
                 setattr(record, name, value)
         return True
 
 
-# -- what may be said ---------------------------------------------------------------------------
+# -- what may be logged -------------------------------------------------------------------------
 
 
 def type_name(error: object) -> str:
@@ -82,7 +82,7 @@ def places(traceback: TracebackType | None) -> list[str]:
 
 
 def facts_of(error: BaseException | None) -> dict[str, object]:
-    """Return what is said of an exception: its type, the types behind it, its places."""
+    """Return what is logged of an exception: its type, the types behind it, its places."""
     if error is None:
         return {}
     causes: list[str] = []
@@ -215,7 +215,7 @@ def _unquoted(value: str) -> str:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Says of a line that cannot be written only that there was one."""
+    """Writes of a record that cannot be formatted only that there was one."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's
         """The standard one prints what the message was made of."""
@@ -227,7 +227,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def set_up(level: str, form: str) -> None:
-    """Send what this process has to say to standard error, also what nobody caught.
+    """Send the logs of this process to standard error, and what nobody caught.
 
     ARQ's own logs are kept to warnings: it logs the arguments of jobs at INFO; they are ids here,
     but plain jobs beside them may carry anything.
@@ -239,7 +239,6 @@ def set_up(level: str, form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("turnline").setLevel(level.upper())
-    logging.getLogger("worker").setLevel(level.upper())
     logging.getLogger("arq.worker").setLevel(logging.WARNING)
     sys.excepthook = _on_crash
     threading.excepthook = _on_thread_crash

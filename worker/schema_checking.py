@@ -1,6 +1,6 @@
-"""Whether JSON fits a schema, without ever holding the event loop: what may cost much runs apart.
+"""Checks JSON against schemas without blocking the event loop: expensive checks run elsewhere.
 
-A check whose cost is known to be small runs where it is asked for. Any other runs in a process of
+A check whose cost is known to be small runs in the caller. Any other runs in a process of
 its own, which is forked for it and ended by the system when it has used up its processor time or
 its memory (docs/adr/0018-json-schema-by-a-library.md). Run as a module, this is the process that
 forks them.
@@ -38,6 +38,8 @@ _LIKELY_BYTES: Final = 4_000
 """Of a value that is not there yet."""
 _KEPT_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME")
 """What the process needs of the environment; keys and addresses it does not."""
+_PROGRAM: Final = ("-P", "-m", "turnline.worker.schema_checking")
+"""-P: never from the working directory."""
 _HEAD: Final = struct.Struct(">III")
 """Number of the check, bytes of the schema, bytes of the value."""
 _SLOW_NUMBER: Final = re.compile(rb"\d{30}|\.0{5}|\d[eE](-|\+?\d\d)")
@@ -67,13 +69,13 @@ class Checker:
         self._closed = False
 
     def expect(self, schema: Schema) -> None:
-        """Get the process ready if a check of this schema may need it: starting takes a while."""
+        """Start the process now if a check of this schema may need it: that needs some time."""
         likely = schema.weight is None or schema.weight * _LIKELY_BYTES > CHEAP_STEPS
         if likely and self._early is None:
             self._early = asyncio.create_task(self._get_ready())
 
     async def _get_ready(self) -> None:
-        with contextlib.suppress(_Ended, OSError):  # whoever needs it hears of that
+        with contextlib.suppress(_Ended, OSError):  # the check that needs it gets the error
             await self._started()
 
     async def fault(self, schema: Schema, value: Any, data: bytes) -> str | None:
@@ -134,11 +136,7 @@ class Checker:
                     raise _Ended
                 process = self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
-                    *(
-                        "-P",
-                        "-m",
-                        "turnline.worker.schema_checking",
-                    ),  # -P: never from the working directory
+                    *_PROGRAM,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,
@@ -150,7 +148,7 @@ class Checker:
             return process
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Hand out answers until the process ends; then whoever still waits hears so."""
+        """Set the results of checks until the process ends; those that still wait fail then."""
         assert process.stdout is not None
         while line := await process.stdout.readline():
             number, text = msgspec.json.decode(line, type=tuple[int, str | None])
@@ -193,7 +191,7 @@ def budget_s(size: int) -> float:
 
 
 class _Forking:
-    """Forks one process for each check, and tells what became of it."""
+    """Forks one process for each check, and reports one that ended without an answer."""
 
     def __init__(self) -> None:
         self._schemas = Schemas()

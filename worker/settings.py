@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -60,7 +61,7 @@ class SettingsError(Exception):
 
 
 def host_and_pid() -> str:
-    """Return a name that tells this process from others."""
+    """Return a name that no other process has."""
     host = re.sub(r"[^!-~]", "_", socket.gethostname())[:100]
     return f"{host}-{os.getpid()}"
 
@@ -85,62 +86,63 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     heartbeat_s: Annotated[float, Meta(ge=0.01, le=1_200)] = 0.45
     """Seconds between renewals of all leases; at most a third of lease_s."""
     stall_s: Annotated[float, Meta(gt=0, le=DAY_S)] = 15.0
-    """Seconds of a blocked event loop after which its leases are given up and the process ends."""
+    """Seconds that the event loop may be blocked; then the worker gives up its leases and ends."""
     poll_s: Annotated[float, Meta(ge=0.001, le=3_600)] = 0.5
-    """Longest sleep of an idle worker, seconds: what a lost wake-up costs at most."""
+    """Seconds after which an idle worker looks at the queue though nobody woke it."""
     drain_s: Annotated[float, Meta(ge=0, le=7 * DAY_S)] = 10.0
     """Seconds that running turns get on shutdown before they are handed over."""
     turn_quota: Count = 16
-    """Turns after which a conversation lets others have its slot."""
+    """Turns that one conversation runs in a row before others get its slot."""
     max_crashes: Count = 3
-    """Workers a turn may take down before it becomes a dead letter."""
+    """Attempts at a turn that may end in a crash before it becomes a dead letter."""
     turn_budget_s: Seconds = 600.0
     """Seconds that the attempts at a turn may take, waits between them included."""
     turn_attempts: Count = 5
-    """Attempts at a turn that the provider may begin to answer in vain; refusals do not count."""
+    """Attempts at a turn that may fail after the provider began to answer; others do not count."""
     turn_spend_tokens: Count = 2_000_000
-    """Tokens that vain attempts at a turn may use up, reported or estimated."""
+    """Tokens that failed attempts at a turn may use, reported or estimated."""
     aggregation_timeout_s: Seconds = 0.5
-    """Seconds that fragments of one user message may be apart."""
+    """Seconds to wait for another fragment of the same user message."""
     speech_timeout_s: Seconds = 30.0
-    """Seconds without news after which a user who began to speak no longer holds a slot."""
+    """Seconds that a user who began to speak may be silent before the slot is given up."""
     coalesce_ms: Annotated[int, Meta(ge=0, le=60_000)] = 20
-    """Milliseconds between two text events of a reply, unless coalesce_bytes come first."""
+    """Milliseconds for which the text of a reply is collected before it is published."""
     coalesce_bytes: Count = 512
-    """Bytes of text that are published without waiting for coalesce_ms."""
+    """Bytes of collected text that are published before coalesce_ms are over."""
     first_token_timeout_s: Seconds = 120.0
-    """Seconds until the model must have said something meaningful."""
+    """Seconds that the model may take to the first meaningful piece of a reply."""
     idle_timeout_s: Seconds = 60.0
     """Seconds between two meaningful pieces of a reply; keep-alive comments do not count."""
     context_cache_mb: Annotated[int, Meta(ge=0, le=1_048_576)] = 64
-    """Memory for contexts that need not be fetched again, MiB."""
+    """MiB of memory for contexts, so that they need not be fetched again."""
     retention_days: Annotated[float, Meta(ge=0.0001, le=36_500)] = 30.0
     """Days that an idle conversation is kept."""
     tools: str = ""
     """Python modules whose tools the model may call, such as `my_shop.tools`, comma-separated."""
     tool_schemas: str = ""
-    """JSON files of tools that run elsewhere, in the shape of OpenAI's `tools`, by commas."""
+    """JSON files of tools that run elsewhere, as OpenAI's `tools` are written, comma-separated."""
     agents: str = ""
-    """TOML file of agents: a table for each, with prompt, model, parameters, tools, limits."""
+    """TOML file of agents: a table for each, with prompt, model, parameters, tools and limits."""
     max_tool_rounds: Count = 8
     """Model calls that one turn may take; tools asked for in the last one are not run."""
     tool_result_bytes: Annotated[int, Meta(ge=256, le=16_777_216)] = 65_536
     """Bytes of one tool result that the model gets; the rest is cut, with a note."""
     tool_wait_s: Seconds = 3_600.0
-    """Seconds for which a turn waits for a tool that runs elsewhere, unless its schema says."""
+    """Seconds that a turn waits for a tool that runs elsewhere, unless its schema says how many."""
     check_model: bool = True
     """Ask the provider at start-up whether it serves the model."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error."""
     log_format: Literal["text", "json"] = "text"
-    """Logs go to standard error, one line per event."""
+    """text or json. Logs go to standard error, one line per event."""
     trace_store: Annotated[int, Meta(ge=0, le=10_000_000)] = 1_000
     """Newest attempts per shard whose traces are kept for `turnline trace`; 0 keeps none."""
     send_traceparent: bool = False
     """Send the trace context of each call to the provider."""
     redactor: str = ""
-    """Function `module:name` that every span passes: (name, attributes) -> what leaves."""
+    """Function `module:name` that filters every span: (name, attributes) -> attributes to send."""
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
-    """Loopback port on which Prometheus finds /metrics; 0 opens none."""
+    """Port of the loopback address on which Prometheus finds /metrics; 0 opens none."""
     worker_name: Name = msgspec.field(default_factory=host_and_pid)
     """Name in events and in `turnline queue`."""
     api_key: Secret = Secret("")
@@ -341,13 +343,12 @@ def _field_texts() -> dict[str, str]:
     (body,) = ast.parse(inspect.getsource(Settings)).body
     assert isinstance(body, ast.ClassDef)
     texts: dict[str, str] = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        ):
-            texts[field.target.id] = inspect.cleandoc(str(text.value.value))
-    texts.setdefault("log_level", "debug, info, warning or error")
+    for field, text in pairwise(body.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                value=ast.Constant(value=str(words))
+            ):
+                texts[name] = inspect.cleandoc(words)
+            case _:
+                pass
     return texts

@@ -8,7 +8,7 @@ import uvloop
 from openai import AsyncOpenAI
 
 from turnline.ops.bench.baselines import arq_worker
-from turnline.worker.main import Fleet
+from turnline.worker.main import make_fleet
 from turnline.worker.settings import from_env
 
 _OPTIONS: Final = {
@@ -25,7 +25,8 @@ async def run_turnline(redis_url: str, base_url: str, workers: int, slots: int) 
     where = {"TURNLINE_REDIS_URL": redis_url, "TURNLINE_BASE_URL": base_url}
     settings = {**_OPTIONS, **where, "TURNLINE_SLOTS": str(slots)}
     fleets = [
-        Fleet(from_env({**settings, "TURNLINE_WORKER_NAME": f"fleet-{n}"})) for n in range(workers)
+        make_fleet(from_env({**settings, "TURNLINE_WORKER_NAME": f"fleet-{n}"}))
+        for n in range(workers)
     ]
     await asyncio.gather(*(fleet.run() for fleet in fleets))
 

@@ -41,6 +41,7 @@ from turnline.ops.fuzz.reply_rules import check_stream
 from turnline.ops.fuzz.verdicts import Verdict, Violation, must, plain
 from turnline.worker import effects, schema_checking, settings
 from turnline.worker.effects import Entry
+from turnline.worker.errors import StartFailed
 from turnline.worker.pipeline import (
     call_parts,
     event_bytes,
@@ -56,7 +57,6 @@ from turnline.worker.pipeline.aggregators import LLMUserContextAggregator
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.settings import check_base_url, from_env
 from turnline.worker.starting import provider_check, stage
-from turnline.worker.starting.stage import StartFailed
 from turnline.worker.tools import ToolFailed, description, tool, types, values
 from turnline.worker.tools.description import describe
 from turnline.worker.turn import gathering
@@ -334,7 +334,7 @@ def check_arguments(data: bytes) -> Verdict:
         must(len(str(error)) <= 300 and str(error).isprintable(), "no bounded line")
         return Verdict("ToolFailed", [plain(str(error))])
     must(type(named["number"]) is int, "an integer that is none")
-    msgspec.json.decode(values.told(named))
+    msgspec.json.decode(values.result_text(named))
     return Verdict("", [f"{name} {type(value).__name__}" for name, value in named.items()])
 
 

@@ -108,10 +108,10 @@ async def fleet(
     redis_url: str, sim: Simulator, count: int = 1, **more: str
 ) -> AsyncIterator[list[Any]]:
     """Run whole workers in this process; they are drained at the end."""
-    from turnline.worker.main import Fleet  # noqa: PLC0415  heavy, and not needed by all tests
+    from turnline.worker.main import make_fleet  # noqa: PLC0415  heavy, and not needed by all tests
 
     fleets = [
-        Fleet(settings_for(redis_url, sim, worker_name=f"w{n}", drain_s="1", **more))
+        make_fleet(settings_for(redis_url, sim, worker_name=f"w{n}", drain_s="1", **more))
         for n in range(count)
     ]
     tasks = [asyncio.create_task(fleet.run()) for fleet in fleets]

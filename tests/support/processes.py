@@ -27,7 +27,7 @@ class WorkerProcess:
         }
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker"],
+            [sys.executable, "-m", "turnline.worker"],
             cwd=REPOSITORY,
             env=environ,
             stdout=self._said,

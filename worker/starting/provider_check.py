@@ -4,14 +4,16 @@ import logging
 import ssl
 import time
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import aiohttp
 import httpx2
 import msgspec
 
+from turnline.worker.errors import StartFailed
 from turnline.worker.settings import KEY, Settings
-from turnline.worker.starting.stage import WORDS_CHARS, StartFailed, plain, within
+from turnline.worker.starting.stage import WORDS_CHARS, plain, within
 
 if TYPE_CHECKING:  # half a second, which those who read answers without asking need not wait
     from openai import AsyncOpenAI
@@ -19,7 +21,7 @@ if TYPE_CHECKING:  # half a second, which those who read answers without asking 
 log = logging.getLogger("turnline.worker")
 
 LIMIT_S: Final = 10.0
-"""What the answer may take, from the connection to its last byte."""
+"""Time for the answer, from the connection to its last byte."""
 MOST_BYTES: Final = 4 * 1024 * 1024
 _MOST_OF_AN_ERROR: Final = 16_384
 _MOST_NAMED: Final = 20
@@ -62,7 +64,7 @@ def need_key(settings: Settings) -> None:
 
 
 async def check_provider(settings: Settings, client: "AsyncOpenAI") -> ProviderFound:
-    """Ask the provider whether it takes the key and serves the model.
+    """Ask the provider whether it accepts the key and serves the model.
 
     A provider that does not answer is no reason not to start: turns wait and are tried again.
 
@@ -94,17 +96,17 @@ def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
         StartFailed: As `check_provider`.
     """
     where, status = settings.base_url, answer.status
+    shown = partial(plain, secrets=[settings.api_key.value])
     if 300 <= status < 400:
-        to = plain(answer.location.partition("?")[0], WORDS_CHARS, [settings.api_key.value])
+        to = shown(answer.location.partition("?")[0], WORDS_CHARS)
         raise StartFailed(
             f"{where} redirects to {to or 'nowhere'} (HTTP {status}): the key is not sent on. Set "
             "TURNLINE_BASE_URL to the address that answers."
         )
     if status in _REFUSED:
-        words = words_of(answer.body)
-        said = plain(words, WORDS_CHARS, [settings.api_key.value])
+        words = shown(words_of(answer.body), WORDS_CHARS)
         raise StartFailed(
-            f"{where} refuses the key in {KEY} (HTTP {status}{': ' if said else ''}{said}). "
+            f"{where} refuses the key in {KEY} (HTTP {status}{': ' if words else ''}{words}). "
             "Check it at https://console.x.ai."
         )
     if not 200 <= status < 300:
@@ -116,16 +118,13 @@ def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
         )
     served = models_of(answer.body)
     if served is None:
-        kind = (
-            plain(answer.content_type.partition(";")[0], 60, [settings.api_key.value])
-            or "something"
-        )
+        kind = shown(answer.content_type.partition(";")[0], 60) or "something"
         raise StartFailed(
             f"{where} answers GET /models with {kind} that is no list of models. Is "
             f"TURNLINE_BASE_URL right? {_ANYWAY}"
         )
     if settings.model not in served:
-        names = [plain(it, 80, [settings.api_key.value]) for it in sorted(served)]
+        names = [shown(it, 80) for it in sorted(served)]
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         raise StartFailed(
             f"{where} does not serve the model {settings.model}. It serves "

@@ -25,15 +25,16 @@ from redis.exceptions import TimeoutError as ConnectionTimeout
 from turnline.contracts.addresses import Address, read_address
 from turnline.contracts.connection import AsyncRedis, open_async
 from turnline.contracts.keys import shard_keys
+from turnline.worker.errors import StartFailed
 from turnline.worker.files import UnusableFile, read_text
 from turnline.worker.settings import Settings
 from turnline.worker.starting.redis_rights import missing
-from turnline.worker.starting.stage import WORDS_CHARS, StartFailed, plain, within
+from turnline.worker.starting.stage import WORDS_CHARS, plain, within
 
 log = logging.getLogger("turnline.worker")
 
 LIMIT_S: Final = 10.0
-"""What all questions to Redis may take."""
+"""Time for all questions to Redis."""
 PATIENCE_S: Final = 3.0
 """How long a server that refuses connections is tried again: it may be restarting."""
 _PAUSE_S: Final = 0.1
@@ -53,7 +54,7 @@ class RedisFound(NamedTuple):
 
     where: str
     version: str
-    """Empty where the server does not tell."""
+    """Empty where the server does not say."""
     warnings: tuple[str, ...] = ()
 
 
@@ -159,7 +160,7 @@ class _Asking:
                 )
 
     async def _writes(self, redis: AsyncRedis) -> None:
-        """Write something to each shard, and take it away."""
+        """Write a key to each shard, and delete it."""
         for number in self._settings.served_shards[:_MOST_SHARDS]:
             key = f"{shard_keys(number).fleet}:try"
             try:
@@ -184,7 +185,7 @@ class _Asking:
             )
 
     def _failed(self, error: Exception) -> StartFailed:
-        """Say what the server, or the system, said; with what to do where that is known."""
+        """Return the error, with what the server or the system says and what to do."""
         kind, words = type(error).__name__, self._plain(str(error))
         match error:
             case AuthenticationError() | AuthorizationError():
@@ -253,18 +254,18 @@ async def _parting_words(address: Address) -> LostConnection | None:
                     return None
             reader, writer = await opening
             try:
-                said = await reader.read(1_000)
+                answer = await reader.read(1_000)
             finally:
                 writer.close()
     except (OSError, TimeoutError):
         return None
-    if not said.startswith(b"-"):
+    if not answer.startswith(b"-"):
         return None
-    return LostConnection(said[1:].decode(errors="replace").strip().removeprefix("ERR "))
+    return LostConnection(answer[1:].decode(errors="replace").strip().removeprefix("ERR "))
 
 
 async def _allowed(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """Ask something that can be done without; None if the server does not take the question."""
+    """Ask an optional question; None if the server refuses to answer it."""
     try:
         return await ask()
     except (LostConnection, ConnectionTimeout):

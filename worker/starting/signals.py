@@ -35,10 +35,8 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 
 @contextmanager
-def obeyed(
-    listen: Callable[[], Callable[[], None]], told: list[int], grace_s: float = GRACE_S
-) -> Generator[None]:
-    """Begin to listen to signals; if one comes within the block, the process has `grace_s` to end.
+def obeyed(listen: Callable[[], Callable[[], None]], received: list[int]) -> Generator[None]:
+    """Begin to listen to signals; if one comes within the block, the process has `GRACE_S` to end.
 
     What runs in the block is foreign code, which may hold up the thread of the loop. So the bytes
     by which the interpreter tells the loop of signals go to a thread first, which hands them on.
@@ -48,31 +46,29 @@ def obeyed(
 
     Args:
         listen: Lets the signals call what stops the program; returns what the thread calls too.
-        told: Takes the numbers of the signals that came within the block.
-        grace_s: Seconds from the first of them until the process is ended.
+        received: Gets the numbers of the signals that come within the block.
     """
     inside, outside = socket.socketpair()
     inside.setblocking(False)
     over = threading.Event()
     of_loop = signal.set_wakeup_fd(inside.fileno(), warn_on_full_buffer=False)
     of_loop = os.dup(of_loop) if of_loop >= 0 else of_loop  # the loop closes its own
-    watch = _Watch(inside, outside, of_loop, over, told, listen(), grace_s)
+    watch = _Watch(inside, outside, of_loop, over, received, listen())
     threading.Thread(target=watch.run, name="turnline-signals", daemon=True).start()
     yield
     over.set()
 
 
 class _Watch(NamedTuple):
-    """Hands signals on; after the first, ends the process unless the block is over in time."""
+    """Passes signals on; after the first, ends the process unless the block is over in time."""
 
     inside: socket.socket
     """Written to by the interpreter; held here, since nothing else lives as long."""
     signals: socket.socket
     of_loop: int
     over: threading.Event
-    told: list[int]
-    seen: Callable[[], None]
-    grace_s: float
+    received: list[int]
+    on_signal: Callable[[], None]
 
     def run(self) -> None:
         deadline_s: float | None = None
@@ -82,15 +78,15 @@ class _Watch(NamedTuple):
                 numbers = self.signals.recv(64)
                 stop = [number for number in numbers if number in STOP]
                 if stop:
-                    self.seen()
+                    self.on_signal()
                 if not self.over.is_set():
-                    self.told.extend(stop)
+                    self.received.extend(stop)
                     if stop and deadline_s is None:
-                        deadline_s = time.monotonic() + self.grace_s
+                        deadline_s = time.monotonic() + GRACE_S
                 if self.of_loop >= 0:
                     with suppress(OSError):  # the loop is closed, or has enough to read
                         os.write(self.of_loop, numbers)
             elif self.over.is_set():
                 deadline_s = None
             else:
-                os._exit(ended_by(self.told[0]))
+                os._exit(ended_by(self.received[0]))

@@ -1,4 +1,4 @@
-"""What each step of a start has: a limit, a word of what is waited for, a sentence at the end."""
+"""What all steps of a start share: a time limit, a log line while it waits, plain sentences."""
 
 import asyncio
 import contextlib
@@ -14,18 +14,14 @@ log = logging.getLogger("turnline.worker")
 _T = TypeVar("_T")
 
 WORDS_CHARS: Final = 300
-"""Characters of what a server said that a sentence repeats."""
+"""Characters that a sentence repeats of a server's words."""
 SENTENCE_CHARS: Final = 2_000
-SAY_AFTER_S: Final = 1.0
-"""Seconds of silence after which it is said what is waited for; then again, ever later."""
+LOG_AFTER_S: Final = 1.0
+"""Seconds after which a step logs what it waits for; then again, ever later."""
 _MOST_SILENCE_S: Final = 8.0
 _LEAST_SECRET: Final = 4
-"""Characters of a secret that can be told from a coincidence."""
+"""Characters of a secret; anything shorter could be found anywhere by chance."""
 _UNSEEN: Final = re.compile(f"[{INVISIBLE}\ud800-\udfff]")
-
-
-class StartFailed(Exception):
-    """The worker cannot start; the text says what to do."""
 
 
 def plain(text: str, most_chars: int, secrets: Iterable[str] = ()) -> str:
@@ -38,12 +34,12 @@ def plain(text: str, most_chars: int, secrets: Iterable[str] = ()) -> str:
 
 
 @contextlib.contextmanager
-def said_if_slow(what: str) -> Generator[None]:
-    """Log what is waited for once it takes long, from a thread: the event loop may be held up."""
+def log_if_slow(what: str) -> Generator[None]:
+    """Log what is waited for if it takes long, from a thread: the event loop may be blocked."""
     done = threading.Event()
 
     def watch() -> None:
-        waited_s = wait_s = SAY_AFTER_S
+        waited_s = wait_s = LOG_AFTER_S
         while not done.wait(wait_s):
             log.info("start.waiting", extra={"waiting_for": what, "seconds": waited_s})
             wait_s = min(_MOST_SILENCE_S, 2 * wait_s)
@@ -63,6 +59,6 @@ async def within(limit_s: float, what: str, work: Awaitable[_T]) -> _T:
     Raises:
         TimeoutError: It was not.
     """
-    with said_if_slow(what):
+    with log_if_slow(what):
         async with asyncio.timeout(limit_s):
             return await work

@@ -1,4 +1,4 @@
-"""Traces and metrics of turns, made cheaply here and sent by whatever sinks there are.
+"""Traces and metrics of turns: recorded here, and exported over OTLP, to Redis and to Prometheus.
 
-The rest of the worker knows the observer's methods alone, no span and no attribute.
+The rest of the worker calls the observer of `worker.turn` alone; it knows no span and no attribute.
 """

@@ -101,15 +101,32 @@ def process_attributes(
     }
 
 
+def chat_attributes(model: str, place: CallPlace) -> Attributes:
+    """Return what is known of every model call."""
+    return {
+        n.OPERATION_NAME: n.CHAT,
+        n.PROVIDER_NAME: place.provider,
+        n.REQUEST_MODEL: model,
+        n.SERVER_ADDRESS: place.address,
+        n.SERVER_PORT: place.port,
+    }
+
+
+def tool_attributes(name: str, call_id: str) -> Attributes:
+    """Return what is known of every function call."""
+    return {
+        n.OPERATION_NAME: n.EXECUTE_TOOL,
+        n.TOOL_NAME: name,
+        n.TOOL_TYPE: "function",
+        n.TOOL_CALL_ID: call_id,
+    }
+
+
 def call_attributes(call: LLMCall, settings: ConversationSettings, place: CallPlace) -> Attributes:
     """Return what is known of a model call once it is over."""
     attributes: Attributes = {
-        n.OPERATION_NAME: n.CHAT,
-        n.PROVIDER_NAME: place.provider,
-        n.REQUEST_MODEL: call.model,
+        **chat_attributes(call.model, place),
         n.REQUEST_STREAM: True,
-        n.SERVER_ADDRESS: place.address,
-        n.SERVER_PORT: place.port,
         n.CALL_OUTCOME: call.outcome,
         n.REQUEST_BYTES: call.request_bytes,
     }
@@ -161,7 +178,7 @@ def usage_attributes(state: UsageState, usage: Usage) -> Attributes:
 def output_tokens(usage: Usage) -> int:
     """Return output tokens as the conventions count them: reasoning included.
 
-    xAI counts reasoning outside `completion_tokens`, others inside; the provider's total tells.
+    xAI counts reasoning outside `completion_tokens`, others inside; the total shows which.
     """
     outside = usage.prompt_tokens + usage.completion_tokens + usage.reasoning_tokens
     if outside == usage.total_tokens:

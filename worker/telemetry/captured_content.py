@@ -1,4 +1,4 @@
-"""What people and models say, in the conventions' form. Used only where capturing it is asked for.
+"""Texts of users and models in the conventions' form, used only if capturing them is switched on.
 
 Texts are cut before they are put into JSON, so that what is captured can be read.
 
@@ -33,28 +33,28 @@ def is_asked_for(environ: Mapping[str, str]) -> bool:
 
 
 class CapturedContent:
-    """What was said in one attempt."""
+    """The texts of one attempt."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self._calls: list[tuple[str | None, list[dict[str, Any]], list[str]]] = []
 
     def call_started(self, context: OpenAILLMContext) -> None:
-        """Take note of what the model is asked."""
+        """Keep what the model is asked."""
         messages = [_message(message) for message in context.messages[-_MESSAGES:]]
         self._calls.append((context.system_prompt, messages, []))
 
-    def said(self, text: str) -> None:
-        """Take note of what it says."""
+    def add_text(self, text: str) -> None:
+        """Keep a piece of what the model answers."""
         if self._calls:
             self._calls[-1][2].append(text)
 
     def of_call(self, number: int) -> Attributes:
         """Return the attributes of the call with this index."""
-        system, asked, said = self._calls[number]
+        system, asked, texts = self._calls[number]
         attributes: Attributes = {n.INPUT_MESSAGES: _text(asked)}
-        if said:
-            answer = {"role": "assistant", "parts": _parts("".join(said))}
+        if texts:
+            answer = {"role": "assistant", "parts": _parts("".join(texts))}
             attributes[n.OUTPUT_MESSAGES] = _text([answer])
         if system is not None:
             attributes[n.SYSTEM_INSTRUCTIONS] = _text(_parts(system))

@@ -28,9 +28,9 @@ _KINDS: Final[Mapping[Kind, SpanMessage.SpanKind.ValueType]] = {
 }
 _SAMPLED: Final = 0x01
 _LOCAL: Final = 0x100
-"""It is known that the parent, or what a link names, ..."""
+"""It is known where the parent is: in this process."""
 _REMOTE: Final = 0x300
-"""... is in another process."""
+"""The parent, or the span that a link names, is in another process."""
 
 
 def resource_of(environ: Mapping[str, str], *, worker: str, version: str) -> Resource:

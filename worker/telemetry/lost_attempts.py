@@ -1,4 +1,4 @@
-"""Tells of attempts that ended without a word, from what they left in the turn's steps."""
+"""Makes the spans of lost attempts, whose workers died, from what they left in the turn's steps."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -9,7 +9,13 @@ from turnline.contracts.conversation import CallEntry
 from turnline.contracts.trace_context import TurnTrace, attempt_id
 from turnline.worker.effects import ConversationSnapshot
 from turnline.worker.telemetry import names as n
-from turnline.worker.telemetry.attributes import CallPlace, invocation, usage_attributes
+from turnline.worker.telemetry.attributes import (
+    CallPlace,
+    chat_attributes,
+    invocation,
+    tool_attributes,
+    usage_attributes,
+)
 from turnline.worker.telemetry.spans import Attributes, Span
 from turnline.worker.turn.checkpoints import (
     Lost,
@@ -20,7 +26,7 @@ from turnline.worker.turn.checkpoints import (
 )
 
 WORKER_LOST = "worker_lost"
-"""Error type of an attempt that ended without a word, and of what it had begun."""
+"""Error type of a lost attempt, and of what it had begun."""
 _decode_call = msgspec.json.Decoder(CallEntry).decode
 
 
@@ -37,7 +43,7 @@ class LostTool(NamedTuple):
 
 
 class LostAttempt(NamedTuple):
-    """All that is known of an attempt that ended without a word."""
+    """All that is known of an attempt whose worker died."""
 
     lost: Lost
     calls: Sequence[tuple[int, CallEntry]]
@@ -46,9 +52,9 @@ class LostAttempt(NamedTuple):
 
 
 def just_lost(loaded: ConversationSnapshot) -> list[LostAttempt]:
-    """Return the attempts just before this one that ended without a word, oldest first.
+    """Return the lost attempts just before this one, oldest first.
 
-    Those before an attempt that did end with a word were told of by that one.
+    Lost attempts further back were exported by the attempt that followed them.
     """
     if not loaded.crashes:
         return []
@@ -125,7 +131,7 @@ def lost_spans(
     place: CallPlace,
     agent: str | None,
 ) -> list[Span]:
-    """Return the spans of attempts whose workers can tell no more; the ids are the lost one's."""
+    """Return the spans of lost attempts."""
     return [span for it in attempts for span in _spans_of(it, trace, ids, place, agent)]
 
 
@@ -150,7 +156,7 @@ def _spans_of(
     chats: dict[int, Span] = {}
     for number, call in attempt.calls:
         chats[number] = chat = _chat(call, attempt_id(below_it, number), ids, place)
-        # The times are by the clock of a worker that is gone: only within the attempt they count.
+        # These times are by the clock of the lost worker: they are kept within the attempt.
         chat.start_ns = min(max(call.started_at_ms * 1_000_000, process.start_ns), ended_ns)
         chat.end_ns = min(chat.start_ns + call.duration_ms * 1_000_000, ended_ns)
         if _is_open(call):
@@ -183,11 +189,7 @@ def _is_open(call: CallEntry) -> bool:
 def _chat(call: CallEntry, span_id: str, ids: Attributes, place: CallPlace) -> Span:
     attributes: Attributes = {
         **ids,
-        n.OPERATION_NAME: n.CHAT,
-        n.PROVIDER_NAME: place.provider,
-        n.REQUEST_MODEL: call.model,
-        n.SERVER_ADDRESS: place.address,
-        n.SERVER_PORT: place.port,
+        **chat_attributes(call.model, place),
         **usage_attributes(call.state, call.usage),
     }
     if call.response_id is not None:
@@ -207,13 +209,7 @@ def _chat(call: CallEntry, span_id: str, ids: Attributes, place: CallPlace) -> S
 
 
 def _tool(tool: LostTool, span_id: str, ids: Attributes, ended_ns: int) -> Span:
-    attributes: Attributes = {
-        **ids,
-        n.OPERATION_NAME: n.EXECUTE_TOOL,
-        n.TOOL_NAME: tool.name,
-        n.TOOL_TYPE: "function",
-        n.TOOL_CALL_ID: tool.call_id,
-    }
+    attributes: Attributes = {**ids, **tool_attributes(tool.name, tool.call_id)}
     if tool.state != "finished":
         attributes[n.TOOL_STATE] = tool.state
     return Span(

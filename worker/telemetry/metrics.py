@@ -15,40 +15,20 @@ from turnline.worker.telemetry.attributes import Ending, call_error
 
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[str, ...]
+Bounds = tuple[float, ...]
 _SERIES: Final = 200
 """Most label sets of one meter; what comes after counts as `other`."""
 _OTHER: Final = "other"
-_CALL_S: Final = (
-    0.01,
-    0.02,
-    0.04,
-    0.08,
-    0.16,
-    0.32,
-    0.64,
-    1.28,
-    2.56,
-    5.12,
-    10.24,
-    20.48,
-    40.96,
-    81.92,
-)
-_TURN_S: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, 204.8, 409.6)
+_CALL_S: Final = tuple(0.01 * 2**n for n in range(14))
+_TURN_S: Final = tuple(0.1 * 2**n for n in range(13))
 _WAIT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Meter:
     """Values of one metric by labels."""
 
-    def __init__(  # noqa: PLR0917  a table of meters reads better without names
-        self,
-        kind: Kind,
-        name: str,
-        unit: str,
-        help_text: str,
-        labels: Sequence[str] = (),
-        bounds: Sequence[float] = (),
+    def __init__(
+        self, kind: Kind, name: str, unit: str, help_text: str, *labels: str, bounds: Bounds = ()
     ) -> None:
         """Begin without values.
 
@@ -56,7 +36,7 @@ class Meter:
             kind: Decides which of `add`, `set` and `record` is used.
             name: As OpenTelemetry writes it, with dots.
             unit: UCUM, as OpenTelemetry writes it.
-            help_text: What it tells, in a sentence.
+            help_text: What it means, in a sentence.
             labels: Their names.
             bounds: Upper bounds of a histogram's buckets, ascending.
         """
@@ -64,8 +44,8 @@ class Meter:
         self.name = name
         self.unit = unit
         self.help_text = help_text
-        self.labels = tuple(labels)
-        self.bounds = tuple(bounds)
+        self.labels = labels
+        self.bounds = bounds
         self.numbers: dict[Labels, float] = {}
         """Of a counter or gauge."""
         self.buckets: dict[Labels, tuple[list[int], list[float]]] = {}
@@ -90,14 +70,40 @@ class Meter:
         counts[bisect.bisect_left(self.bounds, value)] += 1
         total[0] += value
 
-    def clear(self) -> None:
-        """Forget a gauge's values: they are about to be read anew."""
-        self.numbers.clear()
-
     def _known(self, labels: Labels, values: Mapping[Labels, object]) -> Labels:
         if labels in values or len(values) < _SERIES:
             return labels
         return (_OTHER,) * len(self.labels)
+
+
+def _counter(name: str, unit: str, help_text: str, *labels: str) -> Meter:
+    return Meter("counter", name, unit, help_text, *labels)
+
+
+def _gauge(name: str, unit: str, help_text: str, *labels: str) -> Meter:
+    return Meter("gauge", name, unit, help_text, *labels)
+
+
+def _times(name: str, help_text: str, *labels: str, bounds: Bounds) -> Meter:
+    return Meter("histogram", name, "s", help_text, *labels, bounds=bounds)
+
+
+class ShardGauges:
+    """How each shard stood when it was last looked at."""
+
+    def __init__(self) -> None:
+        """Begin without values."""
+        self.depth = _gauge(
+            n.M_QUEUE_DEPTH, "{conversation}", "Conversations due and waiting.", "shard"
+        )
+        self.running = _gauge(
+            n.M_QUEUE_RUNNING, "{conversation}", "Conversations leased or deferred.", "shard"
+        )
+        self.oldest = _gauge(n.M_QUEUE_OLDEST, "s", "How long the first one has been due.", "shard")
+        self.dead_kept = _gauge(n.M_DEAD_KEPT, "{turn}", "Dead letters that are kept.", "shard")
+        self.breakers_open = _gauge(
+            n.M_BREAKERS_OPEN, "{breaker}", "Providers that are not called.", "shard"
+        )
 
 
 class TurnMeters:
@@ -106,82 +112,58 @@ class TurnMeters:
     def __init__(self) -> None:
         """Begin at zero."""
         model = n.REQUEST_MODEL
-        self.calls = Meter(
-            "counter", n.M_CALLS, "{call}", "Model calls by how they ended.", (model, "status")
+        self.calls = _counter(
+            n.M_CALLS, "{call}", "Model calls by how they ended.", model, "status"
         )
-        self.call_duration = Meter(
-            "histogram", n.M_CALL_DURATION, "s", "Model calls.", (model, n.ERROR_TYPE), _CALL_S
+        self.call_duration = _times(
+            n.M_CALL_DURATION, "Model calls.", model, n.ERROR_TYPE, bounds=_CALL_S
         )
-        self.first_chunk = Meter(
-            "histogram", n.M_CALL_FIRST_CHUNK, "s", "Request to first chunk.", (model,), _CALL_S
+        self.first_chunk = _times(
+            n.M_CALL_FIRST_CHUNK, "Request to first chunk.", model, bounds=_CALL_S
         )
-        self.tokens = Meter(
-            "counter",
+        self.tokens = _counter(
             n.M_TOKENS,
             "{token}",
             "Tokens by kind: input (cached ones included), cached, output, reasoning.",
-            (model, n.TOKEN_TYPE),
+            model,
+            n.TOKEN_TYPE,
         )
-        self.cost = Meter("counter", n.M_COST, "USD", "Cost as the provider reported it.", (model,))
-        self.turn_duration = Meter(
-            "histogram", n.M_TURN_DURATION, "s", "Acceptance to end.", ("outcome",), _TURN_S
+        self.cost = _counter(n.M_COST, "USD", "Cost as the provider reported it.", model)
+        self.turn_duration = _times(
+            n.M_TURN_DURATION, "Acceptance to end.", "outcome", bounds=_TURN_S
         )
-        self.first_delta = Meter(
-            "histogram", n.M_FIRST_DELTA, "s", "Acceptance to the first text.", (), _CALL_S
+        self.first_delta = _times(n.M_FIRST_DELTA, "Acceptance to the first text.", bounds=_CALL_S)
+        self.queue_wait = _times(n.M_QUEUE_WAIT, "Acceptance to the first attempt.", bounds=_WAIT_S)
+        self.retries = _counter(
+            n.M_RETRIES, "{attempt}", "Attempts that another one follows.", "reason"
         )
-        self.queue_wait = Meter(
-            "histogram", n.M_QUEUE_WAIT, "s", "Acceptance to the first attempt.", (), _WAIT_S
+        self.leases_lost = _counter(
+            n.M_LEASES_LOST, "{lease}", "Attempts stopped since the lease was lost."
         )
-        self.retries = Meter(
-            "counter", n.M_RETRIES, "{attempt}", "Attempts that another one follows.", ("reason",)
-        )
-        self.leases_lost = Meter(
-            "counter", n.M_LEASES_LOST, "{lease}", "Attempts stopped since the lease was lost."
-        )
-        self.dead_letters = Meter(
-            "counter", n.M_DEAD, "{turn}", "Turns that became dead letters.", ("code",)
-        )
-        self.tool_duration = Meter(
-            "histogram",
+        self.dead_letters = _counter(n.M_DEAD, "{turn}", "Turns that became dead letters.", "code")
+        self.tool_duration = _times(
             n.M_TOOL_DURATION,
-            "s",
             "Functions that the model called.",
-            (n.TOOL_NAME, n.ERROR_TYPE),
-            _CALL_S,
+            n.TOOL_NAME,
+            n.ERROR_TYPE,
+            bounds=_CALL_S,
         )
-        self.in_flight = Meter("gauge", n.M_IN_FLIGHT, "{turn}", "Attempts running here.")
-        self.queue_depth = Meter(
-            "gauge", n.M_QUEUE_DEPTH, "{conversation}", "Conversations due and waiting.", ("shard",)
+        self.spans_sent = _counter(n.M_SPANS_SENT, "{span}", "Spans sent.", "to")
+        self.spans_dropped = _counter(
+            n.M_SPANS_DROPPED, "{span}", "Spans that could not be sent.", "to"
         )
-        self.queue_running = Meter(
-            "gauge",
-            n.M_QUEUE_RUNNING,
-            "{conversation}",
-            "Conversations leased or deferred.",
-            ("shard",),
-        )
-        self.queue_oldest = Meter(
-            "gauge", n.M_QUEUE_OLDEST, "s", "How long the first one has been due.", ("shard",)
-        )
-        self.dead_kept = Meter(
-            "gauge", n.M_DEAD_KEPT, "{turn}", "Dead letters that are kept.", ("shard",)
-        )
-        self.breakers_open = Meter(
-            "gauge", n.M_BREAKERS_OPEN, "{breaker}", "Providers that are not called.", ("shard",)
-        )
-        self.loop_lag = Meter("gauge", n.M_LOOP_LAG, "s", "Lateness of the event loop.")
-        self.spans_sent = Meter("counter", n.M_SPANS_SENT, "{span}", "Spans sent.", ("to",))
-        self.spans_dropped = Meter(
-            "counter", n.M_SPANS_DROPPED, "{span}", "Spans that could not be sent.", ("to",)
-        )
+        self.in_flight = _gauge(n.M_IN_FLIGHT, "{turn}", "Attempts running here.")
+        self.loop_lag = _gauge(n.M_LOOP_LAG, "s", "Lateness of the event loop.")
+        self.shards = ShardGauges()
         self._running = 0
         self.in_flight.set(0)
 
     def __iter__(self) -> Iterator[Meter]:
         """Yield all meters."""
-        return (value for value in vars(self).values() if isinstance(value, Meter))
+        values = (*vars(self).values(), *vars(self.shards).values())
+        return (value for value in values if isinstance(value, Meter))
 
-    # -- told by the recorder ---------------------------------------------------------------------
+    # -- called by the recorder -------------------------------------------------------------------
 
     def began(self) -> None:
         """An attempt begins."""

@@ -79,7 +79,7 @@ class Sampler:
             ratio = _ratio(environ.get("OTEL_TRACES_SAMPLER_ARG") or "1")
         self._bound = int(ratio * (1 << 64))
 
-    def takes(self, turn: TurnSpans) -> bool:
+    def samples(self, turn: TurnSpans) -> bool:
         """Whether a trace is exported: as its producer decided, or else by its id."""
         if self._heeds_parent and not turn.sampled:
             return False
@@ -137,9 +137,9 @@ class OtlpSpans:
         """Begin to send, in the running loop."""
         self._task = asyncio.create_task(self._run())
 
-    def take(self, turn: TurnSpans) -> None:
-        """Take the spans of one attempt."""
-        if not self._sampler.takes(turn):
+    def export(self, turn: TurnSpans) -> None:
+        """Queue the spans of one attempt."""
+        if not self._sampler.samples(turn):
             return
         count = len(turn.spans)
         if self._closing or self._waiting + count > self._most:

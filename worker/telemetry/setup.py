@@ -1,13 +1,14 @@
-"""Puts telemetry together from settings and the `OTEL_*` variables, and ends it in time."""
+"""Sets telemetry up from settings and the `OTEL_*` variables, and closes it in bounded time."""
 
 import asyncio
 import importlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol, cast
 
 import msgspec
 
+from turnline.worker.errors import StartFailed
 from turnline.worker.logs import places, type_name
 from turnline.worker.telemetry import captured_content
 from turnline.worker.telemetry.attributes import CallPlace
@@ -17,7 +18,6 @@ from turnline.worker.telemetry.recording import (
     Recording,
     Redactor,
     SpanSink,
-    Tracer,
     traceparent_to_send,
 )
 from turnline.worker.telemetry.spans import TurnSpans
@@ -26,23 +26,18 @@ from turnline.worker.turn.observer import Observer
 log = logging.getLogger("turnline.telemetry")
 
 CLOSE_S: Final = 3.0
-"""Longest time that ending telemetry takes."""
+"""Longest time for a last export."""
 _SAMPLE_S: Final = 5.0
 _LAG_S: Final = 0.5
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
-
-
-class TelemetryError(Exception):
-    """Telemetry cannot be set up as asked; the text says what to do."""
 
 
 class TelemetrySettings(NamedTuple):
     """What of the worker's settings matters here."""
 
     worker: str
-    address: str
-    """Host of the model's provider."""
-    port: int
+    place: CallPlace
+    """Where the model's provider is."""
     redactor: str = ""
     """`module:function`; see `turnline.worker.telemetry.recording.Redactor`."""
     send_traceparent: bool = False
@@ -53,7 +48,7 @@ class TraceStore(Protocol):
     """Keeps traces where `turnline trace` finds them; see `turnline.worker.store.traces`."""
 
     def keep(self, turn: TurnSpans, data: bytes) -> None:
-        """Take the spans of one attempt, and their JSON."""
+        """Keep the spans of one attempt, and their JSON."""
         ...
 
     async def close(self) -> None:
@@ -85,7 +80,7 @@ class _Kept:
     def __init__(self, store: TraceStore) -> None:
         self._store = store
 
-    def take(self, turn: TurnSpans) -> None:
+    def export(self, turn: TurnSpans) -> None:
         self._store.keep(turn, _encode(turn))
 
 
@@ -106,7 +101,7 @@ class Telemetry:
         """Prepare what is asked for; `open` starts it.
 
         Raises:
-            TelemetryError: The redactor cannot be imported, or an `OTEL_*` variable is unusable.
+            StartFailed: The redactor cannot be imported, or an `OTEL_*` variable is unusable.
         """
         self.meters = TurnMeters()
         self._settings = settings
@@ -134,7 +129,7 @@ class Telemetry:
             of_traces = target_of(environ, "traces") if traces else None
             of_metrics = target_of(environ, "metrics") if metrics else None
         except BadVariable as error:
-            raise TelemetryError(f"{error}. OTEL_SDK_DISABLED=true sends nothing.") from None
+            raise StartFailed(f"{error}. OTEL_SDK_DISABLED=true sends nothing.") from None
         resource = resource_of(environ, worker=self._settings.worker, version=version)
         if of_traces is not None:
             sender = Sender(of_traces)
@@ -152,7 +147,6 @@ class Telemetry:
         queue: str,
         store: TraceStore | None,
         gauges: ReadGauges,
-        extra: Sequence[SpanSink] = (),
     ) -> Observer:
         """Return what watches the turns of one shard.
 
@@ -161,31 +155,28 @@ class Telemetry:
             queue: Names it in spans.
             store: Keeps the shard's traces.
             gauges: Reads how the shard stands.
-            extra: Further sinks.
         """
-        sinks = [*self._spans, *extra]
+        sinks = [*self._spans]
         if store is not None:
             sinks.append(_Kept(store))
             self._stores.append(store)
         self._gauges[shard] = gauges
-        return Tracer(
-            Recording(
-                worker=self._settings.worker,
-                place=CallPlace(self._settings.address, self._settings.port),
-                sinks=sinks,
-                meters=self.meters,
-                queue=queue,
-                capture=self._capture,
-                redact=self._redact,
-                send_traceparent=self._settings.send_traceparent,
-            )
+        return Recording(
+            worker=self._settings.worker,
+            place=self._settings.place,
+            sinks=sinks,
+            meters=self.meters,
+            queue=queue,
+            capture=self._capture,
+            redact=self._redact,
+            send_traceparent=self._settings.send_traceparent,
         )
 
     async def open(self) -> None:
         """Begin to send, to sample and to listen, as far as it is asked for.
 
         Raises:
-            TelemetryError: The port is in use.
+            StartFailed: The port is in use.
         """
         for sender in self._senders:
             sender.open()
@@ -196,7 +187,7 @@ class Telemetry:
             try:
                 await self._prometheus.open(self._settings.metrics_port)
             except OSError as error:
-                raise TelemetryError(
+                raise StartFailed(
                     f"port {self._settings.metrics_port} cannot be opened for metrics "
                     f"({error.strerror}); set TURNLINE_METRICS_PORT to another one, or to 0"
                 ) from None
@@ -218,19 +209,19 @@ class Telemetry:
         )
 
     async def _sample(self) -> None:
-        meters = self.meters
+        gauges = self.meters.shards
         while True:
             for shard, read in self._gauges.items():
                 try:
                     now = await read()
-                except Exception as error:  # noqa: BLE001  Redis is away: the turns tell of that
+                except Exception as error:  # noqa: BLE001  Redis is away: the turns log that
                     log.debug("telemetry.unsampled", extra={"error": type(error).__name__})
                     continue
-                meters.queue_depth.set(now.due, shard)
-                meters.queue_running.set(now.running, shard)
-                meters.queue_oldest.set(now.oldest_s, shard)
-                meters.dead_kept.set(now.dead, shard)
-                meters.breakers_open.set(now.breakers_open, shard)
+                gauges.depth.set(now.due, shard)
+                gauges.running.set(now.running, shard)
+                gauges.oldest.set(now.oldest_s, shard)
+                gauges.dead_kept.set(now.dead, shard)
+                gauges.breakers_open.set(now.breakers_open, shard)
             await asyncio.sleep(_SAMPLE_S)
 
     async def _watch_loop(self) -> None:
@@ -288,12 +279,12 @@ def _imported(path: str) -> Redactor | None:
     except (ImportError, AttributeError, ValueError):
         found = None
     except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code
-        raise TelemetryError(
+        raise StartFailed(
             f"TURNLINE_REDACTOR: {module} cannot be imported: {type_name(error)} "
             f"({', '.join(places(error.__traceback__)[-1:])})"
         ) from None
     if not callable(found):
-        raise TelemetryError(
+        raise StartFailed(
             f"TURNLINE_REDACTOR: {path} is no function; it is written module:function"
         )
     return cast("Redactor", found)

@@ -1,4 +1,4 @@
-"""Spans as values: made by one attempt, complete, and handed to every sink in the same form."""
+"""Spans as values: complete when they are made, and the same for every sink."""
 
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class Span(msgspec.Struct, kw_only=True, omit_defaults=True):
     events: tuple[SpanEvent, ...] = ()
 
     def __post_init__(self) -> None:
-        # Redis tells its clock in ms, and a worker goes on from there by its own.
+        # Redis gives its clock in ms, and a worker goes on from there by its own.
         self.end_ns = max(self.end_ns, self.start_ns)
 
 

@@ -1,6 +1,7 @@
 """Plain Python functions as tools: `@tool`, and what such a function may ask for.
 
-The side of a tool's author; a turn's calls to tools are made in `turn.tool_calls`.
+What a tool's author imports, and how tools are described, loaded and run. When a turn calls them is
+decided in `worker.turn.tool_calls`.
 """
 
 from turnline.worker.tools.declaration import Tool, ToolContext, ToolFailed, tool

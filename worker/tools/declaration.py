@@ -1,4 +1,4 @@
-"""What a module of tools is written with: the decorator, the context, the error for the model."""
+"""What a module of tools imports: the decorator, the context, the error for the model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -19,7 +19,7 @@ class ToolFailed(FunctionCallFailed):
 
 
 class ToolContext(msgspec.Struct, Generic[ResourcesT], frozen=True, kw_only=True):
-    """What a tool is told about its call, if it has a parameter of this type."""
+    """A call's context: passed to a tool that has a parameter of this type."""
 
     conversation_id: str
     turn_id: str
@@ -54,7 +54,7 @@ class Tool(Generic[P, R]):
     """A function that the model may call; calling it here runs the function."""
 
     def __init__(self, function: Callable[P, R], options: ToolOptions) -> None:
-        """Declare; what is wrong with it is found when the module is loaded."""
+        """Hold it; what is wrong with it is found when the module is loaded."""
         self.function = function
         self.options = options
         self.__doc__ = function.__doc__
@@ -101,30 +101,30 @@ def tool(
     """Make a tool of a typed function, async or not; one that is not runs in a thread.
 
     Its name, docstring and annotations are what the model sees. The model's arguments are decoded
-    into the annotated types; what does not fit is told to the model. A parameter annotated as
-    `ToolContext` gets the call's context. The result may be anything that msgspec encodes; text
-    goes to the model as it is, all else as JSON.
+    into the annotated types; what does not fit becomes an error for the model. A parameter
+    annotated as `ToolContext` gets the call's context. The result may be anything that msgspec
+    encodes; text goes to the model as it is, all else as JSON.
 
     Args:
         function: The function, where the decorator stands without parentheses.
         name: The function's name if None.
         description: The docstring up to its sections if None.
         timeout_s: After so many seconds (waiting for a free place included) the call fails and the
-            model is told; None lets it run. A thread cannot be stopped and runs on unheard.
+            model gets an error; None: no limit. A thread cannot be stopped: its result is dropped.
         max_concurrency: Calls that one worker runs at a time.
         retry_safe: Whether a call that was running when its worker died is run again, with the
-            same idempotency key. If not, the model is told that its outcome is unknown.
+            same idempotency key. If not, its result for the model is that its outcome is unknown.
         cancel_on_interruption: Whether an interruption cancels a running call. If not, the
             interrupted turn ends when the call has its result.
         names: Parameters to names of properties, where these are no names in Python, such as
             `{"unit": "unit-of-measure"}`. `from_` and the like are `from` to the model without it.
     """
 
-    def declare(declared: Callable[P, R]) -> Tool[P, R]:
+    def make(decorated: Callable[P, R]) -> Tool[P, R]:
         return Tool(
-            declared,
+            decorated,
             ToolOptions(
-                name=name or name_of(declared),
+                name=name or name_of(decorated),
                 description=description,
                 timeout_s=timeout_s,
                 max_concurrency=max_concurrency,
@@ -134,4 +134,4 @@ def tool(
             ),
         )
 
-    return declare if function is None else declare(function)
+    return make if function is None else make(function)

@@ -42,6 +42,7 @@ class Described(NamedTuple):
     context_parameter: str | None
     """Name of the parameter that takes the `ToolContext`."""
     is_async: bool
+    """Whether it is called in the event loop; what a thread gives back is awaited if it can be."""
     patterns: dict[str, Any] | None = None
     """Schema of the parameters with regular expressions, which decoding does not look at."""
 
@@ -89,7 +90,7 @@ def describe(tool: Tool[Any, Any]) -> Described:
     patterns = None
     if checked:
         patterns = {"properties": checked, "$defs": parameters.get("$defs", {})}
-    is_async = _is_async(function, inner)
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inner)
     return Described(definition, arguments, context_parameter, is_async, patterns)
 
 
@@ -128,11 +129,6 @@ def _struct(fields: Sequence[tuple[str, Any, Any]], names: dict[str, str]) -> ty
     except (TypeError, ValueError) as error:
         raise BadTool(f"its annotations cannot be decoded: {error}") from None
     return arguments
-
-
-def _is_async(function: Any, inner: Any) -> bool:
-    """Whether it is called in the event loop; what a thread gives back is awaited if it can be."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inner)
 
 
 def _check_kind(function: Any, inner: Any) -> None:
@@ -181,19 +177,11 @@ def _fields(function: Any, inner: Any) -> tuple[list[tuple[str, Any, Any]], str 
                 raise BadTool(f"parameter {parameter.name}: a second ToolContext")
             context_parameter = parameter.name
             continue
-        kind = _readable(parameter.name, kind)
-        if parameter.default is parameter.empty:
-            fields.append((parameter.name, kind, msgspec.NODEFAULT))
-        else:
-            fields.append((parameter.name, kind, _default(parameter.name, parameter.default)))
+        if any(map(_is_context, parts_of(kind))):  # the model never makes one up
+            raise BadTool(f"parameter {parameter.name}: a ToolContext inside another type")
+        kind = readable(parameter.name, kind)
+        fields.append((parameter.name, kind, _default(parameter)))
     return fields, context_parameter
-
-
-def _readable(name: str, kind: Any) -> Any:
-    """Return an argument's type as msgspec takes it; the model never makes up a context."""
-    if any(map(_is_context, parts_of(kind))):
-        raise BadTool(f"parameter {name}: a ToolContext inside another type")
-    return readable(name, kind)
 
 
 def _given_names(function: Any) -> set[str]:
@@ -229,8 +217,11 @@ def _names(fields: Sequence[tuple[str, Any, Any]], options: ToolOptions) -> dict
     return names
 
 
-def _default(name: str, value: Any) -> Any:
+def _default(parameter: inspect.Parameter) -> Any:
     """Return a default that no two calls share; one without a JSON form is not shown."""
+    name, value = parameter.name, parameter.default
+    if value is parameter.empty:
+        return msgspec.NODEFAULT
     if type(value).__module__.partition(".")[0] == "pydantic" and not hasattr(value, "model_dump"):
         raise BadTool(f"parameter {name}: write `Annotated[..., Field(...)]`, with a plain default")
     try:

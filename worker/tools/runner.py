@@ -1,4 +1,4 @@
-"""Runs the tools that a worker has loaded: resources, threads, places, arguments and results."""
+"""Runs the loaded tools: resources, threads, limits, arguments and results."""
 
 import asyncio
 import contextlib
@@ -12,21 +12,18 @@ from typing import Any, Final
 
 import msgspec
 
+from turnline.worker.errors import StartFailed
 from turnline.worker.logs import facts_of, places, type_name
 from turnline.worker.schema_checking import Checker
 from turnline.worker.tools.declaration import ToolContext, ToolFailed, ToolOptions, name_of
 from turnline.worker.tools.loader import LoadedTool, LoadedTools
-from turnline.worker.tools.values import NotJson, decoded, told
+from turnline.worker.tools.values import NotJson, decoded, result_text
 from turnline.worker.turn.plan import CallIds
 
 log = logging.getLogger("turnline.tools")
 
 OPENING_S: Final = 120.0
-"""What opening all resources may take: pools connect, models load."""
-
-
-class ResourcesFailed(Exception):
-    """Resources cannot be opened; names the module, and of what it raised type and place."""
+"""Time to open all resources: pools connect, models load."""
 
 
 class Toolbox:
@@ -37,7 +34,7 @@ class Toolbox:
 
         Args:
             loaded: The tools.
-            checker: Checks arguments by the tools' regular expressions.
+            checker: Checks arguments by the tools' regular expressions; whoever made it closes it.
 
         Raises:
             ValueError: There are problems with what was loaded.
@@ -45,7 +42,6 @@ class Toolbox:
         if loaded.problems:
             raise ValueError("; ".join(loaded.problems))
         self._tools = {tool.name: tool for tool in loaded.tools}
-        self._own_checker = checker is None
         self._checker = checker or Checker()
         self._patterns = {
             tool.name: self._checker.schemas.compiled(tool.described.patterns)
@@ -75,7 +71,8 @@ class Toolbox:
         """Open what the modules' `resources` open.
 
         Raises:
-            ResourcesFailed: One could not, or not within `OPENING_S`; what was opened is closed.
+            StartFailed: One could not, or not within `OPENING_S`; what was opened is closed. Names
+                the module, and of what it raised type and place.
         """
         opened = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(opened))
@@ -87,10 +84,10 @@ class Toolbox:
         if not done:
             opened.cancel()
             self._keeper.cancel()
-            raise ResourcesFailed(f"{self._at}: not open after {OPENING_S:g} s")
+            raise _unopened(f"{self._at}: not open after {OPENING_S:g} s")
         if (error := opened.result()) is not None:
             place = ", ".join(places(error.__traceback__)[-1:])
-            raise ResourcesFailed(f"{self._at}: {type_name(error)} ({place})")
+            raise _unopened(f"{self._at}: {type_name(error)} ({place})")
 
     async def _keep(self, opened: "asyncio.Future[BaseException | None]") -> None:
         """Open the resources and close them: in one task, as some of them need it."""
@@ -112,8 +109,6 @@ class Toolbox:
         self._closing.set()
         if self._keeper is not None:
             await asyncio.wait({self._keeper})
-        if self._own_checker:
-            await self._checker.close()
 
     def options(self, name: str) -> ToolOptions | None:
         """Return how a tool is run; None if this worker does not have it."""
@@ -121,7 +116,7 @@ class Toolbox:
         return None if tool is None else tool.options
 
     async def call(self, name: str, arguments: Mapping[str, Any], call: CallIds) -> str:
-        """Run a tool and return what the model is told.
+        """Run a tool and return its result for the model.
 
         Args:
             name: One that `options` knows.
@@ -145,18 +140,10 @@ class Toolbox:
                 resources=self._resources.get(tool.module),
             )
         try:
-            return told(await self._run(tool, named))
-        except NotJson as error:
-            log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
-            raise
-        except ToolFailed:
-            raise
-        except asyncio.CancelledError as error:
-            if not _is_asked_for():
-                log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
-            raise
+            return result_text(await self._run(tool, named))
         except BaseException as error:
-            log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
+            if not _is_expected(error):
+                log.warning("tool.failed", extra={"tool": name, **facts_of(error)})
             raise
 
     async def _check_patterns(self, name: str, arguments: Mapping[str, Any]) -> None:
@@ -188,10 +175,16 @@ class Toolbox:
             return await made
 
 
-def _is_asked_for() -> bool:
-    """Whether somebody cancelled this task: a tool may raise the same by itself."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _unopened(why: str) -> StartFailed:
+    return StartFailed(f"The resources of the tools cannot be opened: {why}")
+
+
+def _is_expected(error: BaseException) -> bool:
+    """Whether a tool means what it raised for the model, or somebody cancelled its task."""
+    if isinstance(error, asyncio.CancelledError):  # a tool may raise it by itself
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, ToolFailed) and not isinstance(error, NotJson)
 
 
 def _in_thread(function: Callable[..., Any], named: dict[str, Any]) -> "asyncio.Future[Any]":
@@ -206,23 +199,22 @@ def _in_thread(function: Callable[..., Any], named: dict[str, Any]) -> "asyncio.
         except BaseException as raised:  # noqa: BLE001  passed on to whoever awaits the future
             result, error = None, raised
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_settle, future, result, error)
+            loop.call_soon_threadsafe(_set_result, future, result, error)
 
     threading.Thread(target=run, name=f"tool-{name_of(function)}", daemon=True).start()
     return future
 
 
-def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+def _set_result(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:
         future.set_result(result)
-    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
-        future.set_exception(error)
-        future.exception()  # whoever awaited it may be gone
-    else:
-        future.set_exception(RuntimeError(type_name(error)))
-        future.exception()
+        return
+    if not isinstance(error, Exception) or isinstance(error, StopIteration):
+        error = RuntimeError(type_name(error))
+    future.set_exception(error)
+    future.exception()  # whoever awaited it may be gone
 
 
 def _offered(definition: Any) -> dict[str, Any]:

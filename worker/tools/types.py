@@ -1,5 +1,6 @@
 """Types of tools' parameters: what msgspec reads, what pydantic reads, and their JSON Schema."""
 
+import dataclasses
 import datetime as dt
 import re
 import sys
@@ -42,8 +43,8 @@ def readable(name: str, kind: Any) -> Any:
     Raises:
         BadTool: It says something that nobody here understands.
     """
-    for part in _parts(kind, {}):
-        if _is_pydantics(part):
+    for part in parts_of(kind):
+        if is_pydantics(part):
             return _by_pydantic(name, kind)
     for it in _metadata(kind):
         if not isinstance(it, str | msgspec.Meta) and _text_of(it) is None:
@@ -52,7 +53,7 @@ def readable(name: str, kind: Any) -> Any:
 
 
 def adapted(kind: type, value: Any) -> Any:
-    """Decode what pydantic reads; for msgspec's `dec_hook`. `plain` takes it out again.
+    """Decode what pydantic reads; for msgspec's `dec_hook`. `plain` unwraps it.
 
     Raises:
         ValueError: The value does not fit; it is not repeated.
@@ -90,8 +91,8 @@ def schema_of(
     classes = {
         id(part): part
         for _, kind in fields
-        for part in _parts(kind, {})
-        if not _is_pydantics(part) and _fields_of(part)
+        for part in parts_of(kind)
+        if not is_pydantics(part) and _fields_of(part)
     }
     try:
         (root, *others), components = msgspec.json.schema_components(
@@ -122,11 +123,6 @@ def schema_of(
     return {**schema, "$defs": parts} if parts else schema
 
 
-def parts_of(kind: Any) -> Iterator[Any]:
-    """Yield a type and all the types that it consists of."""
-    return _parts(kind, {})
-
-
 # -- regular expressions ------------------------------------------------------------------------
 
 
@@ -136,7 +132,7 @@ def without_patterns(kind: Any) -> Any:
     msgspec would run them by Python's `re`, whose time has no bound.
     """
     origin = typing.get_origin(kind)
-    if not any(_pattern_of(part) for part in _parts(kind, {})):
+    if not any(_has_pattern(part) for part in parts_of(kind)):
         return kind
     if origin is Annotated:
         metadata = (_without_pattern(it) for it in kind.__metadata__)
@@ -159,17 +155,8 @@ def refuse_patterns(schema: Any) -> None:
     Raises:
         BadTool: There is one: it stands in a class.
     """
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            rules = cast("dict[str, Any]", part)
-            pattern = rules.get("pattern")
-            if isinstance(pattern, str) and not _is_plain(pattern):
-                raise BadTool(_NOT_PLAIN)
-            waiting += rules.values()
-        elif isinstance(part, list):
-            waiting += cast("Sequence[Any]", part)
+    if not all(map(_is_plain, _patterns_in(schema))):
+        raise BadTool(_NOT_PLAIN)
 
 
 _NOT_PLAIN: Final = (
@@ -190,12 +177,34 @@ def _is_plain(pattern: str) -> bool:
     return len(_REPEATED.findall(rest)) < 2 and rest.count("?") <= _MOST_OPTIONAL
 
 
-def _pattern_of(part: Any) -> bool:
+def _patterns_in(schema: Any) -> Iterator[str]:
+    for part in _values_in(schema):
+        if isinstance(part, dict):
+            pattern = cast("dict[str, Any]", part).get("pattern")
+            if isinstance(pattern, str):
+                yield pattern
+
+
+def _values_in(value: Any) -> Iterator[Any]:
+    """Yield a value of dicts and lists and all that it holds, each once; it may hold itself."""
+    waiting, seen = [value], dict[int, Any]()
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in seen:
+            seen[id(part)] = part
+            yield part
+            if isinstance(part, dict):
+                waiting += cast("dict[str, Any]", part).values()
+            elif isinstance(part, list | tuple):
+                waiting += cast("Sequence[Any]", part)
+
+
+def _has_pattern(part: Any) -> bool:
     return isinstance(part, msgspec.Meta) and part.pattern is not None
 
 
 def _without_pattern(part: Any) -> Any:
-    if not _pattern_of(part):
+    if not _has_pattern(part):
         return part
     words = (
         *("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "tz", "title"),
@@ -216,15 +225,17 @@ def _component(reference: dict[str, Any]) -> str:
 # -- looking into types -------------------------------------------------------------------------
 
 
-def _parts(kind: Any, seen: dict[int, Any]) -> Iterator[Any]:
-    """Yield a type, what its metadata is made of, and the types it consists of, to the bottom."""
-    if id(kind) in seen:
-        return
-    seen[id(kind)] = kind  # kept, so that no other gets its id
-    yield kind
-    yield from _metadata(kind)
-    for part in (*_arguments(kind), *(hint for _, hint in _fields_of(kind))):
-        yield from _parts(part, seen)
+def parts_of(kind: Any) -> Iterator[Any]:
+    """Yield a type, its metadata, and all types that it consists of, each once."""
+    waiting, seen = [kind], dict[int, Any]()
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in seen:
+            seen[id(part)] = part  # kept, so that no other gets its id
+            yield part
+            yield from _metadata(part)
+            inner = [*_arguments(part), *(hint for _, hint in _fields_of(part))]
+            waiting += reversed(inner)
 
 
 def _arguments(kind: Any) -> tuple[Any, ...]:
@@ -255,7 +266,7 @@ def _fields_of(kind: Any) -> list[tuple[str, Any]]:
             known = zip(of.__struct_fields__, of.__struct_encode_fields__, strict=True)
             return [(encoded, hints[name]) for name, encoded in known]
         named_tuple = hasattr(of, "_fields") and tuple in of.__mro__
-        if named_tuple or hasattr(of, "__dataclass_fields__") or typing.is_typeddict(of):
+        if named_tuple or dataclasses.is_dataclass(of) or typing.is_typeddict(of):
             return [*typing.get_type_hints(of, include_extras=True).items()]
     except (NameError, TypeError) as error:
         raise BadTool(f"the annotations of {of.__name__} cannot be read: {error}") from None
@@ -302,11 +313,23 @@ def _explain(  # noqa: C901, PLR0912  one branch for each kind of type
 # -- pydantic -----------------------------------------------------------------------------------
 
 
-def _is_pydantics(part: Any) -> bool:
-    """Whether this is a model of pydantic's, or metadata that it alone understands."""
-    if "__pydantic_core_schema__" in getattr(part, "__dict__", ()):
+def is_pydantics(part: Any) -> bool:
+    """Whether this is a class of pydantic's, or metadata that it alone understands."""
+    if type(part).__module__.partition(".")[0] in _BY_PYDANTIC:
         return True
-    return type(part).__module__.partition(".")[0] in _BY_PYDANTIC
+    if "pydantic" not in sys.modules or not dataclasses.is_dataclass(part):
+        return False
+    from pydantic.dataclasses import is_pydantic_dataclass  # noqa: PLC0415  only where it is used
+
+    return isinstance(part, type) and is_pydantic_dataclass(part)
+
+
+def dumped(value: Any) -> Any:
+    """Return what `is_pydantics`, as JSON has it."""
+    import pydantic  # noqa: PLC0415  only where a tool's author uses it
+
+    adapter: Any = pydantic.TypeAdapter(cast("Any", type(value)))
+    return adapter.dump_python(value, mode="json")
 
 
 def _by_pydantic(name: str, kind: Any) -> type[_Adapted]:
@@ -330,27 +353,17 @@ def _refuse_own_engine(name: str, core: Any) -> None:
     Raises:
         BadTool: There is one.
     """
-    waiting, seen = [core], dict[int, Any]()
-    by_re = False
-    patterns: list[str] = []
-    while waiting:
-        part = waiting.pop()
-        if id(part) in seen:
-            continue
-        seen[id(part)] = part
-        if isinstance(part, dict):
-            rules = cast("dict[str, Any]", part)
-            by_re = by_re or rules.get("regex_engine") == "python-re"
-            if isinstance(pattern := rules.get("pattern"), str):
-                patterns.append(pattern)
-            waiting += rules.values()
-        elif isinstance(part, list | tuple):
-            waiting += cast("Sequence[Any]", part)
-        elif isinstance(part, re.Pattern):
-            by_re = True
-            patterns.append(str(cast("Any", part).pattern))
-    if by_re and not all(map(_is_plain, patterns)):
+    compiled = [str(it.pattern) for it in _values_in(core) if _is_compiled(it)]
+    by_re = bool(compiled) or any(
+        isinstance(it, dict) and cast("dict[str, Any]", it).get("regex_engine") == "python-re"
+        for it in _values_in(core)
+    )
+    if by_re and not all(map(_is_plain, (*compiled, *_patterns_in(core)))):
         raise BadTool(f"parameter {name}: a pattern that Python's `re` would run: {_NOT_PLAIN}")
+
+
+def _is_compiled(part: Any) -> bool:
+    return isinstance(part, re.Pattern)
 
 
 def _unread_schema(kind: type) -> dict[str, Any]:

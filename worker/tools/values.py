@@ -11,7 +11,7 @@ from turnline.worker.pipeline.aggregators import to_json
 from turnline.worker.pipeline.context import COMPLETED
 from turnline.worker.tools.declaration import ToolFailed
 from turnline.worker.tools.description import Described
-from turnline.worker.tools.types import adapted, plain
+from turnline.worker.tools.types import adapted, dumped, is_pydantics, plain
 
 
 class NotJson(ToolFailed):
@@ -50,8 +50,8 @@ def _with_whole_numbers(value: Any) -> Any:
             return value
 
 
-def told(result: Any) -> str:
-    """Return a result as the model is told: text as it is, nothing as a word, all else as JSON.
+def result_text(result: Any) -> str:
+    """Return a result as text for the model: text as it is, None as a word, all else as JSON.
 
     Raises:
         NotJson: It has no JSON form.
@@ -68,12 +68,12 @@ def told(result: Any) -> str:
         raise NotJson("The tool returned something that contains itself or nests deep.") from None
     except ValueError:
         raise NotJson("The tool returned a number that JSON does not have.") from None
-    except Exception:  # noqa: BLE001  foreign objects; their errors may hold what the user said
+    except Exception:  # noqa: BLE001  foreign objects; their errors may hold user text
         raise NotJson("The tool returned something that is not JSON.") from None
 
 
 def _plain(value: Any) -> Any:
     """Return the JSON form of what msgspec does not know: models of pydantic's."""
-    if hasattr(value, "__pydantic_serializer__"):
-        return value.__pydantic_serializer__.to_python(value, mode="json")
+    if is_pydantics(type(value)):
+        return dumped(value)
     raise TypeError

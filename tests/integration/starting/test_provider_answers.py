@@ -8,11 +8,11 @@ import tracemalloc
 import pytest
 
 from tests.integration.starting.answering import LIST, answering, http
+from turnline.worker.errors import StartFailed
 from turnline.worker.services.openai.llm import create_client
 from turnline.worker.settings import from_env
 from turnline.worker.starting import provider_check
 from turnline.worker.starting.provider_check import ProviderFound, check_provider
-from turnline.worker.starting.stage import StartFailed
 
 KEY = "xai-s3cretkey"
 

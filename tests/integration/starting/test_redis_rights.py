@@ -11,11 +11,11 @@ from tests.integration.starting.answering import answering, http
 from tests.support.recordings import REPOSITORY
 from turnline.contracts.keys import shard_keys
 from turnline.ops.embedded import EmbeddedRedis
+from turnline.worker.errors import StartFailed
 from turnline.worker.settings import from_env
 from turnline.worker.starting import redis_check
 from turnline.worker.starting.redis_check import RedisFound, check_redis
 from turnline.worker.starting.redis_rights import COMMANDS, rights
-from turnline.worker.starting.stage import StartFailed
 
 PASSWORD = "s3cretpw"
 NEEDED = sorted({str(it.words[0]) for it in rights(shard_keys(0))})

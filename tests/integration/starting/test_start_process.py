@@ -103,7 +103,7 @@ def worker(folder: Path, *words: str, **environ: str) -> Iterator[subprocess.Pop
         name: it for name, it in os.environ.items() if not name.startswith(("TURNLINE_", "XAI_"))
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", *words],
+        [sys.executable, "-m", "turnline.worker", *words],
         cwd=folder,
         env={**kept, "PYTHONPATH": str(REPOSITORY), "XAI_API_KEY": KEY, **environ},
         stdout=subprocess.PIPE,

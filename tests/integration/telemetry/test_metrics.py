@@ -12,8 +12,8 @@ from tests.support.driving import SHARD, fleet, settings_for
 from turnline.contracts import TurnClient, UserMessage
 from turnline.contracts.connection import open_async
 from turnline.ops.simulator import Simulator
-from turnline.worker.main import Fleet
-from turnline.worker.starting.stage import StartFailed
+from turnline.worker.errors import StartFailed
+from turnline.worker.main import make_fleet
 from turnline.worker.store.gauges import read_gauges
 from turnline.worker.telemetry.metrics import prometheus_text
 
@@ -108,4 +108,4 @@ async def test_a_port_in_use_is_told(redis_url: str, sim: Simulator) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StartFailed, match="TURNLINE_METRICS_PORT"):
-            await Fleet(settings_for(redis_url, sim, metrics_port=str(port))).run()
+            await make_fleet(settings_for(redis_url, sim, metrics_port=str(port))).run()

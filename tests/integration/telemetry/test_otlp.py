@@ -94,7 +94,7 @@ async def test_a_bad_collector_delays_neither_turns_nor_the_exit(
                 await client.ask(f"c{number}", "Hello", timeout_s=5)
                 assert time.monotonic() - began_s < 2
             ended_s = time.monotonic()
-            meters = workers[0].telemetry.meters
+            meters = workers[0].parts.telemetry.meters
         took_s = time.monotonic() - ended_s
 
     assert took_s < GRACE_S + 1.5
@@ -111,7 +111,7 @@ async def test_waiting_spans_are_bounded(
         async with fleet(redis_url, sim) as workers:
             for number in range(8):
                 await client.ask(f"c{number}", "Hello", timeout_s=5)
-            dropped = workers[0].telemetry.meters.spans_dropped.numbers[("otlp",)]
+            dropped = workers[0].parts.telemetry.meters.spans_dropped.numbers[("otlp",)]
 
     assert dropped >= 8 * 6 - 2 * 16
 

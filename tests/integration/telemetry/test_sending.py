@@ -171,7 +171,7 @@ async def test_what_a_collector_rejects_is_counted() -> None:
         async with sender_to(collector) as sender:
             spans = OtlpSpans({}, resource_of({}, worker="w", version="0"), meters, sender)
             spans.open()
-            spans.take(TURN)
+            spans.export(TURN)
             await spans.close()
 
     assert meters.spans_sent.numbers == {("otlp",): 3}
@@ -187,7 +187,7 @@ async def test_full_batches_leave_at_once_and_the_rest_at_the_end() -> None:
             spans = OtlpSpans(environ, resource_of({}, worker="w", version="0"), meters, sender)
             spans.open()
             for _ in range(5):
-                spans.take(TURN)
+                spans.export(TURN)
             await wait_until(lambda: len(collector.requests) >= 2, "two batches arrived")
             assert len(collector.spans) == 20
             await spans.close()
@@ -202,11 +202,11 @@ async def test_what_was_not_sent_when_time_is_over_counts_as_dropped() -> None:
         async with sender_to(collector, timeout_s=60) as sender:
             spans = OtlpSpans({}, resource_of({}, worker="w", version="0"), meters, sender)
             spans.open()
-            spans.take(TURN)
+            spans.export(TURN)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await spans.close()
-            spans.take(TURN)
+            spans.export(TURN)
 
     assert meters.spans_dropped.numbers == {("otlp",): 10}
 
@@ -221,7 +221,7 @@ async def test_the_end_does_not_wait_for_better_times(monkeypatch: pytest.Monkey
             spans = OtlpSpans(environ, resource_of({}, worker="w", version="0"), meters, sender)
             spans.open()
             for _ in range(4):
-                spans.take(TURN)
+                spans.export(TURN)
             await asyncio.sleep(0.1)  # it tries already
             began_s = time.monotonic()
             await spans.close()
@@ -240,7 +240,7 @@ async def test_the_end_gives_up_with_the_first_batch_that_fails() -> None:
             spans = OtlpSpans(environ, resource_of({}, worker="w", version="0"), meters, sender)
             spans.open()
             for _ in range(6):
-                spans.take(TURN)
+                spans.export(TURN)
             await spans.close()
 
     assert len(collector.headers) <= 1

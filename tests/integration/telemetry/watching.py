@@ -11,7 +11,7 @@ from turnline.worker.store.breakers import Breakers
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace
 from turnline.worker.telemetry.metrics import TurnMeters
-from turnline.worker.telemetry.recording import Recording, Tracer
+from turnline.worker.telemetry.recording import Recording
 from turnline.worker.telemetry.spans import Span, TurnSpans
 from turnline.worker.tools import Tool
 from turnline.worker.tools.description import describe
@@ -22,12 +22,12 @@ from turnline.worker.turn.plan import Planner
 
 
 class KeptSpans:
-    """A sink, and questions about what it took."""
+    """A sink, and questions about what it got."""
 
     def __init__(self) -> None:
         self.turns: list[TurnSpans] = []
 
-    def take(self, turn: TurnSpans) -> None:
+    def export(self, turn: TurnSpans) -> None:
         self.turns.append(turn)
 
     @property
@@ -63,15 +63,13 @@ class WatchedHand:
         self.kept = kept
         self.meters = TurnMeters()
         self.planner = Planner()
-        self.tracer = Tracer(
-            Recording(
-                worker=worker.settings.worker_name,
-                place=CallPlace("127.0.0.1", 443),
-                sinks=[kept],
-                meters=self.meters,
-                queue=SHARD.queue,
-                **more,
-            )
+        self.recording = Recording(
+            worker=worker.settings.worker_name,
+            place=CallPlace("127.0.0.1", 443),
+            sinks=[kept],
+            meters=self.meters,
+            queue=SHARD.queue,
+            **more,
         )
 
     def use_tools(self, *tools: Tool[Any, Any]) -> None:
@@ -87,7 +85,7 @@ class WatchedHand:
             Breakers(worker.redis, worker.batcher, SHARD),
             SHARD,
             worker.settings,
-            self.tracer,
+            self.recording,
             planner=self.planner,
         )
 

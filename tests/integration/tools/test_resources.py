@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from turnline.worker.errors import StartFailed
 from turnline.worker.tools import runner
 from turnline.worker.tools.loader import LoadedTools
-from turnline.worker.tools.runner import ResourcesFailed, Toolbox
+from turnline.worker.tools.runner import Toolbox
 
 
 @asynccontextmanager
@@ -38,7 +39,7 @@ async def test_resources_that_never_open_are_given_up(monkeypatch: pytest.Monkey
 
     toolbox = Toolbox(LoadedTools((), (("shop", opening), ("bank", never)), (), ()))
 
-    with pytest.raises(ResourcesFailed, match="bank: not open after"):
+    with pytest.raises(StartFailed, match="bank: not open after"):
         await toolbox.start()
     await toolbox.stop()
 
@@ -50,7 +51,7 @@ async def test_what_opening_raises_is_told_without_its_words() -> None:
     toolbox = Toolbox(LoadedTools((), (("bank", raising),), (), ()))
 
     with pytest.raises(
-        ResourcesFailed, match=r"bank: KeyError \(.*test_resources\.py:\d+ raising"
+        StartFailed, match=r"bank: KeyError \(.*test_resources\.py:\d+ raising"
     ) as it:
         await toolbox.start()
     await toolbox.stop()

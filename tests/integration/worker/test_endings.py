@@ -220,16 +220,14 @@ import turnline.worker.ending as ending
 ending._HELD_S = 0.5
 
 async def main(listen):
-    listen()
+    listen(lambda: None)
     watchdog.watch(asyncio.get_running_loop())
     print("running", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     return 0
 
 watchdog = ending.Watchdog(0.5)
-sys.exit(ending.run_until_told(
-    asyncio.new_event_loop(), main, watchdog, stop=lambda: None, drain_s=1
-))
+sys.exit(ending.run_until_stopped(asyncio.new_event_loop(), main, watchdog, drain_s=1))
 """
 
 

@@ -17,12 +17,12 @@ from tests.support.wait import wait_until, wait_until_sync
 from turnline.contracts import SyncTurnClient, TurnClient, TurnCompleted, UserMessage
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator, SimulatorConfig
-from turnline.worker.main import Fleet
+from turnline.worker.errors import StartFailed
+from turnline.worker.main import make_fleet
 from turnline.worker.services.openai.llm import create_client
 from turnline.worker.settings import SettingsError, described, from_env
 from turnline.worker.starting.provider_check import check_provider
 from turnline.worker.starting.redis_check import check_redis
-from turnline.worker.starting.stage import StartFailed
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -125,7 +125,7 @@ def test_settings_name_the_variable_and_what_it_takes(environ: dict[str, str], w
 def test_help_lists_every_setting_with_its_default() -> None:
     """`python -m turnline.worker --help` teaches."""
     shown = subprocess.run(
-        [sys.executable, "-m", "worker", "--help"],
+        [sys.executable, "-m", "turnline.worker", "--help"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -140,18 +140,18 @@ def test_help_lists_every_setting_with_its_default() -> None:
 
 async def test_a_start_that_fails_closes_what_it_opened(redis_url: str, sim: Simulator) -> None:
     """No connection is left to complain at the exit."""
-    failing = Fleet(settings_for(redis_url, sim, model="grok-99"))
+    failing = make_fleet(settings_for(redis_url, sim, model="grok-99"))
 
     with pytest.raises(StartFailed):
         await failing.run()
 
-    assert failing.client.is_closed()
+    assert failing.parts.client.is_closed()
 
 
 async def test_a_worker_ends_well_though_redis_is_gone(sim: Simulator) -> None:
     """There is nobody to say goodbye to; everything else is closed all the same."""
     with EmbeddedRedis() as server:
-        ending = Fleet(settings_for(server.url, sim))
+        ending = make_fleet(settings_for(server.url, sim))
         running = asyncio.create_task(ending.run())
         async with TurnClient.connect(server.url) as client:
             await client.ask("c", "Hello", timeout_s=10)
@@ -160,7 +160,7 @@ async def test_a_worker_ends_well_though_redis_is_gone(sim: Simulator) -> None:
     async with asyncio.timeout(20):
         await running
 
-    assert ending.client.is_closed()
+    assert ending.parts.client.is_closed()
 
 
 @pytest.mark.promise("P10")
@@ -186,7 +186,7 @@ def start_worker(
         **more,
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker"],
+        [sys.executable, "-m", "turnline.worker"],
         cwd=REPOSITORY,
         env=environ,
         stderr=subprocess.PIPE,

@@ -5,7 +5,7 @@ from turnline.worker.telemetry.metrics import Meter, TurnMeters, prometheus_name
 
 def test_a_counter_grows_by_labels() -> None:
     """Each set of labels by itself."""
-    meter = Meter("counter", "a.b", "{thing}", "Things.", ("kind",))
+    meter = Meter("counter", "a.b", "{thing}", "Things.", "kind")
     meter.add(1, "x")
     meter.add(2, "x")
     meter.add(5, "y")
@@ -15,7 +15,7 @@ def test_a_counter_grows_by_labels() -> None:
 
 def test_a_histogram_counts_below_its_bounds() -> None:
     """A bound belongs to its own bucket; what is larger than all falls into the last."""
-    meter = Meter("histogram", "a.b", "s", "Times.", (), (1.0, 2.0))
+    meter = Meter("histogram", "a.b", "s", "Times.", bounds=(1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
         meter.record(value)
 
@@ -24,7 +24,7 @@ def test_a_histogram_counts_below_its_bounds() -> None:
 
 def test_labels_are_bounded() -> None:
     """Words that somebody else chooses, such as models, cannot grow a metric without end."""
-    meter = Meter("counter", "a.b", "{thing}", "Things.", ("model",))
+    meter = Meter("counter", "a.b", "{thing}", "Things.", "model")
     for number in range(1_000):
         meter.add(1, f"model-{number}")
 
@@ -37,7 +37,7 @@ def test_prometheus_reads_all_kinds() -> None:
     meters = TurnMeters()
     meters.calls.add(2, 'gr"ok\n', "completed")
     meters.call_duration.record(0.015, "grok", "")
-    meters.queue_depth.set(3, "s0")
+    meters.shards.depth.set(3, "s0")
 
     text = prometheus_text(meters)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.recordings import REPOSITORY
-from turnline.worker.telemetry.setup import Telemetry, TelemetryError, TelemetrySettings
+from turnline.worker.errors import StartFailed
+from turnline.worker.telemetry.attributes import CallPlace
+from turnline.worker.telemetry.setup import Telemetry, TelemetrySettings
 
-SETTINGS = TelemetrySettings(worker="w", address="api.x.ai", port=443)
+SETTINGS = TelemetrySettings(worker="w", place=CallPlace("api.x.ai", 443))
 
 
 def test_without_a_collector_the_sdk_is_not_even_imported() -> None:
@@ -17,7 +19,7 @@ def test_without_a_collector_the_sdk_is_not_even_imported() -> None:
     program = (
         "import sys\n"
         "from turnline.worker.telemetry.setup import Telemetry, TelemetrySettings\n"
-        "Telemetry(TelemetrySettings(worker='w', address='a', port=1), {}, version='0')\n"
+        "Telemetry(TelemetrySettings(worker='w', place=None), {}, version='0')\n"
         "print([m for m in sys.modules if m.startswith(('opentelemetry.sdk', 'google.proto'))])"
     )
 
@@ -33,7 +35,7 @@ def test_without_a_collector_the_sdk_is_not_even_imported() -> None:
 )
 def test_a_redactor_that_cannot_be_found_is_refused(path: str) -> None:
     """In words that say how it is written: starting without it would let everything out."""
-    with pytest.raises(TelemetryError, match="module:function"):
+    with pytest.raises(StartFailed, match="module:function"):
         Telemetry(SETTINGS._replace(redactor=path), {}, version="0")
 
 
@@ -44,7 +46,7 @@ def test_a_redactor_whose_module_raises_is_refused_without_its_words(
     monkeypatch.syspath_prepend(str(tmp_path))
     for number, raised in enumerate(["RuntimeError('wombat')", "SystemExit('wombat')"]):
         (tmp_path / f"raising_{number}.py").write_text(f"raise {raised}")
-        with pytest.raises(TelemetryError, match=rf"raising_{number}.py:1") as it:
+        with pytest.raises(StartFailed, match=rf"raising_{number}.py:1") as it:
             Telemetry(SETTINGS._replace(redactor=f"raising_{number}:f"), {}, version="0")
         assert "wombat" not in str(it.value)
 
@@ -78,7 +80,7 @@ def test_variables_with_which_nothing_would_arrive_are_refused(name: str, value:
     """By name, and without the value: it may hold a password."""
     environ = {f"{BASE}ENDPOINT": "http://127.0.0.1:4318", f"{BASE}{name}": value}
 
-    with pytest.raises(TelemetryError) as raised:
+    with pytest.raises(StartFailed) as raised:
         Telemetry(SETTINGS, environ, version="0")
 
     assert str(raised.value).startswith(f"{BASE}{name}: ")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
 
 from turnline.worker.tools import Tool, ToolContext, ToolFailed, tool
@@ -298,6 +299,24 @@ async def test_models_of_pydantic() -> None:
     with pytest.raises(ToolFailed) as raised:
         await call(buy, item={"from": {"secret": "words"}}, count=1)
     assert "secret" not in str(raised.value)
+
+
+@pydantic.dataclasses.dataclass
+class Stop:
+    place: str = pydantic.Field(max_length=9)
+
+
+async def test_dataclasses_of_pydantic() -> None:
+    """As models; a plain dataclass beside them is msgspec's."""
+
+    @tool
+    async def go(stop: Stop) -> list[Stop]:
+        """Go."""
+        return [stop]
+
+    assert json.loads(await call(go, stop={"place": "Oslo"})) == [{"place": "Oslo"}]
+    with pytest.raises(ToolFailed, match="at most 9"):
+        await call(go, stop={"place": "Longyearbyen"})
 
 
 @tool(names={"unit": "unit-of-measure", "empty": "", "money": "$"})

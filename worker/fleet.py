@@ -1,0 +1,195 @@
+"""The workers of one process, one per shard: checked, opened, served and closed as one."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from openai import AsyncOpenAI
+from redis.exceptions import RedisError
+
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.worker.ending import CLOSE_S, within
+from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
+from turnline.worker.schema_checking import Checker
+from turnline.worker.settings import Settings
+from turnline.worker.starting.provider_check import ProviderFound, check_provider
+from turnline.worker.starting.redis_check import RedisFound, check_redis
+from turnline.worker.starting.stage import log_if_slow
+from turnline.worker.telemetry.setup import Telemetry
+from turnline.worker.tools.runner import Toolbox
+
+log = logging.getLogger("turnline.worker")
+_CLOSE_S = 5.0
+"""Seconds that closing may take where nobody asked the process to end."""
+
+
+class Found(NamedTuple):
+    """What the checks before the start found."""
+
+    redis: RedisFound
+    provider: ProviderFound
+    tools: tuple[str, ...]
+    agents: tuple[str, ...]
+
+
+class FleetParts(NamedTuple):
+    """What the workers of a process are made of, and share. Nothing of it has been started."""
+
+    worker_id: str
+    client: AsyncOpenAI
+    """Connections to the provider."""
+    toolbox: Toolbox
+    agents: tuple[str, ...]
+    """Names of the agents that messages may ask for."""
+    checker: Checker
+    telemetry: Telemetry
+    make_worker: Callable[[ShardKeys], tuple[LeasedWorker, AsyncRedis]]
+    """Makes the worker of a shard, and the connection that its store uses."""
+
+
+class Fleet:
+    """The workers of one process, one for each shard that it serves."""
+
+    def __init__(
+        self, settings: Settings, parts: FleetParts, on_serving: Callable[[], object]
+    ) -> None:
+        """Prepare; nothing is sent before `run`, which calls `on_serving` once it takes turns."""
+        self._settings = settings
+        self.parts = parts
+        self._on_serving = on_serving
+        self._stopping = asyncio.Event()
+        self._end_by_s: float | None = None
+        self._workers: list[LeasedWorker] = []
+        self._connections: list[AsyncRedis] = []
+        self._starting: asyncio.Task[Any] | None = None
+        self.has_served = False
+
+    async def check(self) -> Found:
+        """Ask Redis and the provider whether a worker can work with them.
+
+        Raises:
+            StartFailed: One of them cannot be used as configured.
+        """
+        redis = await check_redis(self._settings)
+        provider = await check_provider(self._settings, self.parts.client)
+        tools = tuple(name for name, _, _ in self.parts.toolbox.definitions)
+        return Found(redis, provider, tools, self.parts.agents)
+
+    async def run(self, opening: AbstractContextManager[object] | None = None) -> None:
+        """Serve until `stop`.
+
+        Args:
+            opening: Held around what foreign code does before the first turn.
+
+        Raises:
+            StartFailed: Redis, the provider or the tools cannot be used as configured.
+        """
+        self._starting = asyncio.current_task()
+        try:
+            if not self._stopping.is_set():
+                await self.check()
+                with opening or nullcontext():
+                    await self._open()
+            self._starting = None
+            if not self._stopping.is_set():
+                await self._serve()
+        except asyncio.CancelledError:
+            if self._starting is None or not self._stopping.is_set() or self._starting.uncancel():
+                raise
+        finally:
+            await self.close()
+        log.info("worker.stopped", extra={"worker": self.parts.worker_id})
+
+    async def _open(self) -> None:
+        for number in self._settings.served_shards:
+            worker, redis = self.parts.make_worker(shard_keys(number))
+            self._workers.append(worker)
+            self._connections.append(redis)
+        await self.parts.telemetry.open()
+        with log_if_slow("the resources of the tools"):
+            await self.parts.toolbox.start()
+
+    async def _serve(self) -> None:
+        """Run the workers until they end; for a bounded time once `stop` was called."""
+        settings = self._settings
+        self.has_served = True
+        log.info(
+            "worker.started",
+            extra={
+                "worker": self.parts.worker_id,
+                "model": settings.model,
+                "base_url": settings.base_url,
+                "slots": settings.slots,
+                "shards": ",".join(map(str, settings.served_shards)),
+            },
+        )
+        self._on_serving()
+        serving = asyncio.gather(*(worker.main() for worker in self._workers))
+        serving.add_done_callback(_consume_exception)
+        stopping: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                await asyncio.wait({serving}, timeout=settings.drain_s + HAND_OVER_S + 0.2)
+            if serving.done():
+                serving.result()
+            else:
+                log.warning("worker.left_behind", extra={"worker": self.parts.worker_id})
+        finally:
+            stopping.cancel()
+            serving.cancel()
+
+    def stop(self) -> None:
+        """Drain: take nothing new, let turns finish for a while; the second time, hand over.
+
+        A worker that has not begun to serve ends at once.
+        """
+        if self._starting is not None and not self._stopping.is_set():
+            self._starting.cancel()
+        self._stopping.set()
+        if self._end_by_s is None:
+            self._end_by_s = time.monotonic() + self._settings.drain_s + CLOSE_S - 0.6
+        for worker in self._workers:
+            if worker.allow_pick_jobs:
+                worker.drain()
+            else:
+                worker.hand_over()
+
+    async def close(self) -> None:
+        """Close everything, whatever becomes of the rest; what was opened last goes first.
+
+        Each part gets a share of the time that is left, so that one that hangs leaves the others
+        theirs.
+        """
+        by_s = self._end_by_s or time.monotonic() + _CLOSE_S
+        parts: list[tuple[str, float, Sequence[Awaitable[Any]]]] = [
+            ("queue", 0.3, [_close_worker(worker) for worker in self._workers]),
+            ("resources", 0.5, [self.parts.toolbox.stop()]),
+            ("checks", 0.5, [self.parts.checker.close()]),
+            ("telemetry", 0.8, [self.parts.telemetry.close()]),
+            ("redis", 0.5, [connection.aclose() for connection in self._connections]),
+            ("provider", 1.0, [self.parts.client.close()]),
+        ]
+        for what, share, closing in parts:
+            left_s = max(0.1, (by_s - time.monotonic()) * share)
+            await asyncio.gather(*(within(left_s, what, part) for part in closing))
+
+
+def _consume_exception(serving: "asyncio.Future[Any]") -> None:
+    """Mark the exception of workers that were left behind as retrieved: nobody awaits them."""
+    if not serving.cancelled():
+        serving.exception()
+
+
+async def _close_worker(worker: LeasedWorker) -> None:
+    """Close a worker, also where Redis is away."""
+    connections = worker.pool
+    try:
+        await worker.close()
+    except (RedisError, OSError) as error:
+        log.warning("worker.untold", extra={"error": type(error).__name__})
+        await connections.aclose(close_connection_pool=True)
