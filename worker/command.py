@@ -17,7 +17,7 @@ from turnline.worker.starting.signals import end_at_once
 from turnline.worker.starting.stage import SENTENCE_CHARS, plain
 
 if TYPE_CHECKING:
-    from turnline.worker.fleet import Found
+    from turnline.worker.process import Found
 
 REFUSED = 2
 """Exit code of a start that cannot be: trying again without a change is of no use."""

@@ -25,9 +25,9 @@ from turnline.contracts.keys import ShardKeys
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.ending import Listen, Watchdog, run_until_stopped
 from turnline.worker.errors import StartFailed
-from turnline.worker.fleet import Fleet, FleetParts, Found
 from turnline.worker.lease import LeaseSettings
 from turnline.worker.pipeline.calls import CallObserver
+from turnline.worker.process import Fleet, FleetParts, Found
 from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.schema_checking import Checker
