@@ -107,11 +107,15 @@ async def test_a_process_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch)
         assert await fault(checker, PATTERN, ["aa"]) is None
         first = helper(checker)
         first.suspend()
-        monkeypatch.setattr(checking, "_WAIT_S", 0.2)
-        waiting = asyncio.create_task(fault(checker, PATTERN, ["aa"]))
-        await wait_until(lambda: is_over(first), "the end")
-        monkeypatch.setattr(checking, "_WAIT_S", 30.0)
-        assert await waiting is None
+        started = checker._started
+
+        async def started_patiently() -> asyncio.subprocess.Process:
+            monkeypatch.setattr(checking, "_WAIT_S", 30.0 if is_over(first) else 0.2)
+            return await started()
+
+        monkeypatch.setattr(checker, "_started", started_patiently)
+        assert await fault(checker, PATTERN, ["aa"]) is None
+        assert is_over(first)
     finally:
         await checker.close()
 

@@ -131,7 +131,7 @@ def test_too_much_work_and_broken_rules_are_violations() -> None:
 
 def test_an_error_that_repeats_the_input_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mark in the inputs is what is looked for."""
-    monkeypatch.setattr("turnline.contracts.messages.TYPES", f"anything but {MARK}")
+    monkeypatch.setattr("turnline.contracts.msgspec_sentences.TYPES", f"anything but {MARK}")
 
     assert broken_rule(TARGETS["messages"], b"{}") == "an error repeats what was sent"
 
