@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from importlib import resources
+from string import Template
 from typing import Any, cast, get_args
 
 import msgspec
@@ -36,6 +37,17 @@ _LIMITS = (
     f"encoded message at most {MESSAGE_MAX_BYTES} bytes. Ids are in Unicode's normal form C. "
     "Unknown fields are ignored; fields with a default may be left out."
 )
+_INBOX = "Accepted messages, field `m`. Never written to directly: submit.lua does that."
+_EVENTS = "Stream of a conversation's events, field `e`; the entry's id is the event's id."
+_REPLIES = (
+    "Stream of terminal events, field `e`, of all turns that named it in `reply_to`; for consumer "
+    "groups. There is one in each shard."
+)
+_TOOL_CALLS = (
+    "Stream of tool calls that no worker can run, field `e`, for whoever has the tool; for "
+    "consumer groups, one per service. There is one in each shard."
+)
+_RUN_TOOLS = "XREADGROUP, submit a `tool_result` with the call's `call_id`, then XACK."
 _TAG, _CONVERSATION, _STREAM = "{tag}", "{conversation_id}", "{reply_to}"
 
 
@@ -66,11 +78,7 @@ def asyncapi() -> dict[str, Any]:
     terminal = tuple(event for event in events if issubclass(event, TERMINAL))
     return {
         "asyncapi": "3.0.0",
-        "info": {
-            "title": "Turnline",
-            "version": VERSION,
-            "description": _description(),
-        },
+        "info": {"title": "Turnline", "version": VERSION, "description": _description()},
         "defaultContentType": "application/json",
         "servers": {
             "redis": {
@@ -80,39 +88,16 @@ def asyncapi() -> dict[str, Any]:
             }
         },
         "channels": {
-            "inbox": _channel(
-                _named_conversation().inbox,
-                "Accepted messages, field `m`. Never written to directly: submit.lua does that.",
-                inbound,
-            ),
-            "events": _channel(
-                _named_conversation().events,
-                "Stream of a conversation's events, field `e`; the entry's id is the event's id.",
-                events,
-            ),
-            "replies": _channel(
-                _named_shard().reply_prefix + _STREAM,
-                "Stream of terminal events, field `e`, of all turns that named it in `reply_to`; "
-                "for consumer groups. There is one in each shard.",
-                terminal,
-            ),
-            "toolCalls": _channel(
-                _named_shard().tool_calls,
-                "Stream of tool calls that no worker can run, field `e`, for whoever has the tool; "
-                "for consumer groups, one per service. There is one in each shard.",
-                (ToolRequest,),
-            ),
+            "inbox": _channel(_named_conversation().inbox, _INBOX, inbound),
+            "events": _channel(_named_conversation().events, _EVENTS, events),
+            "replies": _channel(_named_shard().reply_prefix + _STREAM, _REPLIES, terminal),
+            "toolCalls": _channel(_named_shard().tool_calls, _TOOL_CALLS, (ToolRequest,)),
         },
         "operations": {
             "submit": _operation("send", "inbox", inbound, "Put one message in (submit.lua)."),
             "readEvents": _operation("receive", "events", events, "XREAD behind the cursor."),
             "consumeReplies": _operation("receive", "replies", terminal, "XREADGROUP, then XACK."),
-            "consumeToolCalls": _operation(
-                "receive",
-                "toolCalls",
-                (ToolRequest,),
-                "XREADGROUP, submit a `tool_result` with the call's `call_id`, then XACK.",
-            ),
+            "consumeToolCalls": _operation("receive", "toolCalls", (ToolRequest,), _RUN_TOOLS),
         },
         "components": {
             "messages": {_tag_of(struct): _message(struct) for struct in shared},
@@ -246,12 +231,6 @@ def _message(struct: type[msgspec.Struct]) -> dict[str, Any]:
     }
 
 
-def _key_names() -> dict[str, str]:
-    """Return the name of each of submit.lua's keys, by the name its header gives it."""
-    keys = _named_conversation()
-    return {row.name: getattr(keys, row.name) for row in read_header(load_script("submit")).keys}
-
-
 def _arguments() -> dict[str, str]:
     """Return what a producer passes for each of submit.lua's arguments."""
     limits, shard = Limits(), _named_shard()
@@ -275,12 +254,13 @@ def _arguments() -> dict[str, str]:
 
 
 def _submit() -> dict[str, Any]:
+    """Return how submit.lua is called: its header, and what a producer passes."""
     script = load_script("submit")
-    header, names, values = read_header(script), _key_names(), _arguments()
+    header, names, values = read_header(script), _named_conversation(), _arguments()
     return {
         "script": "contracts/scripts/submit.lua",
         "sha1": script.sha,
-        "keys": [{**row._asdict(), "key": names[row.name]} for row in header.keys],
+        "keys": [{**row._asdict(), "key": getattr(names, row.name)} for row in header.keys],
         "args": [{**row._asdict(), "value": values[row.name]} for row in header.args],
         "returns": [
             {"answer": row.name, "items": row.type, "meaning": row.meaning}
@@ -290,65 +270,25 @@ def _submit() -> dict[str, Any]:
 
 
 def _description() -> str:
-    script = load_script("submit")
-    header, names, values = read_header(script), _key_names(), _arguments()
-    lines = [
-        (
-            "Runs conversations with Grok as a fleet of queue workers. This document is for "
-            "producers and readers in any language; the Python client does the same."
+    """Fill in `description.md`."""
+    submit, conversation, shard = _submit(), _named_conversation(), _named_shard()
+    page = resources.files(__name__).joinpath("description.md").read_text(encoding="utf-8")
+    return Template(page.rstrip("\n")).substitute(
+        limits=_LIMITS,
+        sha=submit["sha1"],
+        key_count=len(submit["keys"]),
+        keys="\n".join(
+            f"- KEYS[{n}] `{it['key']}`: {it['meaning']}" for n, it in enumerate(submit["keys"], 1)
         ),
-        "",
-        _LIMITS,
-        "",
-        "## Submit",
-        "",
-        (
-            "One script, one round trip: load `contracts/scripts/submit.lua` once (`SCRIPT LOAD`), "
-            f"then `EVALSHA {script.sha} {len(header.keys)} KEYS... ARGV...`; on `NOSCRIPT` send "
-            "it with `EVAL`. Sending the same message again is safe."
+        args="\n".join(
+            f"- ARGV[{n}] {it['name']} ({it['type']}): {it['meaning']}. Pass: {it['value']}"
+            for n, it in enumerate(submit["args"], 1)
         ),
-        "",
-        (
-            "In names, {tag} is the hash tag of the conversation's shard with its braces, such "
-            "as `{s0}`: `s` and the CRC-32 of the conversation id's UTF-8, modulo the number of "
-            "shards."
+        answers="\n".join(
+            f"- `{it['answer']}`, {it['items']}: {it['meaning']}" for it in submit["returns"]
         ),
-        "",
-        *(f"- KEYS[{n}] `{names[r.name]}`: {r.meaning}" for n, r in enumerate(header.keys, 1)),
-        *(
-            f"- ARGV[{n}] {r.name} ({r.type}): {r.meaning}. Pass: {values[r.name]}"
-            for n, r in enumerate(header.args, 1)
-        ),
-        "",
-        "It answers one of:",
-        "",
-        *(f"- `{r.name}`, {r.type}: {r.meaning}" for r in header.returns),
-        "",
-        "## Read",
-        "",
-        (
-            f"`XREAD BLOCK 5000 STREAMS {_named_conversation().events} <cursor>`, beginning with "
-            "the cursor that submit answered: each entry has one field, `e`, a JSON event. Heed "
-            "those with your `turn_id` up to the terminal one (`turn_completed`, `turn_failed`, "
-            "`turn_interrupted`, `turn_absorbed`). A higher `attempt` replaces what a lower one "
-            "showed. The stream is capped: when nothing comes, look at "
-            f"`HGET {_named_conversation().turns} <turn_id>`, a JSON record whose `event` is the "
-            "terminal event as soon as `state` is not `accepted`; no record means the turn is not "
-            "known."
-        ),
-        "",
-        (
-            "A turn with `reply_to` also gets its terminal event, field `e`, in the stream "
-            f"`{_named_shard().reply_prefix + _STREAM}`, made for consumer groups."
-        ),
-        "",
-        "## Run tools",
-        "",
-        (
-            "A call of a tool that was declared by `configure` and that no worker has goes to the "
-            f"stream `{_named_shard().tool_calls}`, field `e`, at least once: run it once per "
-            "`idempotency_key`, before `deadline_at_ms`, and submit a `tool_result` to its "
-            "`conversation_id` with its `call_id`, and a `turn_id` that is the same each time."
-        ),
-    ]
-    return "\n".join(lines)
+        events=conversation.events,
+        turns=conversation.turns,
+        replies=shard.reply_prefix + _STREAM,
+        tool_calls=shard.tool_calls,
+    )

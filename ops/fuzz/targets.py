@@ -19,12 +19,14 @@ from turnline.contracts import (
     messages,
     protocol,
     replies,
+    schema_bounds,
     trace_context,
 )
 from turnline.contracts.conversation import ConversationSettings, decode_context_entry
 from turnline.contracts.errors import InvalidAddress, InvalidMessage
-from turnline.contracts.json_schemas import BadSchema, Schemas
+from turnline.contracts.json_schemas import Schemas
 from turnline.contracts.replies import TERMINAL, AnyEvent, TurnRecord
+from turnline.contracts.schema_bounds import BadSchema
 from turnline.ops.fuzz import hostile, seeds
 from turnline.ops.fuzz.mutation import (
     ENTRY,
@@ -357,7 +359,7 @@ _READERS: Final[Mapping[str, Sequence[ModuleType]]] = {
         *(provider_errors, call_parts),
     ),
     "entries": (gathering, effects, user_aggregator, messages, conversation),
-    "schemas": (json_schemas, schema_checking),
+    "schemas": (json_schemas, schema_bounds, schema_checking),
     "arguments": (values, description, types),
     "answers": (provider_check, stage),
     "addresses": (addresses, settings),

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from turnline.contracts.conversation import FUNCTION_NAME_PATTERN, FunctionDefinition
-from turnline.contracts.json_schemas import BadSchema, Schemas
+from turnline.contracts.json_schemas import Schemas
+from turnline.contracts.schema_bounds import BadSchema
 from turnline.worker.tools.declaration import Tool, ToolContext, ToolOptions
 from turnline.worker.tools.types import (
     BadTool,

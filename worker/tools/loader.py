@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from turnline.contracts.conversation import ToolDefinition
-from turnline.contracts.json_schemas import BadSchema, Schemas
+from turnline.contracts.json_schemas import Schemas
+from turnline.contracts.schema_bounds import BadSchema
 from turnline.worker.files import UnusableFile, read_json
 from turnline.worker.logs import places, type_name
 from turnline.worker.tools.declaration import Tool, ToolOptions, name_of

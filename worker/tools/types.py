@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, cast
 
 import msgspec
 
-from turnline.contracts.json_schemas import one_line
+from turnline.contracts.schema_bounds import one_line
 
 _FORMATS: Final[dict[Any, str]] = {dt.datetime: "date-time", dt.time: "time"}
 """Of types that msgspec describes as any text."""

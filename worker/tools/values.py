@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 
-from turnline.contracts.json_schemas import one_line
+from turnline.contracts.schema_bounds import one_line
 from turnline.worker.pipeline.aggregators import to_json
 from turnline.worker.pipeline.context import COMPLETED
 from turnline.worker.tools.declaration import ToolFailed

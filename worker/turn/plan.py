@@ -22,7 +22,8 @@ from turnline.contracts.conversation import (
     Text,
     ToolDefinition,
 )
-from turnline.contracts.json_schemas import BadSchema, Schema, Schemas
+from turnline.contracts.json_schemas import Schema, Schemas
+from turnline.contracts.schema_bounds import BadSchema
 from turnline.worker.files import UnusableFile, read_text
 from turnline.worker.schema_checking import Checker
 

@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from tests.support.wait import wait_until
-from turnline.contracts.json_schemas import BadSchema, Schema, Schemas
+from turnline.contracts.json_schemas import Schema, Schemas
 from turnline.contracts.numbers import number
+from turnline.contracts.schema_bounds import BadSchema
 from turnline.worker import schema_checking as checking
 from turnline.worker.schema_checking import NOT_CHECKED, TOO_COSTLY, Checker, is_cheap
 from turnline.worker.turn.reply_format import InvalidReply, parsed_reply

@@ -18,7 +18,8 @@ import pytest
 from tests.support.driving import fleet
 from tests.support.lengths import length
 from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
-from turnline.contracts.json_schemas import BadSchema, Schema, Schemas
+from turnline.contracts.json_schemas import Schema, Schemas
+from turnline.contracts.schema_bounds import BadSchema
 from turnline.ops.fuzz.hostile import Hostile, hostile_schemas
 from turnline.ops.simulator import Simulator
 from turnline.worker.files import UnusableFile, read_json

@@ -10,8 +10,9 @@ import pytest
 from tests.support.recordings import REPOSITORY
 from turnline.contracts import Configure, InvalidMessage, UserMessage
 from turnline.contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
-from turnline.contracts.json_schemas import BadSchema, Schemas, one_line
+from turnline.contracts.json_schemas import Schemas
 from turnline.contracts.protocol import Requests
+from turnline.contracts.schema_bounds import BadSchema, one_line
 
 BAD: dict[str, Any] = {"properties": {"a": {"required": 5}}}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from turnline.contracts.json_schemas import BadSchema
+from turnline.contracts.schema_bounds import BadSchema
 from turnline.worker.schema_checking import Checker
 from turnline.worker.turn.reply_format import InvalidReply, parsed_reply, request_format
 
