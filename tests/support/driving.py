@@ -1,13 +1,16 @@
 """Runs conversations step by step against a real server and the simulator, without worker loops."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from turnline.contracts import TurnClient
+import msgspec
+
+from turnline.contracts import Receipt, TurnClient, UserMessage
 from turnline.contracts.connection import AsyncRedis, open_async
-from turnline.contracts.keys import conversation_of, shard_keys
+from turnline.contracts.keys import conversation_keys, conversation_of, shard_keys
 from turnline.contracts.scripts import run, text
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
@@ -20,9 +23,13 @@ from turnline.worker.store.breakers import Breakers
 from turnline.worker.store.cache import ContextCache
 from turnline.worker.store.conversations import Conversations
 from turnline.worker.turn.driver import ConversationDriver
+from turnline.worker.turn.observer import Observer
+from turnline.worker.turn.plan import Planner
 from turnline.worker.turn.ports import DriverSettings
 
 SHARD = shard_keys(0)
+KEYS = conversation_keys(SHARD.tag, "c")
+End = TypeVar("End")
 
 
 def settings_for(redis_url: str, sim: Simulator, **more: str) -> Settings:
@@ -37,8 +44,50 @@ def settings_for(redis_url: str, sim: Simulator, **more: str) -> Settings:
     )
 
 
+def user(text: str = "Hello", conversation: str = "c", **more: Any) -> UserMessage:
+    """A message to the conversation that most tests have."""
+    return UserMessage(conversation_id=conversation, text=text, **more)
+
+
+def requests(sim: Simulator) -> list[dict[str, Any]]:
+    """Bodies of the requests that the model got."""
+    return [
+        msgspec.json.decode(entry.body)
+        for entry in sim.ledger.entries()
+        if entry.path.endswith("completions")
+    ]
+
+
+async def ended(client: TurnClient, receipt: Receipt, how: type[End], code: str = "") -> End:
+    """The end of a turn, which has to be of this kind, and have this code if it is a failure."""
+    end = await client.result(receipt, timeout_s=5)
+    assert isinstance(end, how)
+    assert getattr(end, "code", "") == code or not code
+    return end
+
+
+class Running(NamedTuple):
+    """A turn that a worker runs, and that has said something."""
+
+    receipt: Receipt
+    lease: Lease
+    task: asyncio.Task[Outcome]
+    shown: str
+    """What was seen of its reply."""
+
+    async def notified(self) -> Outcome:
+        """Have the worker look into the inbox, and wait until it is done."""
+        self.lease.notify()
+        return await self.task
+
+
 class Hand:
     """A worker moved by hand: claims, runs and loses conversations one at a time."""
+
+    client: TurnClient
+    """A producer, where the worker is a fixture."""
+    sim: Simulator
+    """Its provider, where the worker is a fixture."""
 
     def __init__(
         self, redis: AsyncRedis, services: GrokServices, *, cache_bytes: int = 1 << 20, **more: Any
@@ -49,12 +98,16 @@ class Hand:
         self.store = Conversations(redis, self.batcher, SHARD, cache=ContextCache(cache_bytes))
         self.services = services
         self.settings = DriverSettings(worker_name="hand", aggregation_timeout_s=0.05, **more)
+        self.planner = Planner()
+        self.observer: Observer | None = None
 
     def driver(self, store: Any = None) -> ConversationDriver:
         """Build the driver, around another store if given."""
         breakers = Breakers(self.redis, self.batcher, SHARD)
         return ConversationDriver(
-            store or self.store, self.services, breakers, SHARD, self.settings
+            *(store or self.store, self.services, breakers, SHARD, self.settings),
+            self.observer,
+            planner=self.planner,
         )
 
     async def claim(self, *, lease_ms: int = 60_000, worker: str = "hand") -> Lease | None:
@@ -75,6 +128,34 @@ class Hand:
     async def run_one(self, store: Any = None) -> Outcome:
         """Claim the first due conversation and run what waits in it."""
         return await self.driver(store).run(await self.must_claim())
+
+    async def speaking(
+        self, message: UserMessage, *, until: str = "", client: TurnClient | None = None
+    ) -> Running:
+        """Submit a message and run it up to where its reply is seen, or this part of it."""
+        client = client or self.client
+        receipt = await client.submit(message)
+        lease = await self.must_claim()
+        task = asyncio.create_task(self.driver().run(lease))
+        async with contextlib.aclosing(client.text(receipt)) as texts:
+            async for text in texts:
+                if text and until in text:
+                    break
+        return Running(receipt, lease, task, text)
+
+    async def run_lease(self, lease: Lease, store: Any = None) -> Outcome:
+        """Run one conversation and leave it as the queue does."""
+        outcome = await self.driver(store).run(lease)
+        if not lease.released:
+            await self.release(lease, outcome)
+        return outcome
+
+    async def run_due(self) -> list[Outcome]:
+        """Run what is due, as the queue does, until nothing is."""
+        outcomes: list[Outcome] = []
+        while (lease := await self.claim()) is not None:
+            outcomes.append(await self.run_lease(lease))
+        return outcomes
 
     async def release(self, lease: Lease, outcome: Outcome) -> None:
         """Give a lease up as the queue does."""
@@ -121,6 +202,3 @@ async def fleet(
         for fleet_ in fleets:
             fleet_.stop()
         await asyncio.gather(*tasks)
-
-
-__all__ = ["SHARD", "Hand", "TurnClient", "fleet", "hand", "settings_for"]

@@ -5,10 +5,8 @@ pipecat writes it, with its imports changed.
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote
-
-import pytest
 
 from tests.support.wait import wait_until
 from turnline.ops.simulator import Simulator
@@ -29,13 +27,6 @@ from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor, P
 from turnline.worker.pipeline.task import PipelineParams, PipelineRunner, PipelineTask
 from turnline.worker.pipeline.tool_schemas import FunctionSchema, ToolsSchema
 from turnline.worker.services.grok.llm import GrokLLMService
-
-
-@pytest.fixture
-async def sim() -> AsyncIterator[Simulator]:
-    """A Grok that calls the weather tool when it may."""
-    async with Simulator() as simulator:
-        yield simulator
 
 
 class SpeechToText(FrameProcessor):

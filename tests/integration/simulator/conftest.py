@@ -37,13 +37,6 @@ Post = Callable[..., Awaitable[Reply]]
 
 
 @pytest.fixture
-async def sim() -> AsyncIterator[Simulator]:
-    """A simulator with default settings."""
-    async with Simulator() as simulator:
-        yield simulator
-
-
-@pytest.fixture
 async def client(sim: Simulator) -> AsyncIterator[AsyncOpenAI]:
     """The SDK, without retries, impatient."""
     async with AsyncOpenAI(

@@ -176,12 +176,12 @@ async def assert_told(
 
 async def die(hand: WatchedHand, dies_at: int) -> None:
     """Let a worker die at the n-th boundary; what it would still say is heard by nobody."""
-    victim = WatchedHand(hand.hand, KeptSpans())
+    victim = WatchedHand(hand, KeptSpans())
     victim.planner = hand.planner
-    lease = await hand.hand.must_claim()
+    lease = await hand.must_claim()
     with contextlib.suppress(Killed, asyncio.CancelledError):
-        await victim.driver(MortalStore(hand.hand.store, dies_at)).run(lease)
-    await hand.hand.expire(lease)
+        await victim.driver(MortalStore(hand.store, dies_at)).run(lease)
+    await hand.expire(lease)
 
 
 BOUNDARIES = 30
@@ -230,7 +230,7 @@ async def test_attempts_that_others_told_of_are_not_told_again(
     await die(hand, 3)
     sim.inject("status=503")
     await hand.run_one()
-    await hand.hand.make_due("c")
+    await hand.make_due("c")
     await hand.run_one()
 
     assert_whole(kept)

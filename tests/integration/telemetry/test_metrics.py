@@ -63,15 +63,13 @@ async def test_a_worker_shows_its_metrics(
     assert values['turnline_breakers_open{shard="s0"}'] == "0"
 
 
-async def test_failures_are_counted_by_their_codes(
-    hand: WatchedHand, client: TurnClient, sim: Simulator
-) -> None:
+async def test_failures_are_counted_by_their_codes(hand: WatchedHand) -> None:
     """Retries, refusals, dead letters; nothing is in flight at the end."""
-    sim.inject("status=503")
-    await client.submit(UserMessage(conversation_id="c", text="Hello"))
+    hand.sim.inject("status=503")
+    await hand.client.submit(UserMessage(conversation_id="c", text="Hello"))
     await hand.run_one()
-    sim.inject("status=400")
-    await hand.hand.make_due("c")
+    hand.sim.inject("status=400")
+    await hand.make_due("c")
     await hand.run_one()
 
     text = prometheus_text(hand.meters)

@@ -68,7 +68,7 @@ async def talk(hand: WatchedHand, client: TurnClient, sim: Simulator) -> None:
             UserMessage(conversation_id="c", text=ASKED, metadata={"note": f"{MARKER}-label"})
         )
         await hand.run_one()
-    await hand.hand.make_due("c")
+    await hand.make_due("c")
     await hand.run_one()
 
 

@@ -50,17 +50,11 @@ async def test_a_failed_turn_is_a_warning_with_code_and_ids(
     [("text;value=Hi", "info", "completed"), ("status=503", "warning", "retry")],
 )
 async def test_an_attempt_is_called_what_it_was(
-    hand: WatchedHand,
-    client: TurnClient,
-    sim: Simulator,
-    caplog: pytest.LogCaptureFixture,
-    scenario: str,
-    level: str,
-    outcome: str,
+    hand: WatchedHand, caplog: pytest.LogCaptureFixture, scenario: str, level: str, outcome: str
 ) -> None:
     """A completed turn is no news; one that has to be tried again is."""
-    sim.inject(scenario)
-    await ask(client)
+    hand.sim.inject(scenario)
+    await ask(hand.client)
     await hand.run_one()
 
     (line,) = lines(caplog, "turn.attempt_ended")

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, assert_whole, watched
+from tests.support.driving import Hand, user
 from turnline.contracts import (
     Configure,
     Transcription,
@@ -38,10 +39,6 @@ PLAIN = (
     ("process turnline", ("rebuild_context",), ("chat grok-4.3",), ("commit",)),
 )
 IDS = {n.CONVERSATION_ID: "c"}
-
-
-def user(text: str = "Hello", **more: Any) -> UserMessage:
-    return UserMessage(conversation_id="c", text=text, **more)
 
 
 def spent(kept: KeptSpans) -> tuple[int, int, int, int, float]:
@@ -87,14 +84,15 @@ class Mortal:
 
 async def die(hand: WatchedHand) -> None:
     """A killed worker: it tells nobody, and its lease ends."""
-    lease = await hand.hand.must_claim()
-    await hand.hand.driver(Mortal(hand.hand.store)).run(lease)
-    await hand.hand.expire(lease)
+    victim = Hand(hand.redis, hand.services)
+    lease = await hand.must_claim()
+    await victim.driver(Mortal(hand.store)).run(lease)
+    await hand.expire(lease)
 
 
-async def test_a_plain_turn(hand: WatchedHand, client: TurnClient, kept: KeptSpans) -> None:
+async def test_a_plain_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """One trace, whose root has the ids of the receipt; every phase is there, once."""
-    receipt = await client.submit(user())
+    receipt = await hand.client.submit(user())
 
     await hand.run_one()
 
@@ -124,16 +122,16 @@ async def test_a_plain_turn(hand: WatchedHand, client: TurnClient, kept: KeptSpa
     assert process[n.MESSAGING_MESSAGE_ID] == receipt.turn_id
 
 
-async def test_a_model_call(hand: WatchedHand, client: TurnClient, kept: KeptSpans) -> None:
+async def test_a_model_call(hand: WatchedHand, kept: KeptSpans) -> None:
     """What the conventions want to know of it, and the tokens and cost that were committed."""
     change = SettingsChange(temperature=0.5, max_tokens=50, reasoning_effort="low")
-    await client.submit(Configure(conversation_id="c", settings=change))
+    await hand.client.submit(Configure(conversation_id="c", settings=change))
     await hand.run_one()
-    receipt = await client.submit(user())
+    receipt = await hand.client.submit(user())
 
     await hand.run_one()
 
-    result = await client.result(receipt, timeout_s=5)
+    result = await hand.client.result(receipt, timeout_s=5)
     chat = kept.one("chat grok-4.3").attributes
     assert chat[n.PROVIDER_NAME] == "x_ai"
     assert chat[n.OPERATION_NAME] == "chat"
@@ -146,21 +144,19 @@ async def test_a_model_call(hand: WatchedHand, client: TurnClient, kept: KeptSpa
     assert 0 < chat[n.RESPONSE_TIME_TO_FIRST_CHUNK] <= chat[n.TIME_TO_FIRST_TEXT] < 5
     assert chat[n.USAGE_REASONING_TOKENS] > 0
     assert chat[n.USAGE_COST_CURRENCY] == "USD"
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
     turn = next(s for s in kept.named("turn") if s.attributes[n.TURN_ID] == receipt.turn_id)
     assert turn.attributes[n.TURN_INPUT_TOKENS] == chat[n.USAGE_INPUT_TOKENS]
     assert turn.attributes[n.TURN_OUTPUT_TOKENS] == chat[n.USAGE_OUTPUT_TOKENS]
 
 
-async def test_a_retried_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_a_retried_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """Attempts are siblings below one root; the failed call is an error, the attempt is not."""
-    sim.inject("status=503")
-    receipt = await client.submit(user())
+    hand.sim.inject("status=503")
+    receipt = await hand.client.submit(user())
 
     await hand.run_one()
-    await hand.hand.make_due("c")
+    await hand.make_due("c")
     await hand.run_one()
 
     assert kept.tree(receipt.trace_id) == [
@@ -185,14 +181,12 @@ async def test_a_retried_turn(
     assert failed.attributes[n.USAGE_STATE] == "unknown"
     assert not fine.error
     assert kept.one("turn").attributes[n.TURN_ATTEMPTS] == 2
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
-async def test_a_killed_and_resumed_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans
-) -> None:
+async def test_a_killed_and_resumed_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """The attempt of the killed worker is told by the one that goes on, its open call included."""
-    receipt = await client.submit(user())
+    receipt = await hand.client.submit(user())
     await die(hand)
     assert kept.spans == []
 
@@ -215,12 +209,12 @@ async def test_a_killed_and_resumed_turn(
     assert open_call.error == "worker_lost"
     assert open_call.attributes[n.USAGE_STATE] == "unknown"
     assert not kept.one("turn").error
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
-async def test_a_dead_letter(hand: WatchedHand, client: TurnClient, kept: KeptSpans) -> None:
+async def test_a_dead_letter(hand: WatchedHand, kept: KeptSpans) -> None:
     """A turn that takes its workers down ends as an error, with all its attempts."""
-    receipt = await client.submit(user())
+    receipt = await hand.client.submit(user())
     for _ in range(3):
         await die(hand)
 
@@ -237,12 +231,10 @@ async def test_a_dead_letter(hand: WatchedHand, client: TurnClient, kept: KeptSp
     assert [a.error for a in attempts] == ["worker_lost"] * 3 + ["crashed"]
 
 
-async def test_a_refused_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_a_refused_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """What the provider refuses is an error from the call up to the root, by its code."""
-    sim.inject("status=400")
-    await client.submit(user())
+    hand.sim.inject("status=400")
+    await hand.client.submit(user())
 
     await hand.run_one()
 
@@ -253,26 +245,19 @@ async def test_a_refused_turn(
     assert kept.one("commit").error == ""
 
 
-async def test_an_interrupted_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_an_interrupted_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """An interrupt is not an error; its own message has a span that leads to the turn."""
-    sim.inject("stall;at=tokens:5")
-    receipt = await client.submit(user())
-    lease = await hand.hand.must_claim()
-    running = asyncio.create_task(hand.driver().run(lease))
-    async with contextlib.aclosing(client.text(receipt)) as texts:
-        await anext(texts)
-    stop = await client.interrupt("c")
-    lease.notify()
-    await running
+    hand.sim.inject("stall;at=tokens:5")
+    running = await hand.speaking(user())
+    stop = await hand.client.interrupt("c")
+    await running.notified()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
+    assert isinstance(await hand.client.result(running.receipt, timeout_s=5), TurnInterrupted)
     assert_whole(kept)
-    assert kept.tree(receipt.trace_id)[0][0] == "turn"
+    assert kept.tree(running.receipt.trace_id)[0][0] == "turn"
     assert kept.named("aggregate") == [], "the interrupt is no part of the message"
     assert [span.error for span in kept.spans] == [""] * len(kept.spans)
-    turn, message = sorted(kept.named("turn"), key=lambda s: s.trace_id != receipt.trace_id)
+    turn, message = sorted(kept.named("turn"), key=lambda s: s.trace_id != running.receipt.trace_id)
     assert turn.attributes[n.TURN_OUTCOME] == "interrupted"
     assert turn.attributes[n.USAGE_STATE] == "estimated"
     chat = kept.one("chat grok-4.3").attributes
@@ -280,59 +265,46 @@ async def test_an_interrupted_turn(
     assert chat[n.USAGE_OUTPUT_TOKENS] == 5
     assert message.trace_id == stop.trace_id
     assert message.links == ((turn.trace_id, turn.span_id),)
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
-async def test_a_rolled_back_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_a_rolled_back_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """What was done for a message stands in its own trace; both traces are in order in time."""
-    sim.inject("stall;at=tokens:5")
-    first = await client.submit(user())
-    lease = await hand.hand.must_claim()
-    running = asyncio.create_task(hand.driver().run(lease))
-    async with contextlib.aclosing(client.text(first)) as texts:
-        await anext(texts)
-    second = await client.submit(user("Rather this", when_busy="rollback"))
-    lease.notify()
-    await running
+    hand.sim.inject("stall;at=tokens:5")
+    first = await hand.speaking(user())
+    second = await hand.client.submit(user("Rather this", when_busy="rollback"))
+    await first.notified()
 
-    assert isinstance(await client.result(second, timeout_s=5), TurnCompleted)
+    assert isinstance(await hand.client.result(second, timeout_s=5), TurnCompleted)
     assert_whole(kept)
     chat = ("chat grok-4.3",)
-    assert kept.tree(first.trace_id) == [
+    assert kept.tree(first.receipt.trace_id) == [
         ("turn", ("process turnline", ("rebuild_context",), chat)),
     ]
     assert kept.tree(second.trace_id) == [
         ("turn", ("wait",), ("process turnline", ("aggregate",), chat, ("commit",))),
     ]
     undone, done = sorted(kept.named("process turnline"), key=lambda span: span.start_ns)
-    assert undone.trace_id == first.trace_id
+    assert undone.trace_id == first.receipt.trace_id
     assert undone.attributes[n.ATTEMPT_OUTCOME] == "rolled_back"
     assert undone.end_ns <= done.start_ns
     assert [span.error for span in kept.spans] == [""] * len(kept.spans)
-    accepted_ns = (await client.record(second)).accepted_at_ms * 1_000_000
+    accepted_ns = (await hand.client.record(second)).accepted_at_ms * 1_000_000
     said_ns = accepted_ns + hand.meters.first_delta.buckets[()][1][0] * 1e9
     assert done.start_ns < said_ns < done.end_ns, "what was undone is no answer"
     absorbed = kept.named("turn")[1]
     assert absorbed.attributes[n.TURN_INTO] == second.turn_id
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
-async def test_a_handed_over_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_a_handed_over_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """A drained worker tells its attempt, without an error, and the next one ends the trace."""
-    sim.inject("stall;at=tokens:2")
-    receipt = await client.submit(user())
-    lease = await hand.hand.must_claim()
-    running = asyncio.create_task(hand.driver().run(lease))
-    async with contextlib.aclosing(client.text(receipt)) as texts:
-        await anext(texts)
-    running.cancel()
+    hand.sim.inject("stall;at=tokens:2")
+    running = await hand.speaking(user())
+    running.task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await running
-    await hand.hand.release(lease, None)  # type: ignore[arg-type]
+        await running.task
+    await hand.release(running.lease, None)  # type: ignore[arg-type]
 
     await hand.run_one()
 
@@ -341,7 +313,7 @@ async def test_a_handed_over_turn(
     assert first.attributes[n.ATTEMPT_OUTCOME] == "handed_over"
     assert second.attributes[n.ATTEMPT_OUTCOME] == "committed"
     assert [span.error for span in kept.spans] == [""] * len(kept.spans)
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
 @tool
@@ -361,13 +333,11 @@ def calling(name: str) -> str:
     return f"tool;name={name}"
 
 
-async def test_a_tool_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_a_tool_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     """Each function that the model calls has a span between the two calls of the model."""
     hand.use_tools(get_weather)
-    sim.inject(calling("get_weather"))
-    receipt = await client.submit(user())
+    hand.sim.inject(calling("get_weather"))
+    receipt = await hand.client.submit(user())
 
     await hand.run_one()
 
@@ -390,20 +360,18 @@ async def test_a_tool_turn(
     assert span.attributes[n.TOOL_NAME] == "get_weather"
     assert span.attributes[n.TOOL_CALL_ID]
     assert span.error == ""
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
-async def test_an_agents_turn(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator, tmp_path: Path
-) -> None:
+async def test_an_agents_turn(hand: WatchedHand, kept: KeptSpans, tmp_path: Path) -> None:
     """What an agent does, calls and tools, hangs below its invocation."""
     agents = tmp_path / "agents.toml"
     agents.write_text("[support]\n")
-    sim.inject(calling("get_weather"))
+    hand.sim.inject(calling("get_weather"))
     hand.use_tools(get_weather)
     hand.planner = Planner(hand.planner.toolbox, AgentsFile(agents, ["get_weather"]))
-    await client.submit(user(agent="support"))
-    await client.submit(user())
+    await hand.client.submit(user(agent="support"))
+    await hand.client.submit(user())
 
     await hand.run_one()
 
@@ -419,13 +387,11 @@ async def test_an_agents_turn(
     assert len(kept.named("chat grok-4.3")) == 3, "the second message names no agent"
 
 
-async def test_a_tool_that_fails(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_a_tool_that_fails(hand: WatchedHand, kept: KeptSpans) -> None:
     """Its failure is an error of its own span only: the model answers all the same."""
     hand.use_tools(break_down)
-    sim.inject(calling("break_down"))
-    await client.submit(user())
+    hand.sim.inject(calling("break_down"))
+    await hand.client.submit(user())
 
     await hand.run_one()
 
@@ -434,25 +400,25 @@ async def test_a_tool_that_fails(
     assert {span.name for span in kept.spans if span.error} == {"execute_tool break_down"}
 
 
-async def test_a_tool_that_runs_elsewhere(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator
-) -> None:
+async def test_a_tool_that_runs_elsewhere(hand: WatchedHand, kept: KeptSpans) -> None:
     """The attempt that sends the call out and the one that gets its result are siblings."""
     refund = ToolDefinition(
         function=FunctionDefinition(name="refund", parameters={"type": "object"})
     )
-    await client.submit(Configure(conversation_id="c", settings=SettingsChange(tools=(refund,))))
+    await hand.client.submit(
+        Configure(conversation_id="c", settings=SettingsChange(tools=(refund,)))
+    )
     await hand.run_one()
-    sim.inject(calling("refund"))
-    receipt = await client.submit(user())
+    hand.sim.inject(calling("refund"))
+    receipt = await hand.client.submit(user())
     await hand.run_one()
-    async with contextlib.aclosing(client.tool_calls("service", "one")) as calls:
+    async with contextlib.aclosing(hand.client.tool_calls("service", "one")) as calls:
         call = await anext(calls)
-    await client.answer(call, {"paid": 5})
+    await hand.client.answer(call, {"paid": 5})
 
     await hand.run_one()
 
-    result = await client.result(receipt, timeout_s=5)
+    result = await hand.client.result(receipt, timeout_s=5)
     assert result.trace_id == receipt.trace_id
     assert_whole(kept)
     turn = next(t for t in kept.named("turn") if t.trace_id == receipt.trace_id)
@@ -465,14 +431,14 @@ async def test_a_tool_that_runs_elsewhere(
     assert n.TOOL_STATE not in answered.attributes
     assert call.traceparent == f"00-{turn.trace_id}-{turn.span_id}-01"
     assert not any(span.error for span in kept.spans)
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
-async def test_merged_messages(hand: WatchedHand, client: TurnClient, kept: KeptSpans) -> None:
+async def test_merged_messages(hand: WatchedHand, kept: KeptSpans) -> None:
     """The turn stands in the trace of the message that carries the reply, linked to the others."""
-    await client.submit(UserStartedSpeaking(conversation_id="c"))
-    spoken = await client.submit(Transcription(conversation_id="c", text="Hello"))
-    await client.submit(UserStoppedSpeaking(conversation_id="c"))
+    await hand.client.submit(UserStartedSpeaking(conversation_id="c"))
+    spoken = await hand.client.submit(Transcription(conversation_id="c", text="Hello"))
+    await hand.client.submit(UserStoppedSpeaking(conversation_id="c"))
 
     await hand.run_one()
 
@@ -488,15 +454,13 @@ async def test_merged_messages(hand: WatchedHand, client: TurnClient, kept: Kept
     assert {turn.attributes[n.TURN_INTO] for turn in absorbed} == {spoken.turn_id}
 
 
-async def test_messages_that_come_one_after_another(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans
-) -> None:
+async def test_messages_that_come_one_after_another(hand: WatchedHand, kept: KeptSpans) -> None:
     """The attempt began before the message that carries the reply; in its trace, with it."""
-    first = await client.submit(user("Hello", final=False))
-    lease = await hand.hand.must_claim()
+    first = await hand.client.submit(user("Hello", final=False))
+    lease = await hand.must_claim()
     running = asyncio.create_task(hand.driver().run(lease))
     await asyncio.sleep(0.02)  # less than the pause after which a user is taken to be done
-    second = await client.submit(user("there"))
+    second = await hand.client.submit(user("there"))
     lease.notify()
     await running
 
@@ -507,11 +471,9 @@ async def test_messages_that_come_one_after_another(
     assert {span.trace_id for span in kept.named("turn")} == {first.trace_id, second.trace_id}
 
 
-async def test_a_turn_that_waited_long(
-    redis: Redis, hand: WatchedHand, client: TurnClient, kept: KeptSpans
-) -> None:
+async def test_a_turn_that_waited_long(redis: Redis, hand: WatchedHand, kept: KeptSpans) -> None:
     """After ten minutes it is a trace of its own; the wait stays where it began, linked."""
-    receipt = await client.submit(user())
+    receipt = await hand.client.submit(user())
     ((entry_id, fields),) = await redis.xrange("turnline:{s0}:c:c:inbox")
     await redis.delete("turnline:{s0}:c:c:inbox")
     accepted_at_ms = int(entry_id.split(b"-")[0]) - 700_000
@@ -519,7 +481,7 @@ async def test_a_turn_that_waited_long(
 
     await hand.run_one()
 
-    result = await client.result(receipt, timeout_s=5)
+    result = await hand.client.result(receipt, timeout_s=5)
     assert result.trace_id != receipt.trace_id
     assert_whole(kept)
     assert kept.tree(receipt.trace_id) == [("wait",)]
@@ -531,11 +493,9 @@ async def test_a_turn_that_waited_long(
     assert wait.end_ns - wait.start_ns > 600e9
 
 
-async def test_a_message_without_a_trace(
-    redis: Redis, hand: WatchedHand, client: TurnClient, kept: KeptSpans
-) -> None:
+async def test_a_message_without_a_trace(redis: Redis, hand: WatchedHand, kept: KeptSpans) -> None:
     """What another program wrote into the inbox gets a trace, the same in every attempt."""
-    receipt = await client.submit(user())
+    receipt = await hand.client.submit(user())
     ((entry_id, fields),) = await redis.xrange("turnline:{s0}:c:c:inbox")
     await redis.delete("turnline:{s0}:c:c:inbox")
     fields[b"m"] = encode(UserMessage(conversation_id="c", turn_id=receipt.turn_id, text="Hi"))
@@ -544,19 +504,17 @@ async def test_a_message_without_a_trace(
 
     await hand.run_one()
 
-    result = await client.result(receipt, timeout_s=5)
+    result = await hand.client.result(receipt, timeout_s=5)
     assert len(result.trace_id) == 32
     assert [turn[0] for turn in kept.tree(result.trace_id)] == ["turn"]
     assert_whole(kept)
 
 
-async def test_a_producers_span_is_the_parent(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans
-) -> None:
+async def test_a_producers_span_is_the_parent(hand: WatchedHand, kept: KeptSpans) -> None:
     """Turn below it, attempts linked to it; two turns of one request stay apart."""
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     for _ in range(2):
-        await client.submit(user(traceparent=parent, tracestate="vendor=1"))
+        await hand.client.submit(user(traceparent=parent, tracestate="vendor=1"))
 
     await hand.run_one()
 
@@ -579,7 +537,7 @@ async def test_conversations_never_mix(
             await client.submit(UserMessage(conversation_id=f"c{number}", text=f"I am {number}"))
             for number in range(10)
         ]
-        leases = [await hand.hand.must_claim() for _ in receipts]
+        leases = [await hand.must_claim() for _ in receipts]
         driver = hand.driver()
         await asyncio.gather(*(driver.run(lease) for lease in leases))
 
@@ -597,18 +555,18 @@ async def test_conversations_never_mix(
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("scenario", ["eof;at=tokens:2", "rate-limit", "status=529"])
 async def test_tokens_on_spans_are_those_in_the_ledger(
-    hand: WatchedHand, client: TurnClient, kept: KeptSpans, sim: Simulator, scenario: str
+    hand: WatchedHand, kept: KeptSpans, scenario: str
 ) -> None:
     """Also where a call was cut off or refused."""
-    sim.inject(scenario)
-    await client.submit(user())
+    hand.sim.inject(scenario)
+    await hand.client.submit(user())
 
     await hand.run_one()
-    await hand.hand.make_due("c")
+    await hand.make_due("c")
     await hand.run_one()
 
     assert_whole(kept)
-    assert spent(kept) == committed(await client.usage("c"))
+    assert spent(kept) == committed(await hand.client.usage("c"))
 
 
 async def test_a_defect_of_the_recorder_does_not_reach_the_turn(

@@ -4,20 +4,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from tests.integration.tools.bench import toolbox_of
 from tests.support.driving import SHARD, Hand, hand
 from turnline.contracts.trace_context import Link
 from turnline.ops.simulator import Simulator
-from turnline.worker.store.breakers import Breakers
+from turnline.worker.outcome import Outcome
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace
 from turnline.worker.telemetry.metrics import TurnMeters
 from turnline.worker.telemetry.recording import Recording
 from turnline.worker.telemetry.spans import Span, TurnSpans
 from turnline.worker.tools import Tool
-from turnline.worker.tools.description import describe
-from turnline.worker.tools.loader import LoadedTool, LoadedTools
-from turnline.worker.tools.runner import Toolbox
-from turnline.worker.turn.driver import ConversationDriver
 from turnline.worker.turn.plan import Planner
 
 
@@ -55,16 +52,15 @@ class KeptSpans:
         return shown("")
 
 
-class WatchedHand:
-    """A `Hand` with telemetry."""
+class WatchedHand(Hand):
+    """A `Hand` with telemetry, on the connection of another one."""
 
     def __init__(self, worker: Hand, kept: KeptSpans, **more: Any) -> None:
-        self.hand = worker
+        super().__init__(worker.redis, worker.services)
         self.kept = kept
         self.meters = TurnMeters()
-        self.planner = Planner()
-        self.recording = Recording(
-            worker=worker.settings.worker_name,
+        self.observer = Recording(
+            worker=self.settings.worker_name,
             place=CallPlace("127.0.0.1", 443),
             sinks=[kept],
             meters=self.meters,
@@ -74,28 +70,11 @@ class WatchedHand:
 
     def use_tools(self, *tools: Tool[Any, Any]) -> None:
         """Have these tools from here on."""
-        loaded = tuple(LoadedTool("test", tool, describe(tool)) for tool in tools)
-        self.planner = Planner(Toolbox(LoadedTools(loaded, (), (), ())))
+        self.planner = Planner(toolbox_of(*tools))
 
-    def driver(self, store: Any = None) -> ConversationDriver:
-        worker = self.hand
-        return ConversationDriver(
-            store or worker.store,
-            worker.services,
-            Breakers(worker.redis, worker.batcher, SHARD),
-            SHARD,
-            worker.settings,
-            self.recording,
-            planner=self.planner,
-        )
-
-    async def run_one(self) -> Any:
+    async def run_one(self, store: Any = None) -> Outcome:
         """Claim the first due conversation, run it, and give it up as the queue does."""
-        lease = await self.hand.must_claim()
-        outcome = await self.driver().run(lease)
-        if not lease.released:
-            await self.hand.release(lease, outcome)
-        return outcome
+        return await self.run_lease(await self.must_claim(), store)
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from tests.integration.tools.bench import calling, requests, tool_hand, user
+from tests.integration.tools.bench import calling, tool_hand
+from tests.support.driving import ended, requests, user
 from turnline.contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
 from turnline.contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
 from turnline.ops.fleet.dead_letters import read_letters
@@ -88,9 +89,7 @@ async def test_an_agents_limits_count(
         receipt = await client.submit(user("help", agent="support"))
         await hand.run_due()
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "too_many_tool_rounds"
+    await ended(client, receipt, TurnFailed, "too_many_tool_rounds")
     assert len(requests(sim)) == 2
 
 
@@ -105,9 +104,7 @@ async def test_an_unknown_agent_fails_the_turn_by_name(
         receipt = await client.submit(user("hi", agent="nobody" if of == "message" else None))
         await hand.run_due()
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "unknown_agent"
+    failed = await ended(client, receipt, TurnFailed, "unknown_agent")
     assert "nobody" in failed.message
     assert requests(sim) == []
 
@@ -166,8 +163,7 @@ async def test_a_reply_of_a_type(redis_url: str, sim: Simulator, client: TurnCli
         by_schema = await client.submit(user("order", response_format=schema["$defs"]["Order"]))
         await hand.run_due()
 
-    result = await client.result(by_schema, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, by_schema, TurnCompleted)
     assert result.parsed_as(Order) == Order(number=7, items=["tea"])
     asked = requests(sim)[0]["response_format"]
     assert asked["type"] == "json_schema"
@@ -204,9 +200,7 @@ async def test_a_reply_that_does_not_fit_fails_by_name(
         receipt = await client.submit(user("order"))
         await hand.run_due()
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "invalid_reply"
+    failed = await ended(client, receipt, TurnFailed, "invalid_reply")
     assert "Sorry" not in failed.message
     assert "seven" not in failed.message
     assert (await client.history("c")).messages == ()
@@ -229,8 +223,7 @@ async def test_tools_come_before_a_structured_reply(
         receipt = await client.submit(user("order", response_format={"type": "object"}))
         await hand.run_due()
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     assert result.parsed == {}
     assert json.loads(result.text.partition("\n\n")[2]) == {}
 
@@ -253,14 +246,12 @@ async def test_a_schema_that_cannot_be_used_costs_no_call(
     async with tool_hand(redis_url, sim) as hand:
         receipt = await client.submit(message)
         await hand.run_due()
-        failed = await client.result(receipt, timeout_s=5)
-        assert isinstance(failed, TurnFailed)
-        assert failed.code == "invalid_message"
+        failed = await ended(client, receipt, TurnFailed, "invalid_message")
         assert "#/required: expected array" in failed.message
         assert requests(sim) == []
         after = await client.submit(user("and now?"))
         await hand.run_due()
-    assert isinstance(await client.result(after, timeout_s=5), TurnCompleted)
+    await ended(client, after, TurnCompleted)
 
 
 def test_an_agents_schema_is_read_at_the_start(tmp_path: Path) -> None:

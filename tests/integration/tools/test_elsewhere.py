@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from tests.integration.tools.bench import ToolHand, calling, context, requests, tool_hand, user
+from tests.integration.tools.bench import calling, context, tool_hand
+from tests.support.driving import Hand, ended, requests, user
 from tests.support.keys import assert_keys_expire
 from tests.support.wait import wait_until
 from turnline.contracts import (
@@ -55,7 +56,7 @@ async def next_calls(client: TurnClient, count: int, **more: Any) -> list[ToolRe
     return taken
 
 
-async def wait_for_refund(hand: ToolHand, client: TurnClient, sim: Simulator) -> ToolRequest:
+async def wait_for_refund(hand: Hand, client: TurnClient, sim: Simulator) -> ToolRequest:
     """Bring a turn to where it waits for a refund."""
     sim.inject(calling("refund", {"amount": 5}, say="One%20moment."), times=1)
     outcomes = await hand.run_due()
@@ -81,8 +82,7 @@ async def test_a_call_goes_out_and_its_result_brings_the_turn_back(
     async with tool_hand(redis_url, sim, schemas=SCHEMAS) as other:
         await other.run_due()
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     assert (await context(client))[1:3] == [("assistant", ("refund",)), ("tool", '{"paid": 5}')]
     assert result.text.startswith("One moment.\n\n")
     events = [event async for event in client.events(receipt)]
@@ -116,7 +116,7 @@ async def test_an_answer_while_the_turn_still_runs_is_not_missed(
         await hand.release(lease, parked)
         await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(client, receipt, TurnCompleted)
 
 
 async def test_a_turn_that_fails_after_an_answer_is_one_dead_letter(
@@ -130,7 +130,7 @@ async def test_a_turn_that_fails_after_an_answer_is_one_dead_letter(
         sim.inject("safety", times=1)
         await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnFailed)
+    await ended(client, receipt, TurnFailed)
     letters = [fields for _, fields in await redis.xrange(shard_keys(0).dead)]
     assert [letter[b"t"].decode() for letter in letters] == [receipt.turn_id]
 
@@ -146,12 +146,10 @@ async def test_silence_becomes_an_error_at_the_deadline(
         late = await client.answer(call, "paid")
         await hand.run_due()
 
-        assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+        await ended(client, receipt, TurnCompleted)
         (_, told) = (await context(client))[2]
         assert json.loads(told) == {"error": "The function refund did not answer in time."}
-        failed = await client.result(late, timeout_s=5)
-        assert isinstance(failed, TurnFailed)
-        assert failed.code == "unknown_call"
+        await ended(client, late, TurnFailed, "unknown_call")
         assert await hand.redis.execute_command("XLEN", "turnline:{s0}:dead") == 0
         assert await client.history("c")
 
@@ -193,7 +191,7 @@ async def test_calls_here_and_elsewhere_in_one_response(
             await client.answer(call, call.name)
             await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(client, receipt, TurnCompleted)
     assert runs == [1]
     assert (await context(client))[1:5] == [
         ("assistant", ("here", "refund", "invoice")),
@@ -217,8 +215,8 @@ async def test_a_message_waits_behind_the_call(
         await client.answer(call, "paid")
         await hand.run_due()
 
-    assert isinstance(await client.result(first, timeout_s=5), TurnCompleted)
-    assert isinstance(await client.result(later[-1], timeout_s=5), TurnCompleted)
+    await ended(client, first, TurnCompleted)
+    await ended(client, later[-1], TurnCompleted)
     roles = await context(client)
     assert roles[2] == ("tool", "paid")
     assert roles[4] == ("user", "hello 0")
@@ -238,7 +236,7 @@ async def test_when_busy_decides_while_it_waits(
                 await client.submit(newer)
             await client.answer(call, "paid")
             await hand.run_due()
-            assert isinstance(await client.result(first, timeout_s=5), TurnCompleted)
+            await ended(client, first, TurnCompleted)
             return
         sim.inject("text;say=Fine.", times=None)
         second = await client.submit(newer)
@@ -246,13 +244,11 @@ async def test_when_busy_decides_while_it_waits(
         await client.answer(call, "paid")
         await hand.run_due()
 
-    result = await client.result(second, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, second, TurnCompleted)
     totals = await client.usage("c")
     assert totals.calls == len(requests(sim)) == 2
     if when_busy == "interrupt":
-        stopped = await client.result(first, timeout_s=5)
-        assert isinstance(stopped, TurnInterrupted)
+        stopped = await ended(client, first, TurnInterrupted)
         assert stopped.text == "One moment."
         assert [text for _, text in await context(client)] == [
             *("my money", ("refund",), "CANCELLED", "never mind", "Fine.")
@@ -274,7 +270,7 @@ async def test_a_turn_that_is_interrupted_while_it_waits(
         await client.submit(Interrupt(conversation_id="c"))
         await hand.run_due()
 
-    assert isinstance(await client.result(first, timeout_s=5), TurnInterrupted)
+    await ended(client, first, TurnInterrupted)
     assert (await context(client))[2] == ("tool", "CANCELLED")
 
 
@@ -287,9 +283,7 @@ async def test_the_producers_deadline_ends_the_wait(
         await wait_for_refund(hand, client, sim)
         await wait_until(hand.run_due, "the deadline makes it due")
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "deadline_exceeded"
+    await ended(client, receipt, TurnFailed, "deadline_exceeded")
 
 
 async def test_a_conversation_declares_its_own_tools(
@@ -338,9 +332,7 @@ async def test_a_result_for_an_unknown_call_fails_by_name(
         await hand.run_due()
         assert await hand.redis.execute_command("XLEN", "turnline:{s0}:dead") == 0
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "unknown_call"
+    await ended(client, receipt, TurnFailed, "unknown_call")
 
 
 async def test_forget_takes_the_calls_with_it(

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.integration.tools.bench import calling, context, tool_hand, user
+from tests.integration.tools.bench import calling, context, tool_hand
+from tests.support.driving import ended, user
 from turnline.contracts import TurnClient, TurnInterrupted
 from turnline.ops.simulator import Simulator
 from turnline.worker.tools import tool
@@ -43,8 +44,7 @@ async def test_a_reply_around_a_call_is_cut_to_what_was_heard(
         lease.notify()
         await running
 
-    end = await client.result(receipt, timeout_s=5)
-    assert isinstance(end, TurnInterrupted)
+    end = await ended(client, receipt, TurnInterrupted)
     assert end.text == "\n\n".join(text for text in (before, after) if text)
     _, call, result, *rest = (await client.history("c")).messages
     assert call.content.strip() == (before or "")

@@ -3,7 +3,8 @@
 import json
 
 from tests.integration.services.wire import WireServer, delta, finish, streaming, usage
-from tests.integration.tools.bench import ToolHand, context, toolbox_of, user
+from tests.integration.tools.bench import context, toolbox_of
+from tests.support.driving import Hand, ended, user
 from tests.support.recordings import recorded
 from turnline.contracts import TurnClient, TurnCompleted
 from turnline.contracts.connection import open_async
@@ -53,15 +54,14 @@ async def test_recorded_streams_reach_their_second_answer(
         services = GrokServices(
             from_env({"TURNLINE_BASE_URL": server.url, "XAI_API_KEY": "xai-test"})
         )
-        hand = ToolHand(redis, services)
+        hand = Hand(redis, services)
         hand.planner = Planner(toolbox_of(add, multiply, weather))
         receipt = await client.submit(user("2 and 3: sum and product?"))
         await hand.run_due()
         await redis.aclose()
         await services.client.close()
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     streams = [lines, second] if calls else [lines]
     reports = [json.loads(stream[-1])["usage"] for stream in streams]
     assert result.usage.total_tokens == sum(report["total_tokens"] for report in reports)

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from tests.integration.tools.bench import ToolHand, calling, context, requests, tool_hand, user
+from tests.integration.tools.bench import calling, context, tool_hand
 from tests.integration.worker.test_crash_boundaries import Killed, MortalStore
+from tests.support.driving import Hand, ended, requests, user
 from tests.support.keys import assert_keys_expire
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted, TurnInterrupted
@@ -50,7 +51,7 @@ class Shop:
         self.tools = (find, ship)
 
 
-async def die(hand: ToolHand, dies_at: int) -> None:
+async def die(hand: Hand, dies_at: int) -> None:
     """Run until the worker dies at the n-th boundary."""
     lease = await hand.must_claim()
     store = MortalStore(hand.store, dies_at)
@@ -68,8 +69,7 @@ async def finished_calls(redis: Redis) -> set[str]:
 async def assert_all_is_right(
     redis: Redis, client: TurnClient, sim: Simulator, receipt: Any
 ) -> TurnCompleted:
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     events = [event async for event in client.events(receipt)]
     shown = TextAssembler()
     for event in events[:-1]:
@@ -181,8 +181,7 @@ async def test_a_tool_that_runs_when_its_worker_dies(
         await hand.expire(lease)
         await hand.run_due()
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     assert result.attempt == 2
     told = [text for role, text in await context(client) if role == "tool"]
     assert keys.count("quick") == 1
@@ -234,8 +233,7 @@ async def test_a_hand_over_keeps_what_finished(
         await hand.expire(lease)
         await hand.run_due()
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     assert set(shop.executed.values()) == {1}
     totals = await client.usage("c")
     assert (totals.calls, totals.usage) == (3, result.usage)
@@ -294,7 +292,6 @@ async def test_an_interrupt_keeps_what_a_dead_attempt_said_behind_its_calls(
 
         await hand.run_due()
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnInterrupted)
+    result = await ended(client, receipt, TurnInterrupted)
     assert result.text == shown.text
     assert result.text.count("Let me look") == 1

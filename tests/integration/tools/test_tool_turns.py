@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.integration.tools.bench import calling, context, requests, tool_hand, user
+from tests.integration.tools.bench import calling, context, tool_hand
+from tests.support.driving import ended, requests, user
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted
 from turnline.contracts.conversation import SettingsChange
@@ -39,8 +40,7 @@ async def test_a_call_runs_and_the_model_goes_on(
         receipt = await client.submit(user("How is the weather?"))
         await hand.run_due()
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     assert await context(client) == [
         ("user", "How is the weather?"),
         ("assistant", ("weather",)),
@@ -129,7 +129,7 @@ async def test_every_call_gets_a_result(
         receipt = await client.submit(user("hi"))
         await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(client, receipt, TurnCompleted)
     (_, told) = (await context(client))[2]
     expected = {
         "raised": "The function subject failed.",
@@ -207,9 +207,7 @@ async def test_more_rounds_than_allowed_fail_the_turn(
         receipt = await client.submit(user("hi"))
         await hand.run_due()
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "too_many_tool_rounds"
+    await ended(client, receipt, TurnFailed, "too_many_tool_rounds")
     assert len(requests(sim)) == 4
     assert len(counted) == 3
     totals = await client.usage("c")
@@ -236,9 +234,7 @@ async def test_the_same_call_again_and_again_is_told_then_failed(
         receipt = await client.submit(user("hi"))
         await hand.run_due()
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "tool_loop"
+    await ended(client, receipt, TurnFailed, "tool_loop")
     assert runs == ["x", "x"]
     told = requests(sim)[3]["messages"][-1]["content"]
     assert "the same call" in told
@@ -261,9 +257,7 @@ async def test_calls_that_cannot_be_run_are_paid_for_twice_at_most(
         receipt = await client.submit(user("hi"))
         await hand.run_due()
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "unusable_calls"
+    await ended(client, receipt, TurnFailed, "unusable_calls")
     assert len(requests(sim)) == 2
 
 
@@ -298,7 +292,7 @@ async def test_a_demanded_tool_is_demanded_once(
         receipt = await client.submit(user("hi"))
         await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(client, receipt, TurnCompleted)
     assert [body["tool_choice"] for body in requests(sim)] == ["required", "auto"]
 
 
@@ -345,7 +339,7 @@ async def test_an_interruption_cancels_what_it_may(
 
     assert ends == ["dropped", "kept"]
     if act == "interrupt":
-        assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
+        await ended(client, receipt, TurnInterrupted)
         assert await context(client) == [
             ("user", "do both"),
             ("assistant", ("dropped", "kept")),
@@ -386,12 +380,10 @@ async def test_a_tool_without_a_limit_ends_with_the_turns_budget(
         receipt = await client.submit(user("go"))
         async with asyncio.timeout(10):
             await hand.run_due()
-        ended = await client.result(receipt, timeout_s=5)
+        await ended(client, receipt, TurnFailed, "turn_budget_exceeded")
         hand.settings = msgspec.structs.replace(hand.settings, turn_budget_s=60.0)
         following = await client.submit(user("and now?"))
         await hand.run_due()
         over.set()
 
-    assert isinstance(ended, TurnFailed)
-    assert ended.code == "turn_budget_exceeded"
-    assert isinstance(await client.result(following, timeout_s=5), TurnCompleted)
+    await ended(client, following, TurnCompleted)

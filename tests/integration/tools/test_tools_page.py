@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.tools.bench import ToolHand, calling, context, tool_hand, user
-from tests.support.driving import settings_for
+from tests.integration.tools.bench import calling, context, tool_hand
+from tests.support.driving import settings_for, user
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted
 from turnline.contracts.conversation import FunctionDefinition, ToolDefinition
@@ -45,7 +45,6 @@ async def test_the_ten_line_tool_answers(
     sim.inject(calling("status", {"number": 7}, loop="1"), nth=2)
     sim.inject(calling("status", {"number": 8}, loop="1"), nth=3)
     async with tool_hand(redis_url, sim) as hand:
-        assert isinstance(hand, ToolHand)
         hand.planner = Planner(toolbox)
         await client.submit(user("Where is order 7?"))
         await hand.run_due()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.driving import Hand
+from tests.support.driving import Hand, ended
 from tests.support.keys import assert_keys_expire
 from turnline.contracts import TurnClient, TurnCompleted, UserMessage
 from turnline.contracts.protocol import TextAssembler
@@ -88,8 +88,7 @@ async def test_one_crash_anywhere_still_commits_the_turn_once(
     await finish(hand)
 
     history = await client.history("c")
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnCompleted)
+    result = await ended(client, receipt, TurnCompleted)
     assert [m.content for m in history.messages] == ["What is a fence?", result.text]
     shown = TextAssembler()
     events = [event async for event in client.events(receipt)]
@@ -120,19 +119,18 @@ async def test_the_number_of_boundaries_is_known(hand: Hand, client: TurnClient)
 
 @pytest.mark.promise("P2")
 @pytest.mark.parametrize("dies_at", range(BOUNDARIES))
-async def test_crash_of_a_turn_with_another_one_waiting(
-    hand: Hand, client: TurnClient, dies_at: int
-) -> None:
+async def test_crash_of_a_turn_with_another_one_waiting(hand: Hand, dies_at: int) -> None:
     """What waits behind a crashed turn comes after it, once."""
     receipts = [
-        await client.submit(UserMessage(conversation_id="c", text=text)) for text in ("one", "two")
+        await hand.client.submit(UserMessage(conversation_id="c", text=text))
+        for text in ("one", "two")
     ]
 
     await run_and_die(hand, dies_at)
     await finish(hand)
 
-    results = [await client.result(receipt, timeout_s=5) for receipt in receipts]
-    history = await client.history("c")
+    results = [await hand.client.result(receipt, timeout_s=5) for receipt in receipts]
+    history = await hand.client.history("c")
     assert [m.content for m in history.messages] == [
         *("one", results[0].text),
         *("two", results[1].text),
@@ -153,7 +151,7 @@ async def test_three_crashes_make_a_dead_letter_and_the_conversation_goes_on(
 
     failed = await client.result(poison, timeout_s=5)
     assert failed.code == "crashed"
-    assert isinstance(await client.result(fine, timeout_s=5), TurnCompleted)
+    await ended(client, fine, TurnCompleted)
     ((_, letter),) = await redis.xrange("turnline:{s0}:dead")
     assert (letter[b"c"], letter[b"t"], letter[b"code"]) == (
         b"c",

@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncIterator
-from typing import Any
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 from redis.asyncio import Redis
 
-from tests.support.driving import Hand, fleet
+from tests.support.driving import Hand, ended, fleet, requests, user
 from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
-from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, UserMessage
+from turnline.contracts import TurnClient, TurnCompleted, TurnFailed
 from turnline.contracts.keys import shard_keys
 from turnline.ops.cli.dead import dead
 from turnline.ops.fleet.dead_letters import letter_of
@@ -27,14 +26,6 @@ from turnline.worker.store.breakers import Breakers
 
 pytestmark = pytest.mark.promise("P12")
 SHARD = shard_keys(0)
-
-
-def user(text: str = "Hello", conversation: str = "c", **more: Any) -> UserMessage:
-    return UserMessage(conversation_id=conversation, text=text, **more)
-
-
-def requests(sim: Simulator) -> int:
-    return sum(entry.path.endswith("completions") for entry in sim.ledger.entries())
 
 
 async def run_to_the_end(hand: Hand, *, most: int = 20) -> int:
@@ -61,80 +52,73 @@ async def run_to_the_end(hand: Hand, *, most: int = 20) -> int:
     ],
 )
 async def test_the_second_reply_that_cannot_be_used_ends_the_turn_by_name(
-    hand: Hand, client: TurnClient, sim: Simulator, scenario: str, code: str
+    hand: Hand, scenario: str, code: str
 ) -> None:
     """Two calls, no more; the conversation goes on with its next turn."""
-    sim.inject(scenario, times=None)
-    receipt = await client.submit(user())
+    hand.sim.inject(scenario, times=None)
+    receipt = await hand.client.submit(user())
 
     assert await run_to_the_end(hand) == 2
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == code
-    assert requests(sim) == 2
-    sim.rules.clear()
-    receipt = await client.submit(user("again"))
+    await ended(hand.client, receipt, TurnFailed, code)
+    assert len(requests(hand.sim)) == 2
+    hand.sim.rules.clear()
+    receipt = await hand.client.submit(user("again"))
     await run_to_the_end(hand)
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(hand.client, receipt, TurnCompleted)
 
 
 async def test_a_crash_in_between_does_not_make_the_count_forget(
-    hand: Hand, redis_url: str, client: TurnClient, sim: Simulator
+    hand: Hand, redis_url: str
 ) -> None:
     """Malformed, a worker that dies, malformed by another worker: the second one counts."""
-    sim.inject("truncated-json;at=tokens:1", nth=1)
-    sim.inject("stall;at=tokens:1,seconds=60", nth=2)
-    sim.inject("truncated-json;at=tokens:1", nth=3, times=None)
-    receipt = await client.submit(user())
+    hand.sim.inject("truncated-json;at=tokens:1", nth=1)
+    hand.sim.inject("stall;at=tokens:1,seconds=60", nth=2)
+    hand.sim.inject("truncated-json;at=tokens:1", nth=3, times=None)
+    receipt = await hand.client.submit(user())
     lease = await hand.must_claim()
     await hand.release(lease, await hand.driver().run(lease))
     await hand.make_due("c")
     lease = await hand.must_claim()
     attempt = asyncio.create_task(hand.driver().run(lease))
-    await wait_until(lambda: requests(sim) == 2, "the second call is on its way")
+    await wait_until(lambda: len(requests(hand.sim)) == 2, "the second call is on its way")
     lease.advance(LeaseEvent.FENCED)  # as if killed: nothing more is written
     attempt.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await attempt
     await hand.expire(lease)
 
-    async with open_hand(redis_url, sim) as other:
+    async with open_hand(redis_url, hand.sim) as other:
         assert await run_to_the_end(other) == 1
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert (failed.code, failed.attempt, requests(sim)) == ("malformed_stream", 3, 3)
+    failed = await ended(hand.client, receipt, TurnFailed)
+    assert (failed.code, failed.attempt, len(requests(hand.sim))) == ("malformed_stream", 3, 3)
 
 
 async def test_replies_that_cannot_be_used_for_different_reasons_are_each_tried_again(
-    hand: Hand, client: TurnClient, sim: Simulator
+    hand: Hand,
 ) -> None:
     """One broken frame and one truncated reply, and the third attempt answers."""
-    sim.inject("truncated-json;at=tokens:1", nth=1)
-    sim.inject("eof;at=tokens:2", nth=2)
-    receipt = await client.submit(user())
+    hand.sim.inject("truncated-json;at=tokens:1", nth=1)
+    hand.sim.inject("eof;at=tokens:2", nth=2)
+    receipt = await hand.client.submit(user())
 
     assert await run_to_the_end(hand) == 3
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(hand.client, receipt, TurnCompleted)
 
 
-async def test_attempts_that_the_provider_began_to_answer_are_bounded(
-    hand: Hand, client: TurnClient, sim: Simulator
-) -> None:
+async def test_attempts_that_the_provider_began_to_answer_are_bounded(hand: Hand) -> None:
     """The fifth connection lost in the middle of a reply is the last; its code is kept."""
-    sim.inject("rst;at=tokens:2", times=None)
-    receipt = await client.submit(user())
+    hand.sim.inject("rst;at=tokens:2", times=None)
+    receipt = await hand.client.submit(user())
 
     assert await run_to_the_end(hand) == 5
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "attempts_exhausted"
+    failed = await ended(hand.client, receipt, TurnFailed, "attempts_exhausted")
     assert failed.message.endswith("connection")
-    assert requests(sim) == 5
-    assert (await client.usage("c")).abandoned.completion_tokens == 5 * 2
+    assert len(requests(hand.sim)) == 5
+    assert (await hand.client.usage("c")).abandoned.completion_tokens == 5 * 2
 
 
 def _streams() -> list[object]:
@@ -145,12 +129,10 @@ def _streams() -> list[object]:
     "scenario",
     ["odd-reply;shape=endless,size=4500000", "truncated-json;at=tokens:1", "eof", "status=503"],
 )
-async def test_an_attempt_that_failed_leaves_nothing_to_collect(
-    hand: Hand, client: TurnClient, sim: Simulator, scenario: str
-) -> None:
+async def test_an_attempt_that_failed_leaves_nothing_to_collect(hand: Hand, scenario: str) -> None:
     """It is freed as it ends, with the megabytes that it read: collections are rare."""
-    sim.inject(scenario, times=None)
-    await client.submit(user())
+    hand.sim.inject(scenario, times=None)
+    await hand.client.submit(user())
     lease = await hand.must_claim()
     gc.collect()
     gc.disable()
@@ -177,21 +159,21 @@ async def test_errors_that_may_pass_are_paid_for_within_the_same_bounds(
     ends = [await client.result(receipt, timeout_s=5) for receipt in receipts]
     codes = {it.code for it in ends if isinstance(it, TurnFailed)}
     assert codes == {"attempts_exhausted", "spend_exhausted"}
-    assert requests(sim) == 5 + tries
+    assert len(requests(sim)) == 5 + tries
     assert tries <= 2
 
 
 @pytest.mark.parametrize("scenario", ["status=503", "rate-limit", "ok-json", "accept-close"])
 async def test_refusals_cost_nothing_and_are_bounded_by_time_alone(
-    hand: Hand, client: TurnClient, sim: Simulator, scenario: str
+    hand: Hand, scenario: str
 ) -> None:
     """Eight refusals in a row, more than attempts are allowed, and then the answer."""
-    sim.inject(scenario, times=8)
-    receipt = await client.submit(user())
+    hand.sim.inject(scenario, times=8)
+    receipt = await hand.client.submit(user())
 
     assert await run_to_the_end(hand) == 9
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(hand.client, receipt, TurnCompleted)
 
 
 async def test_tokens_of_vain_attempts_are_bounded(
@@ -203,9 +185,7 @@ async def test_tokens_of_vain_attempts_are_bounded(
     async with open_hand(redis_url, sim, turn_spend_tokens=15, turn_attempts=50) as hand:
         attempts = await run_to_the_end(hand)
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "spend_exhausted"
+    await ended(client, receipt, TurnFailed, "spend_exhausted")
     abandoned = (await client.usage("c")).abandoned
     assert abandoned.total_tokens > 15
     assert abandoned.total_tokens * (attempts - 1) / attempts <= 15
@@ -213,16 +193,16 @@ async def test_tokens_of_vain_attempts_are_bounded(
 
 @pytest.mark.parametrize("scenario", ["truncated-json;at=tokens:1", "eof;at=tokens:1"])
 async def test_replies_that_cannot_be_used_open_no_breaker(
-    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, scenario: str
+    redis: Redis, hand: Hand, scenario: str
 ) -> None:
     """Twelve conversations fail alike; nothing is held against the provider."""
-    sim.inject(scenario, times=None, conversation="odd-*")
+    hand.sim.inject(scenario, times=None, conversation="odd-*")
     for n in range(12):
-        await client.submit(user(conversation=f"odd-{n}"))
+        await hand.client.submit(user(conversation=f"odd-{n}"))
     for _ in range(12):
         await run_to_the_end(hand)
 
-    assert requests(sim) == 24
+    assert len(requests(hand.sim)) == 24
     assert await redis.exists(SHARD.breakers) == 0
 
 
@@ -236,7 +216,7 @@ async def test_a_few_conversations_that_always_fail_hold_up_nobody(
         for n in range(3):
             for _ in range(5):
                 await client.submit(user(conversation=f"odd-{n}"))
-        await wait_until(lambda: requests(sim) >= 12, "they fail again and again", timeout_s=20)
+        await wait_until(lambda: len(requests(sim)) >= 12, "they fail on and on", timeout_s=20)
 
         receipt = await client.submit(user(conversation="healthy"))
         result = await client.result(receipt, timeout_s=1.5)
@@ -296,16 +276,14 @@ async def test_a_breaker_that_an_older_worker_closed_begins_anew(redis: Redis) -
 
 
 async def test_the_providers_words_are_in_the_dead_letter_alone(
-    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator, caplog: pytest.LogCaptureFixture
+    redis: Redis, hand: Hand, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Why a request was refused is shown to an operator, and not to readers, logs or spans."""
-    sim.inject("bad-schema")
-    receipt = await client.submit(user())
+    hand.sim.inject("bad-schema")
+    receipt = await hand.client.submit(user())
     await run_to_the_end(hand)
 
-    failed = await client.result(receipt, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
-    assert failed.code == "invalid_tool_schema"
+    await ended(hand.client, receipt, TurnFailed, "invalid_tool_schema")
     [(entry_id, fields)] = await redis.xrange(SHARD.dead)
     letter = letter_of(0, entry_id, fields)
     assert letter.provider_said == (
@@ -322,12 +300,10 @@ async def test_the_providers_words_are_in_the_dead_letter_alone(
     assert words.decode() not in caplog.text
 
 
-async def test_the_command_line_shows_what_the_provider_said(
-    redis_url: str, hand: Hand, client: TurnClient, sim: Simulator
-) -> None:
+async def test_the_command_line_shows_what_the_provider_said(redis_url: str, hand: Hand) -> None:
     """`turnline dead show`, and `--json` for programs."""
-    sim.inject("tool-choice")
-    await client.submit(user())
+    hand.sim.inject("tool-choice")
+    await hand.client.submit(user())
     await run_to_the_end(hand)
     runner = CliRunner(env={"COLUMNS": "200"})
 

@@ -41,13 +41,11 @@ async def write(redis: Redis, key: str, value: Any) -> None:
     ["words", "", "-5", "1.5", "007", " 7", "9" * 30, str(2**63 - 1), {"a": 1}, ["a"], {"a"}],
     ids=repr,
 )
-async def test_a_token_that_is_none_is_given_up(
-    redis: Redis, hand: Hand, client: TurnClient, value: Any
-) -> None:
+async def test_a_token_that_is_none_is_given_up(redis: Redis, hand: Hand, value: Any) -> None:
     """Claims go on, and their tokens still grow."""
     tokens: list[int] = []
     for n in range(3):
-        await client.submit(user(f"c{n}"))
+        await hand.client.submit(user(f"c{n}"))
         if n == 1:
             await write(redis, SHARD.token, value)
         tokens.append(int((await hand.must_claim()).value.split()[0]))

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.integration.tools.bench import calling, context, requests, tool_hand
+from tests.integration.tools.bench import calling, context, tool_hand
 from tests.integration.worker.test_queue import Rig, rig
-from tests.support.driving import SHARD, Hand, fleet
+from tests.support.driving import SHARD, Hand, ended, fleet, requests, user
 from tests.support.wait import wait_until
-from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
+from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted
 from turnline.contracts.keys import conversation_keys
 from turnline.ops.simulator import Simulator
 from turnline.worker.outcome import Outcome, Parked
@@ -18,18 +18,6 @@ from turnline.worker.turn.ports import AggregatorPair, ModelService, Services
 
 KEYS = conversation_keys(SHARD.tag, "c")
 __all__ = ["rig"]  # the fixture
-
-
-def user(text: str, **more: Any) -> UserMessage:
-    return UserMessage(conversation_id="c", text=text, **more)
-
-
-async def run_due(hand: Hand) -> None:
-    """Run as the queue does until nothing is due."""
-    while (lease := await hand.claim()) is not None:
-        outcome = await hand.driver().run(lease)
-        if not lease.released:
-            await hand.release(lease, outcome)
 
 
 @pytest.mark.promise("P9")
@@ -43,15 +31,15 @@ async def run_due(hand: Hand) -> None:
     ],
 )
 async def test_a_malformed_tool_result_behind_a_turn_fails_alone(
-    redis: Redis, hand: Hand, client: TurnClient, data: bytes
+    redis: Redis, hand: Hand, data: bytes
 ) -> None:
     """The turn before it is answered although it looks for results in the whole inbox."""
-    receipt = await client.submit(user("hi"))
+    receipt = await hand.client.submit(user("hi"))
     await redis.xadd(KEYS.inbox, {"t": "odd", "m": data})
 
-    await run_due(hand)
+    await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(hand.client, receipt, TurnCompleted)
     ((_, letter),) = await redis.xrange(SHARD.dead)
     assert (letter[b"t"], letter[b"code"], letter[b"m"]) == (b"odd", b"invalid_message", data)
     assert await redis.xlen(KEYS.inbox) == 0
@@ -61,57 +49,53 @@ async def test_a_malformed_tool_result_behind_a_turn_fails_alone(
     "data", [b'{"type":"interrupt","heard":7}', b"not json", b"\xff", b'{"type":"unknown"}']
 )
 async def test_a_malformed_interrupt_stops_the_turn_it_names(
-    redis: Redis, hand: Hand, client: TurnClient, data: bytes
+    redis: Redis, hand: Hand, data: bytes
 ) -> None:
     """What acts is in the entry's own fields; the message that cannot be read fails alone."""
-    receipt = await client.submit(user("hi"))
+    receipt = await hand.client.submit(user("hi"))
     head = (await redis.xrange(KEYS.inbox))[0][0]
     await redis.xadd(KEYS.inbox, {"t": "odd", "m": data, "on": head, "act": "interrupt"})
 
-    await run_due(hand)
+    await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
+    await ended(hand.client, receipt, TurnInterrupted)
     ((_, letter),) = await redis.xrange(SHARD.dead)
     assert (letter[b"t"], letter[b"m"]) == (b"odd", data)
-    assert [role for role, _ in await context(client)] == ["user"]
+    assert [role for role, _ in await context(hand.client)] == ["user"]
 
 
 @pytest.mark.promise("P9")
-async def test_bad_bytes_in_the_fields_of_an_entry_end_with_it(
-    redis: Redis, hand: Hand, client: TurnClient
-) -> None:
+async def test_bad_bytes_in_the_fields_of_an_entry_end_with_it(redis: Redis, hand: Hand) -> None:
     """No field of an entry has to be text, or what it claims to be."""
     bad = dict.fromkeys(("t", "d", "a", "on", "act", "tp", "\udcff"), b"\xff")
     fields = {key.encode(errors="surrogateescape"): value for key, value in bad.items()}
-    receipt = await client.submit(user("hi"))
+    receipt = await hand.client.submit(user("hi"))
     await redis.xadd(KEYS.inbox, {**fields, b"m": b"x"})
-    last = await client.submit(user("and again"))
+    last = await hand.client.submit(user("and again"))
 
-    await run_due(hand)
+    await hand.run_due()
 
     for each in (receipt, last):
-        assert isinstance(await client.result(each, timeout_s=5), TurnCompleted)
+        await ended(hand.client, each, TurnCompleted)
     assert await redis.xlen(SHARD.dead) == 1
     assert await redis.xlen(KEYS.inbox) == 0
 
 
 @pytest.mark.promise("P1")
-async def test_a_used_id_takes_nothing_else_with_it(
-    redis: Redis, hand: Hand, client: TurnClient
-) -> None:
+async def test_a_used_id_takes_nothing_else_with_it(redis: Redis, hand: Hand) -> None:
     """What was collected together with a turn that is over has yet to take effect, and does."""
-    used = await client.submit(user("done", turn_id="used"))
-    await run_due(hand)
-    before = await client.record(used)
-    fresh = await client.submit(user("fresh", final=False, turn_id="fresh"))
+    used = await hand.client.submit(user("done", turn_id="used"))
+    await hand.run_due()
+    before = await hand.client.record(used)
+    fresh = await hand.client.submit(user("fresh", final=False, turn_id="fresh"))
     again = b'{"type":"user_message","conversation_id":"c","turn_id":"used","text":"again"}'
     await redis.xadd(KEYS.inbox, {"t": "used", "m": again})
 
-    await run_due(hand)
+    await hand.run_due()
 
-    assert isinstance(await client.result(fresh, timeout_s=5), TurnCompleted)
-    assert await client.record(used) == before
-    users = [text for role, text in await context(client) if role == "user"]
+    await ended(hand.client, fresh, TurnCompleted)
+    assert await hand.client.record(used) == before
+    users = [text for role, text in await context(hand.client) if role == "user"]
     assert users == ["done", "fresh"]
     assert await redis.xlen(KEYS.inbox) == 0
 
@@ -149,7 +133,7 @@ async def test_a_tool_may_return_what_is_no_utf8(
         receipt = await client.submit(user("Which files?"))
         await hand.run_due()
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    await ended(client, receipt, TurnCompleted)
     assert runs == ["listing"]
     assert ("tool", "caf?.txt") in await context(client)
     assert requests(sim)[-1]["messages"][-1]["content"] == "caf?.txt"
@@ -175,11 +159,11 @@ class Defective:
 
 @pytest.mark.parametrize(("defects", "attempt"), [(3, 4), (5, 5)])
 async def test_a_defect_counts_as_a_crash_and_ends_some_day(
-    redis: Redis, hand: Hand, client: TurnClient, defects: int, attempt: int
+    redis: Redis, hand: Hand, defects: int, attempt: int
 ) -> None:
     """After three of them the turn fails; unread, if even that goes down. The next one runs."""
-    poison = await client.submit(user("poison", reply_to="inbox"))
-    fine = await client.submit(user("fine"))
+    poison = await hand.client.submit(user("poison", reply_to="inbox"))
+    fine = await hand.client.submit(user("fine"))
     services: Any = Defective(hand.services, defects)
     hand.services = services
     raised = 0
@@ -196,21 +180,18 @@ async def test_a_defect_counts_as_a_crash_and_ends_some_day(
             await hand.make_due("c")
 
     assert raised == defects
-    failed = await client.result(poison, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
+    failed = await ended(hand.client, poison, TurnFailed)
     assert (failed.code, failed.attempt) == ("crashed", attempt)
-    assert isinstance(await client.result(fine, timeout_s=5), TurnCompleted)
+    await ended(hand.client, fine, TurnCompleted)
     ((_, letter),) = await redis.xrange(SHARD.dead)
     assert (letter[b"t"], letter[b"code"]) == (poison.turn_id.encode(), b"crashed")
     assert b'"text":"poison"' in letter[b"m"]
     ((_, told),) = await redis.xrange(SHARD.reply_prefix + "inbox")
     assert b'"crashed"' in told[b"e"]
-    assert [text for role, text in await context(client) if role == "user"] == ["fine"]
+    assert [text for role, text in await context(hand.client) if role == "user"] == ["fine"]
 
 
-async def test_the_queue_counts_a_defect_as_a_crash(
-    redis: Redis, rig: Rig, hand: Hand, client: TurnClient
-) -> None:
+async def test_the_queue_counts_a_defect_as_a_crash(redis: Redis, rig: Rig, hand: Hand) -> None:
     """What ended without a word is noted by the next load; a parked turn has said its word."""
 
     async def run(ctx: dict[str, Any], conversation_id: str) -> Outcome:
@@ -218,7 +199,7 @@ async def test_the_queue_counts_a_defect_as_a_crash(
         raise ValueError("defect")
 
     rig.start(run)
-    await client.submit(user("hi"))
+    await hand.client.submit(user("hi"))
     await wait_until(lambda: redis.hget(KEYS.state, "parked"), "parked")
     await rig.stop()
     rig.workers.clear()

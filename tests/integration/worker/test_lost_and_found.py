@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
-from tests.support.driving import SHARD, Hand, fleet
+from tests.support.driving import SHARD, Hand, ended, fleet, user
 from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from turnline.contracts import (
@@ -24,7 +24,6 @@ from turnline.contracts import (
     TurnCompleted,
     TurnFailed,
     TurnInterrupted,
-    UserMessage,
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
@@ -48,10 +47,6 @@ from turnline.worker.turn.driver import ConversationDriver
 from turnline.worker.turn.event_writer import EventWriter
 
 KEYS = conversation_keys(SHARD.tag, "c")
-
-
-def user(text: str, **more: Any) -> UserMessage:
-    return UserMessage(conversation_id="c", text=text, **more)
 
 
 async def due_in_ms(redis: Redis) -> float:
@@ -176,7 +171,7 @@ async def test_an_interrupt_while_the_provider_fails_ends_the_turn_as_interrupte
     async with asyncio.timeout(5):
         assert not isinstance(await driver.run(await hand.must_claim()), Parked)
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
+    await ended(client, receipt, TurnInterrupted)
     calls = [
         msgspec.json.decode(it, type=CallEntry) for it in await redis.lrange(KEYS.calls, 0, -1)
     ]
@@ -225,11 +220,9 @@ async def test_a_cache_does_not_believe_in_messages_that_the_server_lost(
 
 
 @pytest.mark.promise("P4")
-async def test_the_value_of_a_lease_is_never_given_twice(
-    redis: Redis, hand: Hand, client: TurnClient
-) -> None:
+async def test_the_value_of_a_lease_is_never_given_twice(redis: Redis, hand: Hand) -> None:
     """Also where the server lost the counter: the first holder's writes stay refused."""
-    await client.submit(user("hi"))
+    await hand.client.submit(user("hi"))
     values: list[str] = []
     then = await saved(redis)
     for _ in range(3):
@@ -403,7 +396,7 @@ async def test_a_worker_notices_connections_that_vanished_without_a_word(
             async for _ in client.text(receipt):
                 break
             await client.interrupt("c")
-            assert isinstance(await client.result(receipt, timeout_s=5), TurnInterrupted)
+            await ended(client, receipt, TurnInterrupted)
 
 
 # -- what is kept, and for how long -------------------------------------------------------------
@@ -438,19 +431,17 @@ async def copies_left(redis: Redis) -> dict[str, int]:
     return {key.decode().removeprefix(SHARD.reply_prefix): await redis.xlen(key) for key in keys}
 
 
-async def test_copies_that_forget_could_not_find_are_not_kept(
-    redis: Redis, hand: Hand, client: TurnClient
-) -> None:
+async def test_copies_that_forget_could_not_find_are_not_kept(redis: Redis, hand: Hand) -> None:
     """The notes of them are capped, and what falls out is deleted: by commit and by checkpoint."""
     hand.store = limited(hand, copies=3)
     for n in range(5):
-        await client.submit(user(f"m{n}", reply_to=f"r{n}"))
+        await hand.client.submit(user(f"m{n}", reply_to=f"r{n}"))
     await hand.run_one()
     assert {name for name, count in (await copies_left(redis)).items() if count} == {
         *("r2", "r3", "r4")
     }
 
-    await client.submit(user("more"))
+    await hand.client.submit(user("more"))
     lease = await hand.must_claim()
     copies = [Copy(SHARD.reply_prefix + name, {"e": "x"}) for name in ("s0", "s1")]
     await hand.store.checkpoint(lease, 0, [b"m{}"], copies)
@@ -459,15 +450,13 @@ async def test_copies_that_forget_could_not_find_are_not_kept(
     }
     assert await redis.llen(KEYS.copies) == 3
 
-    assert await client.forget("c")
+    assert await hand.client.forget("c")
     assert sum((await copies_left(redis)).values()) == 0
 
 
-async def test_traces_that_forget_could_not_find_are_not_kept(
-    redis: Redis, hand: Hand, client: TurnClient
-) -> None:
+async def test_traces_that_forget_could_not_find_are_not_kept(redis: Redis, hand: Hand) -> None:
     """As with replies: what is noted no longer is deleted."""
-    receipt = await client.submit(user("hi"))
+    receipt = await hand.client.submit(user("hi"))
     await hand.run_one()
     traces = Traces(hand.redis, SHARD, limits=TraceLimits(copies=2))
     for n in range(4):
@@ -479,21 +468,19 @@ async def test_traces_that_forget_could_not_find_are_not_kept(
 
     kept = [fields[b"i"] for _, fields in await redis.xrange(SHARD.traces)]
     assert kept == [b"%032d" % n for n in (2, 3)]
-    assert await client.forget("c")
+    assert await hand.client.forget("c")
     assert await redis.xlen(SHARD.traces) == 0
 
 
-async def test_shared_streams_keep_nothing_past_the_retention(
-    redis: Redis, hand: Hand, client: TurnClient
-) -> None:
+async def test_shared_streams_keep_nothing_past_the_retention(redis: Redis, hand: Hand) -> None:
     """Their expiry slides with each entry, so that those that are old go by themselves."""
     hand.store = limited(hand, retention_ms=60_000)
     for stream in (SHARD.dead, SHARD.reply_prefix + "inbox", SHARD.tool_calls):
         await redis.xadd(stream, {"c": "old", "e": "secret"}, id="5-1")
-    failing = await client.submit(user("hi", deadline_at_ms=1, reply_to="inbox"))
+    failing = await hand.client.submit(user("hi", deadline_at_ms=1, reply_to="inbox"))
     await hand.run_one()
-    assert isinstance(await client.result(failing, timeout_s=5), TurnFailed)
-    await client.submit(user("more"))
+    await ended(hand.client, failing, TurnFailed)
+    await hand.client.submit(user("more"))
     lease = await hand.must_claim()
     await hand.store.checkpoint(lease, 0, [b"m{}"], [Copy(SHARD.tool_calls, {"e": "new"})])
 
@@ -512,11 +499,9 @@ async def test_each_part_of_a_merged_turn_that_failed_has_its_dead_letter(
     two = await client.submit(user("second words"))
     await hand.run_one()
 
-    absorbed = await client.result(one, timeout_s=5)
-    assert isinstance(absorbed, TurnAbsorbed)
+    absorbed = await ended(client, one, TurnAbsorbed)
     assert absorbed.into == two.turn_id
-    failed = await client.result(two, timeout_s=5)
-    assert isinstance(failed, TurnFailed)
+    failed = await ended(client, two, TurnFailed)
     letters = [fields for _, fields in await redis.xrange(SHARD.dead)]
     assert {(it[b"t"].decode(), it[b"code"].decode()) for it in letters} == {
         (one.turn_id, failed.code),
@@ -533,5 +518,5 @@ async def test_parts_of_a_merged_turn_that_went_well_have_no_dead_letter(
     last = await client.submit(user("second words"))
     await hand.run_one()
 
-    assert isinstance(await client.result(last, timeout_s=5), TurnCompleted)
+    await ended(client, last, TurnCompleted)
     assert await redis.exists(SHARD.dead) == 0

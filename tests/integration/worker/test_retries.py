@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.driving import Hand
+from tests.support.driving import Hand, ended, requests, user
 from tests.support.driving import hand as open_hand
 from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted, UserMessage
 from turnline.contracts.keys import conversation_keys
@@ -17,20 +17,9 @@ from turnline.worker.outcome import Parked
 KEYS = conversation_keys("{s0}", "c")
 
 
-def user(text: str, **more: Any) -> UserMessage:
-    return UserMessage(conversation_id="c", text=text, **more)
-
-
-def requests(sim: Simulator) -> int:
-    return sum(entry.path.endswith("completions") for entry in sim.ledger.entries())
-
-
 async def run(hand: Hand) -> Parked | None:
     """Run what is due as the queue does; return how it is parked, if it is."""
-    lease = await hand.must_claim()
-    outcome = await hand.driver().run(lease)
-    if not lease.released:
-        await hand.release(lease, outcome)
+    outcome = await hand.run_lease(await hand.must_claim())
     return outcome if isinstance(outcome, Parked) else None
 
 
@@ -44,12 +33,10 @@ async def run(hand: Hand) -> Parked | None:
         *("accept-close", "done-first", "bad-chunk-size;at=tokens:2", "odd-frame;value=null"),
     ],
 )
-async def test_what_may_pass_is_tried_again_and_counted_once(
-    hand: Hand, client: TurnClient, sim: Simulator, scenario: str
-) -> None:
+async def test_what_may_pass_is_tried_again_and_counted_once(hand: Hand, scenario: str) -> None:
     """Each retryable failure: the turn waits, a second attempt answers, the first is kept apart."""
-    sim.inject(scenario)
-    receipt = await client.submit(user("Hello"))
+    hand.sim.inject(scenario)
+    receipt = await hand.client.submit(user("Hello"))
 
     parked = await run(hand)
     result = None
@@ -57,21 +44,21 @@ async def test_what_may_pass_is_tried_again_and_counted_once(
         assert parked.why == "backoff"
         await hand.make_due("c")
         await run(hand)
-        result = await client.result(receipt, timeout_s=5)
+        result = await hand.client.result(receipt, timeout_s=5)
         assert result.attempt == 2
 
-    result = result or await client.result(receipt, timeout_s=5)
+    result = result or await hand.client.result(receipt, timeout_s=5)
     assert isinstance(result, TurnCompleted), scenario
-    totals = await client.usage("c")
-    assert totals.calls == requests(sim)
+    totals = await hand.client.usage("c")
+    assert totals.calls == len(requests(hand.sim))
     assert totals.usage == result.usage
     assert totals.turns == 1
 
 
-async def test_retry_after_is_honoured(hand: Hand, client: TurnClient, sim: Simulator) -> None:
+async def test_retry_after_is_honoured(hand: Hand) -> None:
     """The provider says when; jitter comes on top."""
-    sim.inject("rate-limit;retry_after=7")
-    await client.submit(user("Hello"))
+    hand.sim.inject("rate-limit;retry_after=7")
+    await hand.client.submit(user("Hello"))
 
     parked = await run(hand)
 
@@ -81,17 +68,15 @@ async def test_retry_after_is_honoured(hand: Hand, client: TurnClient, sim: Simu
 
 @pytest.mark.promise("P12")
 @pytest.mark.parametrize("scenario", ["credits", "credits;code=403", "no-credits", "bad-key"])
-async def test_out_of_credits_is_never_retried(
-    hand: Hand, client: TurnClient, sim: Simulator, scenario: str
-) -> None:
+async def test_out_of_credits_is_never_retried(hand: Hand, scenario: str) -> None:
     """Whatever its status."""
-    sim.inject(scenario, times=None)
-    receipt = await client.submit(user("Hello"))
+    hand.sim.inject(scenario, times=None)
+    receipt = await hand.client.submit(user("Hello"))
 
     assert await run(hand) is None
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnFailed)
-    assert requests(sim) == 1
+    await ended(hand.client, receipt, TurnFailed)
+    assert len(requests(hand.sim)) == 1
 
 
 @pytest.mark.promise("P12")
@@ -104,46 +89,41 @@ async def test_a_turn_is_not_tried_beyond_its_budget(
         receipt = await client.submit(user("Hello"))
         await run(hand)
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnFailed)
-    assert result.code == "server_error"
+    await ended(client, receipt, TurnFailed, "server_error")
     assert (await client.usage("c")).calls == 1
 
 
 @pytest.mark.promise("P12")
-async def test_a_deadline_that_has_passed_costs_no_call(
-    hand: Hand, client: TurnClient, sim: Simulator
-) -> None:
+async def test_a_deadline_that_has_passed_costs_no_call(hand: Hand) -> None:
     """`deadline_at_ms`: an answer of no use is not asked for."""
-    receipt = await client.submit(user("Hello", deadline_at_ms=int(time.time() * 1000) - 1))
+    receipt = await hand.client.submit(user("Hello", deadline_at_ms=int(time.time() * 1000) - 1))
 
     await run(hand)
 
-    assert (await client.result(receipt, timeout_s=5)).code == "deadline_exceeded"
-    assert requests(sim) == 0
+    assert (await hand.client.result(receipt, timeout_s=5)).code == "deadline_exceeded"
+    assert len(requests(hand.sim)) == 0
 
 
 async def test_a_message_does_not_end_a_backoff_but_an_interrupt_does(
-    redis: Redis, hand: Hand, client: TurnClient, sim: Simulator
+    redis: Redis, hand: Hand
 ) -> None:
     """What was shown before is kept as the partial reply."""
-    sim.inject("rst;at=tokens:4", times=None)
-    receipt = await client.submit(user("Hello"))
+    hand.sim.inject("rst;at=tokens:4", times=None)
+    receipt = await hand.client.submit(user("Hello"))
     lease = await hand.must_claim()
     running = asyncio.create_task(hand.driver().run(lease))
-    shown = [text async for text in _first(client.text(receipt))]
+    shown = [text async for text in _first(hand.client.text(receipt))]
     await hand.release(lease, await running)
     await redis.zadd("turnline:{s0}:queue", {"{s0}:c": 2**45}, xx=True)  # a long deferral
-    await client.submit(user("another"))
+    await hand.client.submit(user("another"))
     assert await hand.claim() is None
 
-    await client.interrupt("c")
+    await hand.client.interrupt("c")
     await run(hand)
 
-    result = await client.result(receipt, timeout_s=5)
-    assert isinstance(result, TurnInterrupted)
+    result = await ended(hand.client, receipt, TurnInterrupted)
     assert result.text.startswith(shown[0].strip())
-    history = await client.history("c")
+    history = await hand.client.history("c")
     assert [m.content for m in history.messages][:2] == ["Hello", result.text]
 
 
@@ -166,7 +146,7 @@ async def test_an_outage_opens_the_breaker_for_all_and_a_probe_closes_it(
         for _ in range(12):
             lease = await one.must_claim()
             await one.release(lease, await driver_one.run(lease))
-        assert requests(sim) == 10
+        assert len(requests(sim)) == 10
         name = next(iter(await redis.hkeys("turnline:{s0}:breakers"))).rpartition(b"|")[0]
 
         await client.submit(UserMessage(conversation_id="late", text="Hello"))
@@ -179,7 +159,7 @@ async def test_an_outage_opens_the_breaker_for_all_and_a_probe_closes_it(
         outcome = await driver_other.run(lease)
         assert isinstance(outcome, Parked)
         await other.release(lease, outcome)
-        assert requests(sim) == 11
+        assert len(requests(sim)) == 11
 
         sim.rules.remove(rule)
         await redis.hset("turnline:{s0}:breakers", name + b"|until", 0)
@@ -188,5 +168,5 @@ async def test_an_outage_opens_the_breaker_for_all_and_a_probe_closes_it(
             lease = await one.must_claim()
             outcome = await driver_one.run(lease)
             assert not isinstance(outcome, Parked)
-        assert requests(sim) == 11 + 12
+        assert len(requests(sim)) == 11 + 12
         assert await redis.exists("turnline:{s0}:breakers") == 0

@@ -1,17 +1,17 @@
-"""Fixtures of tests that run tools: a simulator, a producer, workers moved by hand."""
+"""Fixtures of tests that run conversations: a simulator and a producer."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
 from turnline.contracts import TurnClient
-from turnline.ops.simulator import Simulator, SimulatorConfig
+from turnline.ops.simulator import Simulator
 
 
 @pytest.fixture
 async def sim() -> AsyncIterator[Simulator]:
     """A Grok that does not wait."""
-    async with Simulator(SimulatorConfig()) as simulator:
+    async with Simulator() as simulator:
         yield simulator
 
 
