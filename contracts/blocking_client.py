@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 
 from turnline.contracts.client import RETRIES, TurnClient
-from turnline.contracts.connection import SyncPipeline, SyncRedis, open_sync
+from turnline.contracts.connection import Pipeline, SyncRedis, open_sync
 from turnline.contracts.protocol import Limits
 
 P = ParamSpec("P")
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class _BlockingPipeline:
     """A pipeline for `TurnClient`, whose `execute` blocks."""
 
-    def __init__(self, pipeline: SyncPipeline) -> None:
+    def __init__(self, pipeline: Pipeline[list[Any]]) -> None:
         self.execute_command = pipeline.execute_command
         self._execute = pipeline.execute
 
@@ -115,34 +115,18 @@ class SyncTurnClient:
             redis.close()
 
     submit = _returning(TurnClient.submit)
-    """See `TurnClient.submit`."""
     submit_many = _returning(TurnClient.submit_many)
-    """See `TurnClient.submit_many`."""
     ask = _returning(TurnClient.ask)
-    """See `TurnClient.ask`."""
     events = _yielding(TurnClient.events)
-    """See `TurnClient.events`."""
     text = _yielding(TurnClient.text)
-    """See `TurnClient.text`."""
     follow = _yielding(TurnClient.follow)
-    """See `TurnClient.follow`."""
     result = _returning(TurnClient.result)
-    """See `TurnClient.result`."""
     interrupt = _returning(TurnClient.interrupt)
-    """See `TurnClient.interrupt`."""
     configure = _returning(TurnClient.configure)
-    """See `TurnClient.configure`."""
     history = _returning(TurnClient.history)
-    """See `TurnClient.history`."""
     usage = _returning(TurnClient.usage)
-    """See `TurnClient.usage`."""
     record = _returning(TurnClient.record)
-    """See `TurnClient.record`."""
     forget = _returning(TurnClient.forget)
-    """See `TurnClient.forget`."""
     replies = _yielding(TurnClient.replies)
-    """See `TurnClient.replies`."""
     tool_calls = _yielding(TurnClient.tool_calls)
-    """See `TurnClient.tool_calls`."""
     answer = _returning(TurnClient.answer)
-    """See `TurnClient.answer`."""

@@ -1,6 +1,6 @@
 """TurnClient: submit, stream, result, interrupt, history, usage, forget.
 
-It is thin: what is sent and how replies are read stands in `turnline.contracts.protocol`.
+How messages are put in and replies are read stands in `turnline.contracts.protocol`.
 """
 
 import functools
@@ -12,15 +12,18 @@ from typing import Any, Self, TypeVar
 from redis.exceptions import ResponseError
 
 from turnline.contracts import protocol
-from turnline.contracts.connection import AsyncRedis, Command, open_async
+from turnline.contracts.connection import AsyncRedis, open_async, pipelined
 from turnline.contracts.conversation import Totals
-from turnline.contracts.errors import ResultTimeout, TurnIdReused
+from turnline.contracts.errors import ResultTimeout, TurnIdReused, TurnUnknown
 from turnline.contracts.history import HistoryReading
+from turnline.contracts.keys import ConversationKeys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
 from turnline.contracts.producer_spans import ProducerSpans
 from turnline.contracts.readers import (
     TAKE_OVER_S,
     GroupReading,
+    StreamReading,
+    TurnReading,
     is_group_lost,
     read_terminal,
     read_tool_call,
@@ -33,9 +36,10 @@ from turnline.contracts.replies import (
     Receipt,
     ToolRequest,
     TurnRecord,
+    decode_record,
     is_end,
 )
-from turnline.contracts.scripts import run
+from turnline.contracts.scripts import run, text
 
 T = TypeVar("T")
 BLOCK_S = 5.0
@@ -44,14 +48,6 @@ FRESH_S = 0.05
 """First wait for the events of a turn just accepted, before its record is looked at."""
 RETRIES = 8
 """Times a command is sent again after a lost connection. All commands here bear repetition."""
-
-
-def _interrupt(conversation_id: str, heard: str | None, turn_id: str | None) -> Interrupt:
-    return Interrupt(conversation_id=conversation_id, heard=heard, turn_id=turn_id or new_turn_id())
-
-
-def _late(receipt: Receipt, timeout_s: float) -> ResultTimeout:
-    return ResultTimeout(f"turn {receipt.turn_id} did not end within {timeout_s:g} s; it goes on")
 
 
 class TurnClient:
@@ -126,11 +122,10 @@ class TurnClient:
             submissions = sending.submissions
             if not submissions:
                 return []
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.execute_command("SCRIPT LOAD", submissions[0].call.script.text)
-            for submission in submissions:
-                pipe.execute_command(*submission.call.command())
-            _, *replies = await pipe.execute(raise_on_error=False)
+            teach = ("SCRIPT LOAD", submissions[0].call.script.text)
+            _, *replies = await pipelined(
+                self._redis, [teach, *(s.call.words for s in submissions)]
+            )
             return sending.outcomes(
                 [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
             )
@@ -173,7 +168,7 @@ class TurnClient:
         Raises:
             TurnUnknown: The turn is not, or no longer, known.
         """
-        reading = self._make.reading(receipt, after)
+        reading = self._reading(receipt, after)
         done: AnyTerminal | None = None
         wait_s = FRESH_S if receipt.accepted and after is None else 0.0
         while True:
@@ -209,10 +204,11 @@ class TurnClient:
         self, conversation_id: str, *, after: str = "$"
     ) -> AsyncGenerator[AnyEvent, None]:
         """Yield all events of a conversation, from now on or behind an `event_id`; never ends."""
+        stream = self._keys(conversation_id).events
         if after == "$":
-            newest = await self._redis.execute_command(*self._make.newest(conversation_id))
-            after = protocol.read_newest(newest)
-        following = self._make.following(conversation_id, after)
+            newest = await self._redis.execute_command("XREVRANGE", stream, "+", "-", "COUNT", 1)
+            after = text(newest[0][0]) if newest else "0-0"
+        following = StreamReading(stream, after)
         while True:
             for event in following.parse(
                 await self._redis.execute_command(*following.command(BLOCK_S))
@@ -229,7 +225,7 @@ class TurnClient:
         deadline = time.monotonic() + timeout_s
         if (done := (await self.record(receipt)).terminal()) is not None:
             return done
-        reading = self._make.reading(receipt, None)
+        reading = self._reading(receipt, None)
         while (left_s := deadline - time.monotonic()) > 0:
             reply = await self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
             for event in reading.parse(reply):
@@ -239,7 +235,9 @@ class TurnClient:
                 done = (await self.record(receipt)).terminal()
                 if done is not None:
                     return done
-        raise _late(receipt, timeout_s)
+        raise ResultTimeout(
+            f"turn {receipt.turn_id} did not end within {timeout_s:g} s; it goes on"
+        )
 
     async def interrupt(
         self, conversation_id: str, *, heard: str | None = None, turn_id: str | None = None
@@ -251,7 +249,9 @@ class TurnClient:
             heard: What the user actually heard; the kept text is cut to it.
             turn_id: Idempotency key of this interrupt itself.
         """
-        return await self.submit(_interrupt(conversation_id, heard, turn_id))
+        turn_id = turn_id or new_turn_id()
+        message = Interrupt(conversation_id=conversation_id, heard=heard, turn_id=turn_id)
+        return await self.submit(message)
 
     async def configure(self, /, conversation_id: str, **settings: Any) -> Receipt:
         """Change settings from here on, by the names of `ConversationSettings`; None clears one.
@@ -263,16 +263,18 @@ class TurnClient:
 
     async def history(self, conversation_id: str) -> History:
         """Return the committed context (n messages, oldest first)."""
-        _, keys = self._make.names(conversation_id)
-        reading = HistoryReading(conversation_id, keys)
-        while (history := reading.parse(await self._pipeline(reading.commands()))) is None:
-            pass
+        reading = HistoryReading(conversation_id, self._keys(conversation_id))
+        history = None
+        while history is None:
+            replies = await pipelined(self._redis, reading.commands(), raise_on_error=True)
+            history = reading.parse(replies)
         return history
 
     async def usage(self, conversation_id: str) -> Totals:
         """Return the conversation's token and cost totals."""
-        command = self._make.usage(conversation_id)
-        return protocol.read_totals(await self._redis.execute_command(*command))
+        state = self._keys(conversation_id).state
+        fields = await self._redis.execute_command("HMGET", state, *protocol.TOTAL_FIELDS)
+        return protocol.read_totals(fields)
 
     async def record(self, receipt: Receipt) -> TurnRecord:
         """Return what is kept of a turn.
@@ -280,8 +282,14 @@ class TurnClient:
         Raises:
             TurnUnknown: The turn is not, or no longer, known.
         """
-        data = await self._redis.execute_command(*self._make.record(receipt))
-        return protocol.read_record(receipt, data)
+        turns = self._keys(receipt.conversation_id).turns
+        data = await self._redis.execute_command("HGET", turns, receipt.turn_id)
+        if data is None:
+            raise TurnUnknown(
+                f"turn {receipt.turn_id} of {receipt.conversation_id} is not known: it was never "
+                "accepted, was forgotten, or is past its retention"
+            )
+        return decode_record(data)
 
     async def forget(self, conversation_id: str) -> bool:
         """Remove every trace of a conversation, also while a turn of it runs.
@@ -292,11 +300,11 @@ class TurnClient:
         Source: contracts/scripts/forget.lua
         """
         while True:
-            copies = await self._redis.execute_command(*self._make.copies(conversation_id))
-            call = self._make.forget(conversation_id, copies)
-            done, gone = protocol.read_forgotten(await run(self._redis, call))
-            if done:
-                return gone > 0
+            noted = self._keys(conversation_id).copies
+            copies = await self._redis.execute_command("LRANGE", noted, 0, -1)
+            answer, gone = await run(self._redis, self._make.forget(conversation_id, copies))
+            if text(answer) == "forgotten":
+                return int(gone) > 0
 
     def replies(
         self,
@@ -380,7 +388,9 @@ class TurnClient:
         try:
             return await self.submit(message)
         except TurnIdReused:
-            return protocol.answered_before(message)
+            return Receipt(
+                conversation_id=message.conversation_id, turn_id=message.turn_id, status="duplicate"
+            )
 
     async def _consume(self, reading: GroupReading[T]) -> AsyncGenerator[T, None]:
         await self._create(reading)
@@ -415,12 +425,13 @@ class TurnClient:
                     raise
 
     async def _is_end(self, receipt: Receipt, event_id: str) -> bool:
-        _, keys = self._make.names(receipt.conversation_id)
-        entries = await self._redis.execute_command("XRANGE", keys.events, event_id, event_id)
+        stream = self._keys(receipt.conversation_id).events
+        entries = await self._redis.execute_command("XRANGE", stream, event_id, event_id)
         return any(is_end(fields[b"e"], receipt.turn_id) for _, fields in entries)
 
-    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return await pipe.execute()
+    def _keys(self, conversation_id: str) -> ConversationKeys:
+        return self._make.names(conversation_id)[1]
+
+    def _reading(self, receipt: Receipt, after: str | None) -> TurnReading:
+        stream = self._keys(receipt.conversation_id).events
+        return TurnReading(stream, after or receipt.after, receipt.turn_id)

@@ -6,8 +6,8 @@ and time-outs.
 """
 
 import socket
-from collections.abc import Awaitable
-from typing import Any, Protocol, cast
+from collections.abc import Awaitable, Iterable
+from typing import Any, Protocol, TypeVar, cast
 
 import redis
 import redis.asyncio
@@ -22,65 +22,61 @@ from turnline.contracts.redis_internals import quick
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
+Reply_co = TypeVar("Reply_co", covariant=True)
+Replies_co = TypeVar("Replies_co", covariant=True)
 MAX_CONNECTIONS = 10_000
 DEAD_AFTER_S = 10
 """Seconds without a sign of life from the other machine after which a connection is given up."""
 
 
-class AsyncPipeline(Protocol):
+class Pipeline(Protocol[Replies_co]):
     """Commands that travel together, not as a transaction."""
 
     def execute_command(self, *args: Any) -> Any:
         """Queue one command."""
         ...
 
-    def execute(self, raise_on_error: bool = True) -> Awaitable[list[Any]]:  # noqa: FBT001, FBT002
+    def execute(self, raise_on_error: bool = True) -> Replies_co:  # noqa: FBT001, FBT002
         """Send what is queued and return the replies in order."""
         ...
 
 
-class AsyncRedis(Protocol):
-    """The part of `redis.asyncio.Redis` in use."""
+class AnyRedis(Protocol[Reply_co, Replies_co]):
+    """The part in use that clients of both kinds have."""
 
-    def execute_command(self, *args: Any) -> Awaitable[Any]:
+    def execute_command(self, *args: Any) -> Reply_co:
         """Send one command and return its reply."""
         ...
 
-    def pipeline(self, transaction: bool = True) -> AsyncPipeline:  # noqa: FBT001, FBT002
+    def pipeline(self, transaction: bool = True) -> Pipeline[Replies_co]:  # noqa: FBT001, FBT002
         """Begin a pipeline."""
         ...
+
+
+class AsyncRedis(AnyRedis[Awaitable[Any], Awaitable[list[Any]]], Protocol):
+    """The part of `redis.asyncio.Redis` in use."""
 
     def aclose(self) -> Awaitable[None]:
         """Close all connections."""
         ...
 
 
-class SyncPipeline(Protocol):
-    """As `AsyncPipeline`, blocking."""
-
-    def execute_command(self, *args: Any) -> Any:
-        """Queue one command."""
-        ...
-
-    def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002
-        """Send what is queued and return the replies in order."""
-        ...
-
-
-class SyncRedis(Protocol):
-    """As `AsyncRedis`, blocking."""
-
-    def execute_command(self, *args: Any) -> Any:
-        """Send one command and return its reply."""
-        ...
-
-    def pipeline(self, transaction: bool = True) -> SyncPipeline:  # noqa: FBT001, FBT002
-        """Begin a pipeline."""
-        ...
+class SyncRedis(AnyRedis[Any, list[Any]], Protocol):
+    """The part of `redis.Redis` in use."""
 
     def close(self) -> None:
         """Close all connections."""
         ...
+
+
+async def pipelined(
+    redis: AsyncRedis, commands: Iterable[Command], *, raise_on_error: bool = False
+) -> list[Any]:
+    """Send commands in one round trip; return the replies in order, errors among them."""
+    pipe = redis.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command)
+    return await pipe.execute(raise_on_error=raise_on_error)
 
 
 def _options(retries: int) -> dict[str, Any]:

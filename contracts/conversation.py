@@ -277,15 +277,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __add__(self, other: "Usage") -> "Usage":
         """Add field by field."""
-        return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-            total_tokens=self.total_tokens + other.total_tokens,
-            cost_usd_ticks=self.cost_usd_ticks + other.cost_usd_ticks,
-            unpriced_calls=self.unpriced_calls + other.unpriced_calls,
-        )
+        names = Usage.__struct_fields__
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 UsageState = Literal["reported", "estimated", "unknown"]

@@ -1,4 +1,4 @@
-"""What both clients send and how they read the replies: commands and parsing, no I/O."""
+"""What is sent and how replies are read: commands and parsing, no I/O."""
 
 import hashlib
 import time
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from redis.exceptions import OutOfMemoryError
 
-from turnline.contracts.connection import Command
 from turnline.contracts.conversation import (
     ConversationSettings,
     SettingsChange,
@@ -24,7 +23,6 @@ from turnline.contracts.errors import (
     Refused,
     StoreFull,
     TurnIdReused,
-    TurnUnknown,
 )
 from turnline.contracts.job_format import conversation_job
 from turnline.contracts.json_schemas import Schemas
@@ -48,13 +46,12 @@ from turnline.contracts.messages import (
     validated,
 )
 from turnline.contracts.numbers import number
-from turnline.contracts.readers import GroupReading, StreamReading, TurnReading
+from turnline.contracts.readers import GroupReading
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
     Receipt,
     TextDelta,
-    TurnRecord,
     decode_record,
 )
 from turnline.contracts.scripts import Call, ForgetArgs, SubmitArgs, forget, submit, text
@@ -242,16 +239,6 @@ class Requests:
             ),
         )
 
-    def reading(self, receipt: Receipt, after: str | None) -> TurnReading:
-        """Start reading one turn's events."""
-        _, keys = self.names(receipt.conversation_id)
-        return TurnReading(keys.events, after or receipt.after, receipt.turn_id)
-
-    def following(self, conversation_id: str, after: str) -> StreamReading:
-        """Start reading all events of a conversation."""
-        _, keys = self.names(conversation_id)
-        return StreamReading(keys.events, after)
-
     def consuming(
         self,
         stream: Callable[[ShardKeys], str],
@@ -272,26 +259,6 @@ class Requests:
             idle_s=idle_s,
             retention_ms=self._limits.retention_ms,
         )
-
-    def record(self, receipt: Receipt) -> Command:
-        """Fetch a turn's record."""
-        _, keys = self.names(receipt.conversation_id)
-        return ("HGET", keys.turns, receipt.turn_id)
-
-    def newest(self, conversation_id: str) -> Command:
-        """Fetch what `read_newest` reads."""
-        _, keys = self.names(conversation_id)
-        return ("XREVRANGE", keys.events, "+", "-", "COUNT", 1)
-
-    def usage(self, conversation_id: str) -> Command:
-        """Fetch what `read_totals` reads."""
-        _, keys = self.names(conversation_id)
-        return ("HMGET", keys.state, *TOTAL_FIELDS)
-
-    def copies(self, conversation_id: str) -> Command:
-        """Fetch what `forget` must know."""
-        _, keys = self.names(conversation_id)
-        return ("LRANGE", keys.copies, 0, -1)
 
     def forget(self, conversation_id: str, copies: Sequence[bytes]) -> Call:
         """Build the call that removes a conversation.
@@ -375,32 +342,6 @@ def question(
     )
 
 
-def answered_before(message: ToolResult) -> Receipt:
-    """Return the receipt of a call's result that was handed in before, with another content."""
-    return Receipt(
-        conversation_id=message.conversation_id, turn_id=message.turn_id, status="duplicate"
-    )
-
-
-def read_newest(reply: Sequence[Any]) -> str:
-    """Read the id of a stream's last entry; "0-0" if it has none."""
-    return text(reply[0][0]) if reply else "0-0"
-
-
-def read_record(receipt: Receipt, data: bytes | None) -> TurnRecord:
-    """Read a turn's record.
-
-    Raises:
-        TurnUnknown: There is none.
-    """
-    if data is None:
-        raise TurnUnknown(
-            f"turn {receipt.turn_id} of {receipt.conversation_id} is not known: it was never "
-            "accepted, was forgotten, or is past its retention"
-        )
-    return decode_record(data)
-
-
 def read_totals(values: Sequence[bytes | None]) -> Totals:
     """Read the totals from the state hash's fields (TOTAL_FIELDS, in order)."""
     numbers = [int(value or 0) for value in values]
@@ -410,8 +351,3 @@ def read_totals(values: Sequence[bytes | None]) -> Totals:
         usage=Usage(**dict(zip(USAGE_FIELDS, numbers[n : n + size], strict=True))),
         abandoned=Usage(**dict(zip(USAGE_FIELDS, numbers[n + size :], strict=True))),
     )
-
-
-def read_forgotten(reply: Sequence[Any]) -> tuple[bool, int]:
-    """Read forget.lua's answer: (done, keys removed)."""
-    return text(reply[0]) == "forgotten", int(reply[1])

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_origin, get_type_hints, o
 import msgspec
 from redis.exceptions import NoScriptError
 
-from turnline.contracts.connection import AsyncRedis, Command, SyncRedis
+from turnline.contracts.connection import AsyncRedis, Command, SyncRedis, pipelined
 from turnline.contracts.keys import ConversationKeys
 
 K = TypeVar("K", bound="tuple[str, ...]")
@@ -50,10 +50,6 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     def args(self) -> Command:
         """What the script knows as ARGV."""
         return self.words[3 + int(self.words[2]) :]
-
-    def command(self) -> Command:
-        """Return the words of the EVALSHA command."""
-        return self.words
 
     def whole_command(self) -> Command:
         """Return the words of the EVAL command, which also teaches the server the script."""
@@ -149,11 +145,11 @@ def bind(
         first = min(places, default=0)
         pick = itemgetter(slice(first, first + count))
 
-    def call(keys: K, args: A) -> Call:
-        return Call(script, ("EVALSHA", sha, count, *pick(keys), *cast("Command", args)))
+    def call(keys: Any, args: Any) -> Call:
+        return Call(script, ("EVALSHA", sha, count, *pick(keys), *args))
 
-    def open_call(keys: K, args: A, more: Sequence[str] = ()) -> Call:
-        words = cast("Command", (*args[:-1], *cast("Any", args[-1])) if rest else args)
+    def open_call(keys: Any, args: Any, more: Sequence[str] = ()) -> Call:
+        words = (*args[:-1], *args[-1]) if rest else args
         return Call(script, ("EVALSHA", sha, count + len(more), *pick(keys), *more, *words))
 
     return open_call if rest or more_keys else call
@@ -162,7 +158,7 @@ def bind(
 async def run(redis: AsyncRedis, call: Call) -> Any:
     """Run a script in one round trip; in two when the server does not know it (yet or any more)."""
     try:
-        return await redis.execute_command(*call.command())
+        return await redis.execute_command(*call.words)
     except NoScriptError:
         return await redis.execute_command(*call.whole_command())
 
@@ -170,27 +166,20 @@ async def run(redis: AsyncRedis, call: Call) -> Any:
 def run_sync(redis: SyncRedis, call: Call) -> Any:
     """As `run`, blocking."""
     try:
-        return redis.execute_command(*call.command())
+        return redis.execute_command(*call.words)
     except NoScriptError:
         return redis.execute_command(*call.whole_command())
 
 
 async def run_together(redis: AsyncRedis, calls: Sequence[Call]) -> list[Any]:
     """Run scripts in one pipeline; return what each answered, errors among them."""
-    replies = await _pipelined(redis, [call.command() for call in calls])
+    replies = await pipelined(redis, [call.words for call in calls])
     unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
-        again = await _pipelined(redis, [calls[n].whole_command() for n in unknown])
+        again = await pipelined(redis, [calls[n].whole_command() for n in unknown])
         for n, reply in zip(unknown, again, strict=True):
             replies[n] = reply
     return replies
-
-
-async def _pipelined(redis: AsyncRedis, commands: Sequence[Command]) -> list[Any]:
-    pipe = redis.pipeline(transaction=False)
-    for command in commands:
-        pipe.execute_command(*command)
-    return await pipe.execute(raise_on_error=False)
 
 
 def text(reply: object) -> str:

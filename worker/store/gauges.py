@@ -1,8 +1,8 @@
 """Reads how a shard stands, for metrics: what waits, since when, what failed."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.connection import AsyncRedis, pipelined
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.scripts import text
 
@@ -29,14 +29,14 @@ async def read_gauges(redis: AsyncRedis, shard: ShardKeys) -> ShardGauges:
     """
     seconds, micros = await redis.execute_command("TIME")
     now_ms = int(seconds) * 1000 + int(micros) // 1000
-    pipe = redis.pipeline(transaction=False)
-    pipe.execute_command("ZCARD", shard.queue)
-    pipe.execute_command("ZCOUNT", shard.queue, "-inf", now_ms)
-    pipe.execute_command("ZRANGE", shard.queue, 0, 0, "WITHSCORES")
-    pipe.execute_command("XLEN", shard.dead)
-    pipe.execute_command("HGETALL", shard.breakers)
-    replies: list[Any] = await pipe.execute()
-    total, due, first, dead, breakers = replies
+    commands = (
+        ("ZCARD", shard.queue),
+        ("ZCOUNT", shard.queue, "-inf", now_ms),
+        ("ZRANGE", shard.queue, 0, 0, "WITHSCORES"),
+        ("XLEN", shard.dead),
+        ("HGETALL", shard.breakers),
+    )
+    total, due, first, dead, breakers = await pipelined(redis, commands, raise_on_error=True)
     oldest_ms = now_ms - float(first[1]) if first else 0.0
     is_open = [
         field

@@ -65,7 +65,7 @@ def test_a_call_lays_out_what_it_was_given_by_name(package: str) -> None:
     )
 
     sha = load_script("add", package).sha
-    assert call.command() == ("EVALSHA", sha, 4, *"1234", 7, "n", b"{}", "a", "b")
+    assert call.words == ("EVALSHA", sha, 4, *"1234", 7, "n", b"{}", "a", "b")
 
 
 @pytest.mark.parametrize(
