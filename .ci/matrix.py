@@ -20,6 +20,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 SERVERS = ("valkey", "redis")
+QUICK = "tests/integration/contracts"
+"""Where the tests of clients and scripts are that also run on fakeredis, without a server."""
 LIMIT_S = 1_800
 
 
@@ -67,7 +69,8 @@ def main() -> None:
 
 def all_rows(pythons: list[str], servers: list[str]) -> list[Row]:
     """Return everything on everything."""
-    return [Row(version, server) for version in pythons for server in servers]
+    fake = [Row(version, "fake", (QUICK,)) for version in pythons]
+    return fake + [Row(version, server) for version in pythons for server in servers]
 
 
 def quick_rows(pythons: list[str], servers: list[str]) -> list[Row]:
@@ -75,6 +78,7 @@ def quick_rows(pythons: list[str], servers: list[str]) -> list[Row]:
     first, *others = pythons
     on_servers = [Row(first, it, ("tests/integration",)) for it in servers if it != SERVERS[0]]
     return [
+        Row(first, "fake", (QUICK,)),
         *(Row(version, SERVERS[0], ("tests/unit",)) for version in others),
         Row(first, SERVERS[0]),
         *on_servers,

@@ -8,6 +8,9 @@ import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,10 +20,12 @@ from hypothesis import HealthCheck, Phase, settings
 from redis.asyncio import Redis
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from tests.support.fake_server import start_fake_server
 from tests.support.recordings import SHARED_DATA, needs_absent_recordings
 from turnline.ops.embedded import EmbeddedRedis, finding
 
 DATABASES = 1024
+FAKE = "fake"
 TAKE_SECONDS = (
     "tests/integration/chaos/",
     "tests/integration/fuzz/",
@@ -60,13 +65,16 @@ settings.load_profile("default")
 def pytest_configure(config: pytest.Config) -> None:
     """Have all tests, and the processes they start, use the server that TEST_SERVER names.
 
-    `redis` is the one on PATH, `valkey` the one in the wheel; a path is taken as it is.
+    `redis` is the one on PATH, `valkey` the one in the wheel; a path is taken as it is. With `fake`
+    only the tests marked as quick run, on fakeredis.
     """
     # A shell starts what it puts into the background with Ctrl-C ignored, and so would all that the
     # tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = os.environ.get("TEST_SERVER", "")
+    if _is_fake():
+        return
     named = {"": None, "redis": shutil.which("redis-server"), "valkey": finding.program_in_wheel()}
     program = named.get(wanted, wanted)
     if wanted and (program is None or not Path(program).is_file()):
@@ -81,8 +89,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
+def _is_fake() -> bool:
+    return os.environ.get("TEST_SERVER") == FAKE
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    marks = {mark.name for mark in item.iter_markers()}
+    return "quick" in marks and "real_server" not in marks
+
+
 def pytest_report_header() -> str:
     """Say what the tests run on."""
+    if _is_fake():
+        return f"server: fakeredis {metadata.version('fakeredis')}"
     server = finding.find_server()
     path = server.path.readlink() if server.path.is_symlink() else server.path
     return f"server: {path} {server.version}"
@@ -95,7 +114,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Tests that take seconds come first, in random order as the others: so all test processes end
     at about the same time.
     """
-    left_out = [item for item in items if needs_absent_recordings(item)]
+    left_out = [
+        item
+        for item in items
+        if needs_absent_recordings(item) or (_is_fake() and not _is_quick(item))
+    ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -193,8 +216,15 @@ def _databases() -> Iterator[int]:
 
 
 @pytest.fixture
-def new_redis_url(redis_server: EmbeddedRedis, _databases: Iterator[int]) -> Callable[[], str]:
+def new_redis_url(
+    request: pytest.FixtureRequest, _databases: Iterator[int]
+) -> Iterator[Callable[[], str]]:
     """Each call gives the URL of an empty database that nobody else uses."""
+    if _is_fake():
+        with ExitStack() as exits:
+            yield partial(start_fake_server, exits)
+        return
+    redis_server: EmbeddedRedis = request.getfixturevalue("redis_server")
 
     def new() -> str:
         number = next(_databases)
@@ -204,7 +234,7 @@ def new_redis_url(redis_server: EmbeddedRedis, _databases: Iterator[int]) -> Cal
                 client.flushdb()
         return url
 
-    return new
+    yield new
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.integration.contracts.streams import KEYS, SHARD, hold, publish, reply, whole_turn
@@ -10,6 +11,8 @@ from turnline.contracts import TurnClient, TurnCompleted, UserMessage
 from turnline.contracts.keys import conversation_keys
 from turnline.contracts.protocol import Requests
 from turnline.contracts.scripts import run
+
+pytestmark = pytest.mark.quick
 
 
 def user(conversation_id: str, **more: Any) -> UserMessage:
@@ -35,6 +38,7 @@ async def fill(client: Any, redis: Redis) -> None:
     await redis.rpush(KEYS.copies, f"{SHARD.dead} {dead.decode()}")
 
 
+@pytest.mark.real_server
 async def test_nothing_of_the_conversation_is_left(client: Any, redis: Redis) -> None:
     """Neither its keys nor its copies in reply streams and dead letters; others' stay."""
     await fill(client, redis)
@@ -81,6 +85,7 @@ async def test_forgetting_tells_whether_there_was_anything(client: Any, redis: R
     assert (await client.submit(user("c", turn_id="t"))).accepted
 
 
+@pytest.mark.real_server
 async def test_a_copy_made_meanwhile_is_not_overlooked(
     client_async: TurnClient, redis: Redis
 ) -> None:
@@ -98,6 +103,7 @@ async def test_a_copy_made_meanwhile_is_not_overlooked(
     assert await redis.xlen(SHARD.reply_prefix + "late") == 0
 
 
+@pytest.mark.real_server
 async def test_a_copy_made_meanwhile_is_not_overlooked_in_a_full_list(
     client_async: TurnClient, redis: Redis
 ) -> None:
@@ -116,6 +122,7 @@ async def test_a_copy_made_meanwhile_is_not_overlooked_in_a_full_list(
     assert await redis.xlen(SHARD.reply_prefix + "late") == 0
 
 
+@pytest.mark.real_server
 async def test_forgetting_copies_in_many_streams_holds_nobody_up(
     client_async: TurnClient, redis: Redis
 ) -> None:

@@ -33,6 +33,8 @@ from turnline.contracts.job_format import deserialize_job
 from turnline.contracts.messages import Inbound, decode
 from turnline.contracts.protocol import Limits
 
+pytestmark = pytest.mark.quick
+
 LEASED_MS = 32_503_680_000_000
 TOOL_RESULT = ToolResult(conversation_id="c", call_id="call_1", result=1)
 
@@ -105,6 +107,7 @@ async def test_the_order_of_acceptance_is_the_order_of_the_inbox(client: Any, re
 
 
 @pytest.mark.promise("P1", "P3")
+@pytest.mark.real_server
 async def test_a_repeated_message_is_a_duplicate(client: Any, redis: Redis) -> None:
     """Also with another time, trace and deadline, and metadata in another order."""
     await redis.xadd(KEYS.events, {"e": "{}"}, id="5-1")
@@ -133,6 +136,7 @@ async def test_a_duplicate_is_told_the_trace_of_the_first(client: Any) -> None:
     assert [receipt.status for receipt in again] == ["duplicate", "duplicate"]
 
 
+@pytest.mark.real_server
 async def test_an_id_used_for_another_content_is_refused(client: Any, redis: Redis) -> None:
     """The producer is told instead of getting another turn's answer."""
     await client.submit(user("one", turn_id="t"))
@@ -145,6 +149,7 @@ async def test_an_id_used_for_another_content_is_refused(client: Any, redis: Red
     assert await kept(redis) == before
 
 
+@pytest.mark.real_server
 async def test_a_full_inbox_refuses(client: Any, redis: Redis) -> None:
     """Nothing is written, and the error says when to come again."""
     for _ in range(5):
@@ -193,6 +198,7 @@ async def test_records_that_go_before_the_turns_they_belong_to_are_refused(recor
         pass
 
 
+@pytest.mark.real_server
 async def test_a_full_queue_refuses_only_what_is_not_on_it(client: Any, redis: Redis) -> None:
     """Conversations that wait already take more messages."""
     for name in "abc":
@@ -252,6 +258,7 @@ async def test_the_age_that_a_queue_may_have_is_the_producers_choice(
 
 
 @pytest.mark.parametrize("why", ["waiting", "running"])
+@pytest.mark.real_server
 async def test_reject_refuses_while_the_conversation_is_busy(
     client: Any, redis: Redis, why: str
 ) -> None:
@@ -283,6 +290,7 @@ async def test_a_broken_message_reaches_no_server(client: Any, redis: Redis) -> 
     assert await redis.keys() == []
 
 
+@pytest.mark.real_server
 async def test_a_submission_is_one_command(client: Any, redis: Redis) -> None:
     """One EVALSHA; where the server does not know the script, one EVAL more."""
     await redis.script_flush()
@@ -293,6 +301,7 @@ async def test_a_submission_is_one_command(client: Any, redis: Redis) -> None:
     assert await sent_by(batch, redis) == ["SCRIPT", "EVALSHA", "EVALSHA"]
 
 
+@pytest.mark.real_server
 async def test_the_server_may_forget_the_scripts(client: Any, redis: Redis) -> None:
     """After SCRIPT FLUSH, or a fail-over, they are sent again."""
     await client.submit(user())
