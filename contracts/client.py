@@ -5,7 +5,7 @@ How messages are put in and replies are read stands in `turnline.contracts.proto
 
 import functools
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -20,11 +20,11 @@ from turnline.contracts.keys import ConversationKeys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
 from turnline.contracts.producer_spans import ProducerSpans
 from turnline.contracts.readers import (
+    BLOCK_S,
     TAKE_OVER_S,
-    GroupReading,
+    GroupReader,
     StreamReading,
     TurnReading,
-    is_group_lost,
     read_terminal,
     read_tool_call,
 )
@@ -42,8 +42,6 @@ from turnline.contracts.replies import (
 from turnline.contracts.scripts import run, text
 
 T = TypeVar("T")
-BLOCK_S = 5.0
-"""Longest single wait on a stream; after each, the turn's record is looked at."""
 FRESH_S = 0.05
 """First wait for the events of a turn just accepted, before its record is looked at."""
 RETRIES = 8
@@ -329,14 +327,8 @@ class TurnClient:
             take_over_s: Seconds after which an event that another consumer was given, and has not
                 acknowledged, counts as abandoned: more than a whole batch takes. None: never.
         """
-        reading: GroupReading[AnyTerminal] = self._make.consuming(
-            lambda shard: shard.reply_prefix + stream,
-            read_terminal,
-            *(group, consumer),
-            batch=batch,
-            idle_s=take_over_s,
-        )
-        return self._consume(reading)
+        streams = [shard.reply_prefix + stream for shard in self._make.shards]
+        return self._consume(streams, read_terminal, (group, consumer), batch, take_over_s)
 
     def tool_calls(
         self,
@@ -361,14 +353,9 @@ class TurnClient:
             batch: Calls fetched at once.
             take_over_s: As in `replies`.
         """
-        reading = self._make.consuming(
-            lambda shard: shard.tool_calls,
-            functools.partial(read_tool_call, names=names),
-            *(group, consumer),
-            batch=batch,
-            idle_s=take_over_s,
-        )
-        return self._consume(reading)
+        streams = [shard.tool_calls for shard in self._make.shards]
+        read = functools.partial(read_tool_call, names=names)
+        return self._consume(streams, read, (group, consumer), batch, take_over_s)
 
     async def answer(
         self, call: ToolRequest, result: Any = None, *, is_error: bool = False
@@ -392,37 +379,18 @@ class TurnClient:
                 conversation_id=message.conversation_id, turn_id=message.turn_id, status="duplicate"
             )
 
-    async def _consume(self, reading: GroupReading[T]) -> AsyncGenerator[T, None]:
-        await self._create(reading)
-        while True:
-            for item, acknowledge in reading.parse(await self._next(reading)):
-                if item is not None:
-                    yield item
-                await self._redis.execute_command(*acknowledge)
-
-    async def _next(self, reading: GroupReading[Any]) -> Any:
-        """Return what others left behind, or what is new, as XREADGROUP gives it."""
-        try:
-            abandoned: list[Any] = []
-            for stream, command in reading.claims():
-                reply = await self._redis.execute_command(*command)
-                abandoned += reading.parse_claim(stream, reply)
-            if abandoned:
-                return abandoned
-            return await self._redis.execute_command(*reading.command(BLOCK_S))
-        except ResponseError as error:
-            if not is_group_lost(error):
-                raise
-            await self._create(reading)
-            return ()
-
-    async def _create(self, reading: GroupReading[Any]) -> None:
-        for command in reading.create():
-            try:
-                await self._redis.execute_command(*command)
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
+    def _consume(
+        self,
+        streams: Sequence[str],
+        read: Callable[[bytes, str], T | None],
+        names: tuple[str, str],
+        batch: int,
+        idle_s: float | None,
+    ) -> AsyncGenerator[T, None]:
+        kept_ms = self._make.limits.retention_ms
+        return GroupReader(
+            self._redis, streams, read, names, batch=batch, idle_s=idle_s, retention_ms=kept_ms
+        ).items()
 
     async def _is_end(self, receipt: Receipt, event_id: str) -> bool:
         stream = self._keys(receipt.conversation_id).events

@@ -7,7 +7,6 @@ Source: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
 """
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Final, Self
 
 from turnline.contracts.messages import Inbound
@@ -46,7 +45,7 @@ class ProducerSpans:
         try:
             self.submissions = [self._traced(message) for message in self._messages]
         except BaseException as error:  # whatever it is, the spans begun must end; it is passed on
-            self._end(error)
+            self.__exit__(type(error), error, None)
             raise
         return self
 
@@ -61,14 +60,13 @@ class ProducerSpans:
                 span.set_attribute(STATUS, outcome.status)
         return list(outcomes)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """End the spans."""
-        self._end(exc)
+        for span in self._spans:
+            if span is not None:
+                if error is not None:
+                    _fail(span, error)
+                span.end()
 
     def _traced(self, message: Inbound | bytes) -> Submission:
         assert otel is not None
@@ -98,13 +96,6 @@ class ProducerSpans:
             }
         )
         return submission
-
-    def _end(self, error: BaseException | None) -> None:
-        for span in self._spans:
-            if span is not None:
-                if error is not None:
-                    _fail(span, error)
-                span.end()
 
 
 def _fail(span: Any, error: BaseException) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -46,7 +46,6 @@ from turnline.contracts.messages import (
     validated,
 )
 from turnline.contracts.numbers import number
-from turnline.contracts.readers import GroupReading
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -168,17 +167,17 @@ class Requests:
         Raises:
             ValueError: Records would go before the turns they keep from being accepted twice.
         """
-        self._limits = limits or Limits()
-        if self._limits.records <= self._limits.inbox:
+        self.limits = limits or Limits()
+        if self.limits.records <= self.limits.inbox:
             raise ValueError("limits: records must be more than inbox")
         # What waits keeps its record, by which it is known when it is sent again.
-        self._headroom = min(HEADROOM, self._limits.records - self._limits.inbox - 1)
-        self._shards = tuple(shard_keys(n) for n in range(shards))
+        self._headroom = min(HEADROOM, self.limits.records - self.limits.inbox - 1)
+        self.shards = tuple(shard_keys(n) for n in range(shards))
         self._schemas = Schemas()
 
     def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:
         """Return the names of a conversation's shard and of the conversation."""
-        shard = self._shards[shard_of(conversation_id, len(self._shards))]
+        shard = self.shards[shard_of(conversation_id, len(self.shards))]
         return shard, conversation_keys(shard.tag, conversation_id)
 
     def submission(self, message: Inbound | bytes) -> Submission:
@@ -217,7 +216,7 @@ class Requests:
         act = "interrupt" if isinstance(message, Interrupt) else message.when_busy
         headroom = self._headroom if isinstance(message, (Interrupt, ToolResult)) else 0
         shard, keys = self.names(message.conversation_id)
-        limits = self._limits
+        limits = self.limits
         return submit(
             keys,
             SubmitArgs(
@@ -237,27 +236,6 @@ class Requests:
                 age_limit_ms=int(limits.queue_age_s * 1000),
                 trace_id=trace_id,
             ),
-        )
-
-    def consuming(
-        self,
-        stream: Callable[[ShardKeys], str],
-        read: Callable[[bytes, str], T | None],
-        group: str,
-        consumer: str,
-        *,
-        batch: int,
-        idle_s: float | None,
-    ) -> GroupReading[T]:
-        """Start consuming a stream that stands in every shard."""
-        return GroupReading(
-            [stream(shard) for shard in self._shards],
-            read,
-            group,
-            consumer,
-            batch=batch,
-            idle_s=idle_s,
-            retention_ms=self._limits.retention_ms,
         )
 
     def forget(self, conversation_id: str, copies: Sequence[bytes]) -> Call:

@@ -1,12 +1,13 @@
-"""Where readers of streams stand: what they send next, and how they read the replies. No I/O."""
+"""Where readers of streams stand: what they send next, and how they read the replies."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from redis.exceptions import ResponseError
 
-from turnline.contracts.connection import Command
+from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -18,6 +19,8 @@ from turnline.contracts.replies import (
 from turnline.contracts.scripts import text
 
 T = TypeVar("T")
+BLOCK_S = 5.0
+"""Longest single wait on a stream; after each, the turn's record is looked at."""
 READ_COUNT = 512
 """Events read at once."""
 LOOK_S = 5.0
@@ -85,8 +88,8 @@ class TurnReading(StreamReading):
         return True
 
 
-class GroupReading(Generic[T]):
-    """Where a consumer of shared streams stands.
+class GroupReader(Generic[T]):
+    """A consumer of shared streams.
 
     First it reads again what it was given before, then what is new. Now and then it takes over
     what another consumer was given and did not acknowledge.
@@ -94,28 +97,29 @@ class GroupReading(Generic[T]):
 
     def __init__(
         self,
+        redis: AsyncRedis,
         streams: Sequence[str],
         read: Callable[[bytes, str], T | None],
-        group: str,
-        consumer: str,
+        names: tuple[str, str],
         *,
         batch: int,
         idle_s: float | None,
         retention_ms: int,
     ) -> None:
-        """Read `streams` as `consumer` of `group`.
+        """Prepare to read; nothing is sent yet.
 
         Args:
+            redis: Where the streams are.
             streams: Keys, one per shard.
             read: Decodes an entry, given its id; None for one that is of no use.
-            group: Whose entries.
-            consumer: Who reads, and takes over.
+            names: Of the group whose entries are read, and of the consumer who reads.
             batch: Entries read at once, and taken over at once from each stream.
             idle_s: Seconds since delivery after which an entry counts as abandoned; None: never.
             retention_ms: Expiry of a stream that is made here.
         """
+        self._redis = redis
         self._streams = streams
-        self._names = (group, consumer)
+        self._names = names
         self._read = read
         self._batch = batch
         self._idle_s = idle_s
@@ -124,59 +128,71 @@ class GroupReading(Generic[T]):
         self._cursors = dict.fromkeys(streams, "0-0")
         self._look_at_s = 0.0
 
-    def create(self) -> list[Command]:
-        """Create the group where it is missing; BUSYGROUP answers are fine."""
-        return [
-            command
-            for stream in self._streams
-            for command in (
-                ("XGROUP", "CREATE", stream, self._names[0], "0", "MKSTREAM"),
-                ("PEXPIRE", stream, self._retention_ms),
+    async def items(self) -> AsyncGenerator[T, None]:
+        """Yield what comes; each is acknowledged when the next one is asked for. Never ends."""
+        await self._create()
+        while True:
+            found = False
+            for stream, entries in await self._next():
+                for entry_id, fields in entries:
+                    found = True
+                    data = fields.get(b"e") if fields else None  # without: forgotten meanwhile
+                    item = None if data is None else self._read(data, text(entry_id))
+                    if item is not None:
+                        yield item
+                    await self._redis.execute_command("XACK", stream, self._names[0], entry_id)
+            if not found:  # when idle, look again for what a lost connection took with it
+                self._from = ">" if self._from == "0" else "0"
+
+    async def _create(self) -> None:
+        """Create the group where it is missing."""
+        for stream in self._streams:
+            try:
+                await self._redis.execute_command(
+                    *("XGROUP", "CREATE", stream, self._names[0], "0", "MKSTREAM")
+                )
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+            await self._redis.execute_command("PEXPIRE", stream, self._retention_ms)
+
+    async def _next(self) -> Any:
+        """Return what others left behind, or what is new, as XREADGROUP gives it."""
+        try:
+            if abandoned := await self._take_over():
+                return abandoned
+            return (
+                await self._redis.execute_command(
+                    *("XREADGROUP", "GROUP", *self._names, "COUNT", self._batch),
+                    *(("BLOCK", int(BLOCK_S * 1000)) if self._from == ">" else ()),
+                    *("STREAMS", *self._streams, *(self._from for _ in self._streams)),
+                )
+                or ()
             )
-        ]
+        except ResponseError as error:
+            if not is_group_lost(error):
+                raise
+            await self._create()
+            return ()
 
-    def command(self, wait_s: float) -> Command:
-        """Read the next batch."""
-        return (
-            *("XREADGROUP", "GROUP", *self._names, "COUNT", self._batch),
-            *(("BLOCK", max(1, int(wait_s * 1000))) if self._from == ">" else ()),
-            *("STREAMS", *self._streams, *(self._from for _ in self._streams)),
-        )
-
-    def parse(self, reply: Any) -> Iterator[tuple[T | None, Command]]:
-        """Yield each entry, and the command that acknowledges it.
-
-        None stands for an entry that is not, or no longer, of use.
-        """
-        found = False
-        for stream, entries in reply or ():
-            for entry_id, fields in entries:
-                found = True
-                data = fields.get(b"e") if fields else None  # without: forgotten meanwhile
-                item = None if data is None else self._read(data, text(entry_id))
-                yield item, ("XACK", stream, self._names[0], entry_id)
-        if not found:  # when idle, look again for what a lost connection took with it
-            self._from = ">" if self._from == "0" else "0"
-
-    def claims(self) -> Iterator[tuple[str, Command]]:
-        """Yield (stream, command that takes over what was abandoned), if it is time to look."""
+    async def _take_over(self) -> list[tuple[str, Any]]:
+        """Take what was abandoned, if it is time to look, in the shape of XREADGROUP's reply."""
         now_s = time.monotonic()
         if self._idle_s is None or now_s < self._look_at_s:
-            return
+            return []
         self._look_at_s = now_s + self._idle_s / _LOOKS
         idle_ms = int(self._idle_s * 1000)
+        taken: list[tuple[str, Any]] = []
         for stream, cursor in self._cursors.items():
-            yield (
-                stream,
-                ("XAUTOCLAIM", stream, *self._names, idle_ms, cursor, "COUNT", self._batch),
+            following, entries, *_ = await self._redis.execute_command(
+                *("XAUTOCLAIM", stream, *self._names, idle_ms, cursor, "COUNT", self._batch)
             )
-
-    def parse_claim(self, stream: str, reply: Sequence[Any]) -> list[tuple[bytes, Any]]:
-        """Return what was taken over from a stream, in the shape of XREADGROUP's reply."""
-        self._cursors[stream] = text(reply[0])
-        if self._cursors[stream] != "0-0":  # there may be more
-            self._look_at_s = 0.0
-        return [(stream.encode(), reply[1])] if reply[1] else []
+            self._cursors[stream] = text(following)
+            if self._cursors[stream] != "0-0":  # there may be more
+                self._look_at_s = 0.0
+            if entries:
+                taken.append((stream, entries))
+        return taken
 
 
 def read_terminal(data: bytes, entry_id: str) -> AnyTerminal | None:

@@ -35,5 +35,6 @@ async def client(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterato
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look at the record, and at what they took before, after 50 ms."""
-    monkeypatch.setattr(turnline.contracts.client, "BLOCK_S", 0.05)
+    for module in (turnline.contracts.client, turnline.contracts.readers):
+        monkeypatch.setattr(module, "BLOCK_S", 0.05)
     monkeypatch.setattr(turnline.contracts.readers, "LOOK_S", 0.05)
