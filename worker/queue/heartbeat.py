@@ -20,13 +20,13 @@ _LOOK_S = 0.01
 
 
 class Heartbeat:
-    """Renews what is held, and reports what is not held any more."""
+    """Renews the active leases, and reports those that are lost."""
 
     def __init__(
         self,
         times: LeaseSettings,
         redis_url: str,
-        held: Callable[[], list[tuple[str, str]]],
+        active: Callable[[], list[tuple[str, str]]],
         renewal: Callable[[Sequence[tuple[str, str]]], Call],
         lose: Callable[[Sequence[tuple[str, str]]], None],
     ) -> None:
@@ -35,13 +35,13 @@ class Heartbeat:
         Args:
             times: See `LeaseSettings`.
             redis_url: For a connection of its own.
-            held: Returns (job id, lease) of all that is held; called in the thread.
+            active: Returns (job id, lease) of all active leases; called in the thread.
             renewal: Builds the call that renews them; called in the thread.
             lose: Is given those that were lost; called in the event loop.
         """
         self._times = times
         self._redis_url = redis_url
-        self._held = held
+        self._active = active
         self._renewal = renewal
         self._lose = lose
         self._stop = threading.Event()
@@ -81,13 +81,13 @@ class Heartbeat:
             redis.close()
 
     def _beat(self, redis: SyncRedis) -> None:
-        held = self._held()
+        active = self._active()
         try:
-            _, _, *lost = run_sync(redis, self._renewal(held))
+            _, _, *lost = run_sync(redis, self._renewal(active))
         except (RedisError, OSError) as error:
             log.warning("heartbeat.failed", extra={"error": type(error).__name__})
             return
         if lost:
-            values = dict(held)
+            values = dict(active)
             gone = [(job_id, values[job_id]) for job_id in map(text, lost)]
             self._loop.call_soon_threadsafe(self._lose, gone)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import arq.worker
 import msgspec
@@ -38,14 +38,6 @@ HAND_OVER_S = 1.0
 """Seconds that turns get to leave their notes when they are handed over."""
 
 
-class RunConversation(Protocol):
-    """The ARQ function for conversations."""
-
-    async def __call__(self, ctx: dict[str, Any], conversation_id: str) -> Outcome:
-        """Run what waits in the inbox; `ctx["lease"]` is the lease."""
-        ...
-
-
 class _Prefetch(msgspec.Struct):
     """A conversation whose load was sent with the claim."""
 
@@ -55,15 +47,21 @@ class _Prefetch(msgspec.Struct):
     """Something came in that the load may not have seen."""
 
 
+class _Active(NamedTuple):
+    """What runs under a lease."""
+
+    value: str
+    """Of the lease, as the server has it."""
+    lease: Lease | None
+    """None for a plain job."""
+    task: asyncio.Task[None]
+
+
 class _Claim(msgspec.Struct):
     job_id: str
     lease: str
     payload: bytes
     prefetch: _Prefetch | None = None
-
-
-def _never(_: str) -> None:
-    """Load nothing early."""
 
 
 class LeasedWorker(arq.worker.Worker):
@@ -80,7 +78,7 @@ class LeasedWorker(arq.worker.Worker):
         batcher: ScriptBatcher,
         times: LeaseSettings | None = None,
         about: Callable[[], dict[str, Any]] = dict,
-        prefetch: Callable[[str], Any] = _never,
+        prefetch: Callable[[str], Any] = lambda _: None,
         max_jobs: int = 100,
         **arq_options: Any,
     ) -> None:
@@ -127,7 +125,7 @@ class LeasedWorker(arq.worker.Worker):
         self._send_prefetch = prefetch
         self._hint = ""
         self._prefetch: _Prefetch | None = None
-        self._held: dict[str, tuple[str, Lease | None, asyncio.Task[None]]] = {}
+        self._active: dict[str, _Active] = {}
         self._plain: dict[str, int] = {}
         self._slot_freed = asyncio.Event()
         self._handing_over = asyncio.Event()
@@ -142,7 +140,7 @@ class LeasedWorker(arq.worker.Worker):
         if self.on_startup:
             await self.on_startup(self.ctx)
         heartbeat = Heartbeat(
-            self._times, self._redis_url, self._held_now, self._renewal, self._lose
+            self._times, self._redis_url, self._active_leases, self._renewal, self._lose
         )
         listener = asyncio.create_task(self._listen())
         try:
@@ -176,8 +174,8 @@ class LeasedWorker(arq.worker.Worker):
         """Stop what still runs; other workers go on with it at once."""
         self.drain()
         self._handing_over.set()
-        for _, _, task in list(self._held.values()):
-            task.cancel()
+        for active in list(self._active.values()):
+            active.task.cancel()
 
     async def _finish_running(self) -> None:
         running = {task for task in self.tasks.values() if not task.done()}
@@ -225,14 +223,14 @@ class LeasedWorker(arq.worker.Worker):
         redis = cast("AsyncRedis", self.pool)
         claiming = self._batcher.run(lua.claim(self._shard, args))
         hint, self._hint = self._hint, ""
-        hinted = None if hint in self._held else conversation_of(hint, self._shard.tag)
-        early = None if hinted is None else _Prefetch(hint, self._send_prefetch(hinted))
-        self._prefetch = early  # its load travels behind the claim
+        hinted = None if hint in self._active else conversation_of(hint, self._shard.tag)
+        prefetch = None if hinted is None else _Prefetch(hint, self._send_prefetch(hinted))
+        self._prefetch = prefetch  # its load travels behind the claim
         try:
-            said, next_ms, *items = await claiming
+            answer, next_ms, *items = await claiming
         finally:
             self._prefetch = None
-        if text(said) == "repaired":
+        if text(answer) == "repaired":
             log.warning("queue.repaired", extra={"queue": self._shard.queue})
         claims: list[_Claim] = []
         for name, lease, payload in zip(items[::3], items[1::3], items[2::3], strict=True):
@@ -241,8 +239,8 @@ class LeasedWorker(arq.worker.Worker):
             except UnicodeDecodeError:  # nobody's: no conversation and no job has such a name
                 await redis.execute_command("ZREM", self._shard.queue, name)
         for claim in claims:
-            if early is not None and claim.job_id == early.job_id:
-                claim.prefetch = early
+            if prefetch is not None and claim.job_id == prefetch.job_id:
+                claim.prefetch = prefetch
         return claims, int(next_ms)
 
     async def _sleep_until_woken(self, next_ms: int) -> None:
@@ -288,15 +286,15 @@ class LeasedWorker(arq.worker.Worker):
                     lease.notify()
             run = self._run_conversation(claim, lease)
         task = self.loop.create_task(run)
-        self._held[claim.job_id] = (claim.lease, lease, task)
+        self._active[claim.job_id] = _Active(claim.lease, lease, task)
         self.tasks[claim.lease] = task
         task.add_done_callback(lambda _: self._ended(claim))
 
     def _ended(self, claim: _Claim) -> None:
         self.job_counter -= 1
-        held = self._held.get(claim.job_id)
-        if held is not None and held[0] == claim.lease:
-            del self._held[claim.job_id]
+        active = self._active.get(claim.job_id)
+        if active is not None and active.value == claim.lease:
+            del self._active[claim.job_id]
         self._slot_freed.set()
 
     async def _run_plain_job(self, claim: _Claim) -> None:
@@ -364,11 +362,11 @@ class LeasedWorker(arq.worker.Worker):
             return
         lease.advance(LeaseEvent.SEND)
         try:
-            said, _ = await self._batcher.run(lua.release(lease, outcome))
-            is_fenced = text(said) == "fenced"
+            answer, _ = await self._batcher.run(lua.release(lease, outcome))
+            is_fenced = text(answer) == "fenced"
             lease.advance(LeaseEvent.FENCED if is_fenced else LeaseEvent.GIVEN_UP)
             defer_s = outcome.defer_ms / 1000 if isinstance(outcome, Parked) else 0.0
-            if text(said) == "parked" and defer_s < self._times.poll_s:
+            if text(answer) == "parked" and defer_s < self._times.poll_s:
                 # Idle workers sleep until the first entry is due that they knew of; this is newer.
                 self.loop.call_later(defer_s, self._wake_somebody)
         except (RedisError, OSError) as error:
@@ -384,10 +382,10 @@ class LeasedWorker(arq.worker.Worker):
         with contextlib.suppress(RedisError, OSError):  # then polling finds what is due
             await cast("AsyncRedis", self.pool).execute_command("LPUSH", self._shard.wake, "")
 
-    # -- news and losses ----------------------------------------------------------------------
+    # -- notifications and losses -------------------------------------------------------------
 
     async def _listen(self) -> None:
-        """Hear which of the conversations held got a message, interrupts above all."""
+        """Learn which of the active conversations got a message, interrupts above all."""
         channel = self._shard.channel_prefix + self.worker_id
         while True:
             pubsub = cast("Any", self.pool).pubsub()
@@ -401,7 +399,7 @@ class LeasedWorker(arq.worker.Worker):
                             raise ConnectionError("no sign of life")
                         await pubsub.ping()
                     elif message["type"] == "subscribe":
-                        self._notify_all()  # what was said before we listened
+                        self._notify_all()  # what was published before we listened
                     elif message["type"] == "message":
                         self._notify(
                             f"{self._shard.tag}:{message['data'].decode(errors='replace')}"
@@ -415,40 +413,39 @@ class LeasedWorker(arq.worker.Worker):
     def _notify(self, job_id: str) -> None:
         if self._prefetch is not None and self._prefetch.job_id == job_id:
             self._prefetch.inbox_changed = True
-        held = self._held.get(job_id)
-        if held is not None and held[1] is not None:
-            held[1].notify()
+        active = self._active.get(job_id)
+        if active is not None and active.lease is not None:
+            active.lease.notify()
 
     def _notify_all(self) -> None:
         if self._prefetch is not None:
             self._prefetch.inbox_changed = True
-        for job_id in self._held:
+        for job_id in self._active:
             self._notify(job_id)
 
     def _lose(self, lost: Sequence[tuple[str, str]]) -> None:
         """Stop what is no longer ours: (job id, lease) pairs from the heartbeat."""
         for job_id, value in lost:
-            held = self._held.get(job_id)
-            if held is None or held[0] != value:
+            active = self._active.get(job_id)
+            if active is None or active.value != value:
                 continue
-            _, lease, task = held
-            if lease is not None:
-                lease.advance(LeaseEvent.MISSED)
-                if not lease.lost:
+            if active.lease is not None:
+                active.lease.advance(LeaseEvent.MISSED)
+                if not active.lease.lost:
                     continue
             log.warning("lease.lost", extra={"job_id": job_id})
-            task.cancel()
+            active.task.cancel()
 
-    def _held_now(self) -> list[tuple[str, str]]:
-        """Return (job id, lease) of everything held at the moment."""
-        return [(job_id, value) for job_id, (value, _, _) in list(self._held.items())]
+    def _active_leases(self) -> list[tuple[str, str]]:
+        """Return (job id, lease) of all that runs at the moment."""
+        return [(job_id, active.value) for job_id, active in list(self._active.items())]
 
-    def _renewal(self, held: Sequence[tuple[str, str]]) -> Call:
-        about = {"running": len(held), "slots": self.max_jobs, **self._about()}
+    def _renewal(self, active: Sequence[tuple[str, str]]) -> Call:
+        about = {"running": len(active), "slots": self.max_jobs, **self._about()}
         return lua.renew(
             self._shard,
             self.worker_id,
-            held,
+            active,
             lease_s=self._times.lease_s,
             about=msgspec.json.encode(about),
         )

@@ -1,4 +1,4 @@
-"""Committed messages that this worker already holds, so that a load fetches only what is new."""
+"""Committed messages that this worker has already, so that a load fetches only what is new."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,24 +23,24 @@ class ContextCache:
     """Least recently used, bounded by bytes. Nothing in it is trusted without its epoch."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """Hold at most `limit_bytes` of messages; 0 holds nothing."""
+        """Keep at most `limit_bytes` of messages; 0 keeps nothing."""
         self._limit = limit_bytes
         self._size = 0
-        self._held: OrderedDict[str, CachedContext] = OrderedDict()
+        self._contexts: OrderedDict[str, CachedContext] = OrderedDict()
 
     def get(self, conversation_id: str) -> CachedContext:
-        """Return what is held, possibly nothing."""
-        return self._held.get(conversation_id, CachedContext())
+        """Return what is cached, possibly nothing."""
+        return self._contexts.get(conversation_id, CachedContext())
 
-    def put(self, conversation_id: str, held: CachedContext) -> None:
-        """Hold this, newest of all; drop the oldest over the limit."""
+    def put(self, conversation_id: str, context: CachedContext) -> None:
+        """Keep this, newest of all; drop the oldest over the limit."""
         self.drop(conversation_id)
-        self._size += held.size_bytes
-        self._held[conversation_id] = held
+        self._size += context.size_bytes
+        self._contexts[conversation_id] = context
         while self._size > self._limit:
-            _, dropped = self._held.popitem(last=False)
+            _, dropped = self._contexts.popitem(last=False)
             self._size -= dropped.size_bytes
 
     def drop(self, conversation_id: str) -> None:
-        """Hold this conversation no longer."""
-        self._size -= self._held.pop(conversation_id, CachedContext()).size_bytes
+        """Keep this conversation no longer."""
+        self._size -= self._contexts.pop(conversation_id, CachedContext()).size_bytes

@@ -43,9 +43,9 @@ class StoreLimits(NamedTuple):
 
 
 class _Prefetch(NamedTuple):
-    """A load on its way, and what the worker held when it was sent."""
+    """A load on its way, and what the worker had cached when it was sent."""
 
-    held: CachedContext
+    cached: CachedContext
     reply: "asyncio.Future[list[Any]]"
 
 
@@ -69,7 +69,7 @@ class Conversations:
         self._limits = limits or StoreLimits()
 
     async def load(self, lease: Lease) -> ConversationSnapshot:
-        """Begin an attempt and fetch what this worker does not hold already: one round trip.
+        """Begin an attempt and fetch what this worker has not cached: one round trip.
 
         Raises:
             LeaseLost: Somebody else holds the conversation now, or nobody.
@@ -77,25 +77,26 @@ class Conversations:
 
         Source: worker/store/lua/load.lua
         """
-        early, lease.prefetched = cast("_Prefetch | None", lease.prefetched), None
-        if early is not None and (reply := await _early_reply(early, lease)) is not None:
-            held = early.held
+        prefetch, lease.prefetched = cast("_Prefetch | None", lease.prefetched), None
+        reply = None if prefetch is None else await _prefetched_reply(prefetch, lease)
+        if prefetch is not None and reply is not None:
+            cached = prefetch.cached
         else:
-            held = self._cache.get(lease.conversation_id)
-            reply = await self._run(lease, self._loading(lease.keys, lease.value, held))
+            cached = self._cache.get(lease.conversation_id)
+            reply = await self._run(lease, self._loading(lease.keys, lease.value, cached))
         _, _, epoch, start, *numbers, settings, messages, steps, entries = reply
         attempt, crashes, since_ms, now_ms = map(int, numbers)
         if start == 0:
-            held = CachedContext(text(epoch), messages, sum(map(len, messages)))
+            cached = CachedContext(text(epoch), messages, sum(map(len, messages)))
         elif messages:
-            held = held.grown(messages)
-        if held.epoch:
-            self._cache.put(lease.conversation_id, held)
+            cached = cached.grown(messages)
+        if cached.epoch:
+            self._cache.put(lease.conversation_id, cached)
         return ConversationSnapshot(
             attempt=attempt,
             crashes=crashes,
             settings=decode_settings(settings) if settings else ConversationSettings(),
-            messages=held.messages,
+            messages=cached.messages,
             steps=steps,
             entries=_read_entries(entries),
             since_ms=since_ms,
@@ -109,17 +110,17 @@ class Conversations:
         back belongs into `Lease.prefetched`; nothing is lost if it is thrown away.
         """
         keys = conversation_keys(self._shard.tag, conversation_id)
-        held = self._cache.get(conversation_id)
-        reply = self._batcher.run(self._loading(keys, f" {worker_id}", held))
+        cached = self._cache.get(conversation_id)
+        reply = self._batcher.run(self._loading(keys, f" {worker_id}", cached))
         reply.add_done_callback(_consume_exception)
-        return _Prefetch(held, reply)
+        return _Prefetch(cached, reply)
 
-    def _loading(self, keys: ConversationKeys, claimed: str, held: CachedContext) -> Call:
-        last = b"".join(held.messages[-2:])
+    def _loading(self, keys: ConversationKeys, claimed: str, cached: CachedContext) -> Call:
+        last = b"".join(cached.messages[-2:])
         args = lua.LoadArgs(
             claimed=claimed,
-            epoch_held=held.epoch,
-            held=len(held.messages),
+            epoch_held=cached.epoch,
+            held=len(cached.messages),
             batch=self._limits.batch,
             retention_ms=self._limits.retention_ms,
             last_held=hashlib.sha1(last, usedforsecurity=False).hexdigest(),
@@ -132,12 +133,7 @@ class Conversations:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        try:
-            reply = await self._redis.execute_command(
-                "XRANGE", lease.keys.inbox, f"({after}", "+", "COUNT", self._limits.batch
-            )
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"more: {type(error).__name__}") from None
+        reply = await self._behind(after, lease.keys.inbox, "COUNT", self._limits.batch)
         return [Entry(text(entry_id), fields) for entry_id, fields in reply]
 
     async def shown(self, lease: Lease, after: str, turn_id: str) -> str:
@@ -146,16 +142,21 @@ class Conversations:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        try:
-            reply = await self._redis.execute_command("XRANGE", lease.keys.events, f"({after}", "+")
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"shown: {type(error).__name__}") from None
         assembler = TextAssembler()
-        for entry_id, fields in reply:
+        for entry_id, fields in await self._behind(after, lease.keys.events):
             event = read_event(fields.get(b"e", b""), text(entry_id))
             if event is not None and event.turn_id == turn_id:
                 assembler.feed(event)
         return assembler.text
+
+    async def _behind(self, after: str, stream: str, *options: Arg) -> Sequence[Any]:
+        try:
+            reply: Sequence[Any] = await self._redis.execute_command(
+                "XRANGE", stream, f"({after}", "+", *options
+            )
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"XRANGE: {type(error).__name__}") from None
+        return reply
 
     async def emit(
         self,
@@ -266,13 +267,13 @@ class Conversations:
 
     def _remember(self, lease: Lease, effects: Effects, epoch: str, length: int) -> None:
         """Bring the cache up to what was committed, or drop what no longer matches."""
-        held = self._cache.get(lease.conversation_id)
+        cached = self._cache.get(lease.conversation_id)
         if effects.rewrite:
-            held = CachedContext(epoch).grown(effects.messages)
+            cached = CachedContext(epoch).grown(effects.messages)
         else:
-            held = held.grown(effects.messages)
-        if epoch and held.epoch == epoch and len(held.messages) == length:
-            self._cache.put(lease.conversation_id, held)
+            cached = cached.grown(effects.messages)
+        if epoch and cached.epoch == epoch and len(cached.messages) == length:
+            self._cache.put(lease.conversation_id, cached)
         else:
             self._cache.drop(lease.conversation_id)
 
@@ -305,10 +306,10 @@ def _consume_exception(reply: "asyncio.Future[Any]") -> None:
         reply.exception()
 
 
-async def _early_reply(early: _Prefetch, lease: Lease) -> list[Any] | None:
+async def _prefetched_reply(prefetch: _Prefetch, lease: Lease) -> list[Any] | None:
     """Return what came back, if it is what this lease needs."""
     try:
-        reply = await early.reply
+        reply = await prefetch.reply
     except (RedisError, OSError):
         return None
     return reply if reply[0] == b"loaded" and text(reply[1]) == lease.value else None

@@ -90,7 +90,10 @@ class Traces:
 
     def keep(self, turn: SpansOfTurn, data: bytes) -> None:
         """Take the spans of one attempt, and their JSON, to be written soon."""
-        self._take(
+        if len(self._waiting) >= self._limits.waiting:
+            self._on_written(0, len(turn.spans))
+            return
+        self._waiting.append(
             KeptTrace(
                 turn.conversation_id,
                 turn.turn_id,
@@ -101,12 +104,6 @@ class Traces:
                 data,
             )
         )
-
-    def _take(self, trace: KeptTrace) -> None:
-        if len(self._waiting) >= self._limits.waiting:
-            self._on_written(0, trace.spans)
-            return
-        self._waiting.append(trace)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
 

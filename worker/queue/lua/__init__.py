@@ -72,14 +72,15 @@ def release(lease: Lease, outcome: Outcome) -> Call:
     return _release(keys, args)
 
 
-Held = tuple[str, str]
-"""Job id and lease of something that a worker runs."""
-
-
 def renew(
-    shard: ShardKeys, worker_id: str, held: Sequence[Held], *, lease_s: float, about: bytes
+    shard: ShardKeys,
+    worker_id: str,
+    active: Sequence[tuple[str, str]],
+    *,
+    lease_s: float,
+    about: bytes,
 ) -> Call:
-    """Extend the leases that a worker holds. `about` is shown to people.
+    """Extend the active leases of a worker: (job id, lease) pairs. `about` is shown to people.
 
     Source: worker/queue/lua/renew.lua
     """
@@ -91,7 +92,7 @@ def renew(
             worker_id=worker_id,
             about=about,
             alive_ms=lease_ms + _ALIVE_MS,
-            held=[word for pair in held for word in pair],
+            held=[word for pair in active for word in pair],
         ),
-        [ARQ_IN_PROGRESS + job_id for job_id, _ in held],
+        [ARQ_IN_PROGRESS + job_id for job_id, _ in active],
     )
