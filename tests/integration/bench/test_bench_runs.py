@@ -8,7 +8,7 @@ import msgspec
 import psutil
 import pytest
 
-from tests.support.lengths import length
+from tests.support.lengths import first_of, length
 from tests.support.recordings import REPOSITORY
 from turnline.contracts import TurnClient
 from turnline.ops.bench import growth
@@ -128,7 +128,7 @@ async def test_a_stock_arq_fleet_stops_at_five_workers_worth(redis_url: str) -> 
     assert fleet.in_flight == 5 * 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", first_of([signal.SIGINT, signal.SIGTERM]))
 def test_an_interrupted_run_leaves_no_process(number: signal.Signals) -> None:
     """Frozen ones included."""
     starter = "from turnline.ops.bench.command import bench; bench()"

@@ -48,8 +48,8 @@ def test_malformed_replies_are_paid_twice_at_most_and_fail_nobody_else() -> None
 @pytest.mark.timeout(180)
 def test_a_provider_that_sends_for_ever_fills_neither_worker_nor_redis() -> None:
     """The turn ends by name, the worker stays below 200 MB, Redis grows by less than 5 MB."""
-    kinds = ("text", "calls", "compressed", "informational responses", "chunk extensions")
-    kinds += length((), ("arguments", "blank lines", "one JSON body"))
+    kinds = ("compressed", "calls", "informational responses")
+    kinds += length((), ("text", "chunk extensions", "arguments", "blank lines", "one JSON body"))
 
     drilled = asyncio.run(endless.drill(1, lambda _: None, kinds=kinds))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.starting.answering import answering
-from tests.support.lengths import length
+from tests.support.lengths import first_of, length
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
 from turnline.ops.simulator import Simulator
@@ -213,7 +213,7 @@ async def _ended(process: subprocess.Popen[str]) -> tuple[str, str]:
     return await asyncio.to_thread(process.communicate, timeout=60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", first_of([signal.SIGTERM, signal.SIGINT]))
 @pytest.mark.parametrize("stuck", STUCK)
 async def test_a_start_that_is_stuck_in_foreign_code_can_be_ended(
     tmp_path: Path, redis_url: str, sim: Simulator, stuck: str, number: signal.Signals

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.tools.bench import calling
+from tests.support.lengths import first_of
 from tests.support.processes import REPOSITORY, WorkerProcess, worker_process
 from tests.support.wait import wait_until_sync
 from turnline.contracts import Receipt, SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
@@ -96,7 +97,7 @@ async def test_tools_that_misbehave_are_contained(
     await asyncio.to_thread(drill)
 
 
-@pytest.mark.parametrize("closing", ["hangs", "swallows", "exits"])
+@pytest.mark.parametrize("closing", first_of(["swallows", "hangs", "exits"]))
 async def test_resources_that_do_not_close_hold_nobody_up(
     closing: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
 ) -> None:
@@ -115,7 +116,7 @@ async def test_resources_that_do_not_close_hold_nobody_up(
 
 
 @pytest.mark.parametrize(
-    "name", ["swallows_without_limit", "sleeps_in_the_loop", "spins_in_the_loop"]
+    "name", first_of(["spins_in_the_loop", "swallows_without_limit", "sleeps_in_the_loop"])
 )
 async def test_workers_are_gone_in_time_though_a_tool_runs_on(
     name: str,
@@ -194,7 +195,7 @@ async def test_a_worker_is_gone_in_time_though_native_code_keeps_the_lock(
     await asyncio.to_thread(drill)
 
 
-@pytest.mark.parametrize("name", ["matches_for_ever", "sums_for_ever"])
+@pytest.mark.parametrize("name", first_of(["matches_for_ever", "sums_for_ever"]))
 async def test_native_code_that_keeps_the_lock_ends_the_process(
     name: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
 ) -> None:
@@ -252,7 +253,7 @@ def test_a_process_that_was_stopped_for_longer_than_any_limit_goes_on() -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["sleeps_in_the_loop", "spins_in_the_loop"])
+@pytest.mark.parametrize("name", first_of(["sleeps_in_the_loop", "spins_in_the_loop"]))
 async def test_a_worker_whose_loop_stands_still_says_where_and_ends(
     name: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
 ) -> None:
@@ -294,7 +295,7 @@ async def test_a_worker_that_was_stopped_is_not_taken_for_one_that_hangs(
     await asyncio.to_thread(drill)
 
 
-@pytest.mark.parametrize("name", ["ends_the_process", "sleeps_in_the_loop"])
+@pytest.mark.parametrize("name", first_of(["ends_the_process", "sleeps_in_the_loop"]))
 async def test_a_turn_that_ends_its_workers_becomes_a_dead_letter(
     name: str, redis_url: str, sim: Simulator, start: Callable[..., WorkerProcess]
 ) -> None:
