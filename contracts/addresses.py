@@ -57,27 +57,20 @@ class Address(NamedTuple):
         return f"Address({self.where})"
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def read(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII) or not least <= int(value) <= most:
-            raise InvalidAddress(f"a whole number from {least} to {most}")
-        return int(value)
+def _matching(
+    pattern: str, convert: Callable[[str], _T], is_good: Callable[[_T], bool], expected: str
+) -> Callable[[str], _T]:
+    def read(value: str) -> _T:
+        if not re.fullmatch(pattern, value, re.ASCII) or not is_good(converted := convert(value)):
+            raise InvalidAddress(expected)
+        return converted
 
     return read
 
 
-def _seconds(value: str) -> float:
-    if (
-        not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", value, re.ASCII)
-        or not 0 < float(value) <= 60
-    ):
-        raise InvalidAddress("a number of seconds above 0, up to 60")
-    return float(value)
-
-
-def _truth(value: str) -> bool:
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    return _one_of(known)(value.lower())
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    expected = f"a whole number from {least} to {most}"
+    return _matching(r"[0-9]{1,9}", int, lambda it: least <= it <= most, expected)
 
 
 def _one_of(known: Mapping[str, _T]) -> Callable[[str], _T]:
@@ -89,12 +82,25 @@ def _one_of(known: Mapping[str, _T]) -> Callable[[str], _T]:
     return read
 
 
-def _word(value: str) -> str:
-    if not re.fullmatch(r"[!-~]{1,200}", value, re.ASCII):
-        raise InvalidAddress("1 to 200 visible ASCII characters without spaces")
-    return value
+def _truth(value: str) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    return _one_of(known)(value.lower())
 
 
+_seconds = _matching(
+    r"[0-9]{1,4}(\.[0-9]{1,6})?",
+    float,
+    lambda it: 0 < it <= 60,
+    "a number of seconds above 0, up to 60",
+)
+_word = _matching(r"[!-~]{1,200}", str, bool, "1 to 200 visible ASCII characters without spaces")
+_ESCAPED: Final = "in a user name or password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+_port = _matching(
+    r"[0-9]{1,5}",
+    int,
+    lambda it: 1 <= it <= 65_535,
+    f"the port is a number from 1 to 65535; {_ESCAPED}",
+)
 _TLS: Final[Mapping[str, Callable[[str], Any]]] = {
     "ssl_ca_certs": str,
     "ssl_ca_data": str,
@@ -131,7 +137,10 @@ def read_address(url: str) -> Address:
     scheme, netloc, path, query = _split(url)
     if scheme not in {"redis", "rediss", "unix"}:
         raise InvalidAddress("it begins with redis://, rediss:// or unix://")
-    user, host = _userinfo(netloc)
+    info, _, host = netloc.rpartition("@")
+    name, _, password = info.partition(":")
+    user = {"username": unquote(name), "password": unquote(password)}
+    user = {option: value for option, value in user.items() if value}
     given = _query(query)
     if user.keys() & given.keys():
         raise InvalidAddress("user and password stand before the host or in the query, not in both")
@@ -183,17 +192,9 @@ def host_and_port(text: str, default_port: int) -> str:
     if not is_good:
         raise InvalidAddress(
             "the host is a name of ASCII letters, digits, hyphens and dots, an IPv4 address, or an "
-            "IPv6 address in brackets; in a user name or password, write / ? # @ : % as %2F %3F "
-            "%23 %40 %3A %25"
+            f"IPv6 address in brackets; {_ESCAPED}"
         )
-    number = default_port
-    if port:
-        if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65_535:
-            raise InvalidAddress(
-                "the port is a number from 1 to 65535; in a user name or password, write "
-                "/ ? # @ : % as %2F %3F %23 %40 %3A %25"
-            )
-        number = int(port)
+    number = _port(port) if port else default_port
     return f"[{host}]:{number}" if bracketed is not None else f"{host}:{number}"
 
 
@@ -221,14 +222,6 @@ def _split(url: object) -> tuple[str, str, str, str]:
             "an @ that is not before the host is written %40, a / in front of it %2F"
         )
     return parts.scheme, parts.netloc, parts.path, parts.query
-
-
-def _userinfo(netloc: str) -> tuple[dict[str, str], str]:
-    """Return what there is of user name and password, and the rest."""
-    info, _, host = netloc.rpartition("@")
-    name, _, password = info.partition(":")
-    found = {"username": unquote(name), "password": unquote(password)}
-    return {key: value for key, value in found.items() if value}, host
 
 
 def _query(query: str) -> dict[str, str]:

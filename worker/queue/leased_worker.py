@@ -118,6 +118,7 @@ class LeasedWorker(arq.worker.Worker):
         self.worker_id = worker_id
         self.stopped = asyncio.Event()
         self._shard = shard
+        self._redis = cast("AsyncRedis", redis)
         self._redis_url = redis_url
         self._batcher = batcher
         self._times = times or LeaseSettings()
@@ -220,7 +221,6 @@ class LeasedWorker(arq.worker.Worker):
 
     async def _claim(self, count: int) -> tuple[list[_Claim], int]:
         args = lua.ClaimArgs(count, int(self._times.lease_s * 1000), self.worker_id)
-        redis = cast("AsyncRedis", self.pool)
         claiming = self._batcher.run(lua.claim(self._shard, args))
         hint, self._hint = self._hint, ""
         hinted = None if hint in self._active else conversation_of(hint, self._shard.tag)
@@ -237,7 +237,7 @@ class LeasedWorker(arq.worker.Worker):
             try:
                 claims.append(_Claim(text(name), text(lease), payload))
             except UnicodeDecodeError:  # nobody's: no conversation and no job has such a name
-                await redis.execute_command("ZREM", self._shard.queue, name)
+                await self._redis.execute_command("ZREM", self._shard.queue, name)
         for claim in claims:
             if prefetch is not None and claim.job_id == prefetch.job_id:
                 claim.prefetch = prefetch
@@ -257,9 +257,8 @@ class LeasedWorker(arq.worker.Worker):
             self._background.discard(waiting)
 
     async def _pop_wake(self, wait_s: float) -> None:
-        redis = cast("AsyncRedis", self.pool)
         async with asyncio.timeout(wait_s + _SILENCE_S):  # the server may be gone without a word
-            woken = await redis.execute_command("BLPOP", self._shard.wake, wait_s)
+            woken = await self._redis.execute_command("BLPOP", self._shard.wake, wait_s)
         if woken is not None:
             self._hint = woken[1].decode(errors="replace")  # a hint: others may write there too
 
@@ -380,7 +379,7 @@ class LeasedWorker(arq.worker.Worker):
 
     async def _push_wake(self) -> None:
         with contextlib.suppress(RedisError, OSError):  # then polling finds what is due
-            await cast("AsyncRedis", self.pool).execute_command("LPUSH", self._shard.wake, "")
+            await self._redis.execute_command("LPUSH", self._shard.wake, "")
 
     # -- notifications and losses -------------------------------------------------------------
 

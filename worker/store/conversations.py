@@ -66,7 +66,9 @@ class Conversations:
         self._batcher = batcher
         self._shard = shard
         self._cache = cache
-        self._limits = limits or StoreLimits()
+        self._limits = limits = limits or StoreLimits()
+        self._checkpoint_limits = f"{limits.copies} {limits.shared}"
+        self._commit_limits = f"{limits.calls} {limits.events} {self._checkpoint_limits}"
 
     async def load(self, lease: Lease) -> ConversationSnapshot:
         """Begin an attempt and fetch what this worker has not cached: one round trip.
@@ -117,14 +119,11 @@ class Conversations:
 
     def _loading(self, keys: ConversationKeys, claimed: str, cached: CachedContext) -> Call:
         last = b"".join(cached.messages[-2:])
-        args = lua.LoadArgs(
-            claimed=claimed,
-            epoch_held=cached.epoch,
-            held=len(cached.messages),
-            batch=self._limits.batch,
-            retention_ms=self._limits.retention_ms,
-            last_held=hashlib.sha1(last, usedforsecurity=False).hexdigest(),
-        )
+        last_sha = hashlib.sha1(last, usedforsecurity=False).hexdigest()
+        known = len(cached.messages)
+        batch, retention_ms = self._limits.batch, self._limits.retention_ms
+        # In order, since names would cost more than the rest of the call.
+        args = lua.LoadArgs(claimed, cached.epoch, known, batch, retention_ms, last_sha)
         return lua.load(keys, args)
 
     async def more(self, lease: Lease, after: str) -> list[Entry]:
@@ -182,15 +181,10 @@ class Conversations:
 
         Source: worker/store/lua/emit.lua
         """
-        args = lua.EmitArgs(
-            lease=lease.value,
-            call=_encode(call) if call is not None else b"",
-            events_limit=self._limits.events,
-            retention_ms=self._limits.retention_ms,
-            entry_id=head,
-            batch=batch,
-            events_json=events,
-        )
+        begun = _encode(call) if call is not None else b""
+        most, retention_ms = self._limits.events, self._limits.retention_ms
+        # In order, as in `_loading`.
+        args = lua.EmitArgs(lease.value, begun, most, retention_ms, head, batch, events)
         await self._run(lease, lua.emit(lease.keys, args))
 
     async def checkpoint(
@@ -219,7 +213,7 @@ class Conversations:
             lease=lease.value,
             retention_ms=limits.retention_ms,
             known=known,
-            limits=f"{limits.copies} {limits.shared}",
+            limits=self._checkpoint_limits,
             lists=[len(steps), *steps, len(copies), *copied],
         )
         _, safe = await self._run(lease, lua.checkpoint(lease.keys, args, shared))
@@ -245,7 +239,7 @@ class Conversations:
             turn_id=effects.turn_id,
             job_id=lease.keys.job_id,
             retention_ms=limits.retention_ms,
-            limits=f"{limits.calls} {limits.events} {limits.copies} {limits.shared}",
+            limits=self._commit_limits,
             afterwards="go_on" if keep_lease else "yield",
             batch=limits.batch,
             how="rewrite" if effects.rewrite else "append",
