@@ -14,7 +14,7 @@ from turnline.worker.errors import ReplyTooLarge
 from turnline.worker.pipeline import call_parts, functions
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.event_bytes import EVENT_MAX_BYTES
-from turnline.worker.pipeline.provider_errors import BODY_MAX_BYTES, failure_of_body
+from turnline.worker.pipeline.shapes import BODY_MAX_BYTES, failure_of_body
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import (
     FinishReason,

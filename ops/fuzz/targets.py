@@ -47,7 +47,6 @@ from turnline.worker.errors import StartFailed
 from turnline.worker.pipeline import (
     call_parts,
     event_bytes,
-    provider_errors,
     reply_text,
     shapes,
     stream,
@@ -355,8 +354,7 @@ _READERS: Final[Mapping[str, Sequence[ModuleType]]] = {
     "messages": (messages, conversation, protocol, trace_context),
     "events": (replies, protocol),
     "stream": (
-        *(stream, event_bytes, usual_chunks, reply_text, shapes, usage_reports),
-        *(provider_errors, call_parts),
+        *(stream, event_bytes, usual_chunks, reply_text, shapes, usage_reports, call_parts),
     ),
     "entries": (gathering, effects, user_aggregator, messages, conversation),
     "schemas": (json_schemas, schema_bounds, schema_checking),

@@ -3,13 +3,12 @@
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
 from turnline.contracts.numbers import number
-from turnline.worker.pipeline.overrides import overridden
 from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, NotGiven, ToolsSchema
 
 Message: TypeAlias = dict[str, Any]
@@ -29,23 +28,15 @@ _IMAGE_TYPES: Mapping[str, str] = {
 }
 
 
-class MessageAdapter(Protocol):
-    """Gives a message the form that a model takes."""
+class MessageAdapter:
+    """Gives messages the form that a model takes; this one leaves them as they are."""
 
     def encode_message(self, message: Mapping[str, Any]) -> bytes:
-        """Return the message as JSON. The same message always gives the same bytes."""
-        ...
-
-
-class PlainMessages:
-    """Sends messages as they are."""
-
-    def encode_message(self, message: Mapping[str, Any]) -> bytes:
-        """Return the message as compact JSON, non-ASCII text unescaped."""
+        """Return the message as compact JSON. The same message always gives the same bytes."""
         return _encoder.encode(message)
 
 
-_PLAIN = PlainMessages()
+PLAIN: Final = MessageAdapter()
 
 
 class OpenAILLMContext:
@@ -78,7 +69,7 @@ class OpenAILLMContext:
         self._pristine: list[Message] | None = None
         self._live: list[Message] | None = None
         self._added: list[Message] = list(messages or ())
-        self._adapter: MessageAdapter = _PLAIN
+        self._adapter: MessageAdapter = PLAIN
         self._tools: Any = NOT_GIVEN
         self._tool_choice: Any = tool_choice
         self.system_prompt = system_prompt
@@ -267,8 +258,8 @@ class OpenAILLMContext:
             return []
         return [str(m.get("tool_call_id", "")) for m in self.messages if _is_in_progress(m)]
 
-    def repair_in_progress(self, content: str = CANCELLED) -> int:
-        """Give every tool call without a result one, so that the context may be sent.
+    def repair_in_progress(self) -> int:
+        """Say of every tool call without a result that it was cancelled: contexts are sent whole.
 
         Returns:
             The number of tool messages changed.
@@ -277,7 +268,7 @@ class OpenAILLMContext:
             return 0
         orphans = [m for m in self.messages if _is_in_progress(m)]
         for message in orphans:
-            message["content"] = content
+            message["content"] = CANCELLED
         return len(orphans)
 
     def _holds_in_progress(self) -> bool:
@@ -440,3 +431,11 @@ def _part_without_media(part: Any) -> Any:
 def is_given(value: object) -> bool:
     """Tell whether a value was given: neither this module's NOT_GIVEN nor the SDK's."""
     return not isinstance(value, NotGiven) and type(value).__name__ not in {"NotGiven", "Omit"}
+
+
+def overridden(owner: object, base: type, names: Collection[str]) -> bool:
+    """Tell whether any of these methods of `base` is replaced, in a subclass or on the object."""
+    cls = type(owner)
+    if cls is not base and any(getattr(cls, name) is not getattr(base, name) for name in names):
+        return True
+    return not owner.__dict__.keys().isdisjoint(names)

@@ -6,7 +6,7 @@ several data lines, byte order mark), but a last event without a blank line coun
 
 from typing import Final
 
-from turnline.worker.pipeline.provider_errors import BODY_MAX_BYTES
+from turnline.worker.pipeline.shapes import BODY_MAX_BYTES
 
 EVENT_MAX_BYTES: Final = 8 * 1024 * 1024
 """Longest single event, and longest whole completion in place of a stream, bytes."""

@@ -310,25 +310,15 @@ class FunctionCallBatch:
 
         if function.start_callback is not None:
             await function.start_callback(made.function_name, self._llm, self._context)
-        if function.takes_params:
-            params = FunctionCallParams(
-                made.function_name,
-                made.tool_call_id,
-                made.arguments,
-                self._llm,
-                self._context,
-                result_callback,
-            )
-            await function.handler(params)
-        else:
-            await function.handler(
-                made.function_name,
-                made.tool_call_id,
-                made.arguments,
-                self._llm,
-                self._context,
-                result_callback,
-            )
+        params = FunctionCallParams(
+            made.function_name,
+            made.tool_call_id,
+            made.arguments,
+            self._llm,
+            self._context,
+            result_callback,
+        )
+        await function.handler(*((params,) if function.takes_params else vars(params).values()))
 
     async def _hand_over(
         self,

@@ -17,7 +17,6 @@ from turnline.worker.pipeline.frames import (
     StartFrame,
     TTFBMetricsData,
 )
-from turnline.worker.pipeline.overrides import refuse_dead_overrides
 
 _H = TypeVar("_H", bound=Callable[..., Any])
 _ids = itertools.count()
@@ -78,13 +77,19 @@ class FrameProcessor:
         self._previous: FrameProcessor | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a subclass whose override would be ignored.
+        """Refuse a subclass whose override would be ignored in silence; also one mixed into it.
 
         Raises:
             TypeError: It overrides a method of pipecat's class that is never called here.
         """
         super().__init_subclass__(**kwargs)
-        refuse_dead_overrides(cls)
+        for base in cls.__mro__[1:]:
+            for instead, names in base.__dict__.get("NEVER_CALLED", {}).items():
+                if name := next((it for it in names if hasattr(cls, it)), None):
+                    raise TypeError(
+                        f"{cls.__name__}.{name} would never be called: {base.__name__} here has no "
+                        f"such method. {instead}"
+                    )
 
     @property
     def id(self) -> int:
@@ -259,11 +264,8 @@ class FrameProcessor:
     async def stop_ttfb_metrics(self) -> None:
         """Report it, at the first call since it was begun, if times are asked for."""
         since, self._ttfb_since = self._ttfb_since, None
-        if since is not None and self.metrics_enabled and self.can_generate_metrics():
-            value = asyncio.get_running_loop().time() - since
-            await self.push_frame(
-                MetricsFrame([TTFBMetricsData(self._name, self._model, value=value)])
-            )
+        if since is not None:
+            await self._push_time(TTFBMetricsData, asyncio.get_running_loop().time() - since)
 
     async def start_processing_metrics(self) -> None:
         """Begin to measure the time of something."""
@@ -272,35 +274,21 @@ class FrameProcessor:
     async def stop_processing_metrics(self) -> None:
         """Report it, at the first call since it was begun, if times are asked for."""
         since, self._processing_since = self._processing_since, None
-        if since is not None and self.metrics_enabled and self.can_generate_metrics():
-            value = asyncio.get_running_loop().time() - since
-            await self.push_frame(
-                MetricsFrame([ProcessingMetricsData(self._name, self._model, value=value)])
-            )
+        if since is not None:
+            await self._push_time(ProcessingMetricsData, asyncio.get_running_loop().time() - since)
 
     async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None:
         """Report the tokens of one completion downstream, if asked for."""
         if self.usage_metrics_enabled and self.can_generate_metrics():
-            await self.push_frame(MetricsFrame([self._usage_data(tokens)]))
+            value = LLMUsageMetricsData(self._name, self._model, value=tokens)
+            await self.push_frame(MetricsFrame([value]))
 
-    def _usage_data(self, tokens: LLMTokenUsage) -> LLMUsageMetricsData:
-        return LLMUsageMetricsData(self._name, value=tokens)
-
-
-class FrameTap(FrameProcessor):
-    """Shows each passing frame to a function, which must be quick, and passes it on."""
-
-    def __init__(self, on_frame: Callable[[Frame, FrameDirection], None]) -> None:
-        """Call `on_frame` with every frame, in either direction."""
-        super().__init__()
-        self._on_frame = on_frame
-
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Show the frame and pass it on."""
-        self._on_frame(frame, direction)
-        neighbour = self._next if direction is DOWNSTREAM else self._previous
-        if neighbour is not None:
-            await neighbour.process_frame(frame, direction)
+    async def _push_time(
+        self, kind: type[TTFBMetricsData | ProcessingMetricsData], seconds: float
+    ) -> None:
+        """Report a time downstream, if times are asked for."""
+        if self.metrics_enabled and self.can_generate_metrics():
+            await self.push_frame(MetricsFrame([kind(self._name, self._model, value=seconds)]))
 
 
 class Pipeline:
@@ -321,8 +309,3 @@ class Pipeline:
     async def queue_frame(self, frame: Frame) -> None:
         """Send a frame in at the head; returns when all processors are done with it."""
         await self.processors[0].process_frame(frame, DOWNSTREAM)
-
-    async def queue_frames(self, frames: Sequence[Frame]) -> None:
-        """Send frames in at the head, one after the other."""
-        for frame in frames:
-            await self.queue_frame(frame)

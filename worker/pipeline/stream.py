@@ -13,20 +13,18 @@ import msgspec
 
 from turnline.worker.pipeline.call_parts import whole_characters
 from turnline.worker.pipeline.event_bytes import EventBytes, payloads_of
-from turnline.worker.pipeline.provider_errors import (
-    BODY_MAX_BYTES,
-    UNDECODED,
-    as_object,
-    failed,
-    failure_of,
-)
 from turnline.worker.pipeline.reply_text import ReplyText
 from turnline.worker.pipeline.shapes import (
+    BODY_MAX_BYTES,
+    UNDECODED,
     Fields,
     Unreadable,
     Words,
+    as_object,
     choices_of,
     decoded,
+    failed,
+    failure_of,
     finish_of,
     short,
     words_of,
@@ -46,19 +44,14 @@ from turnline.worker.pipeline.stream_events import (
     TextDelta,
     UsageReport,
 )
-from turnline.worker.pipeline.usage_reports import (
-    NO_COUNTS,
-    Counts,
-    counts_in,
-    usage_of,
-    usual_counts,
-)
+from turnline.worker.pipeline.usage_reports import NO_COUNTS, Counts, counts_in, usage_of
 from turnline.worker.pipeline.usual_chunks import (
     Choice,
     Chunk,
     FirstChunk,
     decode_chunk,
     decode_first_chunk,
+    usual_counts,
     usual_events,
 )
 

@@ -22,18 +22,6 @@ class ProviderUsage(msgspec.Struct, frozen=True):
     cost_usd_ticks: int | None = None
     """1 USD = 10,000,000,000 ticks; None if not reported."""
 
-    def __add__(self, other: "ProviderUsage") -> "ProviderUsage":
-        """Add field by field; an unreported cost counts as none."""
-        costs = [c for c in (self.cost_usd_ticks, other.cost_usd_ticks) if c is not None]
-        return ProviderUsage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.total_tokens + other.total_tokens,
-            sum(costs) if costs else None,
-        )
-
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """More of the visible answer."""

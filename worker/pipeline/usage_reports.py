@@ -37,25 +37,6 @@ NO_COUNTS: Final = Counts()
 """Before the first report."""
 
 
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: int
-
-
-class _CompletionDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: int
-
-
-class UsualUsage(msgspec.Struct, gc=False):
-    """A usage report as xAI sends it."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    cost_in_usd_ticks: int
-    prompt_tokens_details: _PromptDetails
-    completion_tokens_details: _CompletionDetails
-
-
 _PROMPT: Final = (
     *("prompt_tokens", "input_tokens", "promptTokens", "inputTokens", "prompt_token_count"),
     *("promptTokenCount", "inputTokenCount", "prompt_eval_count", "prompt_n"),
@@ -76,29 +57,6 @@ _DETAILS: Final = (
     *("prompt_tokens_details", "input_tokens_details", "completion_tokens_details"),
     *("output_tokens_details",),
 )
-
-
-def usual_counts(usage: UsualUsage, frame: bytes) -> Counts | None:
-    """Return what a usual report says; None if the frame may say more or a number is none."""
-    prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
-    cached = usage.prompt_tokens_details.cached_tokens
-    reasoning = usage.completion_tokens_details.reasoning_tokens
-    is_sure = (
-        0 < prompt <= TOKENS_MAX
-        and 0 < completion <= TOKENS_MAX
-        and 0 < total <= TOKENS_MAX
-        and 0 <= cached <= TOKENS_MAX
-        and 0 <= reasoning <= TOKENS_MAX
-        and 0 <= usage.cost_in_usd_ticks <= COST_MAX_TICKS
-        # A zero says nothing: another name may say more.
-        and (cached or frame.count(b"ache") == 1)
-        and (reasoning or (frame.count(b"reasoning") == 1 and b"thoughts" not in frame))
-    )
-    if not is_sure:
-        return None
-    return Counts(
-        prompt, completion, reasoning or None, cached or None, total, usage.cost_in_usd_ticks
-    )
 
 
 def counts_of(value: Any) -> Counts | None:

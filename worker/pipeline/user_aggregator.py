@@ -1,17 +1,13 @@
-"""Collects what the user says into a context."""
+"""What the aggregators of a context share, and the one that collects what the user says."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import io
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from turnline.worker.pipeline.context import (
-    OpenAILLMContext,
-)
-from turnline.worker.pipeline.context_aggregator import (
-    LLMContextResponseAggregator,
-    warn_of_parameter,
-)
+from turnline.worker.pipeline.context import Message, OpenAILLMContext
 from turnline.worker.pipeline.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
@@ -20,11 +16,120 @@ from turnline.worker.pipeline.frames import (
     EndFrame,
     Frame,
     InterimTranscriptionFrame,
+    LLMMessagesAppendFrame,
+    LLMMessagesUpdateFrame,
+    LLMSetToolChoiceFrame,
+    LLMSetToolsFrame,
+    OpenAILLMContextFrame,
     TranscriptionFrame,
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection
+from turnline.worker.pipeline.processor import (
+    DOWNSTREAM,
+    UPSTREAM,
+    FrameDirection,
+    FrameProcessor,
+)
+
+
+class LLMContextResponseAggregator(FrameProcessor):
+    """What both aggregators share: the context and the frames that change it."""
+
+    def __init__(self, *, context: OpenAILLMContext, role: str, name: str | None = None) -> None:
+        """Work on `context`, which the pair shares, for whoever has `role` there."""
+        super().__init__(name=name)
+        self._context = context
+        self._role = role
+        self._collected = io.StringIO()
+
+    @property
+    def context(self) -> OpenAILLMContext:
+        """The context that this aggregator adds to."""
+        return self._context
+
+    @property
+    def messages(self) -> list[Message]:
+        """The context's live list of messages."""
+        return self._context.get_messages()
+
+    @property
+    def role(self) -> str:
+        """Whose messages these are: `user` or `assistant`."""
+        return self._role
+
+    def add_messages(self, messages: Iterable[Message]) -> None:
+        """Add messages to the context."""
+        self._context.add_messages(messages)
+
+    def set_messages(self, messages: Iterable[Message]) -> None:
+        """Replace the context's messages."""
+        self._context.set_messages(messages)
+
+    def set_tools(self, tools: Any) -> None:
+        """Set the context's tools."""
+        self._context.set_tools(tools)
+
+    def set_tool_choice(self, tool_choice: Any) -> None:
+        """Set the context's tool choice."""
+        self._context.set_tool_choice(tool_choice)
+
+    def get_context_frame(self) -> OpenAILLMContextFrame:
+        """Return the frame that asks for an answer to the context as it is then."""
+        return OpenAILLMContextFrame(self._context)
+
+    async def push_context_frame(self, direction: FrameDirection = DOWNSTREAM) -> None:
+        """Ask for an answer to the context as it is now."""
+        await self.push_frame(self.get_context_frame(), direction)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether text was received that is not in the context yet."""
+        return self._collected.tell() > 0
+
+    @property
+    def _aggregation(self) -> str:
+        """What was collected, for subclasses that push it themselves."""
+        return self._collected.getvalue()
+
+    @_aggregation.setter
+    def _aggregation(self, text: str) -> None:
+        self._collected = io.StringIO()
+        self._collected.write(text)
+
+    async def reset(self) -> None:
+        """Forget the text that was collected; the context stays as it is."""
+        self._collected = io.StringIO()
+
+    async def handle_aggregation(self, aggregation: str) -> None:
+        """Add what was collected to the context; pushes nothing."""
+        self._context.add_message({"role": self.role, "content": aggregation})
+
+    async def push_aggregation(self) -> None:
+        """Bring what was collected into the context and ask for an answer; nothing if empty."""
+
+    async def _change_context(self, frame: Frame) -> bool:
+        """Apply a frame that changes the context itself; False if it is none."""
+        match frame:
+            case LLMMessagesAppendFrame():
+                self.add_messages(frame.messages)
+            case LLMMessagesUpdateFrame():
+                self.set_messages(frame.messages)
+            case LLMSetToolsFrame():
+                self.set_tools(frame.tools)
+                return True
+            case LLMSetToolChoiceFrame():
+                self.set_tool_choice(frame.tool_choice)
+                return True
+            case _:
+                return False
+        if frame.run_llm:
+            await self._run_llm()
+        return True
+
+    async def _run_llm(self) -> None:
+        """Ask for an answer to the context, wherever the model's service is."""
+        await self.push_context_frame()
 
 
 @dataclass
@@ -41,8 +146,9 @@ _USER_PARAMS: Final = LLMUserAggregatorParams()
 class LLMUserContextAggregator(LLMContextResponseAggregator):
     """Collects what the user says until the user is done, then asks for an answer.
 
-    There is no timer task: `deadline` says when `tick` wants to be called. A final transcription
-    restarts the wait, and so does the end of speech while one more final transcription is due.
+    There is no timer task: `due_in_s` says when `tick` wants to be called, as `PipelineTask` does.
+    The worker waits for more itself and calls `push_aggregation`. A final transcription restarts
+    the wait, and so does the end of speech while one more final transcription is due.
     """
 
     NEVER_CALLED: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -86,7 +192,6 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
             warn_of_parameter("aggregation_timeout")
             self._params.aggregation_timeout = aggregation_timeout
         self._now = now or _loop_time
-        self._aggregation = ""
         self._user_speaking = False
         self._bot_speaking = False
         self._emulating_vad = False
@@ -95,22 +200,11 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
         self._waits_since = 0.0
 
     @property
-    def deadline(self) -> float | None:
-        """When to call `tick`, on the clock given; None while there is nothing to wait for."""
-        if self._user_speaking or not (self._aggregation or self._emulating_vad):
-            return None
-        return self._waits_since + self._params.aggregation_timeout
-
-    @property
     def due_in_s(self) -> float | None:
         """Seconds until `tick` wants to be called; None while there is nothing to wait for."""
-        deadline = self.deadline
-        return None if deadline is None else max(0.0, deadline - self._now())
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether text was received that is not in the context yet."""
-        return bool(self._aggregation)
+        if self._user_speaking or not (self.has_pending or self._emulating_vad):
+            return None
+        return max(0.0, self._waits_since + self._params.aggregation_timeout - self._now())
 
     @property
     def user_speaking(self) -> bool:
@@ -118,9 +212,8 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
         return self._user_speaking
 
     async def tick(self) -> None:
-        """Take the user to be done, if the deadline has passed."""
-        deadline = self.deadline
-        if deadline is None or self._now() < deadline:
+        """Take the user to be done, if nothing was said for as long as `due_in_s` told."""
+        if self.due_in_s != 0:  # None: nothing to wait for
             return
         emulating, self._emulating_vad = self._emulating_vad, False
         await self.push_aggregation()
@@ -129,13 +222,13 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
 
     async def reset(self) -> None:
         """Forget what was collected; the context stays as it is."""
-        self._aggregation = ""
+        await super().reset()
         self._seen_interim_results = False
         self._waiting_for_aggregation = False
 
     async def push_aggregation(self) -> None:
         """Add what was collected as one user message and ask for an answer; nothing if empty."""
-        if self._aggregation:
+        if self.has_pending:
             await self._process_aggregation()
 
     async def _process_aggregation(self) -> None:
@@ -180,7 +273,6 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
 
     async def _handle_user_stopped_speaking(self, _: UserStoppedSpeakingFrame) -> None:
         """Take what was collected to be whole, unless a final transcription is due."""
-        self._user_speaking = False
         if self._seen_interim_results:
             self._waits_since = self._now()
         else:
@@ -196,7 +288,7 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
         text = frame.text
         if not text.strip():
             return
-        self._aggregation = f"{self._aggregation} {text}" if self._aggregation else text
+        self._collected.write(f" {text}" if self.has_pending else text)
         self._seen_interim_results = False
         self._waits_since = self._now()
         if self._user_speaking or self._waiting_for_aggregation:
@@ -213,3 +305,8 @@ class LLMUserContextAggregator(LLMContextResponseAggregator):
 
 def _loop_time() -> float:
     return asyncio.get_running_loop().time()
+
+
+def warn_of_parameter(parameter: str) -> None:
+    """Warn that a parameter stands in `params` now."""
+    warnings.warn(f"{parameter} stands in `params`", DeprecationWarning, stacklevel=3)

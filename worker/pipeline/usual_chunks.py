@@ -13,7 +13,7 @@ from turnline.worker.pipeline.stream_events import (
     StreamEvent,
     TextDelta,
 )
-from turnline.worker.pipeline.usage_reports import UsualUsage
+from turnline.worker.pipeline.usage_reports import COST_MAX_TICKS, TOKENS_MAX, Counts
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -45,6 +45,25 @@ class Choice(msgspec.Struct, gc=False):
     text: msgspec.Raw | None = None
     usage: msgspec.Raw | None = None
     tool_calls: msgspec.Raw | None = None
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int
+
+
+class UsualUsage(msgspec.Struct, gc=False):
+    """A usage report as xAI sends it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cost_in_usd_ticks: int
+    prompt_tokens_details: _PromptDetails
+    completion_tokens_details: _CompletionDetails
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -96,3 +115,26 @@ def _tool_call_delta(call: _ToolCall) -> ToolCallDelta | None:
     if function is None or (function.name is None and function.arguments is None):
         return None
     return ToolCallDelta(call.index, call.id, function.name, function.arguments)
+
+
+def usual_counts(usage: UsualUsage, frame: bytes) -> Counts | None:
+    """Return what a usual report says; None if the frame may say more or a number is none."""
+    prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+    cached = usage.prompt_tokens_details.cached_tokens
+    reasoning = usage.completion_tokens_details.reasoning_tokens
+    is_sure = (
+        0 < prompt <= TOKENS_MAX
+        and 0 < completion <= TOKENS_MAX
+        and 0 < total <= TOKENS_MAX
+        and 0 <= cached <= TOKENS_MAX
+        and 0 <= reasoning <= TOKENS_MAX
+        and 0 <= usage.cost_in_usd_ticks <= COST_MAX_TICKS
+        # A zero says nothing: another name may say more.
+        and (cached or frame.count(b"ache") == 1)
+        and (reasoning or (frame.count(b"reasoning") == 1 and b"thoughts" not in frame))
+    )
+    if not is_sure:
+        return None
+    return Counts(
+        prompt, completion, reasoning or None, cached or None, total, usage.cost_in_usd_ticks
+    )

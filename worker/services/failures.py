@@ -16,7 +16,7 @@ from turnline.worker.errors import (
     UnusableReply,
     Words,
 )
-from turnline.worker.pipeline.provider_errors import failure_of_body
+from turnline.worker.pipeline.shapes import failure_of_body
 from turnline.worker.pipeline.stream_events import StreamFailed
 
 RETRY_AFTER_MAX_S: Final = 120.0
@@ -146,13 +146,13 @@ def lost(error: Exception) -> ProviderUnavailable:
     return ProviderUnavailable(f"the connection to the provider failed ({kind})", code="connection")
 
 
-def failure_in_stream(failure: StreamFailed, *, status: int = 200) -> Retryable | Terminal:
+def failure_in_stream(failure: StreamFailed) -> Retryable | Terminal:
     """Return the error for a failure that was reported under HTTP 200.
 
     What cannot be recognised may be tried again, once: the request was accepted, so it was not
     wrong, and it says nothing of the provider's health.
     """
-    return _with_words(_in_stream(failure, status), failure)
+    return _with_words(_in_stream(failure, 200), failure)
 
 
 def _in_stream(failure: StreamFailed, status: int) -> Retryable | Terminal:

@@ -3,28 +3,28 @@
 These are the parts of pipecat's `LLMService` and `AIService`.
 """
 
+import asyncio
 import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar, Final
 
 from turnline.contracts.conversation import check_visible
 from turnline.contracts.errors import InvalidMessage
+from turnline.worker.errors import WorkerError
 from turnline.worker.pipeline.aggregators import to_json
 from turnline.worker.pipeline.call_parts import NAME_MAX_CHARS
 from turnline.worker.pipeline.calls import CallObserver, LLMCall
-from turnline.worker.pipeline.context import MessageAdapter, OpenAILLMContext, PlainMessages
+from turnline.worker.pipeline.context import PLAIN, MessageAdapter, OpenAILLMContext
 from turnline.worker.pipeline.frames import (
     CancelFrame,
     EndFrame,
     Frame,
     FunctionCallFromLLM,
     LLMMessagesFrame,
-    LLMTokenUsage,
     LLMUpdateSettingsFrame,
-    LLMUsageMetricsData,
-    MetricsFrame,
     OpenAILLMContextFrame,
     ProcessingMetricsData,
     StartFrame,
@@ -42,13 +42,75 @@ from turnline.worker.pipeline.functions import (
     function_call,
 )
 from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection, FrameProcessor
-from turnline.worker.pipeline.stream_events import ProviderUsage
-from turnline.worker.services.call_records import CallRecords
-from turnline.worker.services.completion import Completion, UsageTally
-from turnline.worker.services.runs import Run, interrupt_all, run_of
+from turnline.worker.services.completion import CallRecords, Completion, UsageTally
+from turnline.worker.services.transport import ResponseStream
 
-_PLAIN_MESSAGES: Final = PlainMessages()
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class Run:
+    """The answering of one context: completions until no tool result wants another."""
+
+    def __init__(self, context: OpenAILLMContext) -> None:
+        """Begin before the first response."""
+        self.context = context
+        self.again = False
+        self.interrupted = False
+        self.stream: ResponseStream | None = None
+        self.uses_sdk = False
+        self.completion: Completion | None = None
+        """The call that is being made; None before the first of a response."""
+        self.is_sent = False
+        """Whether its request was sent: the next one is another call."""
+        self.made: list[FunctionCallFromLLM] = []
+        """Calls of the response, to be run when it is over."""
+        self.parsed: list[FunctionCallFromLLM] = []
+        """Those of them whose arguments were read here, and may be no JSON at all."""
+        self.batch: FunctionCallBatch | None = None
+        self.task = asyncio.current_task()
+        self.inner: asyncio.Task[None] | None = None
+        """Runs the code of a subclass, so that an interruption can end it."""
+        self.unwound = asyncio.Event()
+
+    def begin_response(self) -> None:
+        """Forget the response before."""
+        self.completion, self.is_sent = None, False
+        self.made, self.parsed = [], []
+        self.unwound.clear()
+
+    def note_status(self, error: WorkerError) -> None:
+        """Take the status from an error, where the SDK kept the response to itself."""
+        status: int | None = getattr(error, "status", None)
+        if self.completion is not None and self.completion.call.status is None:
+            self.completion.call.status = status
+
+    async def interrupt(self) -> None:
+        """Stop what is being made; functions that may not be cancelled go on."""
+        self.interrupted = True
+        if self.completion is not None:
+            self.completion.interrupted = True
+        if self.batch is not None:
+            await self.batch.interrupt()
+        elif self.inner is not None or self.stream is not None:
+            if self.inner is not None:
+                self.inner.cancel()
+            elif self.stream is not None:
+                self.stream.abort()
+            if asyncio.current_task() not in {self.task, self.inner}:
+                await self.unwound.wait()
+
+    async def run_calls(self, batch: FunctionCallBatch) -> None:
+        """Run functions that were announced."""
+        try:
+            if self.interrupted:  # just before the calls began
+                await batch.interrupt()
+            await batch.run()
+        finally:
+            self.batch = None
+
+
+run_of: Final[ContextVar[tuple[object, Run] | None]] = ContextVar("run_of", default=None)
+"""The service that answers in this task, and what: concurrent calls never mix."""
 
 
 class LLMService(FrameProcessor):
@@ -122,7 +184,7 @@ class LLMService(FrameProcessor):
 
     def get_llm_adapter(self) -> MessageAdapter:
         """Return what gives messages the form that this model takes."""
-        return _PLAIN_MESSAGES
+        return PLAIN
 
     async def _update_settings(self, settings: Mapping[str, Any]) -> None:
         """Change parameters of the requests to come."""
@@ -140,35 +202,35 @@ class LLMService(FrameProcessor):
         match frame:
             case StartFrame():
                 await self.start(frame)
-                await self.push_frame(frame, direction)
             case EndFrame():
                 await self.stop(frame)
-                await self.push_frame(frame, direction)
             case CancelFrame():
                 await self.cancel(frame)
-                await self.push_frame(frame, direction)
+            case StartInterruptionFrame():
+                await self._interrupt_runs()
+            case StopInterruptionFrame():
+                self._ttfb_reported = False
             case OpenAILLMContextFrame():
-                await self._answer(frame.context)
+                return await self._answer(frame.context)
             case LLMMessagesFrame():
                 context = OpenAILLMContext(frame.messages)
                 context.set_llm_adapter(self.get_llm_adapter())
-                await self._answer(context)
+                return await self._answer(context)
             case VisionImageRawFrame():
                 context = OpenAILLMContext()
                 context.add_image_frame_message(
                     format=frame.format or "", size=frame.size, image=frame.image, text=frame.text
                 )
-                await self._answer(context)
+                return await self._answer(context)
             case LLMUpdateSettingsFrame():
-                await self._update_settings(frame.settings)
-            case StartInterruptionFrame():
-                await interrupt_all(self._runs.values())
-                await self.push_frame(frame, direction)
-            case StopInterruptionFrame():
-                self._ttfb_reported = False
-                await self.push_frame(frame, direction)
+                return await self._update_settings(frame.settings)
             case _:
-                await self.push_frame(frame, direction)
+                pass
+        return await self.push_frame(frame, direction)
+
+    async def _interrupt_runs(self) -> None:
+        for run in list(self._runs.values()):
+            await run.interrupt()
 
     async def _answer(self, context: OpenAILLMContext) -> None:
         """Run completions until the context wants no further one; never recursive.
@@ -243,16 +305,6 @@ class LLMService(FrameProcessor):
         """Every call, in the order of their requests, also failed and cancelled ones."""
         return self._records.calls
 
-    @property
-    def turn_usage(self) -> LLMTokenUsage:
-        """The sum of what the completions of this service reported as their tokens."""
-        return self._records.reported_usage
-
-    @property
-    def provider_usage(self) -> ProviderUsage:
-        """The sum over all calls of what the provider counted, or else what was streamed."""
-        return self._records.provider_usage
-
     def _new_tally(self) -> UsageTally:
         return UsageTally()
 
@@ -260,15 +312,11 @@ class LLMService(FrameProcessor):
         current = run_of.get()
         return current[1] if current is not None and current[0] is self else None
 
-    def _usage_data(self, tokens: LLMTokenUsage) -> LLMUsageMetricsData:
-        return LLMUsageMetricsData(self._name, self._model, value=tokens)
-
     async def push_ttfb(self, seconds: float) -> None:
         """Report the time to the first chunk, if times are asked for."""
         if self.metrics_enabled and not self._ttfb_reported:
             self._ttfb_reported = self.report_only_initial_ttfb
-            value = TTFBMetricsData(self._name, self._model, value=seconds)
-            await self.push_frame(MetricsFrame([value]))
+            await self._push_time(TTFBMetricsData, seconds)
 
     async def _close_record(self, completion: Completion) -> None:
         """Report what a call cost and how long it took; once, however it ended."""
@@ -276,9 +324,7 @@ class LLMService(FrameProcessor):
         self._records.close(completion)
         if call.metric is not None:
             await FrameProcessor.start_llm_usage_metrics(self, call.metric)
-        if self.metrics_enabled:
-            value = ProcessingMetricsData(self._name, self._model, value=call.duration_s or 0.0)
-            await self.push_frame(MetricsFrame([value]))
+        await self._push_time(ProcessingMetricsData, call.duration_s or 0.0)
         await self._records.tell(call)
 
     # Functions

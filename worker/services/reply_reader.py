@@ -1,11 +1,11 @@
 """Reads the events of one response into a completion, and hands its text on as it comes."""
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 
 from turnline.worker.pipeline.call_parts import ToolCallDelta
 from turnline.worker.pipeline.calls import LLMCall
-from turnline.worker.pipeline.frames import Frame, LLMTextFrame, LLMTokenUsage
+from turnline.worker.pipeline.frames import LLMTextFrame, LLMTokenUsage
 from turnline.worker.pipeline.shapes import short
 from turnline.worker.pipeline.stream_events import (
     FinishReason,
@@ -22,37 +22,16 @@ from turnline.worker.pipeline.stream_events import (
     TextDelta,
     UsageReport,
 )
-from turnline.worker.services.call_records import let_others_send
-from turnline.worker.services.completion import Completion
-from turnline.worker.services.transport import TimeLimits
+from turnline.worker.services.completion import Completion, let_others_send
+from turnline.worker.services.llm_service import LLMService
+from turnline.worker.services.openai.sdk import SdkStream
+from turnline.worker.services.transport import ResponseStream, TimeLimits
 
 _USAGE_SEEN_S: Final = 0.25
 """How long to wait for the wire's end once finish reason and usage have come."""
 
 
-class EventSource(Protocol):
-    """A response that is being read; see `turnline.worker.services.transport`."""
-
-    response: Any
-
-    async def next_events(self) -> list[StreamEvent] | None: ...  # noqa: D102
-
-    def enough(self, *, within_s: float) -> None: ...  # noqa: D102
-
-    def expect_more(self) -> None: ...  # noqa: D102
-
-    @property
-    def left_unread(self) -> bool: ...  # noqa: D102
-
-
-class Receiver(Protocol):
-    """The service that a reply is read for."""
-
-    async def push_frame(self, frame: Frame) -> None: ...  # noqa: D102
-
-    async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None: ...  # noqa: D102
-
-    async def push_ttfb(self, seconds: float) -> None: ...  # noqa: D102
+EventSource: TypeAlias = ResponseStream | SdkStream
 
 
 class ReplyReader:
@@ -60,7 +39,7 @@ class ReplyReader:
 
     def __init__(
         self,
-        receiver: Receiver,
+        receiver: LLMService,
         completion: Completion,
         stream: EventSource,
         *,

@@ -49,6 +49,11 @@ class TimeLimits(msgspec.Struct, frozen=True, kw_only=True):
     """After `[DONE]`, for the end of the response, which makes the connection reusable."""
 
 
+def stalled(limit: str) -> Stalled:
+    """Return the error for a time limit that ran out."""
+    return Stalled(f"the provider sent nothing in time ({limit})", code=f"{limit}_timeout")
+
+
 class Parser(Protocol):
     """Turns the bytes of a response into events; see `turnline.worker.pipeline.stream`."""
 
@@ -240,10 +245,7 @@ class ResponseStream:
     def _stopped_events(self) -> list[StreamEvent] | None:
         match self.stopped:
             case "first_token" | "idle" | "total":
-                raise Stalled(
-                    f"the provider sent nothing in time ({self.stopped})",
-                    code=f"{self.stopped}_timeout",
-                ) from None
+                raise stalled(self.stopped) from None
             case "dead":
                 raise ProviderUnavailable(
                     "the connection to the provider was closed without a word", code="connection"

@@ -113,8 +113,6 @@ async def test_nothing_is_carried_from_one_completion_to_the_next() -> None:
         await run.run()
 
         assert run.reported == [(5, 1, 6), (6, 2, 8)]
-        total = run.service.turn_usage
-        assert (total.prompt_tokens, total.completion_tokens, total.total_tokens) == (11, 3, 14)
 
 
 async def test_without_metrics_nothing_is_reported_and_the_ledger_has_it_all() -> None:
@@ -123,8 +121,10 @@ async def test_without_metrics_nothing_is_reported_and_the_ledger_has_it_all() -
         await run.run()
 
         assert (run.text, run.reported) == ("x", [])
-        assert run.service.turn_usage.total_tokens == 6
-        assert run.service.calls[0].usage == ProviderUsage(5, 1, 0, 0, 6)
+        (noted,) = run.service.calls
+        assert noted.metric is not None
+        assert noted.metric.total_tokens == 6
+        assert noted.usage == ProviderUsage(5, 1, 0, 0, 6)
 
 
 async def test_completions_that_share_a_service_never_mix_their_counts() -> None:
@@ -166,7 +166,7 @@ async def test_the_providers_own_numbers_are_kept_beside_the_seeds_three() -> No
         assert call.usage_state == "reported"
         assert call.metric is not None
         assert (call.metric.reasoning_tokens, call.metric.cache_read_input_tokens) == (313, 287)
-        assert run.service.provider_usage.total_tokens == 628
+        assert call.counted_usage.total_tokens == 628
 
 
 @pytest.mark.promise("P7")

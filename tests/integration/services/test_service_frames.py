@@ -3,6 +3,7 @@
 from typing import Any
 
 from tests.integration.services.wire import (
+    FrameTap,
     Turn,
     WireServer,
     delta,
@@ -25,7 +26,7 @@ from turnline.worker.pipeline.frames import (
     UserStoppedSpeakingFrame,
     VisionImageRawFrame,
 )
-from turnline.worker.pipeline.processor import DOWNSTREAM, FrameTap
+from turnline.worker.pipeline.processor import DOWNSTREAM
 from turnline.worker.services.openai.llm import OpenAILLMService
 
 ANSWER = streaming(delta(content="done"), finish())
@@ -39,15 +40,14 @@ def counted(prompt: int, completion: int) -> bytes:
 async def test_a_spoken_turn_is_one_request_and_one_reply() -> None:
     """Speech and the end of the turn in one go: one request, the reply in the context."""
     async with turn(ANSWER) as (run, server):
-        await run.pipeline.queue_frames(
-            [
-                StartFrame(),
-                UserStartedSpeakingFrame(),
-                TranscriptionFrame("and now?", "cat", ""),
-                UserStoppedSpeakingFrame(),
-                EndFrame(),
-            ]
-        )
+        for said in (
+            StartFrame(),
+            UserStartedSpeakingFrame(),
+            TranscriptionFrame("and now?", "cat", ""),
+            UserStoppedSpeakingFrame(),
+            EndFrame(),
+        ):
+            await run.pipeline.queue_frame(said)
 
         assert len(server.requests) == 1
         assert run.said == [
@@ -107,7 +107,7 @@ async def test_openai_reports_the_last_usage_once() -> None:
     async with WireServer(streaming(counted(9, 9), counted(5, 1), finish())) as server:
         service = OpenAILLMService(api_key="k", client=server.client, model="m")
         seen: list[object] = []
-        service.link(FrameTap(lambda frame, _: seen.append(frame)))
+        service.link(FrameTap(seen.append))
         await service.process_frame(StartFrame(enable_usage_metrics=True), DOWNSTREAM)
         await service._process_context(Turn(server.client).context)
 

@@ -387,7 +387,6 @@ async def test_usage_may_be_counted_by_a_subclass() -> None:
         await run.run()
 
         assert run.reported == [(9, 4, 13)]
-        assert service.turn_usage.total_tokens == 13
 
 
 class Noting:
@@ -642,8 +641,8 @@ async def test_other_hooks_are_called() -> None:
 
     async with turn(CALLING, service_class=Mine, model="m") as (run, server):
         await run.run()
-        frames = (LLMUpdateSettingsFrame({"model": "n"}), EndFrame(), CancelFrame())
-        await run.pipeline.queue_frames(frames)
+        for frame in (LLMUpdateSettingsFrame({"model": "n"}), EndFrame(), CancelFrame()):
+            await run.pipeline.queue_frame(frame)
 
         assert seen == ["m", "start", "calls", "settings", "n", "stop", "cancel"]
         assert len(server.requests) == 1

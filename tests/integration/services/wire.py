@@ -19,7 +19,7 @@ from turnline.worker.pipeline.frames import (
     StartFrame,
     StartInterruptionFrame,
 )
-from turnline.worker.pipeline.processor import FrameDirection, FrameTap, Pipeline
+from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor, Pipeline
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.openai.llm import create_client
 from turnline.worker.services.transport import TimeLimits
@@ -117,6 +117,18 @@ def streaming(*payloads: bytes) -> Script:
     return script
 
 
+class FrameTap(FrameProcessor):
+    """Shows each passing frame to a function and passes it on."""
+
+    def __init__(self, on_frame: Callable[[Frame], None]) -> None:
+        super().__init__()
+        self._on_frame = on_frame
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        self._on_frame(frame)
+        await self.push_frame(frame, direction)
+
+
 class Turn:
     """One turn around a Grok service: what a worker builds, with everything recorded."""
 
@@ -138,13 +150,14 @@ class Turn:
         self.pipeline = Pipeline([pair.user(), self.service, FrameTap(self._saw), self.assistant])
         self._start = StartFrame(enable_metrics=metrics, enable_usage_metrics=metrics)
 
-    def _saw(self, frame: Frame, _: FrameDirection) -> None:
+    def _saw(self, frame: Frame) -> None:
         self.frames.append(frame)
         if isinstance(frame, LLMTextFrame):
             self.on_text(frame.text)
 
     async def run(self) -> None:
-        await self.pipeline.queue_frames([self._start, OpenAILLMContextFrame(self.context)])
+        await self.pipeline.queue_frame(self._start)
+        await self.pipeline.queue_frame(OpenAILLMContextFrame(self.context))
 
     async def interrupt(self) -> None:
         await self.pipeline.queue_frame(StartInterruptionFrame())

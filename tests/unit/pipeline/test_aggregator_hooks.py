@@ -31,7 +31,6 @@ from turnline.worker.pipeline.frames import (
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
-from turnline.worker.pipeline.overrides import refuse_dead_overrides
 from turnline.worker.pipeline.processor import DOWNSTREAM, UPSTREAM, FrameDirection, FrameProcessor
 
 RAW = LLMAssistantAggregatorParams(expect_stripped_words=False)
@@ -275,7 +274,7 @@ def test_an_override_that_nobody_would_call_is_refused(base: type[FrameProcessor
 def test_what_is_refused_is_not_there() -> None:
     """A list of names that are never called holds none that a class has."""
     for base in (FrameProcessor, LLMUserContextAggregator, LLMAssistantContextAggregator):
-        refuse_dead_overrides(type("Plain", (base,), {}))
+        type("Plain", (base,), {})
 
 
 async def test_an_assistants_append_may_run_the_model() -> None:

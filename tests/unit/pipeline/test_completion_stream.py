@@ -13,7 +13,7 @@ from tests.support.recordings import recorded
 from turnline.worker.errors import ReplyTooLarge
 from turnline.worker.pipeline.call_parts import ToolCallCollector, ToolCallDelta, ToolCallParts
 from turnline.worker.pipeline.event_bytes import EVENT_MAX_BYTES
-from turnline.worker.pipeline.provider_errors import failure_of_body
+from turnline.worker.pipeline.shapes import failure_of_body
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import (
     EmptyDelta,
@@ -539,14 +539,6 @@ def test_tool_calls(shape: str) -> None:
 
     assert collector.calls() == calls
     assert bool(collector) is bool(calls)
-
-
-def test_usage_adds_up() -> None:
-    """Reports of several calls add field by field; an unreported cost counts as none."""
-    first, second = ProviderUsage(1, 2, 3, 4, 5), ProviderUsage(10, 20, 30, 40, 50, 60)
-
-    assert first + second == ProviderUsage(11, 22, 33, 44, 55, 60)
-    assert first + first == ProviderUsage(2, 4, 6, 8, 10, None)
 
 
 @recorded("xai/chat.*streaming*.jsonl")

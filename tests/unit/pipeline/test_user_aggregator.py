@@ -1,11 +1,14 @@
 """The user aggregator on a virtual clock: what it collects, when it asks for an answer."""
 
+import asyncio
+from operator import attrgetter
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.growth import is_linear
 from turnline.worker.pipeline.aggregators import LLMUserAggregatorParams, LLMUserContextAggregator
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import (
@@ -76,8 +79,8 @@ class Bench:
     async def wait(self, duration_s: float) -> None:
         """Let time pass; the aggregator is ticked exactly when it asked for it."""
         end_s = self.now_s + duration_s
-        while (deadline := self.aggregator.deadline) is not None and deadline <= end_s:
-            self.now_s = max(self.now_s, deadline)
+        while (wait_s := self.aggregator.due_in_s) is not None and self.now_s + wait_s <= end_s:
+            self.now_s += wait_s
             await self.aggregator.tick()
         self.now_s = end_s
 
@@ -238,24 +241,36 @@ async def test_pending_state_is_visible() -> None:
     """A driver sees what waits, until when, and whether the user speaks."""
     bench = Bench()
     aggregator = bench.aggregator
-    assert (aggregator.has_pending, aggregator.user_speaking, aggregator.deadline) == (
-        False,
-        False,
-        None,
-    )
+    state = attrgetter("has_pending", "user_speaking", "due_in_s")
+    assert state(aggregator) == (False, False, None)
 
     await bench.push(S, T("x"))
-    assert (aggregator.has_pending, aggregator.user_speaking, aggregator.deadline) == (
-        True,
-        True,
-        None,
-    )
+    assert state(aggregator) == (True, True, None)
 
     await bench.push(I("y"), E)
-    assert (aggregator.has_pending, aggregator.deadline) == (True, TIMEOUT_S)
+    assert state(aggregator) == (True, False, TIMEOUT_S)
 
     await aggregator.tick()
     assert aggregator.has_pending, "ticked too early: nothing happens"
+
+
+def test_the_work_of_a_transcription_does_not_grow_with_what_waits() -> None:
+    """Many transcriptions of one turn are joined once, at its end."""
+
+    def collect(count: int) -> None:
+        aggregator = LLMUserContextAggregator(OpenAILLMContext(), now=lambda: 0.0)
+        said = T("x" * 400)
+
+        async def speak() -> None:
+            await aggregator.process_frame(S, DOWNSTREAM)
+            for _ in range(count):
+                await aggregator.process_frame(said, DOWNSTREAM)
+            await aggregator.process_frame(E, DOWNSTREAM)
+
+        asyncio.run(speak())
+        assert len(aggregator.messages[0]["content"]) == 401 * count - 1
+
+    assert is_linear(collect, 1_500)
 
 
 WORDS = st.sampled_from(["a", "b", " c", "d "])

@@ -309,7 +309,6 @@ async def test_name_model_and_metrics_are_as_the_seed_has_them(client: AsyncOpen
     assert (service.model_name, service.can_generate_metrics()) == ("grok-3-beta", True)
     service.set_model_name("grok-4.3")
     assert service.model_name == "grok-4.3"
-    assert service.turn_usage.total_tokens == 0
 
 
 async def test_a_service_per_turn_is_cheap(client: AsyncOpenAI) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import msgspec
 from openai import AsyncOpenAI
@@ -25,14 +25,12 @@ log = logging.getLogger(__name__)
 
 GROK_BASE_URL: Final = "https://api.x.ai/v1"
 
-_encode = msgspec.json.Encoder().encode
-
 
 class GrokContextAggregatorPair(OpenAIContextAggregatorPair):
     """The two aggregators of one context."""
 
 
-class GrokMessages:
+class GrokMessages(MessageAdapter):
     """Gives messages the form that xAI takes.
 
     xAI refuses a `name` on any message but a user's, and a message without content; an assistant
@@ -40,13 +38,13 @@ class GrokMessages:
     """
 
     def encode_message(self, message: Mapping[str, Any]) -> bytes:
-        """Return the message as compact JSON, non-ASCII text unescaped."""
+        """Return the message as compact JSON. The same message always gives the same bytes."""
         role = message.get("role")
         if "name" in message and role != "user":
             message = {key: value for key, value in message.items() if key != "name"}
         if role == "assistant" and not message.get("content"):
             message = {**message, "content": " "}
-        return _encode(message)
+        return super().encode_message(message)
 
 
 _GROK_MESSAGES: Final = GrokMessages()
@@ -140,8 +138,6 @@ class GrokLLMService(OpenAILLMService):
 
     Source: https://docs.x.ai/docs/models, and refusals recorded in 2026.
     """
-
-    provider_name: ClassVar[str] = "x_ai"
 
     def __init__(
         self,

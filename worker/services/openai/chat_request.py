@@ -1,15 +1,134 @@
-"""Builds the request of a chat completion."""
+"""Builds the request of a chat completion; its sampling parameters, as pipecat has them."""
 
+import dataclasses
+import inspect
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
+from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
+from openai import NotGiven as OpenAINotGiven
 
 from turnline.worker.pipeline.context import OpenAILLMContext, is_given
-from turnline.worker.services.openai.params import SENT_PARAMETERS
+from turnline.worker.pipeline.tool_schemas import NotGiven
+
+log = logging.getLogger(__name__)
 
 CHAT_PATH: Final = "/chat/completions"
 _encode = msgspec.json.Encoder().encode
+
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "seed": (0, float("inf")),
+    "top_k": (0, float("inf")),
+    "max_tokens": (1, float("inf")),
+    "max_completion_tokens": (1, float("inf")),
+}
+
+
+_Number: TypeAlias = float | NotGiven | OpenAINotGiven | None
+_Whole: TypeAlias = int | NotGiven | OpenAINotGiven | None
+
+
+@dataclasses.dataclass(init=False)
+class OpenAIInputParams:
+    """Sampling parameters. What is not given is left out of the request; None is sent as null.
+
+    An unknown one is logged and ignored, unless a subclass declares it.
+    """
+
+    frequency_penalty: _Number = OPENAI_NOT_GIVEN
+    """-2 to 2."""
+    presence_penalty: _Number = OPENAI_NOT_GIVEN
+    """-2 to 2."""
+    seed: _Whole = OPENAI_NOT_GIVEN
+    """0 or more."""
+    temperature: _Number = OPENAI_NOT_GIVEN
+    """0 to 2."""
+    top_k: int | None = None
+    """0 or more; accepted and never sent."""
+    top_p: _Number = OPENAI_NOT_GIVEN
+    """0 to 1."""
+    max_tokens: _Whole = OPENAI_NOT_GIVEN
+    """1 or more."""
+    max_completion_tokens: _Whole = OPENAI_NOT_GIVEN
+    """1 or more."""
+    extra: Mapping[str, Any] | None = dataclasses.field(default_factory=dict[str, Any])
+    """Merged into the request last; replaces anything."""
+
+    def __init__(
+        self,
+        *,
+        frequency_penalty: _Number = OPENAI_NOT_GIVEN,
+        presence_penalty: _Number = OPENAI_NOT_GIVEN,
+        seed: _Whole = OPENAI_NOT_GIVEN,
+        temperature: _Number = OPENAI_NOT_GIVEN,
+        top_k: int | None = None,
+        top_p: _Number = OPENAI_NOT_GIVEN,
+        max_tokens: _Whole = OPENAI_NOT_GIVEN,
+        max_completion_tokens: _Whole = OPENAI_NOT_GIVEN,
+        extra: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        """Take parameters.
+
+        Raises:
+            ValueError: A number is out of its range, or a parameter has the wrong type.
+        """
+        self.frequency_penalty = frequency_penalty
+        self.presence_penalty = presence_penalty
+        self.seed = seed
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.max_tokens = max_tokens
+        self.max_completion_tokens = max_completion_tokens
+        self.extra = {} if extra is None else extra
+        for name, value in more.items():
+            if any(name in inspect.get_annotations(cls) for cls in type(self).__mro__):
+                setattr(self, name, value)
+            else:
+                log.warning("llm.unknown_parameter", extra={"parameter": name})
+        self._check()
+
+    def _check(self) -> None:
+        for name, (lowest, highest) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None or not is_given(value):
+                continue
+            whole = name in {"seed", "top_k", "max_tokens", "max_completion_tokens"}
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ValueError(f"{name}: a {'whole ' if whole else ''}number")  # noqa: TRY004
+            if not lowest <= value <= highest:
+                raise ValueError(f"{name}: {lowest:g} to {highest:g}")
+
+
+SENT_PARAMETERS: Final = (
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+)
+_DEFAULT_PARAMS: Final = OpenAIInputParams()
+
+
+def settings_of(params: OpenAIInputParams | None) -> dict[str, Any]:
+    """Return the parameters that are sent, the SDK's constant for one not given, and `extra`."""
+    params = params or _DEFAULT_PARAMS
+    settings = {name: sdk_value(getattr(params, name)) for name in SENT_PARAMETERS}
+    return {**settings, "extra": dict(params.extra) if isinstance(params.extra, Mapping) else {}}
+
+
+def sdk_value(value: Any) -> Any:
+    """Return a value, or the SDK's own constant where none was given."""
+    return value if is_given(value) else OPENAI_NOT_GIVEN
 
 
 def chat_body(

@@ -31,7 +31,7 @@ from turnline.worker.pipeline.frames import (
 from turnline.worker.pipeline.functions import FunctionRegistry
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.services.completion import Completion
-from turnline.worker.services.llm_service import LLMService, calls_of
+from turnline.worker.services.llm_service import LLMService, Run, calls_of, run_of
 from turnline.worker.services.openai.aggregator_pair import (
     ASSISTANT_PARAMS,
     USER_PARAMS,
@@ -39,14 +39,19 @@ from turnline.worker.services.openai.aggregator_pair import (
     OpenAIContextAggregatorPair,
     OpenAIUserContextAggregator,
 )
-from turnline.worker.services.openai.chat_request import CHAT_PATH, chat_body, chat_fields
-from turnline.worker.services.openai.params import OpenAIInputParams, sdk_value, settings_of
+from turnline.worker.services.openai.chat_request import (
+    CHAT_PATH,
+    OpenAIInputParams,
+    chat_body,
+    chat_fields,
+    sdk_value,
+    settings_of,
+)
 from turnline.worker.services.openai.sdk import (
     SDK_OPTIONS,
     SdkStream,
     run_hooks,
     sdk_failures,
-    stalled,
 )
 from turnline.worker.services.openai.sdk_client import create_client, has_transport
 from turnline.worker.services.reply_reader import (
@@ -55,8 +60,7 @@ from turnline.worker.services.reply_reader import (
     note_response,
     note_unread,
 )
-from turnline.worker.services.runs import Run, run_of
-from turnline.worker.services.transport import ResponseStream, TimeLimits
+from turnline.worker.services.transport import ResponseStream, TimeLimits, stalled
 
 __all__ = [
     "OpenAIAssistantContextAggregator",
@@ -101,8 +105,6 @@ class OpenAILLMService(LLMService):
     """Whether a subclass changes how requests are made."""
     InputParams: TypeAlias = OpenAIInputParams
     """Sampling parameters, as pipecat has them: an attribute of the service."""
-    provider_name: ClassVar[str] = "openai"
-    """Value of `gen_ai.provider.name`."""
 
     def __init__(
         self,

@@ -11,12 +11,12 @@ import httpx2
 import msgspec
 import openai
 
-from turnline.worker.errors import Stalled, UnusableReply, WorkerError
+from turnline.worker.errors import UnusableReply, WorkerError
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import FinishReason, StreamEvent, StreamFailed
 from turnline.worker.services.failures import failure_in_stream, failure_of_response, lost
-from turnline.worker.services.runs import Run
-from turnline.worker.services.transport import TimeLimits
+from turnline.worker.services.llm_service import Run
+from turnline.worker.services.transport import TimeLimits, stalled
 
 SDK_OPTIONS: Final = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
 """What `extra` may hold that is the SDK's business and no part of the request's body."""
@@ -177,11 +177,6 @@ def _fields(value: Any) -> dict[str, Any]:
     if isinstance(value, openai.BaseModel):
         return value.model_dump(exclude_unset=True, warnings=False)
     return cast("dict[str, Any]", vars(value))
-
-
-def stalled(limit: str) -> Stalled:
-    """Return the error for a time limit that ran out."""
-    return Stalled(f"the provider sent nothing in time ({limit})", code=f"{limit}_timeout")
 
 
 @contextlib.contextmanager
