@@ -21,10 +21,15 @@ class BlockingVerbs(griffe.Extension):
             return
         client = pkg["contracts.client.TurnClient"]
         blocking = pkg["contracts.blocking_client.SyncTurnClient"]
-        for name, member in list(blocking.members.items()):
-            made = _MADE.fullmatch(str(getattr(member, "value", "")))
-            if made is not None:
-                blocking.set_member(name, _blocking(client[made[1]], member))
+        verbs = {
+            name: made[1]
+            for name, member in blocking.members.items()
+            if (made := _MADE.fullmatch(str(getattr(member, "value", ""))))
+        }
+        if not verbs:
+            raise LookupError("SyncTurnClient has no verbs that are made as this file expects")
+        for name, verb in verbs.items():
+            blocking.set_member(name, _blocking(client[verb], blocking.members[name]))
 
 
 def _blocking(verb: griffe.Function, made: griffe.Object) -> griffe.Function:
