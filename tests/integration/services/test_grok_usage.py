@@ -12,8 +12,10 @@ from tests.integration.services.wire import (
     WireServer,
     chunk,
     delta,
+    failed,
     finish,
     frame,
+    ran,
     sse,
     streaming,
     turn,
@@ -54,10 +56,9 @@ async def test_the_first_prompt_and_the_largest_completion_are_reported(
     payloads: list[bytes], reported: list[tuple[int, int, int]]
 ) -> None:
     """First prompt above zero, largest completion, their sum; once, or not at all."""
-    async with turn(streaming(*payloads, finish())) as (run, _):
-        await run.run()
+    run, _ = await ran(streaming(*payloads, finish()))
 
-        assert run.reported == reported
+    assert run.reported == reported
 
 
 async def test_a_report_outside_of_a_completion_counts_nowhere() -> None:
@@ -75,12 +76,10 @@ async def test_what_was_counted_before_a_failure_is_reported_once() -> None:
     async def script(connection: Connection) -> None:
         await connection.send(STREAM_HEAD + chunk(sse(counted(5, 1))) + b"0\r\n\r\n")
 
-    async with turn(script) as (run, _):
-        with pytest.raises(Truncated):
-            await run.run()
+    run, _, _ = await failed(Truncated, script)
 
-        assert run.reported == [(5, 1, 6)]
-        assert (run.service.calls[0].outcome, run.service.calls[0].error) == ("failed", "truncated")
+    assert run.reported == [(5, 1, 6)]
+    assert (run.service.calls[0].outcome, run.service.calls[0].error) == ("failed", "truncated")
 
 
 async def test_what_was_counted_before_a_cancellation_is_reported_once() -> None:
@@ -117,14 +116,13 @@ async def test_nothing_is_carried_from_one_completion_to_the_next() -> None:
 
 async def test_without_metrics_nothing_is_reported_and_the_ledger_has_it_all() -> None:
     """Without metrics the text is the same, and nothing is reported; the ledger has it all."""
-    async with turn(streaming(counted(5, 1), finish()), metrics=False) as (run, _):
-        await run.run()
+    run, _ = await ran(streaming(counted(5, 1), finish()), metrics=False)
 
-        assert (run.text, run.reported) == ("x", [])
-        (noted,) = run.service.calls
-        assert noted.metric is not None
-        assert noted.metric.total_tokens == 6
-        assert noted.usage == ProviderUsage(5, 1, 0, 0, 6)
+    assert (run.text, run.reported) == ("x", [])
+    (noted,) = run.service.calls
+    assert noted.metric is not None
+    assert noted.metric.total_tokens == 6
+    assert noted.usage == ProviderUsage(5, 1, 0, 0, 6)
 
 
 async def test_completions_that_share_a_service_never_mix_their_counts() -> None:
@@ -157,16 +155,15 @@ async def test_the_providers_own_numbers_are_kept_beside_the_seeds_three() -> No
         "cost_in_usd_ticks": 739000,
     }
     report = usage(288, 27, **{**details, "total_tokens": 628})
-    async with turn(streaming(delta(content="x"), finish(), report)) as (run, _):
-        await run.run()
+    run, _ = await ran(streaming(delta(content="x"), finish(), report))
 
-        (call,) = run.service.calls
-        assert run.reported == [(288, 27, 315)]
-        assert call.usage == ProviderUsage(288, 27, 313, 287, 628, 739000)
-        assert call.usage_state == "reported"
-        assert call.metric is not None
-        assert (call.metric.reasoning_tokens, call.metric.cache_read_input_tokens) == (313, 287)
-        assert call.counted_usage.total_tokens == 628
+    (call,) = run.service.calls
+    assert run.reported == [(288, 27, 315)]
+    assert call.usage == ProviderUsage(288, 27, 313, 287, 628, 739000)
+    assert call.usage_state == "reported"
+    assert call.metric is not None
+    assert (call.metric.reasoning_tokens, call.metric.cache_read_input_tokens) == (313, 287)
+    assert call.counted_usage.total_tokens == 628
 
 
 @pytest.mark.promise("P7")
@@ -177,12 +174,10 @@ async def test_a_cut_call_is_estimated_from_its_chunks() -> None:
         pieces = sse(delta(reasoning_content="h"), delta(content="a"), delta(content="b"))
         await connection.send(STREAM_HEAD + chunk(pieces) + b"0\r\n\r\n")
 
-    async with turn(script) as (run, _):
-        with pytest.raises(Truncated):
-            await run.run()
+    run, _, _ = await failed(Truncated, script)
 
-        (call,) = run.service.calls
-        assert call.usage_state == "estimated"
-        prompt = call.request_bytes // 4
-        assert call.counted_usage == ProviderUsage(prompt, 2, 1, 0, prompt + 3)
-        assert call.is_unpriced
+    (call,) = run.service.calls
+    assert call.usage_state == "estimated"
+    prompt = call.request_bytes // 4
+    assert call.counted_usage == ProviderUsage(prompt, 2, 1, 0, prompt + 3)
+    assert call.is_unpriced

@@ -19,8 +19,10 @@ from tests.integration.services.wire import (
     call,
     chunk,
     delta,
+    failed,
     finish,
     frame,
+    ran,
     sse,
     turn,
     usage,
@@ -522,9 +524,7 @@ async def test_a_cut_reply_is_not_taken_for_whole(name: str) -> None:
         await connection.send(CLOSE_HEAD + b"".join(CUT[name]))
         connection.fin()
 
-    async with turn(cut) as (run, _):
-        with pytest.raises(Truncated):
-            await run.run()
+    await failed(Truncated, cut)
 
 
 async def test_a_finish_reason_with_every_text_ends_nothing() -> None:
@@ -540,10 +540,9 @@ async def test_a_finish_reason_with_every_text_ends_nothing() -> None:
             await asyncio.sleep(0.6)
         await connection.send(chunk(sse(DONE)) + END_OF_BODY)
 
-    async with turn(slow, limits=TimeLimits(tail_s=0.3)) as (run, _):
-        await run.run()
+    run, _ = await ran(slow, limits=TimeLimits(tail_s=0.3))
 
-        assert run.said == [{"role": "assistant", "content": "Hello world after a pause"}]
+    assert run.said == [{"role": "assistant", "content": "Hello world after a pause"}]
 
 
 async def test_a_connection_lost_between_such_texts_is_a_failure() -> None:
@@ -556,9 +555,7 @@ async def test_a_connection_lost_between_such_texts_is_a_failure() -> None:
         await asyncio.sleep(0.05)
         connection.rst()
 
-    async with turn(lost) as (run, _):
-        with pytest.raises(ProviderUnavailable):
-            await run.run()
+    await failed(ProviderUnavailable, lost)
 
 
 def nested(depth: int) -> str:
@@ -626,17 +623,13 @@ async def test_ids_and_names_can_be_read_back(call_id: str) -> None:
     """An id that the contract cannot hold gets another one; a name is cut to what names are."""
     name = "get weather\n" * 10_000
     call = {"index": 0, "id": call_id, "function": {"name": name, "arguments": "{}"}}
-    async with turn(body(sse(delta(tool_calls=[call]), *END)), body(sse(*text("ok"), *END))) as (
-        run,
-        server,
-    ):
-        await run.run()
+    _, server = await ran(body(sse(delta(tool_calls=[call]), *END)), body(sse(*text("ok"), *END)))
 
-        made = server.requests[1].body["messages"][1]["tool_calls"][0]
-        assert 0 < len(made["id"]) <= 200
-        assert made["id"].isprintable()
-        check_visible(made["id"], "call_id")  # else no producer could send its result
-        assert made["function"]["name"] == ("get_weather_" * 10)[:64]
+    made = server.requests[1].body["messages"][1]["tool_calls"][0]
+    assert 0 < len(made["id"]) <= 200
+    assert made["id"].isprintable()
+    check_visible(made["id"], "call_id")  # else no producer could send its result
+    assert made["function"]["name"] == ("get_weather_" * 10)[:64]
 
 
 def compressed(data: bytes, encoding: str) -> Script:
@@ -662,17 +655,14 @@ ENCODED = {
 async def test_a_compressed_reply(name: str) -> None:
     """What the request says that it takes is taken."""
     encoding, data = ENCODED[name]
-    async with turn(compressed(data, encoding)) as (run, _):
-        await run.run()
+    run, _ = await ran(compressed(data, encoding))
 
-        assert run.said == [{"role": "assistant", "content": "Hello world"}]
+    assert run.said == [{"role": "assistant", "content": "Hello world"}]
 
 
 async def test_an_encoding_that_was_not_asked_for_is_refused() -> None:
     """It is never taken apart, however much may be in it."""
-    async with turn(compressed(b"x" * 100, "br")) as (run, _):
-        with pytest.raises(UnusableReply):
-            await run.run()
+    await failed(UnusableReply, compressed(b"x" * 100, "br"))
 
 
 @pytest.mark.parametrize("status", [200, 500])

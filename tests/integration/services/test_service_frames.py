@@ -9,6 +9,7 @@ from tests.integration.services.wire import (
     delta,
     finish,
     frame,
+    ran,
     streaming,
     turn,
 )
@@ -79,13 +80,12 @@ async def test_vision_frame() -> None:
 async def test_times_are_measured_on_the_given_clock() -> None:
     """Time to first chunk and time of the completion, in seconds, each reported once."""
     ticks = iter(range(1000))
-    async with turn(ANSWER, now=lambda: float(next(ticks))) as (run, _):
-        await run.run()
+    run, _ = await ran(ANSWER, now=lambda: float(next(ticks)))
 
-        data: list[Any] = [d for f in run.frames if isinstance(f, MetricsFrame) for d in f.data]
-        assert [type(d) for d in data] == [TTFBMetricsData, ProcessingMetricsData]
-        assert all(d.value > 0 for d in data)
-        assert {(d.processor, d.model) for d in data} == {("GrokLLMService", "grok-3-beta")}
+    data: list[Any] = [d for f in run.frames if isinstance(f, MetricsFrame) for d in f.data]
+    assert [type(d) for d in data] == [TTFBMetricsData, ProcessingMetricsData]
+    assert all(d.value > 0 for d in data)
+    assert {(d.processor, d.model) for d in data} == {("GrokLLMService", "grok-3-beta")}
 
 
 async def test_only_the_initial_time_to_first_byte() -> None:

@@ -19,7 +19,9 @@ from tests.integration.services.wire import (
     call,
     chunk,
     delta,
+    failed,
     finish,
+    ran,
     sse,
     streaming,
     turn,
@@ -175,26 +177,25 @@ ALIKE: list[type[GrokLLMService]] = [Completions, Wrapped, Params, Streamed, Rea
 @pytest.mark.parametrize("service_class", [*ALIKE, Around, GrokLLMService])
 async def test_a_subclass_answers_as_the_service_does(service_class: type[GrokLLMService]) -> None:
     """Text, frames, usage and the note of the call, however the request is made."""
-    async with turn(ANSWER, service_class=service_class) as (run, server):
-        await run.run()
+    run, server = await ran(ANSWER, service_class=service_class)
 
-        said = "[done]" if service_class is Around else "done"
-        assert run.said[-1] == {"role": "assistant", "content": said}
-        assert run.names[:2] == ["StartFrame", "LLMFullResponseStartFrame"]
-        assert run.names[-1] == "LLMFullResponseEndFrame"
-        assert run.reported == [(5, 2, 7)]
-        (noted,) = run.service.calls
-        assert (noted.outcome, noted.finish_reason, noted.status) == ("completed", "stop", 200)
-        assert (noted.text_chunks, noted.text_chars, noted.response_id) == (2, 4, "r-1")
-        assert noted.usage_state == "reported"
-        assert noted.request_bytes > 0
-        assert noted.first_text_at is not None
-        assert len(server.requests) == 1
-        ttfb = [
-            d for f in run.frames if isinstance(f, MetricsFrame) for d in f.data
-            if isinstance(d, TTFBMetricsData)
-        ]  # fmt: skip
-        assert [d.model for d in ttfb] == ["grok-3-beta"]
+    said = "[done]" if service_class is Around else "done"
+    assert run.said[-1] == {"role": "assistant", "content": said}
+    assert run.names[:2] == ["StartFrame", "LLMFullResponseStartFrame"]
+    assert run.names[-1] == "LLMFullResponseEndFrame"
+    assert run.reported == [(5, 2, 7)]
+    (noted,) = run.service.calls
+    assert (noted.outcome, noted.finish_reason, noted.status) == ("completed", "stop", 200)
+    assert (noted.text_chunks, noted.text_chars, noted.response_id) == (2, 4, "r-1")
+    assert noted.usage_state == "reported"
+    assert noted.request_bytes > 0
+    assert noted.first_text_at is not None
+    assert len(server.requests) == 1
+    ttfb = [
+        d for f in run.frames if isinstance(f, MetricsFrame) for d in f.data
+        if isinstance(d, TTFBMetricsData)
+    ]  # fmt: skip
+    assert [d.model for d in ttfb] == ["grok-3-beta"]
 
 
 @pytest.mark.parametrize("service_class", [*ALIKE, Around, GrokLLMService])
@@ -318,13 +319,12 @@ async def test_chunks_may_be_made_by_hand(shape: Any) -> None:
             self.answers += 1
             return pieces(*map(shape, MADE if self.answers == 1 else MADE[:1]))
 
-    async with turn(ANSWER, service_class=Mine) as (run, _):
-        await run.run()
+    run, _ = await ran(ANSWER, service_class=Mine)
 
-        assert run.text == "HiHi"
-        assert [m["role"] for m in run.said] == ["assistant", "tool", "assistant"]
-        assert run.reported == [(3, 1, 4)]
-        assert [noted.usage_state for noted in run.service.calls] == ["reported", "estimated"]
+    assert run.text == "HiHi"
+    assert [m["role"] for m in run.said] == ["assistant", "tool", "assistant"]
+    assert run.reported == [(3, 1, 4)]
+    assert [noted.usage_state for noted in run.service.calls] == ["reported", "estimated"]
 
 
 async def test_a_guard_may_answer_without_the_model() -> None:
@@ -361,13 +361,12 @@ async def test_a_subclass_may_try_again() -> None:
     async def fails(connection: Connection) -> None:
         await connection.send(b"HTTP/1.1 503 no\r\ncontent-length: 0\r\n\r\n")
 
-    async with turn(fails, ANSWER, service_class=Again) as (run, _):
-        await run.run()
+    run, _ = await ran(fails, ANSWER, service_class=Again)
 
-        assert run.said[-1]["content"] == "done"
-        noted = [(it.outcome, it.model, it.status) for it in run.service.calls]
-        assert noted == [("failed", "grok-3-beta", 503), ("completed", "grok-4", 200)]
-        assert all(it.finished_at is not None for it in run.service.calls)
+    assert run.said[-1]["content"] == "done"
+    noted = [(it.outcome, it.model, it.status) for it in run.service.calls]
+    assert noted == [("failed", "grok-3-beta", 503), ("completed", "grok-4", 200)]
+    assert all(it.finished_at is not None for it in run.service.calls)
 
 
 async def test_usage_may_be_counted_by_a_subclass() -> None:
@@ -569,9 +568,7 @@ async def test_a_chunk_without_json_form_fails_by_name() -> None:
         async def get_chat_completions(self, context: OpenAILLMContext, messages: Any) -> Any:
             return pieces(MADE[0], object())
 
-    async with turn(ANSWER, service_class=Odd) as (run, _):
-        with pytest.raises(UnusableReply):
-            await run.run()
+    await failed(UnusableReply, ANSWER, service_class=Odd)
 
 
 @pytest.mark.parametrize("service_class", [*ALIKE, Around, GrokLLMService])

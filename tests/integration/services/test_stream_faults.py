@@ -18,8 +18,10 @@ from tests.integration.services.wire import (
     WireServer,
     chunk,
     delta,
+    failed,
     finish,
     frame,
+    ran,
     sse,
     streaming,
     turn,
@@ -97,172 +99,108 @@ CAPACITY = b'{"type":"error","error":{"message":"The model is currently at capac
 SAFETY = frame(code="denied", error="Content violates usage guidelines. Failed check: X")
 
 # name: (script, error, its code, text kept)
-FAULTS: dict[str, tuple[Script, type[WorkerError], str, str]] = {
-    "0.1 200 with a JSON error": (body(200, ERROR_BODY), ProviderUnavailable, "stream_error", ""),
-    "0.1 the same without its content type": (
-        body(200, ERROR_BODY, "text/event-stream"),
-        ProviderUnavailable,
-        "stream_error",
-        "",
-    ),
-    "200 with HTML": (
-        body(200, b"<html>502</html>", "text/html"),
-        UnusableReply,
-        "not_a_stream",
-        "",
-    ),
-    "200 with text": (body(200, b"oops", "text/plain"), Truncated, "truncated", ""),
-    "200 with nothing": (body(200, b"", "text/event-stream"), Truncated, "truncated", ""),
-    "[DONE] only": (streaming(), Truncated, "truncated", ""),
-    "0.2 clean end of a close-delimited body": (
-        script(CLOSE_HEAD, PAR, then="fin"),
-        Truncated,
-        "truncated",
-        "par",
-    ),
-    "clean end of a chunked body": (
-        script(STREAM_HEAD, chunk(PAR), END_OF_BODY),
-        Truncated,
-        "truncated",
-        "par",
-    ),
-    "FIN in a chunked body": (
-        script(STREAM_HEAD, chunk(PAR), then="fin"),
-        ProviderUnavailable,
-        "connection",
-        "par",
-    ),
-    "FIN in the middle of an event": (
-        script(STREAM_HEAD, chunk(PAR + b'data: {"cho'), then="fin"),
-        ProviderUnavailable,
-        "connection",
-        "par",
-    ),
-    "short content-length": (
-        script(
+FAULTS: dict[tuple[type[WorkerError], str, str], dict[str, Script]] = {
+    (ProviderUnavailable, "stream_error", ""): {
+        "0.1 200 with a JSON error": body(200, ERROR_BODY),
+        "0.1 the same without its content type": body(200, ERROR_BODY, "text/event-stream"),
+        "capacity frame": streaming(CAPACITY),
+    },
+    (UnusableReply, "not_a_stream", ""): {
+        "200 with HTML": body(200, b"<html>502</html>", "text/html"),
+    },
+    (Truncated, "truncated", ""): {
+        "200 with text": body(200, b"oops", "text/plain"),
+        "200 with nothing": body(200, b"", "text/event-stream"),
+        "[DONE] only": streaming(),
+    },
+    (Truncated, "truncated", "par"): {
+        "0.2 clean end of a close-delimited body": script(CLOSE_HEAD, PAR, then="fin"),
+        "clean end of a chunked body": script(STREAM_HEAD, chunk(PAR), END_OF_BODY),
+    },
+    (ProviderUnavailable, "connection", "par"): {
+        "FIN in a chunked body": script(STREAM_HEAD, chunk(PAR), then="fin"),
+        "FIN in the middle of an event": script(
+            STREAM_HEAD, chunk(PAR + b'data: {"cho'), then="fin"
+        ),
+        "short content-length": script(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 9999\r\n\r\n",
             PAR,
             then="fin",
         ),
-        ProviderUnavailable,
-        "connection",
-        "par",
-    ),
-    # aiohttp closes such a connection without telling the reader: only a look at it notices.
-    "bad chunk size": (
-        script(STREAM_HEAD, chunk(PAR), b"zz\r\n", then="stall"),
-        ProviderUnavailable,
-        "connection",
-        "par",
-    ),
-    "RST": (
-        script(STREAM_HEAD, chunk(PAR), then="rst"),
-        ProviderUnavailable,
-        "connection",
-        "par",
-    ),
-    "close before headers": (script(then="fin"), ProviderUnavailable, "connection", ""),
-    "RST before headers": (script(then="rst"), ProviderUnavailable, "connection", ""),
-    "garbage before headers": (
-        script(b"\x16\x03\x01 garbage\r\n\r\n", then="fin"),
-        ProviderUnavailable,
-        "connection",
-        "",
-    ),
-    "bad gzip": (
-        script(
+        "bad chunk size": script(STREAM_HEAD, chunk(PAR), b"zz\r\n", then="stall"),
+        "RST": script(STREAM_HEAD, chunk(PAR), then="rst"),
+    },
+    (ProviderUnavailable, "connection", ""): {
+        "close before headers": script(then="fin"),
+        "RST before headers": script(then="rst"),
+        "garbage before headers": script(b"\x16\x03\x01 garbage\r\n\r\n", then="fin"),
+        "bad gzip": script(
             STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n"),
             chunk(b"this is no gzip at all"),
             END_OF_BODY,
         ),
-        ProviderUnavailable,
-        "connection",
-        "",
-    ),
-    "stall before headers": (script(then="stall"), Stalled, "first_token_timeout", ""),
-    "stall before the first chunk": (
-        script(STREAM_HEAD, then="stall"),
-        Stalled,
-        "first_token_timeout",
-        "",
-    ),
-    "28 stall after text": (
-        script(STREAM_HEAD, chunk(PAR), then="stall"),
-        Stalled,
-        "idle_timeout",
-        "par",
-    ),
-    "0.6 keep-alive comments for ever": (keepalives, Stalled, "first_token_timeout", ""),
-    "truncated JSON": (
-        script(STREAM_HEAD, chunk(PAR + sse(b'{"choices":[')), then="stall"),
-        UnusableReply,
-        "malformed_stream",
-        "par",
-    ),
-    "invalid UTF-8": (
-        script(STREAM_HEAD, chunk(PAR + sse(b'{"choices":[{"delta":{"content":"\xff"}}]}'))),
-        UnusableReply,
-        "malformed_stream",
-        "par",
-    ),
-    "flat error frame": (
-        streaming(delta(content="par"), frame(code="c", error="text")),
-        UnusableReply,
-        "reply_error",
-        "par",
-    ),
-    "nested error frame": (
-        streaming(delta(content="par"), frame(error={"message": "m", "code": "c"})),
-        UnusableReply,
-        "reply_error",
-        "par",
-    ),
-    "capacity frame": (streaming(CAPACITY), ProviderUnavailable, "stream_error", ""),
-    "typed error frame without an error key": (
-        streaming(frame(type="error", message="m")),
-        UnusableReply,
-        "reply_error",
-        "",
-    ),
-    "error event without an error key": (
-        script(STREAM_HEAD, chunk(b"event: error\n" + sse(frame(message="m"))), END_OF_BODY),
-        UnusableReply,
-        "reply_error",
-        "",
-    ),
-    "safety frame in mid-answer": (
-        streaming(delta(content="par"), SAFETY),
-        ProviderRejected,
-        "safety",
-        "par",
-    ),
-    "402": (body(402, b'{"error":"no money"}'), ProviderRejected, "credits", ""),
-    "410": (
-        body(410, b'{"error":"Live search is deprecated."}'),
-        ProviderRejected,
-        "unsupported_parameter",
-        "",
-    ),
-    "415 with an empty body": (body(415, b"", ""), ProviderRejected, "bad_request", ""),
-    "422 in plain text": (
-        body(422, b"Failed to deserialize", "text/plain"),
-        ProviderRejected,
-        "bad_request",
-        "",
-    ),
-    "307": (redirecting, ProviderRejected, "redirected", ""),
-    "524 in HTML": (body(524, b"<html>", "text/html"), ProviderUnavailable, "server_error", ""),
-    "500 without end": (refusing_without_end, ProviderUnavailable, "server_error", ""),
-    "529": (body(529, b"{}"), ProviderUnavailable, "server_error", ""),
-    "503": (body(503, ERROR_BODY), ProviderUnavailable, "server_error", ""),
-    "429": (body(429, b"{}"), RateLimited, "rate_limited", ""),
+    },
+    (Stalled, "first_token_timeout", ""): {
+        "stall before headers": script(then="stall"),
+        "stall before the first chunk": script(STREAM_HEAD, then="stall"),
+        "0.6 keep-alive comments for ever": keepalives,
+    },
+    (Stalled, "idle_timeout", "par"): {
+        "28 stall after text": script(STREAM_HEAD, chunk(PAR), then="stall"),
+    },
+    (UnusableReply, "malformed_stream", "par"): {
+        "truncated JSON": script(STREAM_HEAD, chunk(PAR + sse(b'{"choices":[')), then="stall"),
+        "invalid UTF-8": script(
+            STREAM_HEAD, chunk(PAR + sse(b'{"choices":[{"delta":{"content":"\xff"}}]}'))
+        ),
+    },
+    (UnusableReply, "reply_error", "par"): {
+        "flat error frame": streaming(delta(content="par"), frame(code="c", error="text")),
+        "nested error frame": streaming(
+            delta(content="par"), frame(error={"message": "m", "code": "c"})
+        ),
+    },
+    (UnusableReply, "reply_error", ""): {
+        "typed error frame without an error key": streaming(frame(type="error", message="m")),
+        "error event without an error key": script(
+            STREAM_HEAD, chunk(b"event: error\n" + sse(frame(message="m"))), END_OF_BODY
+        ),
+    },
+    (ProviderRejected, "safety", "par"): {
+        "safety frame in mid-answer": streaming(delta(content="par"), SAFETY),
+    },
+    (ProviderRejected, "credits", ""): {
+        "402": body(402, b'{"error":"no money"}'),
+    },
+    (ProviderRejected, "unsupported_parameter", ""): {
+        "410": body(410, b'{"error":"Live search is deprecated."}'),
+    },
+    (ProviderRejected, "bad_request", ""): {
+        "415 with an empty body": body(415, b"", ""),
+        "422 in plain text": body(422, b"Failed to deserialize", "text/plain"),
+    },
+    (ProviderRejected, "redirected", ""): {
+        "307": redirecting,
+    },
+    (ProviderUnavailable, "server_error", ""): {
+        "524 in HTML": body(524, b"<html>", "text/html"),
+        "500 without end": refusing_without_end,
+        "529": body(529, b"{}"),
+        "503": body(503, ERROR_BODY),
+    },
+    (RateLimited, "rate_limited", ""): {
+        "429": body(429, b"{}"),
+    },
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-async def test_faults(name: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "name"), [(how, name) for how, faults in FAULTS.items() for name in faults]
+)
+async def test_faults(how: tuple[type[WorkerError], str, str], name: str) -> None:
     """One request, the right error, the text so far kept, and the end pushed before the error."""
-    fault, error, code, text = FAULTS[name]
+    error, code, text = how
+    fault = FAULTS[how][name]
     limits = QUICK if error is Stalled else PATIENT
     async with turn(fault, limits=limits) as (run, server):
         with pytest.raises(error) as caught:
@@ -344,34 +282,31 @@ HARMLESS: dict[str, Script] = {
 @pytest.mark.parametrize("name", HARMLESS)
 async def test_harmless_oddities(name: str) -> None:
     """The whole text and the last usage, without an error."""
-    async with turn(HARMLESS[name], limits=PATIENT) as (run, server):
-        await run.run()
+    run, server = await ran(HARMLESS[name], limits=PATIENT)
 
-        assert run.said == [{"role": "assistant", "content": "par"}]
-        (call,) = run.service.calls
-        assert call.outcome == "completed"
-        assert call.usage is not None
-        assert (call.usage.prompt_tokens, call.usage.completion_tokens) == (5, 1)
-        assert len(server.requests) == 1
+    assert run.said == [{"role": "assistant", "content": "par"}]
+    (call,) = run.service.calls
+    assert call.outcome == "completed"
+    assert call.usage is not None
+    assert (call.usage.prompt_tokens, call.usage.completion_tokens) == (5, 1)
+    assert len(server.requests) == 1
 
 
 async def test_eight_megabytes_in_one_chunk() -> None:
     """A long chunk arrives whole."""
     text = "x" * (8 << 20)
-    async with turn(streaming(delta(content=text), finish())) as (run, _):
-        await run.run()
+    run, _ = await ran(streaming(delta(content=text), finish()))
 
-        assert run.text == text
+    assert run.text == text
 
 
 async def test_utf8_split_at_every_byte() -> None:
     """Characters cut between reads come out whole."""
     data = sse(delta(content="Olá 👋 ü"), finish(), b"[DONE]")
     pieces = [chunk(data[i : i + 1]) for i in range(len(data))]
-    async with turn(script(STREAM_HEAD, *pieces, END_OF_BODY)) as (run, _):
-        await run.run()
+    run, _ = await ran(script(STREAM_HEAD, *pieces, END_OF_BODY))
 
-        assert run.text == "Olá 👋 ü"
+    assert run.text == "Olá 👋 ü"
 
 
 async def test_a_stall_is_one_request_and_keeps_the_partial_text() -> None:
@@ -408,12 +343,10 @@ async def test_meaningful_chunks_extend_the_wait() -> None:
             await asyncio.sleep(0.03)
 
     limits = TimeLimits(first_token_s=0.2, idle_s=0.2, total_s=0.6)
-    async with turn(slow, limits=limits) as (run, _):
-        with pytest.raises(Stalled) as caught:
-            await run.run()
+    run, _, error = await failed(Stalled, slow, limits=limits)
 
-        assert caught.value.code == "total_timeout"
-        assert len(run.text) > 8
+    assert error.code == "total_timeout"
+    assert len(run.text) > 8
 
 
 async def test_a_missing_usage_report_is_not_waited_for_long() -> None:

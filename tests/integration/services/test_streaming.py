@@ -12,7 +12,9 @@ from tests.integration.services.wire import (
     WireServer,
     call,
     delta,
+    failed,
     finish,
+    ran,
     streaming,
     turn,
     usage,
@@ -42,20 +44,19 @@ def calling(*calls: dict[str, object], text: str | None = None, reason: str = "t
 
 async def test_a_request_without_parameters_has_address_key_and_messages() -> None:
     """Address, key and body of a request without any parameters."""
-    async with turn(ANSWER, extra_headers={"x-grok-conv-id": "c-1"}) as (run, server):
-        await run.run()
+    _, server = await ran(ANSWER, extra_headers={"x-grok-conv-id": "c-1"})
 
-        (request,) = server.requests
-        assert request.line == "POST /v1/chat/completions HTTP/1.1"
-        assert request.headers["authorization"] == "Bearer xai-test"
-        assert request.headers["content-type"] == "application/json"
-        assert request.headers["x-grok-conv-id"] == "c-1"
-        assert request.body == {
-            "messages": [{"role": "user", "content": "hi"}],
-            "model": "grok-3-beta",
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+    (request,) = server.requests
+    assert request.line == "POST /v1/chat/completions HTTP/1.1"
+    assert request.headers["authorization"] == "Bearer xai-test"
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["x-grok-conv-id"] == "c-1"
+    assert request.body == {
+        "messages": [{"role": "user", "content": "hi"}],
+        "model": "grok-3-beta",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
 async def test_a_request_has_the_headers_that_the_sdk_would_send() -> None:
@@ -103,38 +104,31 @@ async def test_the_clients_address_query_and_proxy_are_heeded() -> None:
 async def test_text_comes_between_one_start_and_one_end() -> None:
     """Role-only and empty deltas say nothing; text comes between one start and one end."""
     chunks = [delta(role="assistant"), delta(content="He"), delta(), delta(content="y")]
-    async with turn(streaming(*chunks, finish())) as (run, _):
-        await run.run()
+    run, _ = await ran(streaming(*chunks, finish()))
 
-        assert run.names[1:] == [
-            "LLMFullResponseStartFrame",
-            "LLMTextFrame",
-            "LLMTextFrame",
-            "LLMFullResponseEndFrame",
-        ]
-        assert run.said == [{"role": "assistant", "content": "Hey"}]
+    assert run.names[1:] == [
+        "LLMFullResponseStartFrame",
+        "LLMTextFrame",
+        "LLMTextFrame",
+        "LLMFullResponseEndFrame",
+    ]
+    assert run.said == [{"role": "assistant", "content": "Hey"}]
 
 
 async def test_an_empty_stream_is_no_message_and_an_error() -> None:
     """Start and end, no message; and since no finish reason came, an error."""
-    async with turn(streaming()) as (run, _):
-        with pytest.raises(Truncated):
-            await run.run()
+    run, _, _ = await failed(Truncated, streaming())
 
-        assert run.names[1:] == ["LLMFullResponseStartFrame", "LLMFullResponseEndFrame"]
-        assert run.said == []
+    assert run.names[1:] == ["LLMFullResponseStartFrame", "LLMFullResponseEndFrame"]
+    assert run.said == []
 
 
 async def test_reasoning_is_no_part_of_the_reply() -> None:
     """What the model thinks is no part of the reply."""
-    async with turn(streaming(delta(reasoning_content="hm"), delta(content="ans"), finish())) as (
-        run,
-        _,
-    ):
-        await run.run()
+    run, _ = await ran(streaming(delta(reasoning_content="hm"), delta(content="ans"), finish()))
 
-        assert run.said == [{"role": "assistant", "content": "ans"}]
-        assert run.service.calls[0].reasoning_chunks == 1
+    assert run.said == [{"role": "assistant", "content": "ans"}]
+    assert run.service.calls[0].reasoning_chunks == 1
 
 
 def recording(run: Turn, name: str | None, answer: object = "ok") -> list[object]:
@@ -502,10 +496,9 @@ async def test_an_orphaned_call_is_repaired_before_the_request() -> None:
             waiting,
         ]
     )
-    async with turn(ANSWER, context=context) as (run, server):
-        await run.run()
+    _, server = await ran(ANSWER, context=context)
 
-        assert server.requests[0].body["messages"][2]["content"] == "CANCELLED"
+    assert server.requests[0].body["messages"][2]["content"] == "CANCELLED"
 
 
 async def test_the_next_request_continues_the_bytes_of_the_last_one() -> None:

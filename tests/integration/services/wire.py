@@ -3,8 +3,9 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import pytest
 from openai import AsyncOpenAI
 
 from turnline.ops.bench import raw_http
@@ -34,6 +35,7 @@ STREAM_HEAD = (
 CLOSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 END_OF_BODY = b"0\r\n\r\n"
 
+Failure = TypeVar("Failure", bound=BaseException)
 Script = Callable[["Connection"], Awaitable[None]]
 
 
@@ -193,3 +195,20 @@ async def turn(*scripts: Script, **kwargs: Any) -> AsyncIterator[tuple[Turn, Wir
     """A turn and the server it talks to."""
     async with WireServer(*scripts) as server:
         yield Turn(server.client, **kwargs), server
+
+
+async def ran(*scripts: Script, **kwargs: Any) -> tuple[Turn, WireServer]:
+    """A turn that was run, and the server that it talked to."""
+    async with turn(*scripts, **kwargs) as (run, server):
+        await run.run()
+    return run, server
+
+
+async def failed(
+    error: type[Failure], *scripts: Script, **kwargs: Any
+) -> tuple[Turn, WireServer, Failure]:
+    """A turn that failed with this error, the server that it talked to, and the error."""
+    async with turn(*scripts, **kwargs) as (run, server):
+        with pytest.raises(error) as caught:
+            await run.run()
+    return run, server, caught.value

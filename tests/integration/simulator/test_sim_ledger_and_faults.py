@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from openai import APIConnectionError, AsyncOpenAI
 
+from tests.integration.simulator.asking import ask
 from tests.support.wait import wait_until
 from turnline.ops.simulator import BadScenario, Profile, Simulator, SimulatorConfig
 from turnline.ops.simulator.faults.catalogue import GROUPS
@@ -80,9 +81,9 @@ async def test_faults_strike_where_they_should(
 
 async def test_a_client_that_goes_is_noticed(client: AsyncOpenAI, sim: Simulator) -> None:
     """The entry is cut by the client, with the time, and nothing is sent any more."""
-    stream = await client.chat.completions.create(
-        model="grok-4.3",
-        messages=[{"role": "user", "content": "Hello"}],
+    stream = await ask(
+        client,
+        text="Hello",
         stream=True,
         extra_headers={"x-sim": f"{WORDS} | stall;after=3"},
     )
@@ -100,9 +101,9 @@ async def test_a_client_that_goes_is_noticed(client: AsyncOpenAI, sim: Simulator
 
 async def test_a_server_may_go_on_without_its_client(client: AsyncOpenAI, sim: Simulator) -> None:
     """It generates to the end, and the usage was spent."""
-    stream = await client.chat.completions.create(
-        model="grok-4.3",
-        messages=[{"role": "user", "content": "Hello"}],
+    stream = await ask(
+        client,
+        text="Hello",
         stream=True,
         extra_headers={"x-sim": f"{WORDS} | ignore-disconnect | pace;ttft_ms=0,itl_ms=40"},
     )
@@ -120,9 +121,10 @@ async def test_stopping_breaks_off_what_runs(scenario: str) -> None:
     """A stream that would never end is cut by the server, and no task is left."""
     before = asyncio.all_tasks()
     async with Simulator() as sim, AsyncOpenAI(base_url=sim.base_url, api_key="k") as client:
-        stream = await client.chat.completions.create(
-            model=f"grok-4.3@chunks=5 | {scenario}",
-            messages=[{"role": "user", "content": "Hello"}],
+        stream = await ask(
+            client,
+            f"grok-4.3@chunks=5 | {scenario}",
+            "Hello",
             stream=True,
         )
         await anext(stream)

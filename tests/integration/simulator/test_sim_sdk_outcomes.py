@@ -17,6 +17,7 @@ from openai import (
     Timeout,
 )
 
+from tests.integration.simulator.asking import ask
 from turnline.ops.simulator import Simulator
 
 TOOLS = [
@@ -54,9 +55,9 @@ async def read(client: AsyncOpenAI, scenario: str, **extra: Any) -> Seen:
     """Ask for a stream under a scenario and keep whatever comes."""
     seen = Seen()
     try:
-        stream = await client.chat.completions.create(
-            model="grok-4.3",
-            messages=[{"role": "user", "content": "Hello"}],
+        stream = await ask(
+            client,
+            text="Hello",
             stream=True,
             stream_options={"include_usage": True},
             extra_headers={"x-sim": scenario},
@@ -266,9 +267,9 @@ async def test_error_frames_without_an_error_key_are_chunks(
 async def test_frames_that_are_no_objects_come_through(client: AsyncOpenAI, value: str) -> None:
     """As they are."""
     seen = Seen()
-    stream = await client.chat.completions.create(
-        model="grok-4.3",
-        messages=[{"role": "user", "content": "Hello"}],
+    stream = await ask(
+        client,
+        text="Hello",
         stream=True,
         extra_headers={"x-sim": f"chunks=1 | odd-frame;at=after_headers,value={value}"},
     )
@@ -485,9 +486,7 @@ async def test_answers_can_be_odd(
 
 async def test_refusals_citations_and_other_models_are_told(client: AsyncOpenAI) -> None:
     """In their own places."""
-    refused = await client.chat.completions.create(
-        model="grok-4.3@refusal", messages=[{"role": "user", "content": "x"}]
-    )
+    refused = await ask(client, "grok-4.3@refusal", "x")
     cited = await read(client, "citations")
     moved = await read(client, "model-redirect;to=grok-4.6")
 

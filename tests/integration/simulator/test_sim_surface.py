@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from openai import AsyncOpenAI, BadRequestError
 
+from tests.integration.simulator.asking import ask
 from tests.support.recordings import SHARED_DATA
 from tests.support.wait import wait_until
 from turnline.ops.simulator import ErrorStyle, Pacing, Simulator, SimulatorConfig
@@ -80,9 +81,9 @@ async def test_usage_comes_only_if_asked_for(post) -> None:
 
 async def test_there_is_one_chunk_for_each_visible_token(client: AsyncOpenAI) -> None:
     """Content chunks, `completion_tokens` and the text agree."""
-    stream = await client.chat.completions.create(
-        model="grok-4.3",
-        messages=[{"role": "user", "content": "Tell me a story"}],
+    stream = await ask(
+        client,
+        text="Tell me a story",
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -378,9 +379,7 @@ async def test_errors_have_other_spellings(style: str, body: dict[str, object]) 
         AsyncOpenAI(base_url=sim.base_url, api_key="k", max_retries=0) as client,
     ):
         with pytest.raises(BadRequestError) as refused:
-            await client.chat.completions.create(
-                model="m", messages=[{"role": "user", "content": "hi"}]
-            )
+            await ask(client, "m")
 
     assert refused.value.response.json() == body
 
@@ -397,9 +396,7 @@ async def test_rate_limits_can_be_switched_on() -> None:
             await raw.create(model="grok-4.3", messages=[{"role": "user", "content": "hi"}])
         with pytest.raises(Exception, match="429") as limited:
             await raw.create(model="grok-4.3", messages=[{"role": "user", "content": "hi"}])
-        await other.chat.completions.create(
-            model="grok-4.3", messages=[{"role": "user", "content": "hi"}]
-        )
+        await ask(other)
 
     assert "rate limit is \u2014 Requests per Second (actual/limit): 2/2." in str(
         getattr(limited.value, "response", limited.value).text
@@ -473,12 +470,10 @@ async def test_paced_answers_take_their_time() -> None:
     pacing = Pacing(ttft_ms=40, itl_ms=10)
     async with Simulator(SimulatorConfig(pacing=pacing)) as sim:
         async with AsyncOpenAI(base_url=sim.base_url, api_key="k", max_retries=0) as client:
-            await client.chat.completions.create(
-                model="grok-4.3@chunks=5", messages=[{"role": "user", "content": "hi"}]
-            )
-            stream = await client.chat.completions.create(
-                model="grok-4.3@chunks=5",
-                messages=[{"role": "user", "content": "hi"}],
+            await ask(client, "grok-4.3@chunks=5")
+            stream = await ask(
+                client,
+                "grok-4.3@chunks=5",
                 stream=True,
             )
             async for _ in stream:
@@ -498,9 +493,9 @@ async def test_a_paced_event_does_not_wait_for_the_next() -> None:
         Simulator(SimulatorConfig(pacing=pacing)) as sim,
         AsyncOpenAI(base_url=sim.base_url, api_key="k", max_retries=0) as client,
     ):
-        stream = await client.chat.completions.create(
-            model="grok-4.3@chunks=5",
-            messages=[{"role": "user", "content": "hi"}],
+        stream = await ask(
+            client,
+            "grok-4.3@chunks=5",
             stream=True,
         )
         first = await anext(stream)

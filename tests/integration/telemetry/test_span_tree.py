@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ PLAIN = (
     ("process turnline", ("rebuild_context",), ("chat grok-4.3",), ("commit",)),
 )
 IDS = {n.CONVERSATION_ID: "c"}
+
+
+@pytest.fixture(autouse=True)
+def _all_is_whole(kept: KeptSpans) -> Iterator[None]:
+    """Whatever a test does: every span names its turn, and hangs below one that spans it."""
+    yield
+    assert_whole(kept)
 
 
 def spent(kept: KeptSpans) -> tuple[int, int, int, int, float]:
@@ -97,7 +105,6 @@ async def test_a_plain_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     await hand.run_one()
 
     assert kept.tree(receipt.trace_id) == [PLAIN]
-    assert_whole(kept)
     assert {span.trace_id for span in kept.spans} == {receipt.trace_id}
     kinds = {span.name: span.kind for span in kept.spans}
     assert kinds.pop("process turnline") == "consumer"
@@ -167,7 +174,6 @@ async def test_a_retried_turn(hand: WatchedHand, kept: KeptSpans) -> None:
             ("process turnline", ("rebuild_context",), ("chat grok-4.3",), ("commit",)),
         )
     ]
-    assert_whole(kept)
     first, second = kept.named("process turnline")
     assert [span.attributes[n.ATTEMPT] for span in (first, second)] == [1, 2]
     assert [span.error for span in (first, second)] == ["", ""]
@@ -200,7 +206,6 @@ async def test_a_killed_and_resumed_turn(hand: WatchedHand, kept: KeptSpans) -> 
             ("process turnline", ("rebuild_context",), ("chat grok-4.3",), ("commit",)),
         )
     ]
-    assert_whole(kept)
     lost, second = sorted(kept.named("process turnline"), key=lambda s: s.attributes[n.ATTEMPT])
     assert lost.error == "worker_lost"
     assert lost.attributes[n.ATTEMPT_OUTCOME] == "crashed"
@@ -223,7 +228,6 @@ async def test_a_dead_letter(hand: WatchedHand, kept: KeptSpans) -> None:
     (turn,) = kept.tree(receipt.trace_id)
     assert turn[0] == "turn"
     assert [below[0] for below in turn[1:]] == ["wait", *["process turnline"] * 4]
-    assert_whole(kept)
     root = kept.one("turn")
     assert root.error == root.attributes[n.ERROR_TYPE] == "crashed"
     assert root.attributes[n.TURN_OUTCOME] == "failed"
@@ -238,7 +242,6 @@ async def test_a_refused_turn(hand: WatchedHand, kept: KeptSpans) -> None:
 
     await hand.run_one()
 
-    assert_whole(kept)
     assert [kept.one(name).error for name in ("turn", "process turnline", "chat grok-4.3")] == [
         "bad_request"
     ] * 3
@@ -253,7 +256,6 @@ async def test_an_interrupted_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     await running.notified()
 
     assert isinstance(await hand.client.result(running.receipt, timeout_s=5), TurnInterrupted)
-    assert_whole(kept)
     assert kept.tree(running.receipt.trace_id)[0][0] == "turn"
     assert kept.named("aggregate") == [], "the interrupt is no part of the message"
     assert [span.error for span in kept.spans] == [""] * len(kept.spans)
@@ -276,7 +278,6 @@ async def test_a_rolled_back_turn(hand: WatchedHand, kept: KeptSpans) -> None:
     await first.notified()
 
     assert isinstance(await hand.client.result(second, timeout_s=5), TurnCompleted)
-    assert_whole(kept)
     chat = ("chat grok-4.3",)
     assert kept.tree(first.receipt.trace_id) == [
         ("turn", ("process turnline", ("rebuild_context",), chat)),
@@ -308,7 +309,6 @@ async def test_a_handed_over_turn(hand: WatchedHand, kept: KeptSpans) -> None:
 
     await hand.run_one()
 
-    assert_whole(kept)
     first, second = kept.named("process turnline")
     assert first.attributes[n.ATTEMPT_OUTCOME] == "handed_over"
     assert second.attributes[n.ATTEMPT_OUTCOME] == "committed"
@@ -355,7 +355,6 @@ async def test_a_tool_turn(hand: WatchedHand, kept: KeptSpans) -> None:
             ),
         )
     ]
-    assert_whole(kept)
     span = kept.one("execute_tool get_weather")
     assert span.attributes[n.TOOL_NAME] == "get_weather"
     assert span.attributes[n.TOOL_CALL_ID]
@@ -375,7 +374,6 @@ async def test_an_agents_turn(hand: WatchedHand, kept: KeptSpans, tmp_path: Path
 
     await hand.run_one()
 
-    assert_whole(kept)
     invoked = kept.one("invoke_agent support")
     assert invoked.parent_id == kept.named("process turnline")[0].span_id
     below = [span for span in kept.spans if span.parent_id == invoked.span_id]
@@ -395,7 +393,6 @@ async def test_a_tool_that_fails(hand: WatchedHand, kept: KeptSpans) -> None:
 
     await hand.run_one()
 
-    assert_whole(kept)
     assert kept.one("execute_tool break_down").error
     assert {span.name for span in kept.spans if span.error} == {"execute_tool break_down"}
 
@@ -420,7 +417,6 @@ async def test_a_tool_that_runs_elsewhere(hand: WatchedHand, kept: KeptSpans) ->
 
     result = await hand.client.result(receipt, timeout_s=5)
     assert result.trace_id == receipt.trace_id
-    assert_whole(kept)
     turn = next(t for t in kept.named("turn") if t.trace_id == receipt.trace_id)
     first, second = (s for s in kept.named("process turnline") if s.parent_id == turn.span_id)
     assert first.attributes[n.ATTEMPT_OUTCOME] == "waiting"
@@ -442,7 +438,6 @@ async def test_merged_messages(hand: WatchedHand, kept: KeptSpans) -> None:
 
     await hand.run_one()
 
-    assert_whole(kept)
     process = kept.one("process turnline")
     assert process.trace_id == spoken.trace_id
     assert kept.one("aggregate").attributes[n.TURN_MESSAGES] == 3
@@ -464,7 +459,6 @@ async def test_messages_that_come_one_after_another(hand: WatchedHand, kept: Kep
     lease.notify()
     await running
 
-    assert_whole(kept)
     process = kept.one("process turnline")
     assert process.trace_id == second.trace_id
     assert kept.one("aggregate").attributes[n.TURN_MESSAGES] == 2
@@ -483,7 +477,6 @@ async def test_a_turn_that_waited_long(redis: Redis, hand: WatchedHand, kept: Ke
 
     result = await hand.client.result(receipt, timeout_s=5)
     assert result.trace_id != receipt.trace_id
-    assert_whole(kept)
     assert kept.tree(receipt.trace_id) == [("wait",)]
     assert kept.tree(result.trace_id) == [PLAIN[:1] + PLAIN[2:]]
     wait, turn = kept.one("wait"), kept.one("turn")
@@ -507,7 +500,6 @@ async def test_a_message_without_a_trace(redis: Redis, hand: WatchedHand, kept: 
     result = await hand.client.result(receipt, timeout_s=5)
     assert len(result.trace_id) == 32
     assert [turn[0] for turn in kept.tree(result.trace_id)] == ["turn"]
-    assert_whole(kept)
 
 
 async def test_a_producers_span_is_the_parent(hand: WatchedHand, kept: KeptSpans) -> None:
@@ -518,7 +510,6 @@ async def test_a_producers_span_is_the_parent(hand: WatchedHand, kept: KeptSpans
 
     await hand.run_one()
 
-    assert_whole(kept)
     one, other = kept.named("turn")
     assert one.span_id != other.span_id
     assert {one.parent_id, other.parent_id} == {"00f067aa0ba902b7"}
@@ -541,7 +532,6 @@ async def test_conversations_never_mix(
         driver = hand.driver()
         await asyncio.gather(*(driver.run(lease) for lease in leases))
 
-    assert_whole(kept)
     for receipt in receipts:
         assert kept.tree(receipt.trace_id) == [PLAIN]
         spans = [span for span in kept.spans if span.trace_id == receipt.trace_id]
@@ -565,7 +555,6 @@ async def test_tokens_on_spans_are_those_in_the_ledger(
     await hand.make_due("c")
     await hand.run_one()
 
-    assert_whole(kept)
     assert spent(kept) == committed(await hand.client.usage("c"))
 
 

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from tests.support.driving import Hand
 from tests.support.driving import hand as open_hand
-from turnline.contracts import TurnClient
+from turnline.contracts import Receipt, TurnClient, UserMessage
 from turnline.contracts.conversation import ToolDefinition
 from turnline.ops.simulator import Simulator
 from turnline.worker.tools import Tool
@@ -55,3 +55,22 @@ async def context(client: TurnClient) -> list[tuple[str, Any]]:
         calls = getattr(message, "tool_calls", ())
         shown.append((role, tuple(c.function.name for c in calls) if calls else message.content))
     return shown
+
+
+class Bench(NamedTuple):
+    """What a test of tools has: a database, a provider, a producer, and workers as it likes."""
+
+    redis_url: str
+    sim: Simulator
+    client: TurnClient
+
+    def hand(self, *tools: Tool[Any, Any], **more: Any) -> AbstractAsyncContextManager[Hand]:
+        """Open a worker with these tools."""
+        return tool_hand(self.redis_url, self.sim, *tools, **more)
+
+    async def turn(self, message: UserMessage, *tools: Tool[Any, Any], **more: Any) -> Receipt:
+        """Submit a message, and run what is due on a worker with these tools."""
+        async with self.hand(*tools, **more) as hand:
+            receipt = await self.client.submit(message)
+            await hand.run_due()
+        return receipt

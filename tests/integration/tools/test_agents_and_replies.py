@@ -10,7 +10,7 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from tests.integration.tools.bench import calling, tool_hand
+from tests.integration.tools.bench import Bench, calling, tool_hand
 from tests.support.driving import ended, requests, user
 from turnline.contracts import Configure, SyncTurnClient, TurnClient, TurnCompleted, TurnFailed
 from turnline.contracts.conversation import FunctionDefinition, SettingsChange, ToolDefinition
@@ -57,19 +57,17 @@ def agents(tmp_path: Path) -> AgentsFile:
     return AgentsFile(path, TOOLS)
 
 
-async def test_a_message_or_a_conversation_picks_an_agent(
-    redis_url: str, sim: Simulator, client: TurnClient, agents: AgentsFile
-) -> None:
+async def test_a_message_or_a_conversation_picks_an_agent(bench: Bench, agents: AgentsFile) -> None:
     """The message's profile wins over the settings, these over that of the conversation's agent."""
-    async with tool_hand(redis_url, sim, find_order, refund, agents=agents) as hand:
-        await client.submit(user("nobody in particular"))
-        await client.configure("c", agent="support", temperature=0.5)
-        await client.submit(user("help"))
-        await client.submit(user("sell", agent="sales"))
-        await client.submit(user("help again"))
+    async with bench.hand(find_order, refund, agents=agents) as hand:
+        await bench.client.submit(user("nobody in particular"))
+        await bench.client.configure("c", agent="support", temperature=0.5)
+        await bench.client.submit(user("help"))
+        await bench.client.submit(user("sell", agent="sales"))
+        await bench.client.submit(user("help again"))
         await hand.run_due()
 
-    plain, support, sales, again = requests(sim)
+    plain, support, sales, again = requests(bench.sim)
     assert len(plain["tools"]) == 2
     assert plain["messages"][0]["role"] == "user"
     assert support["messages"][0] == {"role": "system", "content": "You help customers."}
@@ -80,50 +78,46 @@ async def test_a_message_or_a_conversation_picks_an_agent(
     assert again["messages"][0]["content"] == "You help customers."
 
 
-async def test_an_agents_limits_count(
-    redis_url: str, sim: Simulator, client: TurnClient, agents: AgentsFile
-) -> None:
+async def test_an_agents_limits_count(bench: Bench, agents: AgentsFile) -> None:
     """Its `max_tool_rounds` instead of the worker's."""
-    sim.inject(calling("find_order", {"number": 1}, loop="1"), times=None)
-    async with tool_hand(redis_url, sim, find_order, refund, agents=agents) as hand:
-        receipt = await client.submit(user("help", agent="support"))
-        await hand.run_due()
+    bench.sim.inject(calling("find_order", {"number": 1}, loop="1"), times=None)
+    receipt = await bench.turn(user("help", agent="support"), find_order, refund, agents=agents)
 
-    await ended(client, receipt, TurnFailed, "too_many_tool_rounds")
-    assert len(requests(sim)) == 2
+    await ended(bench.client, receipt, TurnFailed, "too_many_tool_rounds")
+    assert len(requests(bench.sim)) == 2
 
 
 @pytest.mark.parametrize("of", ["message", "conversation"])
 async def test_an_unknown_agent_fails_the_turn_by_name(
-    redis_url: str, sim: Simulator, client: TurnClient, agents: AgentsFile, of: str
+    bench: Bench, agents: AgentsFile, of: str
 ) -> None:
     """And costs no call."""
-    async with tool_hand(redis_url, sim, agents=agents) as hand:
+    async with bench.hand(agents=agents) as hand:
         if of == "conversation":
-            await client.configure("c", agent="nobody")
-        receipt = await client.submit(user("hi", agent="nobody" if of == "message" else None))
+            await bench.client.configure("c", agent="nobody")
+        receipt = await bench.client.submit(user("hi", agent="nobody" if of == "message" else None))
         await hand.run_due()
 
-    failed = await ended(client, receipt, TurnFailed, "unknown_agent")
+    failed = await ended(bench.client, receipt, TurnFailed, "unknown_agent")
     assert "nobody" in failed.message
-    assert requests(sim) == []
+    assert requests(bench.sim) == []
 
 
-async def test_a_changed_file_counts_from_the_next_turn_on(
-    redis_url: str, sim: Simulator, client: TurnClient, tmp_path: Path
-) -> None:
+async def test_a_changed_file_counts_from_the_next_turn_on(bench: Bench, tmp_path: Path) -> None:
     """A file that is broken meanwhile changes nothing."""
     path = tmp_path / "agents.toml"
     path.write_text(AGENTS)
     agents = AgentsFile(path, TOOLS)
-    async with tool_hand(redis_url, sim, find_order, refund, agents=agents) as hand:
+    async with bench.hand(find_order, refund, agents=agents) as hand:
         for number, text in enumerate([AGENTS.replace("customers", "people"), "[broken"]):
             path.write_text(text)
             os.utime(path, ns=(number, number))
-            await client.submit(user("help", agent="support"))
+            await bench.client.submit(user("help", agent="support"))
             await hand.run_due()
 
-    assert [body["messages"][0]["content"] for body in requests(sim)] == ["You help people."] * 2
+    assert [body["messages"][0]["content"] for body in requests(bench.sim)] == [
+        "You help people."
+    ] * 2
 
 
 async def test_a_changed_file_is_read_beside_the_loop(tmp_path: Path) -> None:
@@ -187,43 +181,37 @@ async def test_ask_takes_a_struct(redis_url: str, sim: Simulator) -> None:
 
 
 @pytest.mark.parametrize("reply", ["Sorry, no.", '{"number":"seven","items":[]}'])
-async def test_a_reply_that_does_not_fit_fails_by_name(
-    redis_url: str, sim: Simulator, client: TurnClient, reply: str
-) -> None:
+async def test_a_reply_that_does_not_fit_fails_by_name(bench: Bench, reply: str) -> None:
     """Paid once, nothing is committed, and the dead letter alone keeps the words, all of them."""
-    sim.inject(f"text;say={quote(reply)}", times=None)
+    bench.sim.inject(f"text;say={quote(reply)}", times=None)
     schema = {"type": "object", "properties": {"number": {"type": "integer"}}}
-    async with tool_hand(redis_url, sim) as hand:
-        await client.submit(
+    async with bench.hand() as hand:
+        await bench.client.submit(
             Configure(conversation_id="c", settings=SettingsChange(response_format=schema))
         )
-        receipt = await client.submit(user("order"))
+        receipt = await bench.client.submit(user("order"))
         await hand.run_due()
 
-    failed = await ended(client, receipt, TurnFailed, "invalid_reply")
+    failed = await ended(bench.client, receipt, TurnFailed, "invalid_reply")
     assert "Sorry" not in failed.message
     assert "seven" not in failed.message
-    assert (await client.history("c")).messages == ()
-    with connected(redis_url, 1) as connection:
+    assert (await bench.client.history("c")).messages == ()
+    with connected(bench.redis_url, 1) as connection:
         (letter,) = read_letters(connection.redis, connection.shards)
     assert (letter.code, letter.reply) == ("invalid_reply", reply)
-    assert len(requests(sim)) == 1
-    totals = await client.usage("c")
+    assert len(requests(bench.sim)) == 1
+    totals = await bench.client.usage("c")
     assert totals.usage.total_tokens == 0
     assert totals.abandoned.total_tokens > 0
 
 
-async def test_tools_come_before_a_structured_reply(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_tools_come_before_a_structured_reply(bench: Bench) -> None:
     """Only the last message has to fit."""
-    sim.inject(calling("find_order", {"number": 1}, say="One%20moment."), times=1)
-    sim.inject("text;say=%7B%7D", nth=2, times=1)
-    async with tool_hand(redis_url, sim, find_order) as hand:
-        receipt = await client.submit(user("order", response_format={"type": "object"}))
-        await hand.run_due()
+    bench.sim.inject(calling("find_order", {"number": 1}, say="One%20moment."), times=1)
+    bench.sim.inject("text;say=%7B%7D", nth=2, times=1)
+    receipt = await bench.turn(user("order", response_format={"type": "object"}), find_order)
 
-    result = await ended(client, receipt, TurnCompleted)
+    result = await ended(bench.client, receipt, TurnCompleted)
     assert result.parsed == {}
     assert json.loads(result.text.partition("\n\n")[2]) == {}
 
@@ -232,26 +220,24 @@ BAD: dict[str, Any] = {"type": "object", "required": 5}
 
 
 @pytest.mark.parametrize("of", ["message", "settings", "tools"])
-async def test_a_schema_that_cannot_be_used_costs_no_call(
-    redis_url: str, sim: Simulator, client: TurnClient, of: str
-) -> None:
+async def test_a_schema_that_cannot_be_used_costs_no_call(bench: Bench, of: str) -> None:
     """From a producer that has not looked: the message fails by name, settings stay as they are."""
-    client._make._schemas.check = lambda message: None  # type: ignore[method-assign]
+    bench.client._make._schemas.check = lambda message: None  # type: ignore[method-assign]
     tool = ToolDefinition(function=FunctionDefinition(name="f", parameters=BAD))
     message = {
         "message": user("go", response_format=BAD),
         "settings": Configure(conversation_id="c", settings=SettingsChange(response_format=BAD)),
         "tools": Configure(conversation_id="c", settings=SettingsChange(tools=(tool,))),
     }[of]
-    async with tool_hand(redis_url, sim) as hand:
-        receipt = await client.submit(message)
+    async with bench.hand() as hand:
+        receipt = await bench.client.submit(message)
         await hand.run_due()
-        failed = await ended(client, receipt, TurnFailed, "invalid_message")
+        failed = await ended(bench.client, receipt, TurnFailed, "invalid_message")
         assert "#/required: expected array" in failed.message
-        assert requests(sim) == []
-        after = await client.submit(user("and now?"))
+        assert requests(bench.sim) == []
+        after = await bench.client.submit(user("and now?"))
         await hand.run_due()
-    await ended(client, after, TurnCompleted)
+    await ended(bench.client, after, TurnCompleted)
 
 
 def test_an_agents_schema_is_read_at_the_start(tmp_path: Path) -> None:
@@ -262,22 +248,20 @@ def test_an_agents_schema_is_read_at_the_start(tmp_path: Path) -> None:
         AgentsFile(path, TOOLS)
 
 
-async def test_arguments_for_a_tool_elsewhere_have_to_fit(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_arguments_for_a_tool_elsewhere_have_to_fit(bench: Bench) -> None:
     """The model is told where they do not, and nobody else hears of the call."""
     parameters = {"type": "object", "properties": {"from": {"type": "integer"}}}
     tool = ToolDefinition(function=FunctionDefinition(name="f", parameters=parameters))
-    sim.inject(calling("f", {"from": "Oslo" * 100}), times=1)
-    sim.inject(calling("f", {"from": 1.0}, loop="1"), nth=2, times=1)
-    async with tool_hand(redis_url, sim, schemas=[tool]) as hand:
-        await client.submit(user("go"))
+    bench.sim.inject(calling("f", {"from": "Oslo" * 100}), times=1)
+    bench.sim.inject(calling("f", {"from": 1.0}, loop="1"), nth=2, times=1)
+    async with bench.hand(schemas=[tool]) as hand:
+        await bench.client.submit(user("go"))
         await hand.run_due()
         async with asyncio.timeout(10):
-            async for call in client.tool_calls("g", "1"):
+            async for call in bench.client.tool_calls("g", "1"):
                 assert msgspec.json.decode(call.arguments) == {"from": 1.0}
                 break
-    told = requests(sim)[1]["messages"][-1]
+    told = requests(bench.sim)[1]["messages"][-1]
     assert told["role"] == "tool"
     assert "#/from" in told["content"]
     assert "integer" in told["content"]

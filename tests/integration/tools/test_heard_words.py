@@ -4,10 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.integration.tools.bench import calling, context, tool_hand
+from tests.integration.tools.bench import Bench, calling, context
 from tests.support.driving import ended, user
-from turnline.contracts import TurnClient, TurnInterrupted
-from turnline.ops.simulator import Simulator
+from turnline.contracts import TurnInterrupted
 from turnline.worker.tools import tool
 
 
@@ -22,33 +21,28 @@ async def weather(city: str) -> str:
     [("Let me look. one", "Let me look.", "one"), ("Let me", "Let me", None), ("", None, None)],
 )
 async def test_a_reply_around_a_call_is_cut_to_what_was_heard(
-    redis_url: str,
-    sim: Simulator,
-    client: TurnClient,
-    heard: str,
-    before: str | None,
-    after: str | None,
+    bench: Bench, heard: str, before: str | None, after: str | None
 ) -> None:
     """Context and terminal event agree; the call and its result stay."""
-    sim.inject("text;value=one%20two%20three%20four|stall;at=tokens:4", nth=2)
-    sim.inject(calling("weather", {"city": "Rome"}, say="Let%20me%20look."))
-    async with tool_hand(redis_url, sim, weather) as hand:
-        receipt = await client.submit(user("How is the weather?"))
+    bench.sim.inject("text;value=one%20two%20three%20four|stall;at=tokens:4", nth=2)
+    bench.sim.inject(calling("weather", {"city": "Rome"}, say="Let%20me%20look."))
+    async with bench.hand(weather) as hand:
+        receipt = await bench.client.submit(user("How is the weather?"))
         lease = await hand.must_claim()
         running = asyncio.create_task(hand.run_lease(lease))
         async with asyncio.timeout(10):
-            async for text in client.text(receipt):
+            async for text in bench.client.text(receipt):
                 if "four" in text:
                     break
-        await client.interrupt("c", heard=heard)
+        await bench.client.interrupt("c", heard=heard)
         lease.notify()
         await running
 
-    end = await ended(client, receipt, TurnInterrupted)
+    end = await ended(bench.client, receipt, TurnInterrupted)
     assert end.text == "\n\n".join(text for text in (before, after) if text)
-    _, call, result, *rest = (await client.history("c")).messages
+    _, call, result, *rest = (await bench.client.history("c")).messages
     assert call.content.strip() == (before or "")
-    assert await context(client) == [
+    assert await context(bench.client) == [
         ("user", "How is the weather?"),
         ("assistant", ("weather",)),
         ("tool", "clear in Rome"),

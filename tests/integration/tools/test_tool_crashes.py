@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from tests.integration.tools.bench import calling, context, tool_hand
+from tests.integration.tools.bench import Bench, calling, context
 from tests.integration.worker.test_crash_boundaries import Killed, MortalStore
 from tests.support.driving import Hand, ended, requests, user
 from tests.support.keys import assert_keys_expire
@@ -89,23 +89,21 @@ async def assert_all_is_right(
 
 @pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("dies_at", range(SERIAL_BOUNDARIES))
-async def test_serial_calls(
-    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient, dies_at: int
-) -> None:
+async def test_serial_calls(bench: Bench, redis: Redis, dies_at: int) -> None:
     """Two rounds of one call each, then the answer; one crash anywhere."""
     shop = Shop()
-    async with tool_hand(redis_url, sim, *shop.tools) as hand:
-        receipt = await client.submit(user("find and ship"))
-        script_serial(sim)
+    async with bench.hand(*shop.tools) as hand:
+        receipt = await bench.client.submit(user("find and ship"))
+        script_serial(bench.sim)
         await die(hand, dies_at)
         safe = await finished_calls(redis)
         before = Counter(shop.executed)
-        script_serial(sim, rounds_done=await rounds_done(redis))
+        script_serial(bench.sim, rounds_done=await rounds_done(redis))
         await hand.run_due()
 
     assert all(shop.executed[call_id] == before[call_id] == 1 for call_id in safe)
-    await assert_all_is_right(redis, client, sim, receipt)
-    assert [what for _, what in await context(client)][:5] == [
+    await assert_all_is_right(redis, bench.client, bench.sim, receipt)
+    assert [what for _, what in await context(bench.client)][:5] == [
         *("find and ship", ("find",), '{"found": 1}', ("ship",), "shipped 1")
     ]
 
@@ -124,30 +122,26 @@ async def rounds_done(redis: Redis) -> int:
 
 @pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("dies_at", range(PARALLEL_BOUNDARIES))
-async def test_parallel_calls(
-    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient, dies_at: int
-) -> None:
+async def test_parallel_calls(bench: Bench, redis: Redis, dies_at: int) -> None:
     """Two calls of one response; one crash anywhere."""
     shop = Shop()
-    sim.inject("tools", times=None)
-    async with tool_hand(redis_url, sim, *shop.tools) as hand:
-        receipt = await client.submit(user("both"))
+    bench.sim.inject("tools", times=None)
+    async with bench.hand(*shop.tools) as hand:
+        receipt = await bench.client.submit(user("both"))
         await die(hand, dies_at)
         safe = await finished_calls(redis)
         before = Counter(shop.executed)
         await hand.run_due()
 
     assert all(shop.executed[call_id] == before[call_id] == 1 for call_id in safe)
-    await assert_all_is_right(redis, client, sim, receipt)
-    assert [role for role, _ in await context(client)] == [
+    await assert_all_is_right(redis, bench.client, bench.sim, receipt)
+    assert [role for role, _ in await context(bench.client)] == [
         *("user", "assistant", "tool", "tool", "assistant")
     ]
 
 
 @pytest.mark.parametrize("retry_safe", [True, False])
-async def test_a_tool_that_runs_when_its_worker_dies(
-    redis_url: str, sim: Simulator, client: TurnClient, retry_safe: bool
-) -> None:
+async def test_a_tool_that_runs_when_its_worker_dies(bench: Bench, retry_safe: bool) -> None:
     """Run again under the same key if it says it may be; else the model hears of it."""
     running, keys = asyncio.Event(), list[str]()
 
@@ -166,9 +160,9 @@ async def test_a_tool_that_runs_when_its_worker_dies(
         keys.append("quick")
         return "quick"
 
-    sim.inject("tools", times=None)
-    async with tool_hand(redis_url, sim, pay, quick) as hand:
-        receipt = await client.submit(user("pay"))
+    bench.sim.inject("tools", times=None)
+    async with bench.hand(pay, quick) as hand:
+        receipt = await bench.client.submit(user("pay"))
         lease = await hand.must_claim()
         store = Dying(hand.store)
         attempt = asyncio.create_task(hand.driver(store).run(lease))
@@ -181,9 +175,9 @@ async def test_a_tool_that_runs_when_its_worker_dies(
         await hand.expire(lease)
         await hand.run_due()
 
-    result = await ended(client, receipt, TurnCompleted)
+    result = await ended(bench.client, receipt, TurnCompleted)
     assert result.attempt == 2
-    told = [text for role, text in await context(client) if role == "tool"]
+    told = [text for role, text in await context(bench.client) if role == "tool"]
     assert keys.count("quick") == 1
     if retry_safe:
         assert told == ["paid", "quick"]
@@ -191,7 +185,7 @@ async def test_a_tool_that_runs_when_its_worker_dies(
     else:
         assert "was interrupted. Whether it took effect is unknown" in told[0]
         assert keys.count(keys[0]) == 1
-    assert (await client.usage("c")).calls == 2
+    assert (await bench.client.usage("c")).calls == 2
 
 
 class Dying:
@@ -215,29 +209,27 @@ class Dying:
         return call
 
 
-async def test_a_hand_over_keeps_what_finished(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_a_hand_over_keeps_what_finished(bench: Bench) -> None:
     """SIGTERM while the model speaks after its tools: no tool again, the cut call's spend kept."""
     shop = Shop()
-    sim.inject(calling("find", {"number": 1}), times=1)
-    sim.inject("pace;itl_ms=100", nth=2, times=1)
-    async with tool_hand(redis_url, sim, *shop.tools) as hand:
-        receipt = await client.submit(user("find"))
+    bench.sim.inject(calling("find", {"number": 1}), times=1)
+    bench.sim.inject("pace;itl_ms=100", nth=2, times=1)
+    async with bench.hand(*shop.tools) as hand:
+        receipt = await bench.client.submit(user("find"))
         lease = await hand.must_claim()
         attempt = asyncio.create_task(hand.driver().run(lease))
-        await wait_until(lambda: len(requests(sim)) == 2, "the model runs on the result")
+        await wait_until(lambda: len(requests(bench.sim)) == 2, "the model runs on the result")
         attempt.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await attempt
         await hand.expire(lease)
         await hand.run_due()
 
-    result = await ended(client, receipt, TurnCompleted)
+    result = await ended(bench.client, receipt, TurnCompleted)
     assert set(shop.executed.values()) == {1}
-    totals = await client.usage("c")
+    totals = await bench.client.usage("c")
     assert (totals.calls, totals.usage) == (3, result.usage)
-    reported = [entry for entry in sim.ledger.entries() if entry.usage_reported]
+    reported = [entry for entry in bench.sim.ledger.entries() if entry.usage_reported]
     assert result.usage.total_tokens == sum(entry.usage.total_tokens for entry in reported)
 
 
@@ -246,52 +238,50 @@ ELSEWHERE_BOUNDARIES = 14
 
 @pytest.mark.parametrize("dies_at", range(ELSEWHERE_BOUNDARIES))
 async def test_a_call_elsewhere_is_sent_once_and_answered_while_nobody_lives(
-    redis: Redis, redis_url: str, sim: Simulator, client: TurnClient, dies_at: int
+    bench: Bench, redis: Redis, dies_at: int
 ) -> None:
     """One crash anywhere on the way out, one anywhere on the way back."""
     schemas = (ToolDefinition(function=FunctionDefinition(name="ask_manager")),)
-    sim.inject(calling("ask_manager"), times=None)
-    receipt = await client.submit(user("may I?"))
-    async with tool_hand(redis_url, sim, schemas=schemas) as hand:
+    bench.sim.inject(calling("ask_manager"), times=None)
+    receipt = await bench.client.submit(user("may I?"))
+    async with bench.hand(schemas=schemas) as hand:
         await die(hand, dies_at)
         await hand.run_due()
     sent = await redis.xlen("turnline:{s0}:tool-calls")
-    async for call in client.tool_calls("managers", "one"):
-        await client.answer(call, "yes")
+    async for call in bench.client.tool_calls("managers", "one"):
+        await bench.client.answer(call, "yes")
         break
-    async with tool_hand(redis_url, sim, schemas=schemas) as hand:
+    async with bench.hand(schemas=schemas) as hand:
         await die(hand, dies_at)
         await hand.run_due()
 
     assert sent == 1
-    await assert_all_is_right(redis, client, sim, receipt)
-    assert (await context(client))[2] == ("tool", "yes")
+    await assert_all_is_right(redis, bench.client, bench.sim, receipt)
+    assert (await context(bench.client))[2] == ("tool", "yes")
 
 
-async def test_an_interrupt_keeps_what_a_dead_attempt_said_behind_its_calls(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_an_interrupt_keeps_what_a_dead_attempt_said_behind_its_calls(bench: Bench) -> None:
     """What was shown before and after the call stands in the interrupted reply, once."""
     shop = Shop()
-    sim.inject(calling("find", {"number": 1}, say="Let%20me%20look"), times=1)
-    sim.inject("pace;itl_ms=100", nth=2, times=1)
-    async with tool_hand(redis_url, sim, *shop.tools) as hand:
-        receipt = await client.submit(user("find"))
+    bench.sim.inject(calling("find", {"number": 1}, say="Let%20me%20look"), times=1)
+    bench.sim.inject("pace;itl_ms=100", nth=2, times=1)
+    async with bench.hand(*shop.tools) as hand:
+        receipt = await bench.client.submit(user("find"))
         lease = await hand.must_claim()
         running = asyncio.create_task(hand.driver().run(lease))
         shown = TextAssembler()
         async with asyncio.timeout(5):
-            async for event in client.events(receipt):
+            async for event in bench.client.events(receipt):
                 shown.feed(event)
-                if len(requests(sim)) == 2 and len(shown.text) > len("Let me look") + 4:
+                if len(requests(bench.sim)) == 2 and len(shown.text) > len("Let me look") + 4:
                     break
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await hand.expire(lease)
-        await client.interrupt("c")
+        await bench.client.interrupt("c")
 
         await hand.run_due()
 
-    result = await ended(client, receipt, TurnInterrupted)
+    result = await ended(bench.client, receipt, TurnInterrupted)
     assert result.text == shown.text
     assert result.text.count("Let me look") == 1

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.integration.tools.bench import calling, context, tool_hand
+from tests.integration.tools.bench import Bench, calling, context, tool_hand
 from tests.support.driving import ended, requests, user
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted, TurnFailed, TurnInterrupted
@@ -31,39 +31,35 @@ async def events_of(client: TurnClient, receipt: Any) -> list[Any]:
     return [event async for event in client.events(receipt)]
 
 
-async def test_a_call_runs_and_the_model_goes_on(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_a_call_runs_and_the_model_goes_on(bench: Bench) -> None:
     """Context, events, text and usage of a turn with one tool call."""
-    sim.inject(calling("weather", {"city": "Łódź"}, say="Let%20me%20look."), times=None)
-    async with tool_hand(redis_url, sim, weather) as hand:
-        receipt = await client.submit(user("How is the weather?"))
-        await hand.run_due()
+    bench.sim.inject(calling("weather", {"city": "Łódź"}, say="Let%20me%20look."), times=None)
+    receipt = await bench.turn(user("How is the weather?"), weather)
 
-    result = await ended(client, receipt, TurnCompleted)
-    assert await context(client) == [
+    result = await ended(bench.client, receipt, TurnCompleted)
+    assert await context(bench.client) == [
         ("user", "How is the weather?"),
         ("assistant", ("weather",)),
         ("tool", '{"city": "Łódź", "sky": "clear"}'),
         ("assistant", result.text.removeprefix("Let me look.\n\n")),
     ]
     assert result.text.startswith("Let me look.\n\n")
-    events = await events_of(client, receipt)
+    events = await events_of(bench.client, receipt)
     kinds = [type(event) for event in events if not isinstance(event, TextDelta)]
     assert kinds == [TurnStarted, ToolCallStarted, ToolCallFinished, TurnCompleted]
     shown = TextAssembler()
     for event in events[:-1]:
         shown.feed(event)
     assert shown.text == result.text
-    totals = await client.usage("c")
+    totals = await bench.client.usage("c")
     assert (totals.calls, totals.turns) == (2, 1)
     assert totals.usage == result.usage
-    assert result.usage.total_tokens == sum(e.usage.total_tokens for e in sim.ledger.entries())
+    assert result.usage.total_tokens == sum(
+        e.usage.total_tokens for e in bench.sim.ledger.entries()
+    )
 
 
-async def test_parallel_calls_make_one_message_in_call_order(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_parallel_calls_make_one_message_in_call_order(bench: Bench) -> None:
     """Results come in any order; the context has them in that of the calls."""
     second_done = asyncio.Event()
 
@@ -79,35 +75,27 @@ async def test_parallel_calls_make_one_message_in_call_order(
         second_done.set()
         return []
 
-    sim.inject("tools", times=None)
-    async with tool_hand(redis_url, sim, slow, quick) as hand:
-        await client.submit(user("both"))
-        await hand.run_due()
+    bench.sim.inject("tools", times=None)
+    await bench.turn(user("both"), slow, quick)
 
-    roles = await context(client)
+    roles = await context(bench.client)
     assert roles[1:4] == [("assistant", ("slow", "quick")), ("tool", "slow"), ("tool", "[]")]
-    assert len(requests(sim)) == 2
+    assert len(requests(bench.sim)) == 2
 
 
-async def test_arguments_are_validated_and_the_model_told(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_arguments_are_validated_and_the_model_told(bench: Bench) -> None:
     """What does not fit the annotations is the call's result, and the tool does not run."""
-    sim.inject(calling("weather", {"city": 7}), times=None)
-    async with tool_hand(redis_url, sim, weather) as hand:
-        await client.submit(user("hi"))
-        await hand.run_due()
+    bench.sim.inject(calling("weather", {"city": 7}), times=None)
+    await bench.turn(user("hi"), weather)
 
-    (_, told) = (await context(client))[2]
+    (_, told) = (await context(bench.client))[2]
     assert json.loads(told) == {
         "error": "The arguments do not fit: Expected `str`, got `int` - at `$.city`"
     }
 
 
 @pytest.mark.parametrize("words", ["raised", "told", "timed_out", "no_json"])
-async def test_every_call_gets_a_result(
-    redis_url: str, sim: Simulator, client: TurnClient, words: str
-) -> None:
+async def test_every_call_gets_a_result(bench: Bench, words: str) -> None:
     """Whatever a tool does, the model hears of it and the turn completes; nothing foreign leaks."""
 
     @tool(timeout_s=0.01)
@@ -124,13 +112,11 @@ async def test_every_call_gets_a_result(
                 pass
         return object()
 
-    sim.inject(calling("subject"), times=None)
-    async with tool_hand(redis_url, sim, subject) as hand:
-        receipt = await client.submit(user("hi"))
-        await hand.run_due()
+    bench.sim.inject(calling("subject"), times=None)
+    receipt = await bench.turn(user("hi"), subject)
 
-    await ended(client, receipt, TurnCompleted)
-    (_, told) = (await context(client))[2]
+    await ended(bench.client, receipt, TurnCompleted)
+    (_, told) = (await context(bench.client))[2]
     expected = {
         "raised": "The function subject failed.",
         "told": "Ask again tomorrow.",
@@ -140,9 +126,7 @@ async def test_every_call_gets_a_result(
     assert json.loads(told) == {"error": expected[words]}
 
 
-async def test_plain_functions_run_in_threads_and_know_their_call(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_plain_functions_run_in_threads_and_know_their_call(bench: Bench) -> None:
     """A function that is not async does not block; the context has a stable key."""
     seen: list[ToolContext[None]] = []
     threads: list[bool] = []
@@ -154,19 +138,15 @@ async def test_plain_functions_run_in_threads_and_know_their_call(
         threads.append(threading.current_thread() is threading.main_thread())
         return count
 
-    sim.inject(calling("plain", {}), times=None)
-    async with tool_hand(redis_url, sim, plain) as hand:
-        receipt = await client.submit(user("hi"))
-        await hand.run_due()
+    bench.sim.inject(calling("plain", {}), times=None)
+    receipt = await bench.turn(user("hi"), plain)
 
     assert threads == [False]
     assert seen[0].idempotency_key == f"c/{receipt.turn_id}/{seen[0].call_id}"
-    assert (await context(client))[2] == ("tool", "2")
+    assert (await context(bench.client))[2] == ("tool", "2")
 
 
-async def test_a_tool_runs_no_more_often_at_once_than_it_may(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_a_tool_runs_no_more_often_at_once_than_it_may(bench: Bench) -> None:
     """`max_concurrency` holds over all conversations of a worker."""
     running: list[int] = []
     most: list[int] = []
@@ -180,18 +160,14 @@ async def test_a_tool_runs_no_more_often_at_once_than_it_may(
         running.pop()
         return "ok"
 
-    sim.inject(calling("narrow", n="3"), times=None)
-    async with tool_hand(redis_url, sim, narrow) as hand:
-        await client.submit(user("hi"))
-        await hand.run_due()
+    bench.sim.inject(calling("narrow", n="3"), times=None)
+    await bench.turn(user("hi"), narrow)
 
     assert most == [1, 1, 1]
 
 
 @pytest.mark.promise("P12")
-async def test_more_rounds_than_allowed_fail_the_turn(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_more_rounds_than_allowed_fail_the_turn(bench: Bench) -> None:
     """`max_tool_rounds` model calls; the tools of the last one are not run."""
     counted: list[int] = []
 
@@ -201,25 +177,23 @@ async def test_more_rounds_than_allowed_fail_the_turn(
         counted.append(number)
         return number
 
-    async with tool_hand(redis_url, sim, count, limits=ToolLimits(max_tool_rounds=4)) as hand:
+    async with bench.hand(count, limits=ToolLimits(max_tool_rounds=4)) as hand:
         for n in range(10):
-            sim.inject(calling("count", {"number": n}, loop="1"), nth=n + 1, times=1)
-        receipt = await client.submit(user("hi"))
+            bench.sim.inject(calling("count", {"number": n}, loop="1"), nth=n + 1, times=1)
+        receipt = await bench.client.submit(user("hi"))
         await hand.run_due()
 
-    await ended(client, receipt, TurnFailed, "too_many_tool_rounds")
-    assert len(requests(sim)) == 4
+    await ended(bench.client, receipt, TurnFailed, "too_many_tool_rounds")
+    assert len(requests(bench.sim)) == 4
     assert len(counted) == 3
-    totals = await client.usage("c")
+    totals = await bench.client.usage("c")
     assert (totals.calls, totals.usage.total_tokens) == (4, 0)
     assert totals.abandoned.total_tokens > 0
-    assert await context(client) == []
+    assert await context(bench.client) == []
 
 
 @pytest.mark.promise("P12")
-async def test_the_same_call_again_and_again_is_told_then_failed(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_the_same_call_again_and_again_is_told_then_failed(bench: Bench) -> None:
     """The third time it is not run any more; the fourth ends the turn."""
     runs: list[str] = []
 
@@ -229,21 +203,19 @@ async def test_the_same_call_again_and_again_is_told_then_failed(
         runs.append(city)
         return city
 
-    sim.inject(calling("again", {"city": "x"}, loop="1"), times=None)
-    async with tool_hand(redis_url, sim, again) as hand:
-        receipt = await client.submit(user("hi"))
-        await hand.run_due()
+    bench.sim.inject(calling("again", {"city": "x"}, loop="1"), times=None)
+    receipt = await bench.turn(user("hi"), again)
 
-    await ended(client, receipt, TurnFailed, "tool_loop")
+    await ended(bench.client, receipt, TurnFailed, "tool_loop")
     assert runs == ["x", "x"]
-    told = requests(sim)[3]["messages"][-1]["content"]
+    told = requests(bench.sim)[3]["messages"][-1]["content"]
     assert "the same call" in told
 
 
 @pytest.mark.promise("P12")
 @pytest.mark.parametrize("shape", ["deep", "long-names"])
 async def test_calls_that_cannot_be_run_are_paid_for_twice_at_most(
-    redis_url: str, sim: Simulator, client: TurnClient, shape: str
+    bench: Bench, shape: str
 ) -> None:
     """The model is told once; with the second such response in a row the turn fails by name."""
 
@@ -252,18 +224,14 @@ async def test_calls_that_cannot_be_run_are_paid_for_twice_at_most(
         """Find."""
         return city
 
-    sim.inject(f"odd-reply;shape={shape},size=3000000", times=None)
-    async with tool_hand(redis_url, sim, find) as hand:
-        receipt = await client.submit(user("hi"))
-        await hand.run_due()
+    bench.sim.inject(f"odd-reply;shape={shape},size=3000000", times=None)
+    receipt = await bench.turn(user("hi"), find)
 
-    await ended(client, receipt, TurnFailed, "unusable_calls")
-    assert len(requests(sim)) == 2
+    await ended(bench.client, receipt, TurnFailed, "unusable_calls")
+    assert len(requests(bench.sim)) == 2
 
 
-async def test_a_long_result_is_cut_with_a_note(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_a_long_result_is_cut_with_a_note(bench: Bench) -> None:
     """The model gets the beginning, and hears that it is not all."""
 
     @tool
@@ -271,29 +239,25 @@ async def test_a_long_result_is_cut_with_a_note(
         """Say much."""
         return "ü" * 1_000
 
-    sim.inject(calling("long"), times=None)
-    async with tool_hand(redis_url, sim, long, limits=ToolLimits(result_bytes=400)) as hand:
-        await client.submit(user("hi"))
-        await hand.run_due()
+    bench.sim.inject(calling("long"), times=None)
+    await bench.turn(user("hi"), long, limits=ToolLimits(result_bytes=400))
 
-    (_, told) = (await context(client))[2]
+    (_, told) = (await context(bench.client))[2]
     assert len(told.encode()) <= 400
     assert told.endswith("[cut: 2000 bytes, of which these are the first]")
 
 
-async def test_a_demanded_tool_is_demanded_once(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_a_demanded_tool_is_demanded_once(bench: Bench) -> None:
     """`tool_choice` counts until tools were called: else a turn would never end."""
-    async with tool_hand(redis_url, sim, weather) as hand:
-        await client.submit(
+    async with bench.hand(weather) as hand:
+        await bench.client.submit(
             Configure(conversation_id="c", settings=SettingsChange(tool_choice="required"))
         )
-        receipt = await client.submit(user("hi"))
+        receipt = await bench.client.submit(user("hi"))
         await hand.run_due()
 
-    await ended(client, receipt, TurnCompleted)
-    assert [body["tool_choice"] for body in requests(sim)] == ["required", "auto"]
+    await ended(bench.client, receipt, TurnCompleted)
+    assert [body["tool_choice"] for body in requests(bench.sim)] == ["required", "auto"]
 
 
 @pytest.mark.parametrize("act", ["interrupt", "rollback"])
@@ -357,9 +321,7 @@ async def test_an_interruption_cancels_what_it_may(
 
 
 @pytest.mark.parametrize("heeds", [True, False])
-async def test_a_tool_without_a_limit_ends_with_the_turns_budget(
-    redis_url: str, sim: Simulator, client: TurnClient, heeds: bool
-) -> None:
+async def test_a_tool_without_a_limit_ends_with_the_turns_budget(bench: Bench, heeds: bool) -> None:
     """Whether or not it heeds its cancellation; the conversation goes on."""
     over = asyncio.Event()
 
@@ -374,16 +336,16 @@ async def test_a_tool_without_a_limit_ends_with_the_turns_budget(
                     raise
         return ""
 
-    sim.inject(calling("endless"))
-    async with tool_hand(redis_url, sim, endless) as hand:
+    bench.sim.inject(calling("endless"))
+    async with bench.hand(endless) as hand:
         hand.settings = msgspec.structs.replace(hand.settings, turn_budget_s=0.1)
-        receipt = await client.submit(user("go"))
+        receipt = await bench.client.submit(user("go"))
         async with asyncio.timeout(10):
             await hand.run_due()
-        await ended(client, receipt, TurnFailed, "turn_budget_exceeded")
+        await ended(bench.client, receipt, TurnFailed, "turn_budget_exceeded")
         hand.settings = msgspec.structs.replace(hand.settings, turn_budget_s=60.0)
-        following = await client.submit(user("and now?"))
+        following = await bench.client.submit(user("and now?"))
         await hand.run_due()
         over.set()
 
-    await ended(client, following, TurnCompleted)
+    await ended(bench.client, following, TurnCompleted)

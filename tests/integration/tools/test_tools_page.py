@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.tools.bench import calling, context, tool_hand
+from tests.integration.tools.bench import Bench, calling, context
 from tests.support.driving import settings_for, user
 from tests.support.wait import wait_until
-from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts import TurnCompleted
 from turnline.contracts.conversation import FunctionDefinition, ToolDefinition
-from turnline.ops.simulator import Simulator
 from turnline.worker.main import toolbox_of
 from turnline.worker.tools.loader import load_tools
 from turnline.worker.turn.plan import Planner, read_agents
@@ -33,24 +32,22 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, types.
     return {f"page{number}": __import__(f"page{number}") for number in range(len(BLOCKS))}
 
 
-async def test_the_ten_line_tool_answers(
-    modules: Any, redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
+async def test_the_ten_line_tool_answers(bench: Bench, modules: Any) -> None:
     """Loaded by name, called by the model, its result in the context."""
     assert len(BLOCKS[0].splitlines()) <= 10
-    settings = settings_for(redis_url, sim, tools="page0,page1")
+    settings = settings_for(bench.redis_url, bench.sim, tools="page0,page1")
     toolbox = toolbox_of(settings)
     await toolbox.start()
-    sim.inject(calling("find_order", {"number": 7}), nth=1)
-    sim.inject(calling("status", {"number": 7}, loop="1"), nth=2)
-    sim.inject(calling("status", {"number": 8}, loop="1"), nth=3)
-    async with tool_hand(redis_url, sim) as hand:
+    bench.sim.inject(calling("find_order", {"number": 7}), nth=1)
+    bench.sim.inject(calling("status", {"number": 7}, loop="1"), nth=2)
+    bench.sim.inject(calling("status", {"number": 8}, loop="1"), nth=3)
+    async with bench.hand() as hand:
         hand.planner = Planner(toolbox)
-        await client.submit(user("Where is order 7?"))
+        await bench.client.submit(user("Where is order 7?"))
         await hand.run_due()
     await toolbox.stop()
 
-    told = [text for role, text in await context(client) if role == "tool"]
+    told = [text for role, text in await context(bench.client) if role == "tool"]
     assert told == [
         '{"number": "7", "status": "shipped"}',
         "shipped",
@@ -59,26 +56,22 @@ async def test_the_ten_line_tool_answers(
 
 
 async def test_a_person_approves(
-    modules: Any,
-    redis_url: str,
-    sim: Simulator,
-    client: TurnClient,
-    monkeypatch: pytest.MonkeyPatch,
+    bench: Bench, modules: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page's approval loop answers a call that waits."""
     monkeypatch.setattr("builtins.input", lambda _: "y")
     refund = ToolDefinition(function=FunctionDefinition(name="refund"))
-    sim.inject(calling("refund"), times=1)
-    receipt = await client.submit(user("my money"))
-    async with tool_hand(redis_url, sim, schemas=(refund,)) as hand:
+    bench.sim.inject(calling("refund"), times=1)
+    receipt = await bench.client.submit(user("my money"))
+    async with bench.hand(schemas=(refund,)) as hand:
         await hand.run_due()
-        desk = asyncio.create_task(modules["page2"].approve(redis_url))
+        desk = asyncio.create_task(modules["page2"].approve(bench.redis_url))
         await wait_until(hand.run_due, "the answer makes the turn due")
         desk.cancel()
         await asyncio.gather(desk, return_exceptions=True)
 
-    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
-    assert (await context(client))[2] == ("tool", '{"approved": true}')
+    assert isinstance(await bench.client.result(receipt, timeout_s=5), TurnCompleted)
+    assert (await context(bench.client))[2] == ("tool", '{"approved": true}')
 
 
 def test_the_agents_of_the_page(modules: Any, tmp_path: Path) -> None:

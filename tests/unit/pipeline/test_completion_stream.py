@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -363,168 +364,124 @@ def test_an_error_response_nested_too_deeply_is_text() -> None:
     assert failure_of_body(DEEP) == StreamFailed("", DEEP[: 64 * 1024].decode())
 
 
-TOOL_SHAPES: dict[str, tuple[list[ToolCallDelta], list[ToolCallParts]]] = {
-    "whole": ([ToolCallDelta(0, "c", "f", "{}")], [ToolCallParts("c", "f", "{}")]),
+TOOL_SHAPES: dict[str, tuple[list[tuple[Any, ...]], list[tuple[str, str, str]]]] = {
+    "whole": ([(0, "c", "f", "{}")], [("c", "f", "{}")]),
     "22_fragments": (
-        [
-            ToolCallDelta(0, "c", "f", '{"a"'),
-            ToolCallDelta(0, None, None, ":1"),
-            ToolCallDelta(0, None, None, "}"),
-        ],
-        [ToolCallParts("c", "f", '{"a":1}')],
+        [(0, "c", "f", '{"a"'), (0, None, None, ":1"), (0, None, None, "}")],
+        [("c", "f", '{"a":1}')],
     ),
     "23_two_by_index": (
-        [ToolCallDelta(0, "c", "f", "{}"), ToolCallDelta(1, "d", "g", "{}")],
-        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+        [(0, "c", "f", "{}"), (1, "d", "g", "{}")],
+        [("c", "f", "{}"), ("d", "g", "{}")],
     ),
     "interleaved": (
-        [
-            ToolCallDelta(0, "c", "f", "{"),
-            ToolCallDelta(1, "d", "g", "["),
-            ToolCallDelta(0, None, None, "}"),
-            ToolCallDelta(1, None, None, "]"),
-        ],
-        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "[]")],
+        [(0, "c", "f", "{"), (1, "d", "g", "["), (0, None, None, "}"), (1, None, None, "]")],
+        [("c", "f", "{}"), ("d", "g", "[]")],
     ),
     "24_id_in_its_own_delta": (
-        [ToolCallDelta(0, "c"), ToolCallDelta(0, None, "f"), ToolCallDelta(0, None, None, "{}")],
-        [ToolCallParts("c", "f", "{}")],
+        [(0, "c"), (0, None, "f"), (0, None, None, "{}")],
+        [("c", "f", "{}")],
     ),
-    "id_after_the_name": (
-        [ToolCallDelta(0, None, "f"), ToolCallDelta(0, "c", None, "{}")],
-        [ToolCallParts("c", "f", "{}")],
-    ),
+    "id_after_the_name": ([(0, None, "f"), (0, "c", None, "{}")], [("c", "f", "{}")]),
     "no_index_whole": (
-        [ToolCallDelta(None, "c", "f", "{}"), ToolCallDelta(None, "d", "g", "{}")],
-        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+        [(None, "c", "f", "{}"), (None, "d", "g", "{}")],
+        [("c", "f", "{}"), ("d", "g", "{}")],
     ),
     "no_index_fragments": (
         [
-            ToolCallDelta(None, "c", "f", "{"),
-            ToolCallDelta(None, None, None, "}"),
-            ToolCallDelta(None, "d", "g", "{"),
-            ToolCallDelta(None, None, None, "}"),
+            (None, "c", "f", "{"),
+            (None, None, None, "}"),
+            (None, "d", "g", "{"),
+            (None, None, None, "}"),
         ],
-        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+        [("c", "f", "{}"), ("d", "g", "{}")],
     ),
-    "no_index_same_id": (
-        [ToolCallDelta(None, "c", "f", "{"), ToolCallDelta(None, "c", None, "}")],
-        [ToolCallParts("c", "f", "{}")],
-    ),
+    "no_index_same_id": ([(None, "c", "f", "{"), (None, "c", None, "}")], [("c", "f", "{}")]),
     "no_index_same_function_twice": (
-        [ToolCallDelta(None, "c", "f", "1"), ToolCallDelta(None, "d", "f", "2")],
-        [ToolCallParts("c", "f", "1"), ToolCallParts("d", "f", "2")],
+        [(None, "c", "f", "1"), (None, "d", "f", "2")],
+        [("c", "f", "1"), ("d", "f", "2")],
     ),
     "index_jump_in_fragments": (
-        [
-            ToolCallDelta(0, "c", "f", "{}"),
-            ToolCallDelta(5, "d", "g", "{"),
-            ToolCallDelta(5, None, None, "}"),
-        ],
-        [ToolCallParts("c", "f", "{}"), ToolCallParts("d", "g", "{}")],
+        [(0, "c", "f", "{}"), (5, "d", "g", "{"), (5, None, None, "}")],
+        [("c", "f", "{}"), ("d", "g", "{}")],
     ),
     "all_under_index_0": (
-        [ToolCallDelta(0, "c", "f", "1"), ToolCallDelta(0, "d", "g", "2")],
-        [ToolCallParts("c", "f", "1"), ToolCallParts("d", "g", "2")],
+        [(0, "c", "f", "1"), (0, "d", "g", "2")],
+        [("c", "f", "1"), ("d", "g", "2")],
     ),
     "all_under_index_0_in_pieces": (
         [
-            ToolCallDelta(0, "c", "f", ""),
-            ToolCallDelta(0, None, None, '{"a":1}'),
-            ToolCallDelta(0, "d", "f", ""),
-            ToolCallDelta(0, None, None, '{"a":2}'),
+            (0, "c", "f", ""),
+            (0, None, None, '{"a":1}'),
+            (0, "d", "f", ""),
+            (0, None, None, '{"a":2}'),
         ],
-        [ToolCallParts("c", "f", '{"a":1}'), ToolCallParts("d", "f", '{"a":2}')],
+        [("c", "f", '{"a":1}'), ("d", "f", '{"a":2}')],
     ),
     "all_under_index_0_without_ids": (
-        [ToolCallDelta(0, None, "f", '{"a":1}'), ToolCallDelta(0, None, "f", '{"a":2}')],
-        [ToolCallParts("", "f", '{"a":1}'), ToolCallParts("", "f", '{"a":2}')],
+        [(0, None, "f", '{"a":1}'), (0, None, "f", '{"a":2}')],
+        [("", "f", '{"a":1}'), ("", "f", '{"a":2}')],
     ),
     "all_under_index_0_ids_alone": (
-        [
-            ToolCallDelta(0, "c"),
-            ToolCallDelta(0, None, "f"),
-            ToolCallDelta(0, "d"),
-            ToolCallDelta(0, None, "g"),
-            ToolCallDelta(0, None, None, "{}"),
-        ],
-        [ToolCallParts("c", "f", ""), ToolCallParts("d", "g", "{}")],
+        [(0, "c"), (0, None, "f"), (0, "d"), (0, None, "g"), (0, None, None, "{}")],
+        [("c", "f", ""), ("d", "g", "{}")],
     ),
     "one_id_for_all": (
-        [ToolCallDelta(0, "c", "f", "{}"), ToolCallDelta(1, "c", "g", "{}")],
-        [ToolCallParts("c", "f", "{}"), ToolCallParts("c", "g", "{}")],
+        [(0, "c", "f", "{}"), (1, "c", "g", "{}")],
+        [("c", "f", "{}"), ("c", "g", "{}")],
     ),
     "whole_again": (
-        [
-            ToolCallDelta(0, "c", "f", '{"a":1,'),
-            ToolCallDelta(0, None, None, '"b":2}'),
-            ToolCallDelta(0, "c", "f", '{"a": 1, "b": 2}'),
-        ],
-        [ToolCallParts("c", "f", '{"a":1,"b":2}')],
+        [(0, "c", "f", '{"a":1,'), (0, None, None, '"b":2}'), (0, "c", "f", '{"a": 1, "b": 2}')],
+        [("c", "f", '{"a":1,"b":2}')],
     ),
     "whole_again_without_id": (
-        [ToolCallDelta(0, None, "f", '{"a":1}'), ToolCallDelta(0, None, "f", '{"a": 1}')],
-        [ToolCallParts("", "f", '{"a":1}')],
+        [(0, None, "f", '{"a":1}'), (0, None, "f", '{"a": 1}')],
+        [("", "f", '{"a":1}')],
     ),
     "arguments_so_far_each_time": (
-        [
-            ToolCallDelta(0, "c", "f", '{"a"'),
-            ToolCallDelta(0, "c", "f", '{"a":1'),
-            ToolCallDelta(0, "c", "f", '{"a":1}'),
-        ],
-        [ToolCallParts("c", "f", '{"a":1}')],
+        [(0, "c", "f", '{"a"'), (0, "c", "f", '{"a":1'), (0, "c", "f", '{"a":1}')],
+        [("c", "f", '{"a":1}')],
     ),
     "an_object_that_begins_like_its_part": (
-        [ToolCallDelta(0, "c", "f", '{"a":'), ToolCallDelta(0, None, None, '{"a":1}}')],
-        [ToolCallParts("c", "f", '{"a":{"a":1}}')],
+        [(0, "c", "f", '{"a":'), (0, None, None, '{"a":1}}')],
+        [("c", "f", '{"a":{"a":1}}')],
     ),
     "another_id_with_every_piece": (
-        [
-            ToolCallDelta(0, "c", "f", ""),
-            ToolCallDelta(0, "d", None, '{"a"'),
-            ToolCallDelta(0, "e", None, ":1}"),
-        ],
-        [ToolCallParts("c", "f", '{"a":1}')],
+        [(0, "c", "f", ""), (0, "d", None, '{"a"'), (0, "e", None, ":1}")],
+        [("c", "f", '{"a":1}')],
     ),
     "another_index_with_every_piece": (
-        [
-            ToolCallDelta(0, "c", "f", ""),
-            ToolCallDelta(1, None, None, '{"a"'),
-            ToolCallDelta(2, None, None, ":1}"),
-        ],
-        [ToolCallParts("c", "f", '{"a":1}')],
+        [(0, "c", "f", ""), (1, None, None, '{"a"'), (2, None, None, ":1}")],
+        [("c", "f", '{"a":1}')],
     ),
     "name_in_every_piece_without_id": (
-        [ToolCallDelta(None, None, "f", '{"a"'), ToolCallDelta(None, None, "f", ":1}")],
-        [ToolCallParts("", "f", '{"a":1}')],
+        [(None, None, "f", '{"a"'), (None, None, "f", ":1}")],
+        [("", "f", '{"a":1}')],
     ),
     "name_that_grows": (
-        [ToolCallDelta(0, "c", "get"), ToolCallDelta(0, "c", "get_weather", "{}")],
-        [ToolCallParts("c", "get_weather", "{}")],
+        [(0, "c", "get"), (0, "c", "get_weather", "{}")],
+        [("c", "get_weather", "{}")],
     ),
     "an_empty_object_first": (
-        [ToolCallDelta(0, "c", "f", "{}"), ToolCallDelta(0, None, None, '{"a":1}')],
-        [ToolCallParts("c", "f", '{"a":1}')],
+        [(0, "c", "f", "{}"), (0, None, None, '{"a":1}')],
+        [("c", "f", '{"a":1}')],
     ),
     "half_a_character_in_each_piece": (
-        [ToolCallDelta(0, "c", "f", '{"a":"\ud83d'), ToolCallDelta(0, None, None, '\ude00"}')],
-        [ToolCallParts("c", "f", '{"a":"😀"}')],
+        [(0, "c", "f", '{"a":"\ud83d'), (0, None, None, '\ude00"}')],
+        [("c", "f", '{"a":"😀"}')],
     ),
     "function_call_and_the_same_in_tool_calls": (
-        [ToolCallDelta(-1, None, "f", '{"a":1}'), ToolCallDelta(0, "c", "f", '{"a": 1}')],
-        [ToolCallParts("c", "f", '{"a": 1}')],
+        [(-1, None, "f", '{"a":1}'), (0, "c", "f", '{"a": 1}')],
+        [("c", "f", '{"a": 1}')],
     ),
-    "missing_id": ([ToolCallDelta(0, None, "f", "{}")], [ToolCallParts("", "f", "{}")]),
-    "25_empty_arguments": ([ToolCallDelta(0, "c", "f", "")], [ToolCallParts("c", "f", "")]),
-    "25_null_arguments": ([ToolCallDelta(0, "c", "f")], [ToolCallParts("c", "f", "")]),
+    "missing_id": ([(0, None, "f", "{}")], [("", "f", "{}")]),
+    "25_empty_arguments": ([(0, "c", "f", "")], [("c", "f", "")]),
+    "25_null_arguments": ([(0, "c", "f")], [("c", "f", "")]),
     "name_in_fragments": (
-        [ToolCallDelta(0, "c", "get_"), ToolCallDelta(0, None, "weather", "{}")],
-        [ToolCallParts("c", "get_weather", "{}")],
+        [(0, "c", "get_"), (0, None, "weather", "{}")],
+        [("c", "get_weather", "{}")],
     ),
-    "name_repeated": (
-        [ToolCallDelta(0, "c", "f", "{"), ToolCallDelta(0, "c", "f", "}")],
-        [ToolCallParts("c", "f", "{}")],
-    ),
+    "name_repeated": ([(0, "c", "f", "{"), (0, "c", "f", "}")], [("c", "f", "{}")]),
 }
 
 
@@ -535,9 +492,9 @@ def test_tool_calls(shape: str) -> None:
     collector = ToolCallCollector()
 
     for part in deltas:
-        collector.add(part)
+        collector.add(ToolCallDelta(*part))
 
-    assert collector.calls() == calls
+    assert collector.calls() == [ToolCallParts(*call) for call in calls]
     assert bool(collector) is bool(calls)
 
 
