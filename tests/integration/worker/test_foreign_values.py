@@ -22,18 +22,20 @@ __all__ = ["rig"]  # the fixture
 
 async def write(redis: Redis, key: str, value: Any) -> None:
     """Put a value of any kind where it does not belong."""
-    await redis.delete(key)
-    match value:
-        case dict():
-            await redis.hset(key, mapping=value)
-        case list():
-            await redis.rpush(key, *value)
-        case set():
-            await redis.sadd(key, *value)
-        case tuple():
-            await redis.zadd(key, dict(value))
-        case _:
-            await redis.set(key, value)
+    async with redis.pipeline() as both:  # a worker may write the key between the two
+        both.delete(key)
+        match value:
+            case dict():
+                both.hset(key, mapping=value)
+            case list():
+                both.rpush(key, *value)
+            case set():
+                both.sadd(key, *value)
+            case tuple():
+                both.zadd(key, dict(value))
+            case _:
+                both.set(key, value)
+        await both.execute()
 
 
 @pytest.mark.parametrize(
