@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, Phase, settings
 from redis.asyncio import Redis
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-from tests.support.fake_server import start_fake_server
 from tests.support.recordings import SHARED_DATA, needs_absent_recordings
 from turnline.ops.embedded import EmbeddedRedis, finding
 
@@ -221,6 +220,8 @@ def new_redis_url(
 ) -> Iterator[Callable[[], str]]:
     """Each call gives the URL of an empty database that nobody else uses."""
     if _is_fake():
+        from tests.support.fake_server import start_fake_server  # noqa: PLC0415  not in each wheel's test
+
         with ExitStack() as exits:
             yield partial(start_fake_server, exits)
         return

@@ -285,7 +285,7 @@ def services_of(settings: Settings) -> GrokServices:
         raise StartFailed(cannot_connect(error)) from None
 
 
-def toolbox_of(settings: Settings, checker: Checker | None = None) -> Toolbox:
+def toolbox_of(settings: Settings, checker: Checker) -> Toolbox:
     """Load the tools that the settings name.
 
     Raises:

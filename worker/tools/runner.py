@@ -29,7 +29,7 @@ OPENING_S: Final = 120.0
 class Toolbox:
     """The tools of one process, shared by all its conversations."""
 
-    def __init__(self, loaded: LoadedTools, checker: Checker | None = None) -> None:
+    def __init__(self, loaded: LoadedTools, checker: Checker) -> None:
         """Hold what was loaded; `start` opens the resources.
 
         Args:
@@ -42,7 +42,7 @@ class Toolbox:
         if loaded.problems:
             raise ValueError("; ".join(loaded.problems))
         self._tools = {tool.name: tool for tool in loaded.tools}
-        self._checker = checker or Checker()
+        self._checker = checker
         self._patterns = {
             tool.name: self._checker.schemas.compiled(tool.described.patterns)
             for tool in loaded.tools

@@ -11,6 +11,7 @@ from tests.support.driving import hand as open_hand
 from turnline.contracts import Receipt, TurnClient, UserMessage
 from turnline.contracts.conversation import ToolDefinition
 from turnline.ops.simulator import Simulator
+from turnline.worker.schema_checking import Checker
 from turnline.worker.tools import Tool
 from turnline.worker.tools.description import describe
 from turnline.worker.tools.loader import LoadedTool, LoadedTools
@@ -21,7 +22,7 @@ from turnline.worker.turn.plan import AgentsFile, Planner, ToolLimits
 def toolbox_of(*tools: Tool[Any, Any], schemas: Sequence[ToolDefinition] = ()) -> Toolbox:
     """Tools of this test alone."""
     loaded = tuple(LoadedTool("test", tool, describe(tool)) for tool in tools)
-    return Toolbox(LoadedTools(loaded, (), tuple(schemas), ()))
+    return Toolbox(LoadedTools(loaded, (), tuple(schemas), ()), Checker())
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from turnline.worker.errors import StartFailed
+from turnline.worker.schema_checking import Checker
 from turnline.worker.tools import runner
 from turnline.worker.tools.loader import LoadedTools
 from turnline.worker.tools.runner import Toolbox
@@ -37,7 +38,7 @@ async def test_resources_that_never_open_are_given_up(monkeypatch: pytest.Monkey
         finally:
             open_now.remove("first")
 
-    toolbox = Toolbox(LoadedTools((), (("shop", opening), ("bank", never)), (), ()))
+    toolbox = Toolbox(LoadedTools((), (("shop", opening), ("bank", never)), (), ()), Checker())
 
     with pytest.raises(StartFailed, match="bank: not open after"):
         await toolbox.start()
@@ -48,7 +49,7 @@ async def test_resources_that_never_open_are_given_up(monkeypatch: pytest.Monkey
 
 async def test_what_opening_raises_is_told_without_its_words() -> None:
     """The type and the place; the module, too."""
-    toolbox = Toolbox(LoadedTools((), (("bank", raising),), (), ()))
+    toolbox = Toolbox(LoadedTools((), (("bank", raising),), (), ()), Checker())
 
     with pytest.raises(
         StartFailed, match=r"bank: KeyError \(.*test_resources\.py:\d+ raising"

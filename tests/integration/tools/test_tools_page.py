@@ -15,6 +15,7 @@ from tests.support.wait import wait_until
 from turnline.contracts import TurnCompleted
 from turnline.contracts.conversation import FunctionDefinition, ToolDefinition
 from turnline.worker.main import toolbox_of
+from turnline.worker.schema_checking import Checker
 from turnline.worker.tools.loader import load_tools
 from turnline.worker.turn.plan import Planner, read_agents
 
@@ -36,7 +37,7 @@ async def test_the_ten_line_tool_answers(bench: Bench, modules: Any) -> None:
     """Loaded by name, called by the model, its result in the context."""
     assert len(BLOCKS[0].splitlines()) <= 10
     settings = settings_for(bench.redis_url, bench.sim, tools="page0,page1")
-    toolbox = toolbox_of(settings)
+    toolbox = toolbox_of(settings, Checker())
     await toolbox.start()
     bench.sim.inject(calling("find_order", {"number": 7}), nth=1)
     bench.sim.inject(calling("status", {"number": 7}, loop="1"), nth=2)

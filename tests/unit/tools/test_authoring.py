@@ -16,6 +16,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 
+from turnline.worker.schema_checking import Checker
 from turnline.worker.tools import Tool, ToolContext, ToolFailed, tool
 from turnline.worker.tools.declaration import ToolOptions, name_of
 from turnline.worker.tools.description import describe
@@ -29,12 +30,14 @@ IDS = CallIds("c", "t", 1, "call")
 
 async def call(made: Tool[Any, Any], **arguments: Any) -> str:
     """Run a tool as a turn does, with arguments that went through JSON."""
-    box = Toolbox(LoadedTools((LoadedTool("m", made, describe(made)),), (), (), ()))
+    checker = Checker()
+    box = Toolbox(LoadedTools((LoadedTool("m", made, describe(made)),), (), (), ()), checker)
     sent = msgspec.json.decode(msgspec.json.encode(arguments))
     try:
         return await box.call(made.options.name, sent, IDS)
     finally:
         await box.stop()
+        await checker.close()
 
 
 def properties(made: Tool[Any, Any]) -> dict[str, Any]:
