@@ -63,7 +63,8 @@ class Fleet:
         self._on_serving = on_serving
         self._stopping = asyncio.Event()
         self._end_by_s: float | None = None
-        self._workers: list[LeasedWorker] = []
+        self.workers: list[LeasedWorker] = []
+        """One for each shard, while they serve."""
         self._connections: list[AsyncRedis] = []
         self._starting: asyncio.Task[Any] | None = None
         self.has_served = False
@@ -107,7 +108,7 @@ class Fleet:
     async def _open(self) -> None:
         for number in self._settings.served_shards:
             worker, redis = self.parts.make_worker(shard_keys(number))
-            self._workers.append(worker)
+            self.workers.append(worker)
             self._connections.append(redis)
         await self.parts.telemetry.open()
         with log_if_slow("the resources of the tools"):
@@ -128,7 +129,7 @@ class Fleet:
             },
         )
         self._on_serving()
-        serving = asyncio.gather(*(worker.main() for worker in self._workers))
+        serving = asyncio.gather(*(worker.main() for worker in self.workers))
         serving.add_done_callback(_consume_exception)
         stopping: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
         try:
@@ -153,7 +154,7 @@ class Fleet:
         self._stopping.set()
         if self._end_by_s is None:
             self._end_by_s = time.monotonic() + self._settings.drain_s + CLOSE_S - 0.6
-        for worker in self._workers:
+        for worker in self.workers:
             if worker.allow_pick_jobs:
                 worker.drain()
             else:
@@ -167,7 +168,7 @@ class Fleet:
         """
         by_s = self._end_by_s or time.monotonic() + _CLOSE_S
         parts: list[tuple[str, float, Sequence[Awaitable[Any]]]] = [
-            ("queue", 0.3, [_close_worker(worker) for worker in self._workers]),
+            ("queue", 0.3, [_close_worker(worker) for worker in self.workers]),
             ("resources", 0.5, [self.parts.toolbox.stop()]),
             ("checks", 0.5, [self.parts.checker.close()]),
             ("telemetry", 0.8, [self.parts.telemetry.close()]),

@@ -41,7 +41,7 @@ class Bench:
     def __init__(self, client: TurnClient, one: Any, redis: Any) -> None:
         self._client = client
         self._worker = one.workers[0]
-        self._traces = one.telemetry._stores[0]
+        self._traces = one.parts.telemetry._stores[0]
         self._redis = redis
         self._runs = 0
 
