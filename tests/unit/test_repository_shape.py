@@ -377,12 +377,14 @@ def test_each_command_that_the_entry_lists_is_taken() -> None:
 
 
 MODULE_MAX_LINES = 500
-FUNCTION_MAX_LINES = 50  # the docstring not counted
+FUNCTION_MAX_LINES = 50
 CLASS_MAX_METHODS = 30
 CLASS_MAX_ATTRIBUTES = 25
 LARGER = {
     "worker/pipeline/context.py:OpenAILLMContext": "pipecat's class has these methods",
     "worker/pipeline/processor.py:FrameProcessor": "pipecat's class has these methods",
+    "worker/queue/leased_worker.py:__init__": "each of eleven parameters is explained",
+    "worker/services/openai/llm.py:__init__": "each of pipecat's sixteen parameters is explained",
 }
 """What is larger than the limits, and why. A line that is not needed any more fails the test."""
 
@@ -401,8 +403,6 @@ def larger_than_allowed(name: Path) -> dict[str, str]:
                 found[f"{name}:{node.name}"] = f"{methods} methods, {attributes} attributes"
         elif isinstance(node, FUNCTIONS):
             lines = (node.end_lineno or 0) - node.lineno + 1
-            if ast.get_docstring(node) is not None:
-                lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
             if lines > FUNCTION_MAX_LINES:
                 found[f"{name}:{node.name}"] = f"{lines} lines"
     return found
