@@ -40,6 +40,11 @@ from turnline.worker.pipeline.processor import (
     FrameDirection,
     FrameProcessor,
 )
+from turnline.worker.pipeline.reply_frames import (
+    BesideText,
+    LLMCitationFrame,
+    LLMReplyItemFrame,
+)
 from turnline.worker.pipeline.user_aggregator import (
     LLMContextResponseAggregator,
     LLMUserAggregatorParams,
@@ -117,6 +122,7 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
         self._pending: dict[str, bool] = {}
         self._written: set[str] = set()
         self._wants_run = False
+        self._beside = BesideText()
 
     @property
     def pending_text(self) -> str:
@@ -137,6 +143,8 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
                 await self._handle_llm_start(frame)
             case LLMFullResponseEndFrame():
                 await self._handle_llm_end(frame)
+            case LLMReplyItemFrame() | LLMCitationFrame():
+                self._beside.add(frame)
             case StartInterruptionFrame():
                 await self._handle_interruptions(frame)
                 await self.push_frame(frame, direction)
@@ -151,10 +159,13 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
         """Add what was collected as one assistant message; nothing if empty."""
         if not self.has_pending:
             return
-        text = self.pending_text
+        text, cut = self.pending_text, self._space_before()
         await self.reset()
         if text:
             await self.handle_aggregation(text)
+            said = self._context.last_message()
+            if said is not None and said.get("role") == "assistant":
+                self._beside.take(said, cut=cut)
         await self.push_context_frame()
         await self.push_frame(OpenAILLMContextAssistantTimestampFrame(self._timestamp()))
 
@@ -163,6 +174,7 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
 
     async def _handle_llm_start(self, _: LLMFullResponseStartFrame) -> None:
         self._started += 1
+        self._beside = BesideText()
 
     async def _handle_llm_end(self, _: LLMFullResponseEndFrame) -> None:
         self._started = max(0, self._started - 1)
@@ -174,6 +186,10 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
         await self.push_aggregation()
 
     # Text
+
+    def _space_before(self) -> int:
+        """Return how many characters the collected text loses at its beginning."""
+        return len(self._aggregation) - len(self._aggregation.lstrip())
 
     def _cut_to_heard(self, heard: str | None) -> None:
         """Cut all that was said since the user spoke, also what stands in the context already."""
@@ -285,6 +301,7 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
 
     async def _write_calls(self, calls: Sequence[FunctionCallFromLLM]) -> None:
         message: Message = {"role": "assistant"}
+        cut = self._space_before()
         if text := self.pending_text:
             await self.reset()
             if overridden(self, LLMContextResponseAggregator, ("handle_aggregation",)):
@@ -299,6 +316,7 @@ class LLMAssistantContextAggregator(LLMContextResponseAggregator):
             }
             for call in calls
         ]
+        self._beside.take(message, cut=cut)
         self._context.add_message(message)
         for call in calls:
             self._written.add(call.tool_call_id)

@@ -3,12 +3,20 @@
 import base64
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
 from turnline.contracts.numbers import number
+from turnline.worker.pipeline.reply_items import (
+    BESIDE_MARKS,
+    ITEMS_MARK,
+    OTHER_MARKS,
+    REPLY_ITEMS,
+    input_of,
+    without_items,
+)
 from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, NotGiven, ToolsSchema
 
 Message: TypeAlias = dict[str, Any]
@@ -279,6 +287,19 @@ class OpenAILLMContext:
             b'"IN_PROGRESS"' in self._stored_joined()
         )
 
+    def last_message(self) -> Message | None:
+        """Return the message that was added last, the same dict; None if none was added."""
+        added = self._added if self._live is None else self._live
+        return added[-1] if added else None
+
+    def drop_reply_items(self) -> bool:
+        """Forget the items that a model refuses; whether there were any."""
+        if not any(ITEMS_MARK in raw for raw in self.encoded_messages()):
+            return False
+        for message in self.messages:
+            message.pop(REPLY_ITEMS, None)
+        return True
+
     # Tools
 
     @property
@@ -352,31 +373,45 @@ class OpenAILLMContext:
         return self.intact_count() == len(self._stored)
 
     def encoded_request_messages(self) -> bytes:
-        """Return the JSON array of the system prompt and all messages.
+        """Return the JSON array of the system prompt and all messages, for chat.
 
         Loaded messages are spliced in as the bytes they were stored as, so that a request is the
-        former one plus what was added.
+        former one plus what was added. Items that chat has no place for are left out.
         """
+        return self._encoded_request(BESIDE_MARKS, without_items)
+
+    def encoded_request_input(self, is_same: Callable[[str], bool]) -> bytes:
+        """Return the JSON array of the system prompt and all items, for `/v1/responses`.
+
+        As `encoded_request_messages`, with the items of earlier replies in their places.
+
+        Args:
+            is_same: Tells whether a model, by its name, is the one that is asked.
+        """
+        return self._encoded_request(OTHER_MARKS, lambda raw: input_of(raw, is_same))
+
+    def _encoded_request(
+        self, marks: Collection[bytes], convert: Callable[[bytes], bytes]
+    ) -> bytes:
+        """Return the array; messages whose bytes hold a mark are not sent as they are stored."""
         encode = self._adapter.encode_message
+        stored: Sequence[bytes] = self._stored
         if type(self) is not OpenAILLMContext and overridden(
             self, OpenAILLMContext, ("get_messages", "messages")
         ):
-            head, rest = b"", self.get_messages()
+            stored, rest = (), self.get_messages()
         elif self._live is None:
-            head, rest = self._stored_joined(), self._added
+            rest = self._added
         else:
             intact = self.intact_count()
-            head = (
-                self._stored_joined()
-                if intact == len(self._stored)
-                else b",".join(self._stored[:intact])
-            )
-            rest = self._live[intact:]
-        parts = [head] if head else []
+            stored, rest = stored[:intact], self._live[intact:]
+        joined = self._stored_joined() if len(stored) == len(self._stored) else b",".join(stored)
+        is_other = any(mark in joined for mark in marks)
+        parts = [*map(convert, stored)] if is_other else [joined]
         if self.system_prompt is not None:
             parts.insert(0, encode({"role": "system", "content": self.system_prompt}))
-        parts.extend(map(encode, rest))
-        return b"[%b]" % b",".join(parts)
+        parts.extend(convert(encode(message)) for message in rest)
+        return b"[%b]" % b",".join(filter(None, parts))
 
     def _stored_joined(self) -> bytes:
         if self._joined is None:

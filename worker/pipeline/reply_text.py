@@ -47,7 +47,7 @@ class ReplyText:
 
     def utf8_bytes(self) -> int:
         """Return the length of the text as UTF-8; only what came since is measured."""
-        text = self._slice(self._measured, len(self))
+        text = self.between(self._measured, len(self))
         self._measured += len(text)
         self._size_bytes += len(text) if text.isascii() else len(text.encode())
         return self._size_bytes
@@ -58,7 +58,7 @@ class ReplyText:
 
     def is_same(self, whole: str) -> bool:
         """Tell whether another text is this one, apart from space around it."""
-        new = self._slice(self._scanned, len(self))
+        new = self.between(self._scanned, len(self))
         if new.strip():
             if not self._behind_last:
                 self._first = self._scanned + len(new) - len(new.lstrip())
@@ -66,14 +66,15 @@ class ReplyText:
         self._scanned += len(new)
         whole = whole.strip()
         is_as_long = len(whole) == self._behind_last - self._first
-        return is_as_long and whole == self._slice(self._first, self._behind_last)
+        return is_as_long and whole == self.between(self._first, self._behind_last)
 
     def ends_about(self, text: str) -> bool:
         """Tell whether another text stands in this one, not too far from its end."""
         end = len(self)
-        return text in self._slice(max(0, end - len(text) - _LOOK_BACK_CHARS), end)
+        return text in self.between(max(0, end - len(text) - _LOOK_BACK_CHARS), end)
 
-    def _slice(self, start: int, end: int) -> str:
+    def between(self, start: int, end: int) -> str:
+        """Return the characters from `start` up to `end`."""
         last = len(self)
         self._text.seek(start)
         text = self._text.read(end - start)

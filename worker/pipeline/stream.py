@@ -172,27 +172,27 @@ class CompletionStream(ReplyStream):
         self._events.append(_DONE)
         return True
 
-    def _read_fields(self, chunk: Fields, size: int) -> None:
-        """Read a chunk of any shape.
+    def _read_fields(self, fields: Fields, size: int) -> None:
+        """Read a fields of any shape.
 
         Raises:
             Unreadable: It holds text or calls in no known shape.
         """
-        choices, has_others = choices_of(chunk)
+        choices, has_others = choices_of(fields)
         self.unread = self.unread or (has_others and not choices)
-        error = next(filter(None, map(failure_of, (chunk, *choices))), None)
+        error = next(filter(None, map(failure_of, (fields, *choices))), None)
         if error is not None:
             self._events.append(error)
             return
-        if chunk.get("choices") or chunk.get("usage"):
-            self._name(short(chunk.get("id")), short(chunk.get("model")))
+        if fields.get("choices") or fields.get("usage"):
+            self._name(short(fields.get("id")), short(fields.get("model")))
         self._plain = not self._text.half
         said = len(self._events)
         for choice in choices:
             self._read_choice(choice, size)
-        if not chunk.get("choices"):
-            self.unread = self.unread or any(chunk.get(key) for key in _SAYING)
-        counts = counts_in(chunk, choices)
+        if not fields.get("choices"):
+            self.unread = self.unread or any(fields.get(key) for key in _SAYING)
+        counts = counts_in(fields, choices)
         if counts is not None:
             alone = self._events[said:] in ([], [EMPTY])
             if alone:

@@ -21,6 +21,8 @@ class ProviderUsage(msgspec.Struct, frozen=True):
     """The provider's own total; the sum of the parts only where it reported none."""
     cost_usd_ticks: int | None = None
     """1 USD = 10,000,000,000 ticks; None if not reported."""
+    server_tool_calls: int = 0
+    """Calls of tools that the provider ran; their price is part of the cost."""
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
@@ -99,8 +101,40 @@ class OverLimit(msgspec.Struct, frozen=True, gc=False):
     """`event`, `text`, `reasoning`, `silence`, `response`."""
 
 
+class ReplyItem(msgspec.Struct, frozen=True, gc=False):
+    """An output item that the next request has to hold, beside the text and the calls."""
+
+    index: int
+    """Its place among the items of the response; one that came before with it is replaced."""
+    item: bytes
+    """JSON, always the same for the same value."""
+    chars: int
+    """Characters of the response's text before it."""
+    calls: int
+    """Function calls before it."""
+
+
+class ServerTool(msgspec.Struct, frozen=True, gc=False):
+    """A tool that the provider runs was called, or is done."""
+
+    call_id: str
+    name: str
+    ok: bool | None = None
+    """Whether it worked; None: it has begun."""
+
+
+class CitationFound(msgspec.Struct, frozen=True, gc=False):
+    """A source of what is said."""
+
+    url: str
+    title: str
+    start: int
+    """Characters of the response's text before what it is a source of."""
+    end: int
+
+
 class StreamDone(msgspec.Struct, frozen=True, gc=False):
-    """`[DONE]`: nothing that follows counts."""
+    """The wire's own end, such as `[DONE]`: nothing that follows counts."""
 
 
 StreamEvent: TypeAlias = (
@@ -116,5 +150,8 @@ StreamEvent: TypeAlias = (
     | NotAStream
     | MalformedFrame
     | OverLimit
+    | ReplyItem
+    | ServerTool
+    | CitationFound
     | StreamDone
 )

@@ -77,6 +77,29 @@ def counts_of(value: Any) -> Counts | None:
     return None if reported == (None, None, None, None) else counts
 
 
+def response_usage(report: Fields) -> ProviderUsage | None:
+    """Read the report of `/v1/responses`, which counts reasoning as output; None if it is none.
+
+    Where its sum says that reasoning stands beside the output, it is read so.
+    """
+    counts = counts_of(report)
+    if counts is None:
+        return None
+    usage = usage_of(counts)
+    visible, thought = usage.completion_tokens, usage.reasoning_tokens
+    beside = usage.prompt_tokens + visible + thought == counts.total
+    if "output_tokens" in report and not (beside and thought):
+        visible = max(0, visible - thought)
+    total = counts.total or usage.prompt_tokens + visible + thought
+    calls = whole_number(report.get("num_server_side_tools_used")) or 0
+    return msgspec.structs.replace(
+        usage,
+        completion_tokens=visible,
+        total_tokens=total,
+        server_tool_calls=max(0, min(calls, TOKENS_MAX)),
+    )
+
+
 def counts_in(frame: Fields, choices: Iterable[Fields]) -> Counts | None:
     """Return the usage report of a frame, wherever in it that stands."""
     places: list[Any] = [frame.get("usage")]
