@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from turnline.contracts.errors import InvalidMessage
 from turnline.contracts.numbers import number
+from turnline.contracts.server_tools import ServerTools, check_apart
 
 TEXT_MAX_BYTES = 256 * 1024
 """Longest text of one message, UTF-8 bytes."""
@@ -143,11 +144,39 @@ class UserEntry(ContextMessage, frozen=True, kw_only=True, tag="user"):
     content: Content
 
 
+class PlacedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One output item of a reply, and where it stood."""
+
+    chars: Annotated[int, Meta(ge=0)] = 0
+    """Behind so many characters (Unicode code points) of the entry's text,"""
+    calls: Annotated[int, Meta(ge=0)] = 0
+    """and behind so many of its calls."""
+    item: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
+    """A JSON object, as the provider wrote it: kept byte for byte, never looked into."""
+
+
+class ReplyItems(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a reply had beside its text and calls: reasoning, calls of server-side tools.
+
+    The provider gets it back where it stood, so that the model keeps its thoughts. Nobody else can
+    read it (docs/adr/0027-items-stand-beside-readable-entries.md).
+    """
+
+    model: str
+    """Model that wrote them, as it called itself; they mean nothing to another."""
+    asked: str | None = None
+    """Name that was asked for, if it was another."""
+    items: tuple[PlacedItem, ...]
+    """In order."""
+
+
 class AssistantEntry(ContextMessage, frozen=True, kw_only=True, tag="assistant"):
     """What the model answered, or which tools it called."""
 
     content: Content | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    reply_items: ReplyItems | None = None
+    """Not in a conversation's history."""
 
     def __post_init__(self) -> None:
         if self.content is None and not self.tool_calls:
@@ -159,6 +188,46 @@ class ToolEntry(ContextMessage, frozen=True, kw_only=True, tag="tool"):
 
     content: Content
     tool_call_id: Annotated[str, Meta(min_length=1, max_length=ID_MAX_CHARS)]
+
+
+class _Kind(msgspec.Struct):
+    type: str
+
+
+_kind_of = msgspec.json.Decoder(_Kind).decode
+_BUILT = frozenset({"message", "function_call"})
+"""Items that a request gets from an entry's text and calls."""
+
+
+def check_reply_items(entry: AssistantEntry, field: str) -> None:
+    """Refuse items that do not fit their entry.
+
+    Raises:
+        InvalidMessage: One is no item, repeats what the entry has, or stands out of order or
+            behind the entry's end. The error names its field and nothing of its content.
+    """
+    if entry.reply_items is None:
+        return
+    text = entry.content or ""
+    said = (
+        text
+        if isinstance(text, str)
+        else "".join(part.text for part in text if isinstance(part, TextPart))
+    )
+    place, end = (0, 0), (len(said), len(entry.tool_calls))
+    for n, placed in enumerate(entry.reply_items.items):
+        at, before = f"{field}.items[{n}]", place
+        try:
+            kind = _kind_of(placed.item).type
+        except msgspec.ValidationError:
+            raise InvalidMessage(f"{at}.item", "an object with a `type`") from None
+        if kind in _BUILT:
+            raise InvalidMessage(f"{at}.item.type", "none of " + ", ".join(sorted(_BUILT)))
+        place = (placed.chars, placed.calls)
+        for name, least, value, most in zip(("chars", "calls"), before, place, end, strict=True):
+            if not least <= value <= most:
+                expected = f"{least} to {most}: in the order of the items, within the entry"
+                raise InvalidMessage(f"{at}.{name}", expected)
 
 
 ContextEntry = SystemEntry | UserEntry | AssistantEntry | ToolEntry
@@ -188,6 +257,7 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 Tools = Annotated[tuple[ToolDefinition, ...], Meta(max_length=128)]
 ReasoningEffort = Literal["none", "low", "medium", "high", "xhigh"]
+Wire = Literal["responses", "chat"]
 AgentName = Annotated[str, Meta(min_length=1, max_length=64, pattern=FUNCTION_NAME_PATTERN)]
 ResponseFormat = dict[str, Any]
 """A JSON Schema for the reply, or OpenAI's `response_format` object."""
@@ -211,6 +281,14 @@ class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defau
     agent: AgentName | None = None
     """Profile of the workers' agents file that fills in what is not set here."""
     response_format: ResponseFormat | None = None
+    wire: Wire | None = None
+    """How the model is spoken to: by xAI's Responses API, or by chat completions."""
+    max_output_tokens: PositiveInt | None = None
+    """Tokens of one reply at most, reasoning included; only on `responses`."""
+    server_tools: ServerTools | None = None
+    """Run by the provider; only on `responses`."""
+    reasoning_summary: bool | None = None
+    """True: publish what the model says about its reasoning, as `reasoning_summary_delta`."""
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -227,12 +305,18 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     tool_choice: str | dict[str, Any] | UnsetType | None = UNSET
     agent: AgentName | UnsetType | None = UNSET
     response_format: ResponseFormat | UnsetType | None = UNSET
+    wire: Wire | UnsetType | None = UNSET
+    max_output_tokens: PositiveInt | UnsetType | None = UNSET
+    server_tools: ServerTools | UnsetType | None = UNSET
+    reasoning_summary: bool | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
             if isinstance(value, float) and math.isnan(value):  # JSON would say null: clear it
                 raise InvalidMessage(f"settings.{name}", "a number")
+        if isinstance(self.server_tools, tuple):
+            check_apart(self.server_tools)
 
     def applied_to(self, settings: ConversationSettings) -> ConversationSettings:
         """Return the settings with this change made."""
@@ -267,6 +351,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """1 USD = 10,000,000,000 ticks; without that of `unpriced_calls`."""
     unpriced_calls: int = 0
     """Calls that may have cost something of which nobody told the price."""
+    server_tool_calls: int = 0
+    """Calls of server-side tools; their price is part of the cost."""
 
     @property
     def cost_usd(self) -> float | None:

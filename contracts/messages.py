@@ -15,6 +15,7 @@ from turnline.contracts.conversation import (
     MESSAGE_MAX_BYTES,
     METADATA_MAX_PAIRS,
     AgentName,
+    AssistantEntry,
     ContentPart,
     ContextEntry,
     Id,
@@ -22,6 +23,7 @@ from turnline.contracts.conversation import (
     SettingsChange,
     Text,
     check_id,
+    check_reply_items,
     check_text_bytes,
     check_visible,
 )
@@ -184,11 +186,12 @@ def decode(data: bytes | str) -> Inbound:
     return message
 
 
-def check_ids(message: Inbound) -> None:
-    """Refuse ids that could be taken for others; only who submits is held to it.
+def check_submitted(message: Inbound) -> None:
+    """Refuse what only those who submit are held to, since earlier versions may have stored it.
 
     Raises:
-        InvalidMessage: One has characters that do not show, or is not in normal form C.
+        InvalidMessage: An id could be taken for another one: it has characters that do not show,
+            or is not in normal form C; or the items of a reply do not fit their entry.
     """
     check_id(message.conversation_id, "conversation_id")
     check_id(message.turn_id, "turn_id")
@@ -197,6 +200,10 @@ def check_ids(message: Inbound) -> None:
         check_visible(message.call_id, "call_id")
     elif isinstance(message, Configure) and isinstance(message.settings.model, str):
         check_id(message.settings.model, "settings.model")
+    elif isinstance(message, ContextAppend | ContextReplace):
+        for n, entry in enumerate(message.messages):
+            if isinstance(entry, AssistantEntry) and entry.reply_items is not None:
+                check_reply_items(entry, f"messages[{n}].reply_items")
 
 
 def check_message_bytes(data: bytes) -> None:

@@ -13,6 +13,14 @@ from turnline.contracts.conversation import (
     TEXT_MAX_BYTES,
     URL_PATTERN,
 )
+from turnline.contracts.server_tools import (
+    DOMAIN_PATTERN,
+    HANDLE_PATTERN,
+    HEADER_NAME_PATTERN,
+    HEADER_VALUE_PATTERN,
+    HTTPS_PATTERN,
+    LABEL_PATTERN,
+)
 
 TYPES = (
     "user_message, transcription, user_started_speaking, user_stopped_speaking, interrupt, "
@@ -31,12 +39,20 @@ _PATTERNS = {
     repr(ID_PATTERN): ID_EXPECTED,
     repr(URL_PATTERN): "an http(s) URL or a data:image/ URL",
     repr(FUNCTION_NAME_PATTERN): "letters, digits, `_`, `.` and `-`",
+    repr(DOMAIN_PATTERN): "a domain without `https://`, port and path",
+    repr(HANDLE_PATTERN): "a handle without `@`",
+    repr(HTTPS_PATTERN): "an https URL without user and password",
+    repr(LABEL_PATTERN): "letters, digits, `_` and `-`",
+    repr(HEADER_NAME_PATTERN): "a header's name",
+    repr(HEADER_VALUE_PATTERN): "one line that a header can hold",
 }
 _CHOICES = {
     "when_busy": "one of enqueue, interrupt, rollback, reject",
     "role": "one of system, user, assistant, tool",
     "detail": "one of auto, low, high",
     "reasoning_effort": "one of none, low, medium, high, xhigh",
+    "server_tools[].type": "one of web_search, x_search, code_interpreter, file_search, mcp",
+    "wire": "one of responses, chat",
     "tools[].type": "function",
     "tool_calls[].type": "function",
     "type": "one of text, image_url",
@@ -61,6 +77,8 @@ def explain(sentence: str) -> tuple[str, str]:
         expected = f"text of at most {TEXT_MAX_BYTES} bytes"
     elif " matching regex " in said:
         expected = next((of for regex, of in _PATTERNS.items() if regex in said), UNKNOWN)
+    elif said == "Invalid RFC3339 encoded date":
+        expected = "a day such as 2026-11-29"
     elif own is not None or missing is not None:
         field = own[1] if own else missing[1] if missing else ""
         path = field if path == "message" else f"{path}.{field}"

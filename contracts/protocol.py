@@ -39,8 +39,8 @@ from turnline.contracts.messages import (
     Interrupt,
     ToolResult,
     UserMessage,
-    check_ids,
     check_message_bytes,
+    check_submitted,
     decode,
     encode,
     validated,
@@ -189,7 +189,7 @@ class Requests:
         Source: contracts/scripts/submit.lua
         """
         message = decode(message) if isinstance(message, bytes) else validated(message)
-        check_ids(message)
+        check_submitted(message)
         self._schemas.check(message)
         plain = msgspec.structs.replace(
             message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None

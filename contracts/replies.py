@@ -55,6 +55,27 @@ class ToolCallFinished(Event, frozen=True, kw_only=True, tag="tool_call_finished
     ok: bool = True
 
 
+class ReasoningSummaryDelta(Event, frozen=True, kw_only=True, tag="reasoning_summary_delta"):
+    """More of what the model says about its reasoning; only where `reasoning_summary` is set."""
+
+    text: str
+
+
+class ServerToolStarted(Event, frozen=True, kw_only=True, tag="server_tool_started"):
+    """The provider began to run one of its own tools."""
+
+    call_id: str
+    name: str
+
+
+class ServerToolFinished(Event, frozen=True, kw_only=True, tag="server_tool_finished"):
+    """The provider has run it."""
+
+    call_id: str
+    name: str
+    ok: bool = True
+
+
 class ToolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A tool call for whoever has the tool; delivered at least once."""
 
@@ -105,6 +126,17 @@ class Terminal(Event, frozen=True, kw_only=True):
     """As the producer sent it."""
 
 
+class Citation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A source of a reply, and the part of its text that names it."""
+
+    url: str
+    title: str = ""
+    start: int = 0
+    """Characters (Unicode code points) of the text before that part."""
+    end: int = 0
+    """Characters up to its end; 0: no part of the text names this source."""
+
+
 class TurnCompleted(Terminal, frozen=True, kw_only=True, tag="turn_completed"):
     """The turn took effect. `text` equals what was committed to the context."""
 
@@ -119,6 +151,8 @@ class TurnCompleted(Terminal, frozen=True, kw_only=True, tag="turn_completed"):
     model: str = ""
     parsed: Any = None
     """The reply's JSON value, where a `response_format` was asked for."""
+    citations: tuple[Citation, ...] = ()
+    """Sources that the reply names, in the order of the text."""
 
     def parsed_as(self, kind: type[T]) -> T:
         """Return the reply's JSON value as a struct or another type that msgspec knows.
@@ -143,6 +177,8 @@ class TurnInterrupted(Terminal, frozen=True, kw_only=True, tag="turn_interrupted
     usage: Usage = Usage()
     usage_state: UsageState = "estimated"
     model: str = ""
+    citations: tuple[Citation, ...] = ()
+    """As in `turn_completed`; only those whose part of the text was kept."""
 
 
 class TurnAbsorbed(Terminal, frozen=True, kw_only=True, tag="turn_absorbed"):
@@ -153,7 +189,16 @@ class TurnAbsorbed(Terminal, frozen=True, kw_only=True, tag="turn_absorbed"):
 
 
 AnyTerminal = TurnCompleted | TurnFailed | TurnInterrupted | TurnAbsorbed
-AnyEvent = TurnStarted | TextDelta | ToolCallStarted | ToolCallFinished | AnyTerminal
+AnyEvent = (
+    TurnStarted
+    | TextDelta
+    | ToolCallStarted
+    | ToolCallFinished
+    | ReasoningSummaryDelta
+    | ServerToolStarted
+    | ServerToolFinished
+    | AnyTerminal
+)
 TERMINAL = (TurnCompleted, TurnFailed, TurnInterrupted, TurnAbsorbed)
 
 encode_event = msgspec.json.Encoder().encode

@@ -1,6 +1,7 @@
 """One turn in the making: entries of the inbox, brought into a context by its user aggregator."""
 
 from collections import deque
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -9,6 +10,7 @@ from turnline.contracts import messages as inbound
 from turnline.contracts.conversation import ConversationSettings
 from turnline.contracts.errors import InvalidMessage
 from turnline.contracts.json_schemas import Schemas
+from turnline.contracts.numbers import number
 from turnline.contracts.replies import (
     AnyTerminal,
     TurnAbsorbed,
@@ -36,7 +38,8 @@ from turnline.worker.pipeline.frames import (
 from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
 from turnline.worker.turn.inbox import Inbox
 
-_to_message = msgspec.to_builtins
+_to_message = partial(msgspec.to_builtins, enc_hook=msgspec.json.Decoder(float_hook=number).decode)
+"""What a message holds as JSON of others' making becomes values as well."""
 _SPEECH_EVENTS = (inbound.UserStartedSpeaking, inbound.UserStoppedSpeaking)
 _STATES: Final[dict[type[AnyTerminal], TurnState]] = {
     TurnCompleted: "completed",

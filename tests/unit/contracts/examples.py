@@ -1,5 +1,7 @@
 """One value of every message, event and record, with each field set: what the golden files hold."""
 
+import datetime as dt
+
 import msgspec
 
 from turnline.contracts.conversation import (
@@ -10,6 +12,8 @@ from turnline.contracts.conversation import (
     FunctionDefinition,
     ImagePart,
     ImageUrl,
+    PlacedItem,
+    ReplyItems,
     SettingsChange,
     SystemEntry,
     TextPart,
@@ -32,7 +36,11 @@ from turnline.contracts.messages import (
     UserStoppedSpeaking,
 )
 from turnline.contracts.replies import (
+    Citation,
+    ReasoningSummaryDelta,
     Receipt,
+    ServerToolFinished,
+    ServerToolStarted,
     TextDelta,
     ToolCallFinished,
     ToolCallStarted,
@@ -45,6 +53,7 @@ from turnline.contracts.replies import (
     TurnStarted,
     encode_event,
 )
+from turnline.contracts.server_tools import CodeInterpreter, FileSearch, Mcp, WebSearch, XSearch
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 COMMON = {
@@ -77,6 +86,29 @@ ENTRIES = (
     AssistantEntry(content="How about Ñandú?", tool_calls=(CALL,)),
     AssistantEntry(content=(TextPart(text="or that"),)),
 )
+THOUGHT = b'{"type":"reasoning","summary":[],"encrypted_content":"q3J+\xc3\xb1/","n":[1,2.5,null]}'
+SEARCH = b'{"type":"web_search_call","id":"ws_1","action":{"type":"search","query":"tapas"}}'
+REPLY_ENTRIES = (
+    AssistantEntry(
+        content="How about \u00d1and\u00fa?",
+        tool_calls=(CALL, CALL),
+        reply_items=ReplyItems(
+            model="grok-4.7",
+            asked="grok-latest",
+            items=(
+                PlacedItem(item=msgspec.Raw(THOUGHT)),
+                PlacedItem(chars=10, item=msgspec.Raw(SEARCH)),
+                PlacedItem(chars=16, calls=1, item=msgspec.Raw(THOUGHT)),
+            ),
+        ),
+    ),
+    AssistantEntry(
+        tool_calls=(CALL,),
+        reply_items=ReplyItems(
+            model="grok-4.7", items=(PlacedItem(calls=1, item=msgspec.Raw(THOUGHT)),)
+        ),
+    ),
+)
 TOOL = ToolDefinition(
     function=FunctionDefinition(
         name="FindRestaurants",
@@ -105,6 +137,32 @@ SETTINGS = {
     "tools": (TOOL,),
     "tool_choice": {"type": "function", "function": {"name": "FindRestaurants"}},
 }
+SERVER_TOOLS = (
+    WebSearch(allowed_domains=("example.com", "x.ai"), enable_image_understanding=True),
+    XSearch(
+        excluded_x_handles=("someone",),
+        from_date=dt.date(2026, 1, 31),
+        to_date=dt.date(2026, 11, 29),
+        enable_image_understanding=True,
+        enable_video_understanding=True,
+    ),
+    CodeInterpreter(),
+    FileSearch(vector_store_ids=("collection_1",), max_num_results=7),
+    Mcp(
+        server_label="orders",
+        server_url="https://mcp.example.com/sse?v=1",
+        server_description="Orders of the shop.",
+        allowed_tools=("find_order",),
+        authorization="Bearer secret-1",
+        headers={"X-Tenant": "secret-2"},
+    ),
+)
+RESPONSES = {
+    "wire": "responses",
+    "max_output_tokens": 4_096,
+    "server_tools": SERVER_TOOLS,
+    "reasoning_summary": True,
+}
 
 INBOUND = {
     "user_message": UserMessage(**COMMON, text='Good evening — naïve 𝄞\t"yes" \\ / \u0001'),
@@ -126,7 +184,9 @@ INBOUND = {
         **FEW, messages=ENTRIES[:1], run=True, agent="clerk", response_format=FORMAT
     ),
     "context_append.few": ContextAppend(**FEW, messages=()),
+    "context_append.reply_items": ContextAppend(**FEW, messages=REPLY_ENTRIES),
     "context_replace": ContextReplace(**COMMON, messages=ENTRIES),
+    "context_replace.reply_items": ContextReplace(**FEW, messages=REPLY_ENTRIES),
     "configure": Configure(**COMMON, settings=SettingsChange(**SETTINGS)),
     "configure.clear": Configure(
         **FEW, settings=SettingsChange(**{**dict.fromkeys(SETTINGS), "tool_choice": "none"})
@@ -134,6 +194,13 @@ INBOUND = {
     "configure.agent": Configure(
         **FEW,
         settings=SettingsChange(agent="clerk", response_format=FORMAT, tools=(PATIENT_TOOL,)),
+    ),
+    "configure.responses": Configure(**FEW, settings=SettingsChange(**RESPONSES)),
+    "configure.chat": Configure(
+        **FEW,
+        settings=SettingsChange(
+            wire="chat", max_output_tokens=None, server_tools=None, reasoning_summary=None
+        ),
     ),
     "configure.few": Configure(**FEW, settings=SettingsChange()),
 }
@@ -145,6 +212,10 @@ EVENT = {
     "trace_id": TRACE_ID,
     "event_id": "1750000000123-4",
 }
+CITED = (
+    Citation(url="https://a.b", title="1", start=5, end=23),
+    Citation(url="https://example.com/ü"),
+)
 END = {**EVENT, "metadata": COMMON["metadata"]}
 EVENTS = {
     "turn_started": TurnStarted(**EVENT, worker="host-1/4711"),
@@ -159,6 +230,14 @@ EVENTS = {
         **EVENT, call_id="call_1", name="FindRestaurants", ok=False
     ),
     "tool_call_finished.few": ToolCallFinished(**FEW, call_id="call_1", name="Time"),
+    "reasoning_summary_delta": ReasoningSummaryDelta(**EVENT, text="Weighing Ñandú\n"),
+    "reasoning_summary_delta.few": ReasoningSummaryDelta(**FEW, text=""),
+    "server_tool_started": ServerToolStarted(**EVENT, call_id="ws_1", name="web_search"),
+    "server_tool_started.few": ServerToolStarted(**FEW, call_id="ws_1", name="web_search"),
+    "server_tool_finished": ServerToolFinished(
+        **EVENT, call_id="ws_1", name="web_search", ok=False
+    ),
+    "server_tool_finished.few": ServerToolFinished(**FEW, call_id="ws_1", name="web_search"),
     "turn_completed": TurnCompleted(
         **END,
         text="How about Ñandú?",
@@ -168,12 +247,16 @@ EVENTS = {
         model="grok-4-fast",
     ),
     "turn_completed.schema": TurnCompleted(**FEW, text='{"city":"Łódź"}', parsed={"city": "Łódź"}),
+    "turn_completed.citations": TurnCompleted(
+        **FEW, text="Ñandú[[1]](https://a.b)", citations=CITED
+    ),
     "turn_completed.few": TurnCompleted(**FEW),
     "turn_failed": TurnFailed(**END, code="bad_request", message="The model refused the request."),
     "turn_failed.few": TurnFailed(**FEW, code="timeout"),
     "turn_interrupted": TurnInterrupted(
         **END, text="How about", usage=USAGE, usage_state="reported", model="grok-4-fast"
     ),
+    "turn_interrupted.citations": TurnInterrupted(**FEW, text="Ñandú", citations=CITED),
     "turn_interrupted.few": TurnInterrupted(**FEW),
     "turn_absorbed": TurnAbsorbed(**END, into="turn-8"),
     "turn_absorbed.few": TurnAbsorbed(**FEW),
@@ -214,6 +297,7 @@ RECORDS = {
         traceparent=COMMON["traceparent"],
     ),
     "settings": ConversationSettings(**SETTINGS),
+    "settings.responses": ConversationSettings(**RESPONSES),
     "settings.few": ConversationSettings(),
     "call_entry": CallEntry(
         call_id="turn-7/2/1",
@@ -238,5 +322,6 @@ RECORDS = {
         usage=USAGE,
         abandoned=Usage(prompt_tokens=1),
     ),
-    **{f"context_entry.{n}": entry for n, entry in enumerate(ENTRIES)},
+    "totals.server_tools": Totals(usage=Usage(server_tool_calls=3)),
+    **{f"context_entry.{n}": entry for n, entry in enumerate((*ENTRIES, *REPLY_ENTRIES))},
 }

@@ -1,6 +1,7 @@
 """Hypothesis strategies made from the structs themselves, so that no field can be left out."""
 
 import string
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,9 +13,23 @@ from turnline.contracts.conversation import (
     ID_PATTERN,
     URL_PATTERN,
     AssistantEntry,
+    PlacedItem,
+    SettingsChange,
 )
+from turnline.contracts.errors import InvalidMessage
 from turnline.contracts.messages import UserMessage
 from turnline.contracts.replies import TurnRecord
+from turnline.contracts.server_tools import (
+    DOMAIN_PATTERN,
+    HANDLE_PATTERN,
+    HEADER_NAME_PATTERN,
+    HEADER_VALUE_PATTERN,
+    HTTPS_PATTERN,
+    LABEL_PATTERN,
+    Mcp,
+    WebSearch,
+    XSearch,
+)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
@@ -23,12 +38,21 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
+ITEMS = st.dictionaries(TEXTS, JSON, max_size=3)
 _LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters="{}")
 IDS = st.text(_LETTERS, min_size=1, max_size=200)
 _BY_PATTERN = {
     ID_PATTERN: IDS,
     URL_PATTERN: TEXTS.map("https://example.com/{}".format),
     FUNCTION_NAME_PATTERN: st.text(string.ascii_letters + "_.-0", min_size=1, max_size=64),
+    DOMAIN_PATTERN: st.from_regex(r"[a-z]{1,9}\.[a-z]{2}", fullmatch=True),
+    HANDLE_PATTERN: st.text(string.ascii_letters + "_0", min_size=1, max_size=20),
+    HTTPS_PATTERN: st.from_regex(
+        r"https://[a-z]{1,9}\.org(:[0-9]{2})?(/[a-z?=]*)?", fullmatch=True
+    ),
+    LABEL_PATTERN: st.text(string.ascii_letters + "_-0", min_size=1, max_size=64),
+    HEADER_NAME_PATTERN: st.sampled_from(["X-Tenant", "Authorization", "x"]),
+    HEADER_VALUE_PATTERN: st.text(string.printable[:95], min_size=1, max_size=20),
 }
 
 
@@ -46,15 +70,30 @@ def structs(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
                 lambda a, b: cls(**a, **b), st.fixed_dictionaries(fields), text | parts
             )
         case AssistantEntry.__name__:
-            contents = st.tuples(fields["content"], fields["tool_calls"])
-            return contents.filter(lambda c: c[0] is not None or c[1]).map(
-                lambda c: cls(content=c[0], tool_calls=c[1])
+            contents = st.fixed_dictionaries(fields)
+            return contents.filter(lambda c: c["content"] is not None or c["tool_calls"]).map(
+                lambda c: cls(**c)
             )
+        case SettingsChange.__name__ | WebSearch.__name__ | XSearch.__name__ | Mcp.__name__:
+            return st.fixed_dictionaries(fields).filter(_is_consistent(cls)).map(lambda c: cls(**c))
+        case PlacedItem.__name__:
+            fields["item"] = ITEMS.map(lambda value: msgspec.Raw(msgspec.json.encode(value)))
         case TurnRecord.__name__:
             fields["event"] = JSON.map(lambda value: msgspec.Raw(msgspec.json.encode(value)))
         case _:
             pass
     return st.builds(cls, **fields)
+
+
+def _is_consistent(cls: type[msgspec.Struct]) -> Callable[[dict[str, Any]], bool]:
+    def is_consistent(fields: dict[str, Any]) -> bool:
+        try:
+            cls(**fields)
+        except InvalidMessage:
+            return False
+        return True
+
+    return is_consistent
 
 
 def _unset(field: inspect.Field) -> st.SearchStrategy[Any]:
@@ -72,8 +111,8 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.none()
         case inspect.BoolType():
             return st.booleans()
-        case inspect.IntType(ge=low):
-            return st.integers(low if low is not None else -(2**53), 2**53)
+        case inspect.IntType(ge=low, le=high):
+            return st.integers(low if low is not None else -(2**53), high or 2**53)
         case inspect.FloatType(gt=above, ge=low, le=high):
             least = low if above is None else above
             return st.floats(least, high, exclude_min=above is not None)
@@ -87,12 +126,16 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(values)
         case inspect.UnionType(types=types):
             return st.one_of(*map(_values, types))
+        case inspect.DateType():
+            return st.dates()
         case inspect.VarTupleType(item_type=item, min_length=least):
             return st.lists(_values(item), min_size=least or 0, max_size=3).map(tuple)
         case inspect.DictType(key_type=key, value_type=value):
             return st.dictionaries(_values(key), _values(value), max_size=3)
         case inspect.StructType(cls=cls):
             return structs(cls)
+        case inspect.Metadata(type=inner):
+            return _values(inner)
         case inspect.AnyType() | inspect.RawType():
             return JSON
     raise AssertionError(f"no strategy for {kind}")
