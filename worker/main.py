@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import uvloop
 from arq.connections import ArqRedis
-from openai import AsyncOpenAI
 
 from turnline.contracts.connection import AsyncRedis, open_async, pool_of
 from turnline.contracts.conversation import ConversationSettings
@@ -32,7 +31,8 @@ from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
-from turnline.worker.services.openai.llm import OpenAIInputParams, create_client
+from turnline.worker.services.openai.llm import OpenAIInputParams
+from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.services.transport import TimeLimits
 from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import cannot_connect, need_key
@@ -225,9 +225,7 @@ class GrokServices:
             idle_s=settings.idle_timeout_s,
             total_s=settings.turn_budget_s,
         )
-        self.client: AsyncOpenAI = create_client(
-            api_key=settings.api_key.value, base_url=settings.base_url
-        )
+        self.client = ProviderClient(settings.api_key.value, settings.base_url)
         self.create_context_aggregator = self("", ConversationSettings()).create_context_aggregator
         """Needs no service of its own: nothing of a pair depends on a turn's settings."""
 

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from openai import AsyncOpenAI
 from redis.exceptions import RedisError
 
 from turnline.contracts.connection import AsyncRedis
@@ -15,6 +14,7 @@ from turnline.contracts.keys import ShardKeys, shard_keys
 from turnline.worker.ending import CLOSE_S, within
 from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.schema_checking import Checker
+from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import ProviderFound, check_provider
 from turnline.worker.starting.redis_check import RedisFound, check_redis
@@ -40,7 +40,7 @@ class FleetParts(NamedTuple):
     """What the workers of a process are made of, and share. Nothing of it has been started."""
 
     worker_id: str
-    client: AsyncOpenAI
+    client: ProviderClient
     """Connections to the provider."""
     toolbox: Toolbox
     agents: tuple[str, ...]

@@ -17,7 +17,7 @@ from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import Frame, LLMTextFrame, OpenAILLMContextFrame
 from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
 from turnline.worker.services.grok.llm import GrokLLMService
-from turnline.worker.services.openai.llm import create_client
+from turnline.worker.services.provider_client import ProviderClient
 
 _KEY: Final = "xai-bench"
 _MODEL: Final = "grok-4.3"
@@ -42,7 +42,7 @@ class _Count(FrameProcessor):
             self.chars += len(frame.text)
 
 
-def _grok(client: AsyncOpenAI, base_url: str) -> Read:
+def _grok(client: ProviderClient, base_url: str) -> Read:
     async def read() -> int:
         service = GrokLLMService(api_key=_KEY, base_url=base_url, model=_MODEL, client=client)
         count = _Count()
@@ -74,12 +74,12 @@ def _sdk(client: AsyncOpenAI) -> Read:
 async def call_costs(lab: Lab, *, rounds: int) -> list[CallCost]:
     """Measure all readers, in bursts and paced, in turns."""
     base_url = lab.model.base_url
-    own = create_client(_KEY, base_url)
+    own = ProviderClient(_KEY, base_url)
     plain = AsyncOpenAI(api_key=_KEY, base_url=base_url, max_retries=0)
     aio = AsyncOpenAI(
         api_key=_KEY, base_url=base_url, max_retries=0, http_client=DefaultAioHttpClient()
     )
-    async with own, plain, aio:
+    async with own.http, plain, aio:
         readers = {
             "GrokLLMService": _grok(own, base_url),
             "AsyncOpenAI": _sdk(plain),

@@ -5,13 +5,16 @@ answers that nobody asked for are read as long as a provider sends them.
 """
 
 import asyncio
+import base64
+import contextlib
 import functools
-from typing import Any, Final, cast
+import ssl
+from collections.abc import AsyncIterator, Generator, Mapping
+from typing import Any, Final
 
 import aiohttp
 import httpx2
 from aiohttp.client_proto import ResponseHandler
-from openai import DefaultAioHttpClient
 
 from turnline.worker.errors import ReplyTooLarge, UnusableReply, WorkerError
 
@@ -23,29 +26,125 @@ _SWITCHING_PROTOCOLS: Final = 101
 """The one status below 200 that is final."""
 
 
-class HttpClient(DefaultAioHttpClient):
-    """The SDK's client on aiohttp, whose connections end where a provider does not."""
+KEEPALIVE_S: Final = 30.0
+"""How long a connection waits for its next request."""
+_PIECE_BYTES: Final = 16 * 1024
+_MEANS: Final[Mapping[type[aiohttp.ClientError], type[httpx2.TransportError]]] = {
+    aiohttp.SocketTimeoutError: httpx2.ReadTimeout,
+    aiohttp.ClientConnectionError: httpx2.ConnectTimeout,
+    aiohttp.ClientPayloadError: httpx2.ReadError,
+    aiohttp.ClientHttpProxyError: httpx2.ProxyError,
+    aiohttp.NonHttpUrlClientError: httpx2.UnsupportedProtocol,
+    aiohttp.InvalidUrlClientError: httpx2.UnsupportedProtocol,
+}
+"""What aiohttp's errors are for who reads httpx's, as the SDK has it; the first that fits."""
 
-    def _init_transport(self, *args: Any, **kwargs: Any) -> httpx2.AsyncBaseTransport:
-        return _bounded(super()._init_transport(*args, **kwargs))
 
-    def _init_proxy_transport(self, *args: Any, **kwargs: Any) -> httpx2.AsyncBaseTransport:
-        return _bounded(super()._init_proxy_transport(*args, **kwargs))
+class HttpClient(httpx2.AsyncClient):
+    """A client on aiohttp, whose connections end where a provider does not.
+
+    It heeds proxies and certificates of the environment, as httpx does, and has as many connections
+    as it is asked for: the number of turns is limited elsewhere.
+    """
+
+    def __init__(self) -> None:
+        """Prepare; nothing is opened before the first request."""
+        super().__init__(follow_redirects=True, timeout=httpx2.Timeout(600, connect=5))
+
+    def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
+        return _Transport()
+
+    def _init_proxy_transport(
+        self, proxy: httpx2.Proxy, *_: Any, **__: Any
+    ) -> httpx2.AsyncBaseTransport:
+        return _Transport(proxy)
 
 
-def _bounded(transport: Any) -> httpx2.AsyncBaseTransport:
-    """Let a transport make connections of this module; it makes its session when it needs it."""
-    make_session = transport.get_client
+class _Transport(httpx2.AsyncBaseTransport):
+    """Sends requests by one session of aiohttp, which is made when it is needed."""
 
-    def session() -> aiohttp.ClientSession:
-        transport.client = None  # else it would ask here again
-        made: aiohttp.ClientSession = make_session()
-        loop = asyncio.get_running_loop()
-        setattr(made.connector, "_factory", functools.partial(_Connection, loop=loop))  # noqa: B010
-        return made
+    def __init__(self, proxy: httpx2.Proxy | None = None) -> None:
+        self._ssl: ssl.SSLContext = httpx2.create_ssl_context()
+        self._proxy = None if proxy is None else str(proxy.url)
+        self._proxy_headers: dict[str, str] = {}
+        if proxy is not None and proxy.raw_auth is not None:
+            pair = base64.b64encode(b":".join(proxy.raw_auth)).decode()
+            self._proxy_headers["Proxy-Authorization"] = f"Basic {pair}"
+        self._session: aiohttp.ClientSession | None = None
 
-    transport.client = session
-    return cast("httpx2.AsyncBaseTransport", transport)
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        session = self._session = self._session or self._open()
+        timeout = request.extensions.get("timeout", {})
+        if request.url.scheme == "http":  # else they go with CONNECT
+            request.headers.update(self._proxy_headers)
+        with _httpx_errors():
+            response = await session.request(
+                request.method,
+                str(request.url),
+                headers=request.headers,
+                data=_body_of(request),
+                allow_redirects=False,
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(
+                    connect=timeout.get("pool"),
+                    sock_connect=timeout.get("connect"),
+                    sock_read=timeout.get("read"),
+                ),
+                server_hostname=request.extensions.get("sni_hostname"),
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
+            )
+        return httpx2.Response(
+            response.status, headers=response.raw_headers, stream=_Pieces(response), request=request
+        )
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl)
+        factory = functools.partial(_Connection, loop=asyncio.get_running_loop())
+        setattr(connector, "_factory", factory)  # noqa: B010
+        return aiohttp.ClientSession(connector=connector)
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _body_of(request: httpx2.Request) -> Any:
+    """Return what aiohttp sends as the body."""
+    try:
+        return request.content or None
+    except httpx2.RequestNotRead:
+        request.headers.pop("transfer-encoding", None)  # aiohttp's own business
+        return request.stream
+
+
+class _Pieces(httpx2.AsyncByteStream):
+    """The body of a response, as it comes."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._aiohttp_response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _httpx_errors():
+            async for piece in self._aiohttp_response.content.iter_chunked(_PIECE_BYTES):
+                yield piece
+
+    async def aclose(self) -> None:
+        response = self._aiohttp_response
+        response.release()
+        with _httpx_errors():
+            await response.wait_for_close()
+
+
+@contextlib.contextmanager
+def _httpx_errors() -> Generator[None]:
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        for kind, meaning in _MEANS.items():
+            if isinstance(error, kind):
+                raise meaning(str(error)) from error
+        raise
 
 
 class _Connection(ResponseHandler):
@@ -119,7 +218,7 @@ def is_closed(response: Any) -> bool:
     """Tell whether a response's connection is gone although nobody said so to the reader.
 
     aiohttp 3.14 closes a connection whose chunked framing is broken without waking who reads
-    from it. Where the SDK is built differently this sees nothing, and the time limits apply.
+    from it. Of a transport that is built differently this sees nothing, and the time limits apply.
     """
     stream = getattr(response, "stream", None)
     stream = getattr(stream, "_stream", stream)

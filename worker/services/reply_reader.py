@@ -1,7 +1,7 @@
 """Reads the events of one response into a completion, and hands its text on as it comes."""
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from turnline.worker.pipeline.call_parts import ToolCallDelta
 from turnline.worker.pipeline.calls import LLMCall
@@ -24,14 +24,16 @@ from turnline.worker.pipeline.stream_events import (
 )
 from turnline.worker.services.completion import Completion, let_others_send
 from turnline.worker.services.llm_service import LLMService
-from turnline.worker.services.openai.sdk import SdkStream
 from turnline.worker.services.transport import ResponseStream, TimeLimits
+
+if TYPE_CHECKING:
+    from turnline.worker.services.openai.sdk import SdkStream
 
 _USAGE_SEEN_S: Final = 0.25
 """How long to wait for the wire's end once finish reason and usage have come."""
 
 
-EventSource: TypeAlias = ResponseStream | SdkStream
+EventSource: TypeAlias = "ResponseStream | SdkStream"
 
 
 class ReplyReader:

@@ -11,13 +11,12 @@ from typing import Final, Literal, Protocol, Self, TypeAlias, cast
 import aiohttp
 import httpx2
 import msgspec
-from openai import AsyncOpenAI
 
 from turnline.worker.errors import ProviderUnavailable, Stalled, UnusableReply
 from turnline.worker.pipeline.stream_events import StreamEvent
 from turnline.worker.services.failures import failure_of_response, lost
 from turnline.worker.services.http_connections import is_closed
-from turnline.worker.services.openai.sdk_client import transport_of
+from turnline.worker.services.openai.sdk_client import Client, transport_of
 
 _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""
@@ -74,7 +73,7 @@ class ResponseStream:
 
     def __init__(
         self,
-        client: AsyncOpenAI,
+        client: Client,
         path: str,
         body: bytes,
         parser: Parser,

@@ -5,18 +5,16 @@ import ssl
 import time
 import zlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import aiohttp
 import httpx2
 import msgspec
 
 from turnline.worker.errors import StartFailed
+from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import KEY, Settings
 from turnline.worker.starting.stage import WORDS_CHARS, plain, within
-
-if TYPE_CHECKING:  # half a second, which those who read answers without asking need not wait
-    from openai import AsyncOpenAI
 
 log = logging.getLogger("turnline.worker")
 
@@ -63,7 +61,7 @@ def need_key(settings: Settings) -> None:
         raise StartFailed(_NO_KEY)
 
 
-async def check_provider(settings: Settings, client: "AsyncOpenAI") -> ProviderFound:
+async def check_provider(settings: Settings, client: ProviderClient) -> ProviderFound:
     """Ask the provider whether it accepts the key and serves the model.
 
     A provider that does not answer is no reason not to start: turns wait and are tried again.
@@ -169,16 +167,15 @@ def _unchecked(why: str, words: str = "") -> ProviderFound:
     return ProviderFound(unchecked=f"{why}: {words}" if words else why)
 
 
-async def _ask(client: "AsyncOpenAI") -> Answer:
+async def _ask(client: ProviderClient) -> Answer:
     """Send one request through the client's own transport, and read so much of the answer."""
-    http: httpx2.AsyncClient = getattr(client, "_client")  # noqa: B009  the SDK reads without limits
     headers = {**client.auth_headers, **client.default_headers, "Accept-Encoding": "identity"}
     request = httpx2.Request(
         "GET",
         f"{str(client.base_url).rstrip('/')}/models",
-        headers={name: it for name, it in headers.items() if isinstance(it, str)},
+        headers=headers,
     )
-    response = await http.send(request, stream=True, follow_redirects=False)
+    response = await client.http.send(request, stream=True, follow_redirects=False)
     body = bytearray()
     try:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()

@@ -32,6 +32,7 @@ from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.functions import FunctionCallFailed, FunctionCallParams
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.openai.llm import create_client
+from turnline.worker.services.provider_client import ProviderClient
 
 ANSWER = streaming(delta(content="done"), finish(), usage(5, 1))
 
@@ -57,6 +58,49 @@ async def test_a_request_without_parameters_has_address_key_and_messages() -> No
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+async def test_a_request_of_our_own_client_has_its_headers_and_no_others() -> None:
+    """What it was given comes last; nothing says that the SDK sent it."""
+    headers = {"X-Team": "shop", "accept": "text/event-stream"}
+    async with WireServer(ANSWER) as server:
+        client = ProviderClient(
+            "xai-test", server.url, organization="o-1", project="p-1", default_headers=headers
+        )
+        await Turn(client, extra_headers={"x-grok-conv-id": "c-1"}).run()
+        await client.close()
+
+    sent = dict(server.requests[0].headers)
+    assert sent.pop("user-agent").startswith("turnline/")
+    assert int(sent.pop("content-length")) > 0
+    assert sent == {
+        "host": server.url.removeprefix("http://").removesuffix("/v1"),
+        "accept": "text/event-stream",
+        "accept-encoding": "gzip, deflate",
+        "authorization": "Bearer xai-test",
+        "content-type": "application/json",
+        "openai-organization": "o-1",
+        "openai-project": "p-1",
+        "x-grok-conv-id": "c-1",
+        "x-team": "shop",
+    }
+
+
+async def test_the_proxies_of_the_environment_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By scheme, with the proxy's own credentials, and not for hosts that need none."""
+    async with WireServer(ANSWER) as server:
+        monkeypatch.setenv("HTTP_PROXY", server.url.replace("//", "//u:p@").removesuffix("/v1"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        for base_url in "http://elsewhere.invalid/v1", server.url:
+            client = ProviderClient("xai-test", base_url)
+            await Turn(client).run()
+            await client.close()
+
+        proxied, direct = server.requests
+        assert proxied.line == "POST http://elsewhere.invalid/v1/chat/completions HTTP/1.1"
+        assert proxied.headers["proxy-authorization"] == "Basic dTpw"
+        assert direct.line == "POST /v1/chat/completions HTTP/1.1"
+        assert "proxy-authorization" not in direct.headers
 
 
 async def test_a_request_has_the_headers_that_the_sdk_would_send() -> None:
@@ -634,7 +678,7 @@ async def test_a_call_cancelled_while_it_is_noted_is_not_made() -> None:
 async def test_a_provider_out_of_reach_does_not_undo_the_note() -> None:
     """The call failed, and it is noted all the same: the order of what is written stays."""
     async with WireServer(ANSWER) as server:
-        unreachable = create_client("xai-test", server.url)
+        unreachable = ProviderClient("xai-test", server.url)
     noted = asyncio.Event()
 
     class Late(Watcher):
@@ -668,7 +712,7 @@ async def test_a_connection_that_breaks_does_not_undo_the_note() -> None:
 
     async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        client = create_client("xai-test", f"http://127.0.0.1:{port}/v1")
+        client = ProviderClient("xai-test", f"http://127.0.0.1:{port}/v1")
         with pytest.raises(ProviderUnavailable):
             await Turn(client, observer=Late()).run()
         await client.close()

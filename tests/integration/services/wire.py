@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Self, TypeVar
 
 import pytest
-from openai import AsyncOpenAI
 
 from turnline.ops.bench import raw_http
 from turnline.worker.pipeline.aggregators import LLMAssistantAggregatorParams
@@ -22,7 +21,8 @@ from turnline.worker.pipeline.frames import (
 )
 from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor, Pipeline
 from turnline.worker.services.grok.llm import GrokLLMService
-from turnline.worker.services.openai.llm import create_client
+from turnline.worker.services.openai.sdk_client import Client
+from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.services.transport import TimeLimits
 
 QUICK = TimeLimits(first_token_s=0.3, idle_s=0.3, total_s=5, tail_s=0.3)
@@ -97,7 +97,7 @@ class WireServer(raw_http.RawServer):
     async def __aenter__(self) -> Self:
         await super().__aenter__()
         self.url += "/v1"
-        self.client = create_client("xai-test", self.url)
+        self.client = ProviderClient("xai-test", self.url)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -134,7 +134,7 @@ class FrameTap(FrameProcessor):
 class Turn:
     """One turn around a Grok service: what a worker builds, with everything recorded."""
 
-    def __init__(self, client: AsyncOpenAI, **kwargs: Any) -> None:
+    def __init__(self, client: Client, **kwargs: Any) -> None:
         metrics = kwargs.pop("metrics", True)
         self.context = kwargs.pop("context", None) or OpenAILLMContext(
             [{"role": "user", "content": "hi"}]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.starting.answering import LIST, answering, http
 from turnline.worker.errors import StartFailed
-from turnline.worker.services.openai.llm import create_client
+from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import from_env
 from turnline.worker.starting import provider_check
 from turnline.worker.starting.provider_check import ProviderFound, check_provider
@@ -20,7 +20,7 @@ KEY = "xai-s3cretkey"
 async def asked(port: int) -> ProviderFound:
     """Ask a provider on this port."""
     base_url = f"http://127.0.0.1:{port}/v1"
-    client = create_client(KEY, base_url)
+    client = ProviderClient(KEY, base_url)
     try:
         return await check_provider(
             from_env({"TURNLINE_BASE_URL": base_url, "XAI_API_KEY": KEY}), client

@@ -19,7 +19,7 @@ from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator, SimulatorConfig
 from turnline.worker.errors import StartFailed
 from turnline.worker.main import make_fleet
-from turnline.worker.services.openai.llm import create_client
+from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import SettingsError, described, from_env
 from turnline.worker.starting.provider_check import check_provider
 from turnline.worker.starting.redis_check import check_redis
@@ -83,7 +83,7 @@ async def test_key_and_model_are_checked_at_the_start(environ: dict[str, str], w
     """Missing, refused, unknown: three sentences that say what to do; the key is in none."""
     async with Simulator(SimulatorConfig(api_keys=("xai-right",))) as sim:
         settings = from_env({"TURNLINE_BASE_URL": sim.base_url, **environ})
-        client = create_client(settings.api_key.value or "none", sim.base_url)
+        client = ProviderClient(settings.api_key.value or "none", sim.base_url)
         with pytest.raises(StartFailed) as error:
             await check_provider(settings, client)
         await client.close()
@@ -97,7 +97,7 @@ async def test_a_provider_that_is_down_does_not_stop_a_start() -> None:
     async with Simulator(SimulatorConfig()) as sim:
         base_url = sim.base_url
     settings = from_env({"TURNLINE_BASE_URL": base_url, "XAI_API_KEY": "xai-test"})
-    client = create_client("xai-test", base_url)
+    client = ProviderClient("xai-test", base_url)
 
     await check_provider(settings, client)
 
@@ -237,6 +237,27 @@ async def test_killed_stopped_and_terminated_processes_lose_nothing(
     assert "worker.stopped" in log
     assert "secret" not in log
     assert "xai-test" not in log
+
+
+async def test_a_worker_answers_without_the_sdk(
+    redis_url: str, sim: Simulator, tmp_path: Path
+) -> None:
+    """It would take longer to import than all else; who overrides nothing does not need it."""
+    (tmp_path / "openai.py").write_text("raise ImportError('the worker asks for the SDK')\n")
+
+    def drill() -> str:
+        with (
+            SyncTurnClient.connect(redis_url) as client,
+            start_worker(redis_url, sim, "one", PYTHONPATH=str(tmp_path)) as worker,
+        ):
+            receipt = client.submit(UserMessage(conversation_id="c", text="Hello"))
+            assert isinstance(client.result(receipt, timeout_s=20), TurnCompleted)
+            worker.send_signal(signal.SIGTERM)
+            _, log = worker.communicate(timeout=20)
+            assert worker.returncode == 0
+            return log
+
+    assert "the SDK" not in await asyncio.to_thread(drill)
 
 
 @pytest.mark.promise("P8")

@@ -5,11 +5,12 @@ import logging
 import timeit
 
 import aiohttp
+import httpx2
 import msgspec
 import openai
 import pytest
 from aiohttp.client_proto import ResponseHandler
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI
 
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
@@ -349,11 +350,11 @@ async def test_without_the_private_transport_the_sdk_makes_the_requests(
         await service.close()
 
 
-def test_the_private_parts_of_aiohttp_that_are_used_exist() -> None:
+def test_the_private_parts_of_aiohttp_and_httpx_that_are_used_exist() -> None:
     """Without them connections have no limits around a body, and a dead one is found by time."""
     assert "self._factory" in inspect.getsource(aiohttp.BaseConnector.__init__)
     for name in ("_init_transport", "_init_proxy_transport"):
-        assert callable(getattr(DefaultAioHttpClient, name))
+        assert callable(getattr(httpx2.AsyncClient, name))
     for name in ("set_response_params", "data_received", "feed_data", "set_exception"):
         assert callable(getattr(ResponseHandler, name))
     assert isinstance(inspect.getattr_static(aiohttp.ClientResponse, "connection"), property)

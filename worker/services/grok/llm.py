@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from openai import AsyncOpenAI
 
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
@@ -20,6 +19,10 @@ from turnline.worker.services.openai.aggregator_pair import (
     OpenAIContextAggregatorPair,
 )
 from turnline.worker.services.openai.llm import OpenAILLMService
+from turnline.worker.services.provider_client import ProviderClient
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +165,15 @@ class GrokLLMService(OpenAILLMService):
 
     def create_client(
         self, api_key: str | None = None, base_url: str | None = None, **kwargs: Any
-    ) -> AsyncOpenAI:
-        """Make a client for xAI; called once, by the constructor."""
+    ) -> "AsyncOpenAI":
+        """Make the SDK's client for xAI; see `OpenAILLMService.create_client`."""
         log.debug("grok.create_client")
         return super().create_client(api_key, base_url or GROK_BASE_URL, **kwargs)
+
+    _own_create_client = create_client
+
+    def _provider_client(self, base_url: str | None, **given: Any) -> ProviderClient:
+        return ProviderClient(base_url=base_url or GROK_BASE_URL, **given)
 
     async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None:
         """Take note of a usage report of the running completion; ignored outside of one.

@@ -4,14 +4,16 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
-from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
-from openai import NotGiven as OpenAINotGiven
 
 from turnline.worker.pipeline.context import OpenAILLMContext, is_given
-from turnline.worker.pipeline.tool_schemas import NotGiven
+from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, NotGiven
+from turnline.worker.services.openai.sdk_client import of_sdk
+
+if TYPE_CHECKING:
+    from openai import NotGiven as OpenAINotGiven
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,16 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 }
 
 
-_Number: TypeAlias = float | NotGiven | OpenAINotGiven | None
-_Whole: TypeAlias = int | NotGiven | OpenAINotGiven | None
+_Number: TypeAlias = "float | NotGiven | OpenAINotGiven | None"
+_Whole: TypeAlias = "int | NotGiven | OpenAINotGiven | None"
+
+
+def sdk_value(value: Any) -> Any:
+    """Return a value; where none was given, a constant: the SDK's own if somebody uses the SDK.
+
+    Who compares with the SDK's, or hands it to the SDK, which knows no other, has imported it.
+    """
+    return value if is_given(value) else of_sdk("NOT_GIVEN", NOT_GIVEN)
 
 
 @dataclasses.dataclass(init=False)
@@ -41,21 +51,21 @@ class OpenAIInputParams:
     An unknown one is logged and ignored, unless a subclass declares it.
     """
 
-    frequency_penalty: _Number = OPENAI_NOT_GIVEN
+    frequency_penalty: _Number = NOT_GIVEN
     """-2 to 2."""
-    presence_penalty: _Number = OPENAI_NOT_GIVEN
+    presence_penalty: _Number = NOT_GIVEN
     """-2 to 2."""
-    seed: _Whole = OPENAI_NOT_GIVEN
+    seed: _Whole = NOT_GIVEN
     """0 or more."""
-    temperature: _Number = OPENAI_NOT_GIVEN
+    temperature: _Number = NOT_GIVEN
     """0 to 2."""
     top_k: int | None = None
     """0 or more; accepted and never sent."""
-    top_p: _Number = OPENAI_NOT_GIVEN
+    top_p: _Number = NOT_GIVEN
     """0 to 1."""
-    max_tokens: _Whole = OPENAI_NOT_GIVEN
+    max_tokens: _Whole = NOT_GIVEN
     """1 or more."""
-    max_completion_tokens: _Whole = OPENAI_NOT_GIVEN
+    max_completion_tokens: _Whole = NOT_GIVEN
     """1 or more."""
     extra: Mapping[str, Any] | None = dataclasses.field(default_factory=dict[str, Any])
     """Merged into the request last; replaces anything."""
@@ -63,14 +73,14 @@ class OpenAIInputParams:
     def __init__(
         self,
         *,
-        frequency_penalty: _Number = OPENAI_NOT_GIVEN,
-        presence_penalty: _Number = OPENAI_NOT_GIVEN,
-        seed: _Whole = OPENAI_NOT_GIVEN,
-        temperature: _Number = OPENAI_NOT_GIVEN,
+        frequency_penalty: _Number = NOT_GIVEN,
+        presence_penalty: _Number = NOT_GIVEN,
+        seed: _Whole = NOT_GIVEN,
+        temperature: _Number = NOT_GIVEN,
         top_k: int | None = None,
-        top_p: _Number = OPENAI_NOT_GIVEN,
-        max_tokens: _Whole = OPENAI_NOT_GIVEN,
-        max_completion_tokens: _Whole = OPENAI_NOT_GIVEN,
+        top_p: _Number = NOT_GIVEN,
+        max_tokens: _Whole = NOT_GIVEN,
+        max_completion_tokens: _Whole = NOT_GIVEN,
         extra: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> None:
@@ -79,14 +89,14 @@ class OpenAIInputParams:
         Raises:
             ValueError: A number is out of its range, or a parameter has the wrong type.
         """
-        self.frequency_penalty = frequency_penalty
-        self.presence_penalty = presence_penalty
-        self.seed = seed
-        self.temperature = temperature
+        self.frequency_penalty = sdk_value(frequency_penalty)
+        self.presence_penalty = sdk_value(presence_penalty)
+        self.seed = sdk_value(seed)
+        self.temperature = sdk_value(temperature)
         self.top_k = top_k
-        self.top_p = top_p
-        self.max_tokens = max_tokens
-        self.max_completion_tokens = max_completion_tokens
+        self.top_p = sdk_value(top_p)
+        self.max_tokens = sdk_value(max_tokens)
+        self.max_completion_tokens = sdk_value(max_completion_tokens)
         self.extra = {} if extra is None else extra
         for name, value in more.items():
             if any(name in inspect.get_annotations(cls) for cls in type(self).__mro__):
@@ -117,18 +127,15 @@ SENT_PARAMETERS: Final = (
     "max_completion_tokens",
 )
 _DEFAULT_PARAMS: Final = OpenAIInputParams()
+SDK_OPTIONS: Final = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
+"""What `extra` may hold that is the SDK's business and no part of the request's body."""
 
 
 def settings_of(params: OpenAIInputParams | None) -> dict[str, Any]:
-    """Return the parameters that are sent, the SDK's constant for one not given, and `extra`."""
+    """Return the parameters that are sent, see `sdk_value` for one not given, and `extra`."""
     params = params or _DEFAULT_PARAMS
     settings = {name: sdk_value(getattr(params, name)) for name in SENT_PARAMETERS}
     return {**settings, "extra": dict(params.extra) if isinstance(params.extra, Mapping) else {}}
-
-
-def sdk_value(value: Any) -> Any:
-    """Return a value, or the SDK's own constant where none was given."""
-    return value if is_given(value) else OPENAI_NOT_GIVEN
 
 
 def chat_body(

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeAlias, cast
 
 import msgspec
-from openai import NOT_GIVEN as OPENAI_NOT_GIVEN
-from openai import AsyncOpenAI
 
 from turnline.contracts.numbers import number
 from turnline.worker.errors import ProviderUnavailable, Stalled, UnusableReply, WorkerError
@@ -30,6 +28,7 @@ from turnline.worker.pipeline.frames import (
 )
 from turnline.worker.pipeline.functions import FunctionRegistry
 from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.pipeline.tool_schemas import NOT_GIVEN
 from turnline.worker.services.completion import Completion
 from turnline.worker.services.llm_service import LLMService, Run, calls_of, run_of
 from turnline.worker.services.openai.aggregator_pair import (
@@ -41,19 +40,15 @@ from turnline.worker.services.openai.aggregator_pair import (
 )
 from turnline.worker.services.openai.chat_request import (
     CHAT_PATH,
+    SDK_OPTIONS,
     OpenAIInputParams,
     chat_body,
     chat_fields,
     sdk_value,
     settings_of,
 )
-from turnline.worker.services.openai.sdk import (
-    SDK_OPTIONS,
-    SdkStream,
-    run_hooks,
-    sdk_failures,
-)
-from turnline.worker.services.openai.sdk_client import create_client, has_transport
+from turnline.worker.services.openai.client_of_service import ClientOfService
+from turnline.worker.services.openai.sdk_client import Client, create_client, has_transport
 from turnline.worker.services.reply_reader import (
     EventSource,
     ReplyReader,
@@ -84,7 +79,7 @@ _HOOKS: Final[Mapping[str, Sequence[str]]] = {
 """How a request is made: methods that a subclass may override, and what they are given."""
 
 
-class OpenAILLMService(LLMService):
+class OpenAILLMService(ClientOfService, LLMService):
     """Streams chat completions and runs the functions that the model calls.
 
     A service holds no state of a completion, so one may answer several contexts at a time; a
@@ -116,7 +111,7 @@ class OpenAILLMService(LLMService):
         project: str | None = None,
         default_headers: Mapping[str, str] | None = None,
         params: OpenAIInputParams | None = None,
-        client: AsyncOpenAI | None = None,
+        client: "Client | None" = None,
         extra_headers: Mapping[str, str] | None = None,
         observer: CallObserver | None = None,
         limits: TimeLimits | None = None,
@@ -136,8 +131,8 @@ class OpenAILLMService(LLMService):
             project: OpenAI's project. Never taken from the environment.
             default_headers: Sent with each request of the client made here.
             params: Sampling parameters.
-            client: Shared by services, with its own key and address; else one is made here, and
-                `close` closes it.
+            client: Shared by services, with its own key and address: a `ProviderClient` or an
+                `AsyncOpenAI`. Else one is made here, and `close` closes it.
             extra_headers: Sent with each request of this service.
             observer: Told of each call.
             limits: How long to wait for the model.
@@ -161,10 +156,9 @@ class OpenAILLMService(LLMService):
         )
         if not api_key:
             raise ValueError(f"{type(self).__name__} needs an api_key; none is looked up elsewhere")
-        self._settings = settings_of(params)
         self.set_model_name(model)
-        self._owns_client = client is None
-        self._client = client or self.create_client(
+        self._take_client(
+            client,
             api_key=api_key,
             base_url=base_url,
             organization=organization,
@@ -172,6 +166,9 @@ class OpenAILLMService(LLMService):
             default_headers=default_headers,
             **client_options,
         )
+        if self._has_hooks:
+            _ = self._client  # with it comes the SDK's constant, which hooks may look for
+        self._settings = settings_of(params)
         self._extra_headers: Mapping[str, str] = extra_headers or {}
         self._limits = limits or _DEFAULT_LIMITS
 
@@ -194,27 +191,6 @@ class OpenAILLMService(LLMService):
                 ) from None
 
     # Set-up
-
-    def create_client(
-        self, api_key: str | None = None, base_url: str | None = None, **kwargs: Any
-    ) -> AsyncOpenAI:
-        """Make the client; called once, by the constructor. Override it to bring another one.
-
-        Args:
-            api_key: Used as it is.
-            base_url: Used as it is; OpenAI's address if None.
-            **kwargs: `organization`, `project`, `default_headers`, and what else the constructor
-                was given that it does not know.
-
-        Raises:
-            ValueError: `api_key` is missing or empty.
-        """
-        return create_client(api_key, base_url, **kwargs)
-
-    async def close(self) -> None:
-        """Close the client, if it was made here."""
-        if self._owns_client:
-            await self._client.close()
 
     def create_context_aggregator(
         self,
@@ -285,6 +261,9 @@ class OpenAILLMService(LLMService):
         try:
             run.uses_sdk = self._uses_sdk()
             if run.uses_sdk:
+                from turnline.worker.services.openai.sdk import run_hooks  # noqa: PLC0415  costly
+
+                self._settings = {name: sdk_value(it) for name, it in self._settings.items()}
                 await run_hooks(run, self._process_context(run.context))
             else:  # no coroutine in between: each chunk would wake it up
                 await self._process_context(run.context)
@@ -319,7 +298,7 @@ class OpenAILLMService(LLMService):
         """Tell whether the SDK makes requests, since somebody changed how they are made."""
         return (
             self._has_hooks
-            or not has_transport(self._client)
+            or not has_transport(self._connection)
             or not self.__dict__.keys().isdisjoint(_HOOKS)
             or bool(self._settings["extra"] and SDK_OPTIONS.intersection(self._settings["extra"]))
         )
@@ -384,7 +363,7 @@ class OpenAILLMService(LLMService):
         body = chat_body(run.context, self._model, self._settings, self._remove_refused)
         call.request_bytes, completion.body = len(body), body
         run.stream = stream = ResponseStream(
-            self._client,
+            self._connection,
             CHAT_PATH,
             body,
             CompletionStream(),
@@ -447,6 +426,8 @@ class OpenAILLMService(LLMService):
         Raises:
             OpenAIError: See the SDK.
         """
+        from turnline.worker.services.openai.sdk import SdkStream  # noqa: PLC0415  costly
+
         run = self._current_run()
         completion = None
         if run is not None:
@@ -454,9 +435,9 @@ class OpenAILLMService(LLMService):
             run.is_sent = True
         # Subclasses hand these to the SDK, which knows its own constant only.
         if not is_given(context.tools):
-            context.set_tools(OPENAI_NOT_GIVEN)
+            context.set_tools(sdk_value(NOT_GIVEN))
         if not is_given(context.tool_choice):
-            context.set_tool_choice(OPENAI_NOT_GIVEN)
+            context.set_tool_choice(sdk_value(NOT_GIVEN))
         encoded = context.encoded_request_messages()
         if completion is not None:
             completion.call.request_bytes, completion.body = len(encoded), encoded
@@ -486,6 +467,8 @@ class OpenAILLMService(LLMService):
             ProviderUnavailable: The response failed before its finish reason.
             ProviderRejected: The provider refuses the request or its content.
         """
+        from turnline.worker.services.openai.sdk import SdkStream, sdk_failures  # noqa: PLC0415
+
         with sdk_failures():
             chunks = await self._stream_chat_completions(context)
             run.is_sent = True

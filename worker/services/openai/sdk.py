@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 
 import aiohttp
 import httpx2
@@ -17,9 +17,6 @@ from turnline.worker.pipeline.stream_events import FinishReason, StreamEvent, St
 from turnline.worker.services.failures import failure_in_stream, failure_of_response, lost
 from turnline.worker.services.llm_service import Run
 from turnline.worker.services.transport import TimeLimits, stalled
-
-SDK_OPTIONS: Final = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
-"""What `extra` may hold that is the SDK's business and no part of the request's body."""
 
 
 class SdkStream:

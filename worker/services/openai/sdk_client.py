@@ -1,17 +1,21 @@
 """OpenAI's client: how it is made, and all that is used of its private parts.
 
 A test looks for each of these names in the installed SDK. Without the transport the SDK itself
-makes the requests, as it does for a client of another class.
+makes the requests, as it does for a client of another class. The SDK takes a second of processor
+time to import, so nothing here does before a client of it is asked for.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final, cast
+import sys
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import httpx2
-from httpx2 import Limits
-from openai import AsyncOpenAI
 
-from turnline.worker.services.http_connections import HttpClient
+from turnline.worker.services.provider_client import ProviderClient
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+Client: TypeAlias = "AsyncOpenAI | ProviderClient"
 
 CUSTOM_HEADERS: Final = "_custom_headers"
 HTTP_CLIENT: Final = "_client"
@@ -19,14 +23,7 @@ TRANSPORT_FOR_URL: Final = "_transport_for_url"
 """Of the HTTP client: which of its transports sends to an address."""
 
 
-def create_client(
-    api_key: str | None,
-    base_url: str | None = None,
-    *,
-    organization: str | None = None,
-    project: str | None = None,
-    default_headers: Mapping[str, str] | None = None,
-) -> AsyncOpenAI:
+def create_client(api_key: str | None, base_url: str | None = None, **more: Any) -> "AsyncOpenAI":
     """Make a client that never retries and takes nothing from the environment.
 
     It has as many connections as it is asked for: the number of turns is limited elsewhere.
@@ -34,42 +31,50 @@ def create_client(
     Args:
         api_key: Used as it is.
         base_url: Used as it is; OpenAI's address if None.
-        organization: OpenAI's, sent with each request.
-        project: OpenAI's, sent with each request.
-        default_headers: Sent with each request.
+        **more: `organization`, `project` and `default_headers`, sent with each request.
 
     Raises:
-        ValueError: `api_key` is missing or empty, or `base_url` is empty: a key goes nowhere that
-            was not named for it.
+        ValueError: `api_key` is missing or empty, or `base_url` is empty.
     """
-    if not api_key:
-        raise ValueError("a client needs an api_key; none is looked up elsewhere")
-    if base_url is not None and not base_url.strip():
-        raise ValueError("base_url is empty")
+    return sdk_client_of(ProviderClient(api_key, base_url, **more))
+
+
+def sdk_client_of(provider: ProviderClient) -> "AsyncOpenAI":
+    """Make the SDK's client for a provider. It uses the provider's connections, and closes them."""
+    from openai import AsyncOpenAI  # noqa: PLC0415  see above
+
     client = AsyncOpenAI(
-        api_key=api_key,
-        base_url="https://api.openai.com/v1" if base_url is None else base_url,
+        api_key=provider.api_key,
+        base_url=provider.base_url,
         max_retries=0,
-        http_client=HttpClient(
-            limits=Limits(max_connections=0, max_keepalive_connections=None, keepalive_expiry=30.0)
-        ),
+        http_client=provider.http,
     )
     # The SDK fills these from OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and
     # OPENAI_CUSTOM_HEADERS, and would send them to whatever address is configured.
-    client.organization = organization
-    client.project = project
+    client.organization = provider.organization
+    client.project = provider.project
     client.admin_api_key = None
-    setattr(client, CUSTOM_HEADERS, dict(default_headers or {}))
+    setattr(client, CUSTOM_HEADERS, dict(provider.own_headers))
     return client
 
 
-def transport_of(client: AsyncOpenAI, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
+def transport_of(client: Client, url: httpx2.URL) -> httpx2.AsyncBaseTransport:
     """Return what the client's HTTP client sends to this address with: proxies are heeded."""
-    find: Any = getattr(getattr(client, HTTP_CLIENT), TRANSPORT_FOR_URL)
+    find: Any = getattr(_http_of(client), TRANSPORT_FOR_URL)
     return cast("httpx2.AsyncBaseTransport", find(url))
 
 
-def has_transport(client: AsyncOpenAI) -> bool:
-    """Tell whether requests can go straight to the transport: the client is the SDK's own."""
-    http_client = getattr(client, HTTP_CLIENT, None)
-    return type(client) is AsyncOpenAI and hasattr(http_client, TRANSPORT_FOR_URL)
+def has_transport(client: object) -> bool:
+    """Tell whether requests can go straight to the transport: the client is ours or the SDK's."""
+    return type(client) in {ProviderClient, of_sdk("AsyncOpenAI")} and hasattr(
+        _http_of(client), TRANSPORT_FOR_URL
+    )
+
+
+def of_sdk(name: str, default: Any = None) -> Any:
+    """Return what the SDK calls so; `default` where nobody has imported it."""
+    return getattr(sys.modules.get("openai"), name, default)
+
+
+def _http_of(client: object) -> Any:
+    return client.http if isinstance(client, ProviderClient) else getattr(client, HTTP_CLIENT, None)
