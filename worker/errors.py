@@ -5,7 +5,7 @@ WorkerError(code)
 │   ├── StoreUnavailable         Redis did not answer; a write may or may not have happened
 │   └── ProviderUnavailable      5xx, capacity, connection refused or lost, a broken stream
 │       ├── RateLimited          429: too many requests or tokens for now
-│       ├── Stalled              nothing meaningful came in time
+│       ├── Stalled              nothing came in time; tried again at most once in a turn
 │       └── UnusableReply        an answer came, and this one cannot be used; not twice in a turn
 │           └── Truncated        the stream ended without a finish reason
 ├── Terminal                     never retry: record, dead-letter, go on with the next turn
@@ -109,9 +109,11 @@ class RateLimited(ProviderUnavailable):
 
 
 class Stalled(ProviderUnavailable):
-    """Nothing meaningful came in time; `code` says which of the three limits ran out."""
+    """Nothing came in time; `code` says which of the four limits ran out."""
 
     code = "stalled"
+    recurs: bool = False
+    """Whether the model was at work all the time: the same request would take as long again."""
 
 
 class UnusableReply(ProviderUnavailable):

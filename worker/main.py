@@ -31,6 +31,7 @@ from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.services.grok.model_catalogue import BUILT_IN
 from turnline.worker.services.openai.llm import OpenAIInputParams
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.services.transport import TimeLimits
@@ -52,6 +53,10 @@ from turnline.worker.turn.observer import Observer
 from turnline.worker.turn.plan import AgentsFile, BadAgents, Planner, ToolLimits
 from turnline.worker.turn.ports import DriverSettings
 from turnline.worker.turn.reply_format import request_format
+
+_SPEECH_S = 600.0
+_THOUGHT_S = 1800.0
+"""Seconds that a turn may take whose model does not think, and whose model does."""
 
 
 def run(settings: Settings) -> int:
@@ -220,11 +225,8 @@ class GrokServices:
     def __init__(self, settings: Settings) -> None:
         """Open a client; nothing is sent yet."""
         self._settings = settings
-        self._limits = TimeLimits(
-            first_token_s=settings.first_token_timeout_s,
-            idle_s=settings.idle_timeout_s,
-            total_s=settings.turn_budget_s,
-        )
+        self.catalogue = BUILT_IN
+        """What is known of the models; at the start the provider is asked."""
         self.client = ProviderClient(settings.api_key.value, settings.base_url)
         self.create_context_aggregator = self("", ConversationSettings()).create_context_aggregator
         """Needs no service of its own: nothing of a pair depends on a turn's settings."""
@@ -233,11 +235,18 @@ class GrokServices:
         """Return the name of the model that a conversation with these settings talks to."""
         return settings.model or self._settings.model
 
+    def budget_s(self, settings: ConversationSettings) -> float:
+        """Return how long a turn with these settings may take, where nobody says, seconds."""
+        model = self.catalogue.nearest(self.model_of(settings))
+        return _THOUGHT_S if model.thinks(settings.reasoning_effort) else _SPEECH_S
+
     def __call__(
         self,
         conversation_id: str,
         settings: ConversationSettings,
         observer: CallObserver | None = None,
+        *,
+        budget_s: float = _THOUGHT_S,
     ) -> GrokLLMService:
         """Return a service that talks as this conversation's settings say."""
         given = {
@@ -261,7 +270,13 @@ class GrokServices:
             client=self.client,
             extra_headers=headers,
             observer=observer,
-            limits=self._limits,
+            limits=TimeLimits(
+                silence_s=self._settings.silence_timeout_s,
+                first_token_s=self._settings.first_token_timeout_s,
+                idle_s=self._settings.idle_timeout_s,
+                total_s=budget_s,
+            ),
+            catalogue=self.catalogue,
         )
 
 

@@ -95,8 +95,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Turns that one conversation runs in a row before others get its slot."""
     max_crashes: Count = 3
     """Attempts at a turn that may end in a crash before it becomes a dead letter."""
-    turn_budget_s: Seconds = 600.0
-    """Seconds that the attempts at a turn may take, waits between them included."""
+    turn_budget_s: Seconds | None = None
+    """Seconds that the attempts at a turn may take, waits between them included. Unset: 1800 where
+    the model thinks, else 600."""
     turn_attempts: Count = 5
     """Attempts at a turn that may fail after the provider began to answer; others do not count."""
     turn_spend_tokens: Count = 2_000_000
@@ -109,10 +110,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Milliseconds for which the text of a reply is collected before it is published."""
     coalesce_bytes: Count = 512
     """Bytes of collected text that are published before coalesce_ms are over."""
-    first_token_timeout_s: Seconds = 120.0
-    """Seconds that the model may take to the first meaningful piece of a reply."""
-    idle_timeout_s: Seconds = 60.0
-    """Seconds between two meaningful pieces of a reply; keep-alive comments do not count."""
+    silence_timeout_s: Seconds = 60.0
+    """Seconds in which nothing comes from the provider, not even a keep-alive comment."""
+    first_token_timeout_s: Seconds | None = None
+    """Seconds that the model may take to the first meaningful piece of a reply. Unset: any."""
+    idle_timeout_s: Seconds | None = None
+    """Seconds between two meaningful pieces of a reply; comments do not count. Unset: any."""
     context_cache_mb: Annotated[int, Meta(ge=0, le=1_048_576)] = 64
     """MiB of memory for contexts, so that they need not be fetched again."""
     retention_days: Annotated[float, Meta(ge=0.0001, le=36_500)] = 30.0
@@ -330,6 +333,8 @@ def described() -> list[tuple[str, str, str]]:
 
 
 def _shown(default: object) -> str:
+    if default is None:
+        return ""
     if isinstance(default, bool):
         return str(default).lower()
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -56,6 +56,7 @@ def _show(found: dict[str, Agent]) -> None:
             "rounds": agent.max_tool_rounds,
             "result bytes": agent.tool_result_bytes,
             "wait s": agent.tool_wait_s,
+            "budget s": agent.turn_budget_s,
         }
         prompt = agent.description or agent.system_prompt or ""
         shown.add_row(

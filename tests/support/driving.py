@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -173,10 +173,12 @@ class Hand:
 
 
 @asynccontextmanager
-async def hand(redis_url: str, sim: Simulator, **more: Any) -> AsyncIterator[Hand]:
-    """Open a worker moved by hand."""
+async def hand(
+    redis_url: str, sim: Simulator, environ: Mapping[str, str] | None = None, **more: Any
+) -> AsyncIterator[Hand]:
+    """Open a worker moved by hand; `environ` sets what its services read."""
     redis = open_async(redis_url, retries=0)
-    services = GrokServices(settings_for(redis_url, sim))
+    services = GrokServices(settings_for(redis_url, sim, **environ or {}))
     try:
         yield Hand(redis, services, **more)
     finally:

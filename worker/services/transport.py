@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, TypeAlias, cast
 
@@ -21,7 +21,8 @@ from turnline.worker.services.openai.sdk_client import Client, transport_of
 _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""
 
-StopReason: TypeAlias = Literal["first_token", "idle", "total", "enough", "dead", "interrupted"]
+Limit: TypeAlias = Literal["silence", "first_token", "idle", "total", "enough"]
+StopReason: TypeAlias = Limit | Literal["dead", "interrupted"]
 _LOOK_S: Final = 0.5
 """Seconds between two looks at a call that waits."""
 _INFLATED_MOST: Final = 65_536
@@ -33,13 +34,15 @@ _MOST_OF_AN_ERROR: Final = 65_536
 
 
 class TimeLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait for a model. Comments that keep the connection alive do not count."""
+    """How long to wait for a model: not long for a connection, and long for a thought."""
 
     connect_s: float = 10.0
-    first_token_s: float = 120.0
-    """From the request to the first chunk."""
-    idle_s: float = 60.0
-    """Between two chunks."""
+    silence_s: float = 60.0
+    """Without a single byte, from the request on; comments that keep the connection alive count."""
+    first_token_s: float | None = None
+    """From the request to the first chunk; comments do not count. None: no limit of its own."""
+    idle_s: float | None = None
+    """Between two chunks; likewise."""
     total_s: float = 3600.0
     """For the whole call."""
     tail_s: float = 5.0
@@ -48,9 +51,60 @@ class TimeLimits(msgspec.Struct, frozen=True, kw_only=True):
     """After `[DONE]`, for the end of the response, which makes the connection reusable."""
 
 
-def stalled(limit: str) -> Stalled:
-    """Return the error for a time limit that ran out."""
-    return Stalled(f"the provider sent nothing in time ({limit})", code=f"{limit}_timeout")
+def stalled(limit: Limit, *, kept_alive: bool = False) -> Stalled:
+    """Return the error for a time limit that ran out.
+
+    Args:
+        limit: Which one.
+        kept_alive: Whether bytes came meanwhile that were no chunk.
+    """
+    error = Stalled(f"the provider sent nothing in time ({limit})", code=f"{limit}_timeout")
+    error.recurs = limit == "total" or (limit != "silence" and kept_alive)
+    return error
+
+
+class Patience:
+    """When a wait for a response is over. Whoever reads moves numbers; nothing else is done then.
+
+    Times are the event loop's, seconds.
+    """
+
+    __slots__ = ("_enough_at", "_last", "_limits", "heard_at", "progress_at", "started")
+
+    def __init__(self, limits: TimeLimits, now: float) -> None:
+        """Begin to wait."""
+        self._limits = limits
+        self._last = now + limits.total_s
+        self._enough_at: float | None = None
+        self.heard_at = now
+        """When anything came."""
+        self.progress_at = now
+        """When a chunk came."""
+        self.started = False
+        """Whether one ever came."""
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether what matters has come."""
+        return self._enough_at is not None
+
+    def enough(self, until: float | None) -> None:
+        """Wait until then for what may still come; None: as long as the response goes on."""
+        self._enough_at = until
+
+    def ends(self) -> tuple[float, Limit]:
+        """Return when the wait is over, and by which limit, if nothing comes until then."""
+        limits = self._limits
+        over: tuple[float, Limit] = (self._last, "total")
+        if self._enough_at is not None:
+            return min((self._enough_at, "enough"), over)
+        over = min((self.heard_at + limits.silence_s, "silence"), over)
+        if self.started:
+            if limits.idle_s is not None:
+                over = min((self.progress_at + limits.idle_s, "idle"), over)
+        elif limits.first_token_s is not None:
+            over = min((self.progress_at + limits.first_token_s, "first_token"), over)
+        return over
 
 
 class Parser(Protocol):
@@ -104,10 +158,9 @@ class ResponseStream:
         self._at_end = False
         self._waiting = False
         self._was_dead = False
-        self._progressed = False
-        self._limit: StopReason = "first_token"
-        self._deadline = 0.0
-        self._last = 0.0
+        self._has_heard = False
+        self._progressed: bool | None = None
+        """Whether the latest bytes held events; None before any came."""
         self._handle: asyncio.TimerHandle | None = None
         self.stopped: StopReason | None = None
         """Why reading ended before the response did."""
@@ -127,9 +180,7 @@ class ResponseStream:
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        now = self._loop.time()
-        self._last = now + self._limits.total_s
-        self._expect("first_token", self._limits.first_token_s)
+        self._patience = Patience(self._limits, self._loop.time())
         self._handle = self._loop.call_at(self._next_look(), self._check)
         try:
             await self._send()
@@ -157,9 +208,12 @@ class ResponseStream:
         chunks = self._chunks
         if self.stopped is not None or self._at_end or chunks is None:
             return None
-        if self._progressed:  # counted from here: handling what came is not the provider's time
-            self._progressed = False
-            self._expect("idle", self._limits.idle_s)
+        if self._has_heard:  # counted from here: handling what came is not the provider's time
+            self._has_heard = False
+            patience = self._patience
+            patience.heard_at = now = self._loop.time()
+            if self._progressed:
+                patience.progress_at, patience.started = now, True
         try:
             self._waiting = True
             data = await anext(chunks, None)
@@ -176,21 +230,20 @@ class ResponseStream:
             self._at_end = True
             return self._events.close()
         events = self._events.feed(data)
-        self._progressed = bool(events) and self._limit != "enough"
+        self._has_heard, self._progressed = True, bool(events)
         return events
 
     def enough(self, *, within_s: float) -> None:
         """Read on for at most `within_s`: what matters has come."""
-        self._progressed = False
-        self._expect("enough", within_s)
+        until = self._loop.time() + within_s
+        self._patience.enough(until)
         if self._handle is not None:
             self._handle.cancel()
-        self._handle = self._loop.call_at(self._deadline, self._check)
+        self._handle = self._loop.call_at(until, self._check)
 
     def expect_more(self) -> None:
         """Read on as long as the response goes on: more has come than was expected."""
-        if self._limit == "enough":
-            self._expect("idle", self._limits.idle_s)
+        self._patience.enough(None)
 
     @property
     def left_unread(self) -> bool:
@@ -206,25 +259,22 @@ class ResponseStream:
 
     # Time
 
-    def _expect(self, limit: StopReason, wait_s: float) -> None:
-        """Set the deadline of what is awaited now, without touching the timer."""
-        self._limit = limit
-        self._deadline = self._loop.time() + wait_s
-        if self._deadline > self._last:
-            self._limit = "total"
-            self._deadline = self._last
+    def _hear(self) -> None:
+        """Count silence from now on."""
+        self._patience.heard_at = self._loop.time()
 
     def _next_look(self) -> float:
         """Return when to look again: deadlines move both ways, and connections die in silence."""
         now = self._loop.time()
-        return min(max(self._deadline, now + 0.01), now + _LOOK_S)
+        return min(max(self._patience.ends()[0], now + 0.01), now + _LOOK_S)
 
     def _check(self) -> None:
         """Stop the call if it waits for the provider in vain: too long, or on a dead connection."""
         if self.stopped is not None:
             return
-        if self._waiting and self._loop.time() >= self._deadline:
-            self.stopped = self._limit
+        over_at, limit = self._patience.ends()
+        if self._waiting and self._loop.time() >= over_at:
+            self.stopped = limit
         elif self._waiting and is_closed(self.response) and self._was_dead:
             self.stopped = "dead"
         else:  # moved on since, or busy with what came
@@ -243,8 +293,8 @@ class ResponseStream:
 
     def _stopped_events(self) -> list[StreamEvent] | None:
         match self.stopped:
-            case "first_token" | "idle" | "total":
-                raise stalled(self.stopped) from None
+            case "silence" | "first_token" | "idle" | "total":
+                raise stalled(self.stopped, kept_alive=self._progressed is False) from None
             case "dead":
                 raise ProviderUnavailable(
                     "the connection to the provider was closed without a word", code="connection"
@@ -261,6 +311,7 @@ class ResponseStream:
             request = self._request()
             transport = transport_of(self._client, request.url)
             response = self.response = await transport.handle_async_request(request)
+            self._hear()
             response.headers.encoding = "iso-8859-1"  # takes any byte; likewise
             if not response.is_success:
                 body = await _start_of(response)
@@ -289,7 +340,7 @@ class ResponseStream:
             "POST",
             _url(client.base_url, self._path, query),
             headers={name: value for name, value in headers.items() if isinstance(value, str)},
-            stream=_Body(self._body, self._after),
+            stream=_Body(self._body, self._after, self._hear),
             extensions={"timeout": {"connect": self._limits.connect_s}},
         )
         request.headers.encoding = "ascii"  # else each look decodes all of them to find out
@@ -310,13 +361,17 @@ class _Body(httpx2.AsyncByteStream):
     Meanwhile the transport finds a connection; aiohttp sends the headers with the body.
     """
 
-    def __init__(self, body: bytes, after: "asyncio.Future[None] | None") -> None:
+    def __init__(
+        self, body: bytes, after: "asyncio.Future[None] | None", on_sending: Callable[[], None]
+    ) -> None:
         self._body = body
         self._after = after
+        self._on_sending = on_sending
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._after is not None:
             await asyncio.shield(self._after)  # a broken connection does not undo it
+        self._on_sending()
         yield self._body
 
 

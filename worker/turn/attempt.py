@@ -8,7 +8,13 @@ from typing import NamedTuple, Self
 
 from turnline.contracts.keys import ShardKeys
 from turnline.worker.effects import Entry
-from turnline.worker.errors import Retryable, StoreUnavailable, Terminal, UnusableReply
+from turnline.worker.errors import (
+    Retryable,
+    Stalled,
+    StoreUnavailable,
+    Terminal,
+    UnusableReply,
+)
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.aggregators import LLMAssistantContextAggregator
 from turnline.worker.pipeline.frames import (
@@ -38,6 +44,8 @@ _BEYOND_S = 1.0
 """Seconds beyond a turn's budget: what stops by itself says why."""
 _SAME_REPLY = 2
 """Replies that cannot be used for the same reason, after which a turn is not tried again."""
+_STALLS = 2
+"""Calls in which nothing came in time, after which a turn is not tried again."""
 _CALL_FRAMES = (
     FunctionCallsStartedFrame,
     FunctionCallInProgressFrame,
@@ -55,6 +63,14 @@ class Parts(NamedTuple):
     settings: DriverSettings
     observer: Observer
     planner: Planner
+
+    def budget_s(self, plan: Plan) -> float:
+        """Return how long a turn may take, seconds: its agent, the worker or the model says."""
+        return (
+            plan.limits.turn_budget_s
+            or self.settings.turn_budget_s
+            or self.services.budget_s(plan.settings)
+        )
 
 
 class Tap(FrameProcessor):
@@ -109,13 +125,14 @@ class Attempt:
         self.stop: Entry | None = None
         """The entry that asked to stop, if one did."""
         self._looking: asyncio.Task[None] | None = None
-        self._budget_s = parts.settings.turn_budget_s + _BEYOND_S
+        budget_s = parts.budget_s(plan)
+        self._budget_s = budget_s + _BEYOND_S
         self._lease = lease
         self._inbox = inbox
         self.plan = plan
         self.calls = calls
         self.log = log
-        self._service = parts.services(lease.conversation_id, plan.settings, log)
+        self._service = parts.services(lease.conversation_id, plan.settings, log, budget_s=budget_s)
         self._tools = ToolCalls(log, calls, plan, parts.planner, stream=parts.shard.tool_calls)
         if plan.offered:
             self._service.use_functions(self._tools)
@@ -254,6 +271,10 @@ def given_up(
         alike = sum(call.error == error.code for call in failures)
         if alike >= _SAME_REPLY:
             return error.code, f"{error}, {alike} times in this turn"
+    if isinstance(error, Stalled):
+        stalls = sum((call.error or "").endswith("_timeout") for call in failures)
+        if error.recurs or stalls >= _STALLS:
+            return error.code, f"{error}, {stalls} times in this turn"
     last = error.code if error is not None else failures[-1].error if failures else ""
     answered = sum(call.state != "unknown" for call in failures)
     if answered >= limits.turn_attempts:

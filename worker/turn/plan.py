@@ -55,6 +55,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_tool_rounds: PositiveInt | None = None
     tool_result_bytes: PositiveInt | None = None
     tool_wait_s: Seconds | None = None
+    turn_budget_s: Seconds | None = None
 
 
 _SETTINGS = (
@@ -155,7 +156,7 @@ class AgentsFile:
 
 
 class ToolLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What bounds the tool calls of a turn."""
+    """What bounds a turn and its tool calls."""
 
     max_tool_rounds: int = 8
     """Model calls per turn; tools asked for in the last one are not run."""
@@ -163,6 +164,8 @@ class ToolLimits(msgspec.Struct, frozen=True, kw_only=True):
     """UTF-8 bytes of one result; the rest is cut."""
     wait_s: float = 3_600.0
     """Seconds until a call that nobody answers fails, where its tool says nothing else."""
+    turn_budget_s: float | None = None
+    """Seconds that the attempts at a turn may take; None: as the worker's settings say."""
 
 
 class ToolOptions(Protocol):
@@ -345,4 +348,5 @@ def _limited(limits: ToolLimits, profile: Agent | None) -> ToolLimits:
         max_tool_rounds=profile.max_tool_rounds or limits.max_tool_rounds,
         result_bytes=profile.tool_result_bytes or limits.result_bytes,
         wait_s=profile.tool_wait_s or limits.wait_s,
+        turn_budget_s=profile.turn_budget_s or limits.turn_budget_s,
     )

@@ -87,10 +87,19 @@ class Services(Protocol):
         """Return the name of the model that a conversation with these settings talks to."""
         ...
 
+    def budget_s(self, settings: ConversationSettings) -> float:
+        """Return how long a turn with these settings may take, where nobody says, seconds."""
+        ...
+
     def __call__(
-        self, conversation_id: str, settings: ConversationSettings, observer: CallObserver
+        self,
+        conversation_id: str,
+        settings: ConversationSettings,
+        observer: CallObserver,
+        *,
+        budget_s: float,
     ) -> ModelService:
-        """Return a service for one attempt at one turn."""
+        """Return a service for one attempt at one turn, none of whose calls takes longer."""
         ...
 
 
@@ -102,7 +111,7 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Base URL; names the breakers, together with the model."""
     turn_quota: int = 16
     max_crashes: int = 3
-    turn_budget_s: float = 600.0
+    turn_budget_s: float | None = None
     turn_attempts: int = 5
     turn_spend_tokens: int = 2_000_000
     aggregation_timeout_s: float = 0.5

@@ -94,6 +94,7 @@ class TurnRun:
         self._checkpoints = Checkpoints(parts.store, lease, loaded.steps)
         self._batches = itertools.count(loaded.attempt * 1_000_000 + 1)
         self._began_at_s = time.monotonic()
+        self._budget_s = 0.0
         self.following: ConversationSnapshot | None = None
         """The conversation as the commit left it; None: it must be loaded again."""
         self._observer = parts.observer.attempt(
@@ -215,6 +216,7 @@ class TurnRun:
         turn.context.set_tools(plan.tools or NOT_GIVEN)
         turn.context.set_tool_choice(choice if choice is not None else NOT_GIVEN)
         turn.context.system_prompt = plan.settings.system_prompt
+        self._budget_s = self._parts.budget_s(plan)
         return plan
 
     def _refusal(self, primary: ConsumedEntry, plan: Plan) -> TurnFailed | None:
@@ -340,7 +342,7 @@ class TurnRun:
         if not draft.progress.deadlines:  # else most of it may have been a wait
             spent_s += (self._loaded.now_ms - self._loaded.since_ms) / 1000
         late = deadline_at_ms is not None and self._now_ms() + wait_s * 1000 > deadline_at_ms
-        if late or spent_s + wait_s > self._settings.turn_budget_s:
+        if late or spent_s + wait_s > self._budget_s:
             return self._failed(primary, code, text)
         self._observer.retrying(code, wait_s)
         # An interrupt that nobody has looked at yet ends the wait.

@@ -10,6 +10,8 @@ import pytest
 from openai import NOT_GIVEN, AsyncAzureOpenAI, AsyncOpenAI
 
 from tests.integration.services.wire import (
+    END_OF_BODY,
+    HEARING,
     PATIENT,
     QUICK,
     STREAM_HEAD,
@@ -56,6 +58,7 @@ from turnline.worker.pipeline.processor import UPSTREAM, FrameDirection, FramePr
 from turnline.worker.pipeline.tool_schemas import FunctionSchema, ToolsSchema
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.openai.llm import OpenAILLMService
+from turnline.worker.services.transport import TimeLimits
 
 ANSWER = streaming(delta(content="do"), delta(content="ne"), finish(), usage(5, 2))
 TOOLS = ToolsSchema([FunctionSchema("f", "does f", {"a": {"type": "integer"}}, ["a"])])
@@ -544,6 +547,47 @@ async def test_failures_have_their_names(name: str, service_class: type[GrokLLMS
         assert len(server.requests) == 1
         assert [m["content"] for m in run.said] == ["par"] * (name in {"broken", "silent"})
         assert timeouts == [run.service] * (error is Stalled)
+
+
+async def thinking(connection: Connection) -> None:
+    """Nothing but comments for three times as long as silence may last, then an answer."""
+    await connection.send(STREAM_HEAD)
+    for _ in range(45):
+        await connection.send(chunk(b": keepalive\n\n"))
+        await asyncio.sleep(HEARING.silence_s / 15)
+    await connection.send(chunk(sse(delta(content="par"), finish(), b"[DONE]")) + END_OF_BODY)
+
+
+@pytest.mark.parametrize("service_class", [GrokLLMService, Completions, Wrapped, Reading])
+async def test_a_thought_is_no_silence(service_class: type[GrokLLMService]) -> None:
+    """Comments are heard, whoever reads the stream; a connection without them is left."""
+    async with turn(thinking, limits=HEARING, service_class=service_class) as (run, _):
+        await run.run()
+
+        assert run.text == "par"
+    for script in (silent, mute):
+        _, server, error = await failed(
+            Stalled, script, limits=HEARING, service_class=service_class
+        )
+        assert (error.code, error.recurs) == ("silence_timeout", False)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("service_class", [GrokLLMService, Completions])
+async def test_who_runs_out_of_time_at_work_would_do_so_again(
+    service_class: type[GrokLLMService],
+) -> None:
+    """A limit of its own for the first chunk: the error tells a busy model from a dead one."""
+    limits = TimeLimits(first_token_s=0.3)
+    found = [
+        (await failed(Stalled, script, limits=limits, service_class=service_class))[2]
+        for script in (thinking, mute)
+    ]
+
+    assert [(it.code, it.recurs) for it in found] == [
+        ("first_token_timeout", True),
+        ("first_token_timeout", False),
+    ]
 
 
 async def test_what_a_subclass_raises_is_its_own() -> None:

@@ -27,6 +27,8 @@ from turnline.worker.services.transport import TimeLimits
 
 QUICK = TimeLimits(first_token_s=0.3, idle_s=0.3, total_s=5, tail_s=0.3)
 """Limits of tests in which the provider is to be found stalled."""
+HEARING = TimeLimits(silence_s=0.3, total_s=10)
+"""Limits of tests in which a connection is to be found silent, and nothing else a fault."""
 PATIENT = TimeLimits(tail_s=30)
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"

@@ -153,8 +153,11 @@ class Defective:
             raise RuntimeError("defect")
         return self._services.create_context_aggregator(*given, **more)
 
-    def __call__(self, *given: Any) -> ModelService:
-        return self._services(*given)
+    def __call__(self, *given: Any, **more: Any) -> ModelService:
+        return self._services(*given, **more)
+
+    def budget_s(self, *given: Any) -> float:
+        return self._services.budget_s(*given)
 
 
 @pytest.mark.parametrize(("defects", "attempt"), [(3, 4), (5, 5)])

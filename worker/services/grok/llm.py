@@ -4,8 +4,6 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMUserAggregatorParams,
@@ -13,6 +11,7 @@ from turnline.worker.pipeline.aggregators import (
 from turnline.worker.pipeline.context import MessageAdapter, OpenAILLMContext
 from turnline.worker.pipeline.frames import LLMTokenUsage
 from turnline.worker.services.completion import UsageTally
+from turnline.worker.services.grok.model_catalogue import BUILT_IN, GROK_BASE_URL, Catalogue
 from turnline.worker.services.openai.aggregator_pair import (
     ASSISTANT_PARAMS,
     USER_PARAMS,
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
-
-GROK_BASE_URL: Final = "https://api.x.ai/v1"
 
 
 class GrokContextAggregatorPair(OpenAIContextAggregatorPair):
@@ -82,64 +79,12 @@ class GrokUsageTally(UsageTally):
         )
 
 
-class _Takes(msgspec.Struct, frozen=True):
-    """What a model takes of the parameters on which models differ."""
-
-    penalties: bool = False
-    """`frequency_penalty`, `presence_penalty`, `logit_bias`."""
-    stop: bool = True
-    efforts: frozenset[str] | None = None
-    """Values of `reasoning_effort`; None: any, for all that is known."""
-
-
-_NO_EFFORT: Final[frozenset[str]] = frozenset()
-_LOW_TO_HIGH: Final = frozenset({"low", "medium", "high"})
-_LOW_TO_XHIGH: Final = _LOW_TO_HIGH | {"xhigh"}
-_NONE_TO_HIGH: Final = _LOW_TO_HIGH | {"none"}
-_GROK_4_3: Final = _Takes(efforts=_NONE_TO_HIGH)
-_GROK_BUILD: Final = _Takes(efforts=_NO_EFFORT)
-_EARLY_GROK: Final = _Takes(penalties=True)
-
-_MODELS: Final[Mapping[str, _Takes]] = {
-    "grok-4.7": _Takes(stop=False, efforts=_LOW_TO_XHIGH),
-    "grok-4.6": _Takes(stop=False, efforts=_LOW_TO_XHIGH),
-    "grok-4.5": _Takes(stop=False, efforts=_LOW_TO_HIGH),
-    "grok-build-latest": _Takes(stop=False, efforts=_LOW_TO_HIGH),
-    "grok-4.3": _GROK_4_3,
-    "grok-4.20": _Takes(efforts=_NO_EFFORT),
-    "grok-4.20-multi-agent": _Takes(efforts=_LOW_TO_XHIGH),
-    "grok-build-0.1": _GROK_BUILD,
-    "grok-code-fast": _GROK_BUILD,
-    "grok-code-fast-1": _GROK_BUILD,
-    # Redirected to grok-4.3 since May 2026.
-    "grok-4": _GROK_4_3,
-    "grok-3": _GROK_4_3,
-    # No longer served; other providers of these weights go by what xAI took then.
-    "grok-3-mini": _Takes(stop=False, efforts=frozenset({"low", "high"})),
-    "grok-3-beta": _EARLY_GROK,
-    "grok-2": _EARLY_GROK,
-    "grok-beta": _EARLY_GROK,
-}
-_UNKNOWN_MODEL: Final = _Takes()
-
-
-def _takes(model: str) -> _Takes:
-    """Return what a model takes; of the names that fit, dated ones included, the longest."""
-    while model:
-        if model in _MODELS:
-            return _MODELS[model]
-        model = model.rpartition("-")[0]
-    return _UNKNOWN_MODEL
-
-
 class GrokLLMService(OpenAILLMService):
     """Streams Grok's chat completions.
 
     Parameters that the model is known to refuse are left out, wherever they come from: xAI answers
     a penalty, even of 0, with an error. The seed's default model took all of them and gets them;
     a model nobody has heard of gets all but what every model of today refuses.
-
-    Source: https://docs.x.ai/docs/models, and refusals recorded in 2026.
     """
 
     def __init__(
@@ -148,6 +93,7 @@ class GrokLLMService(OpenAILLMService):
         api_key: str,
         base_url: str = GROK_BASE_URL,
         model: str = "grok-3-beta",
+        catalogue: Catalogue = BUILT_IN,
         **kwargs: Any,
     ) -> None:
         """Prepare a service; nothing is sent.
@@ -156,12 +102,14 @@ class GrokLLMService(OpenAILLMService):
             api_key: xAI's key. Never taken from the environment.
             base_url: xAI's address.
             model: The seed's default is no longer served by xAI; name one that is.
+            catalogue: What the models take.
             **kwargs: As `OpenAILLMService` takes them.
 
         Raises:
             ValueError: `api_key` is missing or empty.
         """
         super().__init__(api_key=api_key, base_url=base_url, model=model, **kwargs)
+        self._catalogue = catalogue
 
     def create_client(
         self, api_key: str | None = None, base_url: str | None = None, **kwargs: Any
@@ -211,7 +159,7 @@ class GrokLLMService(OpenAILLMService):
         return _GROK_MESSAGES
 
     def _remove_refused(self, fields: dict[str, Any]) -> None:
-        takes = _takes(str(fields.get("model", "")))
+        takes = self._catalogue.nearest(str(fields.get("model", "")))
         refused = {"search_parameters"}
         if not takes.penalties:
             refused |= {"frequency_penalty", "presence_penalty", "logit_bias"}

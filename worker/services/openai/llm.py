@@ -55,7 +55,7 @@ from turnline.worker.services.reply_reader import (
     note_response,
     note_unread,
 )
-from turnline.worker.services.transport import ResponseStream, TimeLimits, stalled
+from turnline.worker.services.transport import ResponseStream, TimeLimits
 
 __all__ = [
     "OpenAIAssistantContextAggregator",
@@ -426,7 +426,7 @@ class OpenAILLMService(ClientOfService, LLMService):
         Raises:
             OpenAIError: See the SDK.
         """
-        from turnline.worker.services.openai.sdk import SdkStream  # noqa: PLC0415  costly
+        from turnline.worker.services.openai.sdk import SdkStream, in_time  # noqa: PLC0415  costly
 
         run = self._current_run()
         completion = None
@@ -441,14 +441,8 @@ class OpenAILLMService(ClientOfService, LLMService):
         encoded = context.encoded_request_messages()
         if completion is not None:
             completion.call.request_bytes, completion.body = len(encoded), encoded
-        limit = asyncio.timeout(self._limits.first_token_s)
-        try:
-            async with limit:
-                chunks = await self.get_chat_completions(context, _decode_messages(encoded))
-        except TimeoutError:
-            if limit.expired():
-                raise stalled("first_token") from None
-            raise
+        asking = self.get_chat_completions(context, _decode_messages(encoded))
+        chunks = await in_time(asking, self._limits)
         if completion is None:
             return chunks
         call = completion.call

@@ -3,8 +3,15 @@
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator
-from typing import Any, Self, cast
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+)
+from typing import Any, Self, TypeVar, cast
 
 import aiohttp
 import httpx2
@@ -16,7 +23,9 @@ from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import FinishReason, StreamEvent, StreamFailed
 from turnline.worker.services.failures import failure_in_stream, failure_of_response, lost
 from turnline.worker.services.llm_service import Run
-from turnline.worker.services.transport import TimeLimits, stalled
+from turnline.worker.services.transport import Patience, TimeLimits, stalled
+
+_Answer = TypeVar("_Answer")
 
 
 class SdkStream:
@@ -38,7 +47,8 @@ class SdkStream:
 
         Args:
             chunks: As they come.
-            limits: How long to wait; counted from now.
+            limits: How long to wait; counted from now. Of what does not come from the SDK, only
+                chunks are heard.
             on_event: Hears of each event in chunks that are read as such.
         """
         self._source = chunks
@@ -48,11 +58,14 @@ class SdkStream:
         self._events = CompletionStream()
         self._has_reason = False
         self._at_end = False
-        self._limit = "first_token"
-        now = asyncio.get_running_loop().time()
-        self._last = now + limits.total_s
-        self._deadline = min(now + limits.first_token_s, self._last)
+        self._loop = asyncio.get_running_loop()
+        self._patience = Patience(limits, self._loop.time())
+        self._waiting: asyncio.Timeout | None = None
+        self._kept_alive = False
         self.response: Any = getattr(chunks, "response", None)
+        if isinstance(self.response, httpx2.Response):
+            body = cast("httpx2.AsyncByteStream", self.response.stream)
+            self.response.stream = _HeardBody(body, self._hear)
 
     async def __aenter__(self) -> Self:
         """Return this."""
@@ -101,12 +114,11 @@ class SdkStream:
 
     def enough(self, *, within_s: float) -> None:
         """Read on for at most `within_s`: what matters has come."""
-        self._wait_for("enough", within_s)
+        self._patience.enough(self._loop.time() + within_s)
 
     def expect_more(self) -> None:
         """Read on as long as the response goes on: more has come than was expected."""
-        if self._limit == "enough":
-            self._wait_for("idle", self._limits.idle_s)
+        self._patience.enough(None)
 
     @property
     def left_unread(self) -> bool:
@@ -126,29 +138,71 @@ class SdkStream:
         """Return the next chunk; None at the end."""
         if self._chunks is None:
             self._chunks = aiter(self._source)
-        limit = asyncio.timeout_at(self._deadline)
+        patience = self._patience
+        patience.heard_at = self._loop.time()  # handling what came is not the provider's time
+        self._waiting = asyncio.timeout_at(patience.ends()[0])
         try:
-            async with limit:
+            async with self._waiting:
                 chunk = await anext(self._chunks, None)
         except TimeoutError:
-            if not limit.expired():
+            if not self._waiting.expired():
                 raise
-            chunk = None
-            if self._limit != "enough":
-                raise stalled("total" if self._deadline >= self._last else self._limit) from None
+            chunk, (_, limit) = None, patience.ends()
+            if limit != "enough":
+                raise stalled(limit, kept_alive=self._kept_alive) from None
+        finally:
+            self._waiting = None
         self._at_end = chunk is None
+        self._hear()
         return chunk
+
+    def _hear(self) -> None:
+        """Take note that something came."""
+        self._patience.heard_at = self._loop.time()
+        self._kept_alive = self._waiting is not None
+        if self._waiting is not None:
+            self._waiting.reschedule(self._patience.ends()[0])
 
     def _events_of(self, chunk: Any) -> list[StreamEvent]:
         events = self._events.feed(b"data: %b\n\n" % encode_chunk(chunk))
         self._has_reason |= any(isinstance(event, FinishReason) for event in events)
-        if events and self._limit != "enough":
-            self._wait_for("idle", self._limits.idle_s)
+        self._kept_alive = not events
+        if events:
+            self._patience.progress_at, self._patience.started = self._loop.time(), True
         return events
 
-    def _wait_for(self, limit: str, wait_s: float) -> None:
-        self._limit = limit
-        self._deadline = min(asyncio.get_running_loop().time() + wait_s, self._last)
+
+class _HeardBody(httpx2.AsyncByteStream):
+    """A response's body that says when bytes of it come: the SDK keeps comments to itself."""
+
+    def __init__(self, body: httpx2.AsyncByteStream, hear: Callable[[], None]) -> None:
+        self._stream = body
+        self._hear = hear
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            self._hear()
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def in_time(asking: Awaitable[_Answer], limits: TimeLimits) -> _Answer:
+    """Await the head of a response.
+
+    Raises:
+        Stalled: It did not come in time.
+    """
+    over_at, limit = Patience(limits, asyncio.get_running_loop().time()).ends()
+    waiting = asyncio.timeout_at(over_at)
+    try:
+        async with waiting:
+            return await asking
+    except TimeoutError:
+        if waiting.expired():
+            raise stalled(limit) from None
+        raise
 
 
 def encode_chunk(chunk: Any) -> bytes:
