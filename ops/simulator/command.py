@@ -137,7 +137,7 @@ def _coalesce(
     help="List all scenarios and exit.",
 )
 def sim(*, print_url: bool, ready_fd: int | None, die_with_parent: bool, **settings: Any) -> None:
-    """Run a local Grok: xAI's chat completions on 127.0.0.1, at any speed, with any fault.
+    """Run a local Grok: xAI's chat completions and responses on 127.0.0.1, with any fault.
 
     A request picks scenarios by the header `x-sim: name;key=value,...` or behind the model's
     name, `grok-4.3@chunks;n=20`; several are joined by `|`. `--list-scenarios` lists them.

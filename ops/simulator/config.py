@@ -11,13 +11,21 @@ class Profile(enum.StrEnum):
     """Which period or host of the API is imitated."""
 
     MODERN = "modern"
-    """api.x.ai from 2026 on."""
+    """api.x.ai from 2026 on; on `/v1/responses` as in August."""
+    AUG2026 = MODERN
+    OCT2026 = "oct2026"
+    """api.x.ai in October 2026: on `/v1/responses` summaries of several paragraphs in blocks."""
     OCT2025 = "oct2025"
     """api.x.ai in October 2025: region in ids, empty deltas while reasoning, no cost."""
     LEGACY2024 = "legacy2024"
     """api.x.ai in November 2024: role and running usage in every chunk."""
     AZURE = "azure"
     """Grok hosted by Azure: a service tier in every chunk, no cost, odd cache counts."""
+
+    @property
+    def is_modern(self) -> bool:
+        """Whether it is of 2026."""
+        return self in {Profile.MODERN, Profile.OCT2026, Profile.AZURE}
 
 
 class ErrorStyle(enum.StrEnum):

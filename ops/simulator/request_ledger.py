@@ -12,6 +12,39 @@ from turnline.ops.simulator.model.usage import Usage
 Outcome = Literal["open", "whole", "cut", "error"]
 
 
+class Continuity(msgspec.Struct, kw_only=True):
+    """How a request to `/v1/responses` goes on from those before it in its conversation.
+
+    Conversations are told apart by the cache key, and the model's family.
+    """
+
+    previous_seq: int | None = None
+    """The request that this one goes on from. None: it is the first, or has no key."""
+    prefix_kept: bool = True
+    """Whether all of the previous input is there again, byte by byte, before anything new."""
+    first_difference: int | None = None
+    """Offset of the first byte of the `input` array that is another one. None: there is none."""
+    head_kept: bool = True
+    """Whether tools and instructions are the same, which the cache holds before the input."""
+    reply_kept: bool = True
+    """Whether all items of the previous response follow the previous input, whole and in order.
+
+    Ids, status and annotations may be left out. True as well if the response did not arrive whole.
+    """
+    lost_items: list[int] = []
+    """Output indexes of items of the previous response that are missing, changed or moved."""
+    lost_reasoning: int = 0
+    """Reasoning items of the previous response or of the present turn's that are so."""
+    tool_rounds: int = 0
+    """Rounds of tool results since the user spoke last."""
+    punished: bool = False
+    """Whether the model does not reason because reasoning of this turn is lost."""
+    cached_share: float = 0.0
+    """Part of the prompt that was cached."""
+    unreadable_reasoning: int = 0
+    """Reasoning items without sealed content that no stored response has: they count nothing."""
+
+
 class Entry(msgspec.Struct, kw_only=True):
     """One request and its response; changes until the outcome is no longer `open`."""
 
@@ -47,6 +80,12 @@ class Entry(msgspec.Struct, kw_only=True):
     """Usage that was reported, or would have been had the answer been whole."""
     usage_reported: bool = False
     """Whether that usage was written."""
+    response_id: str | None = None
+    """Id of the answer, for `/v1/responses`."""
+    continuity: Continuity | None = None
+    """Whether it keeps what was said before, for `/v1/responses`."""
+    server_tool_calls: int = 0
+    """Calls of tools of the server that were made and paid."""
     first_byte_ms: float | None = None
     """From receipt to the first byte of the response."""
     duration_ms: float | None = None
@@ -73,6 +112,15 @@ class Totals(msgspec.Struct, kw_only=True):
     tokens_streamed: int = 0
     unreported: int = 0
     """Answers that were begun and whose usage was never written."""
+    server_tool_calls: int = 0
+    prefix_breaks: int = 0
+    """Requests to `/v1/responses` that changed what the cache had of their conversation."""
+    reply_breaks: int = 0
+    """Requests to `/v1/responses` without all items of the response before."""
+    lost_reasoning: int = 0
+    """Reasoning items that did not come back as they were given."""
+    punished: int = 0
+    """Answers without reasoning because reasoning of their turn was lost."""
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
@@ -80,12 +128,14 @@ class Totals(msgspec.Struct, kw_only=True):
         count = "errors" if entry.outcome == "error" else entry.outcome
         setattr(self, count, getattr(self, count) + 1)
         self.tokens_streamed += entry.tokens_streamed
+        self._add_continuity(entry.continuity)
         used = entry.usage
         if used is None:
             return
         if not entry.usage_reported:
             self.unreported += 1
             return
+        self.server_tool_calls += entry.server_tool_calls
         self.prompt_tokens += used.prompt_tokens
         self.completion_tokens += used.completion_tokens
         self.reasoning_tokens += used.completion_tokens_details.reasoning_tokens
@@ -93,6 +143,14 @@ class Totals(msgspec.Struct, kw_only=True):
         self.total_tokens += used.total_tokens
         ticks = used.cost_in_usd_ticks
         self.cost_in_usd_ticks += ticks if isinstance(ticks, int) else 0
+
+    def _add_continuity(self, found: Continuity | None) -> None:
+        if found is None:
+            return
+        self.prefix_breaks += not (found.prefix_kept and found.head_kept)
+        self.reply_breaks += not found.reply_kept
+        self.lost_reasoning += found.lost_reasoning
+        self.punished += found.punished
 
 
 class Summary(msgspec.Struct, kw_only=True):

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-from turnline.ops.simulator.config import SimulatorConfig
+from msgspec import Raw
+
+from turnline.ops.simulator.config import Profile, SimulatorConfig
 from turnline.ops.simulator.faults.response_plan import Plan, body_plan, json_plan
 from turnline.ops.simulator.faults.rules import Rule, RuleBook
 from turnline.ops.simulator.http.admin import PREFIX, Admin
@@ -14,14 +16,16 @@ from turnline.ops.simulator.http.client_connection import Connection
 from turnline.ops.simulator.http.http1 import Request
 from turnline.ops.simulator.http.player import Player
 from turnline.ops.simulator.model import models, resources
-from turnline.ops.simulator.model.api_errors import PLAIN, Refused, check_key
+from turnline.ops.simulator.model.api_errors import PLAIN, Refused, check_key, no_route
 from turnline.ops.simulator.model.dialogues import Dialogues, load_dialogues
-from turnline.ops.simulator.model.grok import Grok
+from turnline.ops.simulator.model.grok import CHAT, Grok
 from turnline.ops.simulator.request_ledger import Entry, Ledger
+from turnline.ops.simulator.responses.responder import COMPACT, RESPONSES
 
 HOST: Final = "127.0.0.1"
 _BACKLOG: Final = 4096
-_CHAT: Final = "/v1/chat/completions"
+_POSTS: Final = {CHAT, RESPONSES, COMPACT}
+_STORED: Final = re.compile(r"/v1/responses/([^/]+)")
 _DEFERRED: Final = re.compile(r"/v1/chat/deferred-completion/([^/]+)")
 
 
@@ -180,21 +184,41 @@ class Simulator:
         await player.play(keeps_alive=request.keeps_alive)
 
     def _respond(self, request: Request, entry: Entry) -> Plan:
-        if request.path == _CHAT and request.method == "POST":
-            return self._grok.chat(request, entry)
+        if not self._serves(request.path):
+            return self._grok.refusal(no_route(request.path), self._grok.rng(entry))
+        is_posted = request.path in _POSTS
+        if is_posted and request.method == "POST":
+            return self._grok.answer(request, entry)
         if not request.path.startswith("/v1/"):
             return body_plan(404, PLAIN, b"")
-        if request.path == _CHAT or request.method != "GET":
+        kept = None if is_posted else _STORED.fullmatch(request.path)
+        takes = {"GET"} if kept is None else {"GET", "DELETE"}
+        if is_posted or request.method not in takes:
             return body_plan(405, PLAIN, b"")
         try:
             check_key(request.headers.get("authorization"), self.config.api_keys)
-            fetched = _DEFERRED.fullmatch(request.path)
-            if fetched is not None:
-                return self._grok.fetch(fetched[1])
+            return self._read(request, kept)
         except Refused as refused:
-            return self._grok.refusal(refused.error, self._grok.rng(entry))
+            return self._grok.refusal(refused.error, self._grok.rng(entry), request.path)
+
+    def _read(self, request: Request, kept: re.Match[str] | None) -> Plan:
+        """Answer a request for something that is there already.
+
+        Raises:
+            Refused: It is not there.
+        """
+        fetched = _DEFERRED.fullmatch(request.path)
+        if fetched is not None:
+            return self._grok.fetch(fetched[1])
+        if kept is not None:
+            stored, deletes = self._grok.stored, request.method == "DELETE"
+            return json_plan(stored.delete(kept[1]) if deletes else Raw(stored.find(kept[1]).body))
         payload = resources.payload(request.path, self._models)
         return body_plan(404, PLAIN, b"") if payload is None else json_plan(payload)
+
+    def _serves(self, path: str) -> bool:
+        """Whether there was such a route at the time."""
+        return not path.startswith(RESPONSES) or self.config.profile is not Profile.LEGACY2024
 
 
 def _unlisted(request: Request) -> Entry:

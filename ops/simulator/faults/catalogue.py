@@ -11,6 +11,7 @@ from turnline.ops.simulator.faults.scenario import BadScenario, Effect, Scenario
 from turnline.ops.simulator.faults.stream_faults import STREAM, USAGE
 from turnline.ops.simulator.faults.transport_faults import TRANSPORT
 from turnline.ops.simulator.model.content import CONTENT
+from turnline.ops.simulator.responses.event_faults import EVENTS
 
 
 def pace(pacing: Pacing, scenario: Scenario) -> Pacing:
@@ -51,6 +52,17 @@ CONTROL: Final[Mapping[str, Effect[Callable[..., object]]]] = {
     "refuse": Effect(
         bool, ("seconds",), "reset this connection and refuse new ones for some seconds"
     ),
+    "decrypt": Effect(
+        bool, ("text",), "400 if the request has sealed reasoning, whoever has sealed it"
+    ),
+    "reasoning-ids": Effect(
+        bool, ("found",), "found=0: reasoning without sealed content is not found by its id"
+    ),
+    "reasoning-text": Effect(bool, (), "the thought as reasoning_text in place of a summary"),
+    "no-reasoning-item": Effect(bool, (), "no reasoning item, although reasoning is counted"),
+    "encrypted": Effect(
+        bool, ("shape",), "sealed content is missing, null or empty although it was asked for"
+    ),
 }  # fmt: skip
 
 GROUPS: Final[Mapping[str, Mapping[str, Effect[Callable[..., object]]]]] = {
@@ -58,6 +70,7 @@ GROUPS: Final[Mapping[str, Mapping[str, Effect[Callable[..., object]]]]] = {
     "usage": USAGE,
     "http": HTTP,
     "stream": STREAM,
+    "events": EVENTS,
     "transport": TRANSPORT,
     "control": CONTROL,
 }

@@ -168,4 +168,12 @@ HTTP: Final[Mapping[str, Effect[HttpRun]]] = {
         "429 (or code=403) that retrying cannot help",
     ),
     "unavailable": _error(lambda _: errors.UNAVAILABLE, "503"),
+    "end-of-life": _error(errors.end_of_life, "404 for a model that is served no more"),
+    "not-issued": _error(lambda _: errors.NOT_ISSUED, "400 for reasoning of another caller"),
+    "compaction-blob": _error(
+        lambda _: errors.BAD_COMPACTION, "400 for a compaction that cannot be read"
+    ),
+    "too-large-to-store": _error(
+        lambda _: errors.TOO_LARGE_TO_STORE, "400 for a response that the server cannot keep"
+    ),
 }

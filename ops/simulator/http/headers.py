@@ -47,16 +47,24 @@ def uuid_text(rng: random.Random) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def answer_headers(rng: random.Random, profile: Profile, model: Model, *, stream: bool) -> Headers:
-    """Headers of a successful completion."""
+def answer_headers(
+    rng: random.Random,
+    profile: Profile,
+    model: Model,
+    *,
+    stream: bool,
+    response_id: str | None = None,
+) -> Headers:
+    """Headers of a successful answer; `response_id` is known on `/v1/responses` only."""
+    named = response_id if profile is Profile.OCT2026 else None
     headers: Headers = [
         ("content-type", "text/event-stream" if stream else "application/json"),
-        ("x-request-id", request_id(rng, profile)),
+        ("x-request-id", named or request_id(rng, profile)),
         ("x-zero-data-retention", "false"),
     ]
     if stream:
         headers.append(("cache-control", "no-cache"))
-    if profile in {Profile.MODERN, Profile.AZURE}:
+    if profile.is_modern:
         requests, tokens = str(model.requests_per_minute), str(model.tokens_per_minute)
         headers += [
             ("x-data-retention", "general"),

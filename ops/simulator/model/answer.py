@@ -50,6 +50,24 @@ class Call(msgspec.Struct, frozen=True):
         return count(self.name) + count(self.arguments) + _CALL_OVERHEAD_TOKENS
 
 
+class HostedCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One use of a tool that the server runs itself."""
+
+    tool: str
+    """Type of the tool, e.g. `web_search`."""
+    name: str
+    """What of it was called; differs from the type for tools with several functions."""
+    input: str
+    """A query, code, or arguments as JSON."""
+    label: str = ""
+    """Label of an MCP server."""
+    sources: tuple[str, ...] = ()
+    """Addresses that were found."""
+    result_tokens: int = 0
+    """What its result counts in a prompt."""
+    failed: bool = False
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One answer of the model with everything that shapes it on the wire."""
 
@@ -57,6 +75,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Visible text. None: the content is null."""
     pieces: tuple[str, ...] | None = None
     """Texts of the content chunks. None: the tokens of `text`."""
+    hosted: tuple[HostedCall, ...] = ()
+    """Tools of the server that were used before anything visible was said."""
     calls: tuple[Call, ...] = ()
     call_shape: CallShape = CallShape.WHOLE
     calls_have_index: bool = True

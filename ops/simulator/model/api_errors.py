@@ -127,6 +127,22 @@ UNAVAILABLE: Final = ApiError(
 )
 
 
+UNREADABLE: Final = invalid(
+    "Could not decrypt the provided encrypted_content. Ensure the value is the unmodified"
+    " encrypted_content from a previous response."
+)
+NOT_ISSUED: Final = invalid("The provided encrypted_content was not issued to this caller.")
+BAD_COMPACTION: Final = invalid(
+    "Could not decode the compaction blob. Ensure it is unmodified from the compact response."
+)
+TOO_LARGE_TO_STORE: Final = invalid("Response is too large to store.")
+
+
+def end_of_life(model: str) -> ApiError:
+    """Return the answer to the name of a model that was taken out of service."""
+    return ApiError(404, f"The model {model} has reached its end of life.", "not-found")
+
+
 def model_not_found(model: str) -> ApiError:
     """Return the answer to the name of a model that nobody serves."""
     return invalid(f"Model not found: {model}")
@@ -139,6 +155,11 @@ def no_access(model: str) -> ApiError:
         f"The model {model} does not exist or your team {TEAM_ID} does not have access to it.",
         "not-found",
     )
+
+
+def no_route(path: str) -> ApiError:
+    """Return the answer to a path that nothing is served at."""
+    return ApiError(404, f"No handler found on route {path}", "not-found")
 
 
 def context_too_long(limit_tokens: int, prompt_tokens: int) -> ApiError:

@@ -8,7 +8,7 @@ import msgspec
 
 from turnline.ops.simulator.config import Profile, ReasoningMode
 from turnline.ops.simulator.faults.scenario import BadScenario, Effect, Scenario
-from turnline.ops.simulator.model import schema_values
+from turnline.ops.simulator.model import hosted_tools, schema_values
 from turnline.ops.simulator.model.answer import Answer, Call, CallShape, count
 from turnline.ops.simulator.model.dialogues import Dialogues
 from turnline.ops.simulator.model.prompt import Asked, ToolFunction
@@ -45,6 +45,7 @@ def compose(
 ) -> Answer:
     """Return the answer that is given when no scenario asks for another."""
     found = _recorded(asked, conversation_id, dialogues) or _unscripted(asked)
+    found = hosted_tools.consulted(found, asked)
     if profile is Profile.LEGACY2024:
         return _reasoned(found, 0, ReasoningMode.HIDDEN)
     return _reasoned(found, _reasoning_tokens(asked), reasoning or asked.model.shows)
@@ -320,6 +321,11 @@ CONTENT: Final[Mapping[str, Effect[ContentRun]]] = {
         "any finish reason, also empty",
     ),
     "citations": Effect(_citations, ("n",), "citations in the last two chunks"),
+    "hosted-tool": Effect(
+        hosted_tools.use,
+        ("tool", "value", "n", "query", "fail", "cite"),
+        "use a tool of the server that the request offers n times; the first `fail` of them fail",
+    ),
     "duplicate-last": Effect(
         lambda given, _, __: _with(given, repeats_last=True), (), "the last content delta twice"
     ),

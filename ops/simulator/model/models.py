@@ -184,6 +184,7 @@ _LEGACY2024: Final = _catalogue(
 
 _CATALOGUES: Final[Mapping[Profile, Catalogue]] = {
     Profile.MODERN: _MODERN,
+    Profile.OCT2026: _MODERN,
     Profile.AZURE: _MODERN,
     Profile.OCT2025: _OCT2025,
     Profile.LEGACY2024: _LEGACY2024,

@@ -68,6 +68,16 @@ class ToolFunction(msgspec.Struct, frozen=True):
     parameters: dict[str, object] | None = None
 
 
+class HostedTool(msgspec.Struct, frozen=True):
+    """A tool that the server may use by itself."""
+
+    type: str
+    label: str = ""
+    """Label of an MCP server."""
+    allowed: Sequence[str] = ()
+    """Functions of an MCP server that may be called; empty: all."""
+
+
 class CountedMessage(msgspec.Struct, frozen=True):
     """A message with what was worked out about it."""
 
@@ -137,6 +147,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     effort: str
     """Reasoning effort, asked for or the model's own."""
     tools: Sequence[ToolFunction] = ()
+    hosted: Sequence[HostedTool] = ()
+    """Tools that the server may use."""
+    demands_any: bool = False
+    """Whether some tool has to be used."""
+    cites_inline: bool = True
+    """Whether sources may be cited in the text."""
     demanded: ToolFunction | None = None
     """The tool that has to be called."""
     may_call: bool = True

@@ -84,6 +84,26 @@ def post(send: Post) -> Post:
     return run
 
 
+@pytest.fixture
+def respond(send: Post) -> Post:
+    """Send a request to `/v1/responses`; arguments that are not given have plain values."""
+
+    async def run(
+        given: str | list[object] = "Hello",
+        *,
+        sim: str = "",
+        key: str = "xai-test",
+        headers: dict[str, str] | None = None,
+        **body: object,
+    ) -> Reply:
+        body = {"model": "grok-4.3", "input": given, "stream": True, "store": False, **body}
+        about = {"authorization": f"Bearer {key}", "content-type": JSON, "x-sim": sim}
+        about = {**about, **(headers or {})}
+        return await send("POST", "/v1/responses", msgspec.json.encode(body), **about)
+
+    return run
+
+
 def parsed(raw: bytes) -> Reply:
     """Take a response apart."""
     head, _, body = raw.partition(b"\r\n\r\n")
