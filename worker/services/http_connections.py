@@ -52,19 +52,24 @@ class HttpClient(httpx2.AsyncClient):
         super().__init__(follow_redirects=True, timeout=httpx2.Timeout(600, connect=5))
 
     def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
-        return _Transport()
+        return _Transport(self)
 
     def _init_proxy_transport(
         self, proxy: httpx2.Proxy, *_: Any, **__: Any
     ) -> httpx2.AsyncBaseTransport:
-        return _Transport(proxy)
+        return _Transport(self, proxy)
+
+    @functools.cached_property
+    def tls(self) -> ssl.SSLContext:
+        """Whom to trust. To find out takes a tenth of a second, which plain HTTP need not wait."""
+        return httpx2.create_ssl_context()
 
 
 class _Transport(httpx2.AsyncBaseTransport):
     """Sends requests by one session of aiohttp, which is made when it is needed."""
 
-    def __init__(self, proxy: httpx2.Proxy | None = None) -> None:
-        self._ssl: ssl.SSLContext = httpx2.create_ssl_context()
+    def __init__(self, client: HttpClient, proxy: httpx2.Proxy | None = None) -> None:
+        self._client = client
         self._proxy = None if proxy is None else str(proxy.url)
         self._proxy_headers: dict[str, str] = {}
         if proxy is not None and proxy.raw_auth is not None:
@@ -90,6 +95,7 @@ class _Transport(httpx2.AsyncBaseTransport):
                     sock_connect=timeout.get("connect"),
                     sock_read=timeout.get("read"),
                 ),
+                ssl=self._client.tls if self._needs_tls(request.url) else True,
                 server_hostname=request.extensions.get("sni_hostname"),
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers,
@@ -98,8 +104,11 @@ class _Transport(httpx2.AsyncBaseTransport):
             response.status, headers=response.raw_headers, stream=_Pieces(response), request=request
         )
 
+    def _needs_tls(self, url: httpx2.URL) -> bool:
+        return url.scheme == "https" or (self._proxy or "").startswith("https:")
+
     def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._ssl)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
         factory = functools.partial(_Connection, loop=asyncio.get_running_loop())
         setattr(connector, "_factory", factory)  # noqa: B010
         return aiohttp.ClientSession(connector=connector)

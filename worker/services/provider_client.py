@@ -64,6 +64,8 @@ class ProviderClient:
             name: value for name, value in headers.items() if value is not None
         }
         self.http = HttpClient()
+        if self.base_url.scheme == "https":
+            _ = self.http.tls  # certificates that cannot be used are found out now
 
     def is_closed(self) -> bool:
         """Tell whether it was closed."""
