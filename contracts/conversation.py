@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Literal, NewType, cast
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -263,6 +263,21 @@ ResponseFormat = dict[str, Any]
 """A JSON Schema for the reply, or OpenAI's `response_format` object."""
 
 
+def check_wire(settings: Any) -> None:
+    """Refuse settings of one change, or of an agent, that contradict each other.
+
+    Raises:
+        InvalidMessage: Something is set that chat completions do not have, together with that wire;
+            or the model could not tell server-side tools apart.
+    """
+    tools: object = settings.server_tools
+    if isinstance(tools, tuple):
+        check_apart(cast("tuple[object, ...]", tools))
+    for name in ("max_output_tokens", "server_tools", "reasoning_summary"):
+        if settings.wire == "chat" and getattr(settings, name):
+            raise InvalidMessage(name, "nothing, since wire is chat")
+
+
 class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `configure` sets for all later turns; None means the worker's default."""
 
@@ -315,8 +330,7 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             value = getattr(self, name)
             if isinstance(value, float) and math.isnan(value):  # JSON would say null: clear it
                 raise InvalidMessage(f"settings.{name}", "a number")
-        if isinstance(self.server_tools, tuple):
-            check_apart(self.server_tools)
+        check_wire(self)
 
     def applied_to(self, settings: ConversationSettings) -> ConversationSettings:
         """Return the settings with this change made."""
@@ -400,5 +414,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reported_calls: int = 0
     estimated_calls: int = 0
     unknown_calls: int = 0
+    reasoning_bytes: int = 0
+    """Bytes that `reply_items` take in the context now."""
     usage: Usage = Usage()
     abandoned: Usage = Usage()

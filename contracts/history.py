@@ -8,6 +8,8 @@ seen from the text, since the context may have been replaced meanwhile.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from turnline.contracts.connection import Command
 from turnline.contracts.conversation import (
     AssistantEntry,
@@ -50,7 +52,7 @@ class HistoryReading:
         """Read the replies to `commands`; return the history once it is whole."""
         if self._context is None:
             _, self._settings, messages = replies
-            self._context = tuple(map(decode_context_entry, messages))
+            self._context = tuple(map(_readable, messages))
             self._first = len(self._context)
         else:
             self._mark(replies[1])
@@ -94,6 +96,14 @@ class HistoryReading:
             messages=context,
             interrupted=tuple(sorted(self._marks)),
         )
+
+
+def _readable(message: bytes) -> ContextEntry:
+    """Return a message without what only the provider can read, and without looking into that."""
+    entry: ContextEntry = decode_context_entry(message)
+    if isinstance(entry, AssistantEntry) and entry.reply_items is not None:
+        return msgspec.structs.replace(entry, reply_items=None)
+    return entry
 
 
 def _assistant_text(entry: ContextEntry) -> str:

@@ -62,7 +62,10 @@ RETENTION_MS = 30 * 24 * 3600 * 1000
 HEADROOM = 100
 """Interrupts and tool results that a full inbox still takes: they are what empties it."""
 USAGE_FIELDS = Usage.__struct_fields__
-COUNT_FIELDS = ("turns", "calls", "reported_calls", "estimated_calls", "unknown_calls")
+COUNT_FIELDS = (
+    *("turns", "calls", "reported_calls", "estimated_calls", "unknown_calls"),
+    "reasoning_bytes",
+)
 TOTAL_FIELDS = (
     *COUNT_FIELDS,
     *(f"u.{name}" for name in USAGE_FIELDS),

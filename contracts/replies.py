@@ -294,5 +294,6 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     conversation_id: str
     system_prompt: str | None
     messages: tuple[ContextEntry, ...]
+    """As people read them: without `reply_items`."""
     interrupted: tuple[int, ...] = ()
     """Indices of assistant messages that were cut short."""

@@ -5,7 +5,7 @@ A contradiction between options is refused where the tool is made, so that no tu
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +28,9 @@ Word = Annotated[str, Meta(min_length=1, max_length=200)]
 HeaderName = Annotated[str, Meta(min_length=1, max_length=200, pattern=HEADER_NAME_PATTERN)]
 HeaderValue = Annotated[str, Meta(max_length=8_192, pattern=HEADER_VALUE_PATTERN)]
 Token = Annotated[str, Meta(min_length=1, max_length=8_192, pattern=HEADER_VALUE_PATTERN)]
+
+_SECRET = ("authorization", "headers")
+_HIDDEN = "(not shown)"
 
 
 class HostedTool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -110,6 +113,12 @@ ServerTool = WebSearch | XSearch | CodeInterpreter | FileSearch | Mcp
 ServerTools = Annotated[tuple[ServerTool, ...], Meta(max_length=32)]
 
 
+def tool_name(tool: ServerTool) -> str:
+    """Return what a tool is called in lists: its type, or that and an MCP server's label."""
+    kind = str(tool.__struct_config__.tag)
+    return f"{kind} {tool.server_label}" if isinstance(tool, Mcp) else kind
+
+
 def check_apart(tools: Sequence[object]) -> None:
     """Refuse tools that the model could not tell apart.
 
@@ -120,3 +129,30 @@ def check_apart(tools: Sequence[object]) -> None:
     names = [tool.server_label if isinstance(tool, Mcp) else type(tool) for tool in made]
     if len({*names}) < len(names):
         raise InvalidMessage("server_tools", "each type once, and each server_label of mcp once")
+
+
+def without_secrets(settings: bytes) -> bytes:
+    """Return settings as they may be shown: what an MCP server is told is left out.
+
+    Args:
+        settings: JSON that may have `server_tools` somewhere, whether valid or not.
+    """
+    if b"server_tools" not in settings:
+        return settings
+    try:
+        return msgspec.json.encode(_shown(msgspec.json.decode(settings), in_tools=False))
+    except (ValueError, RecursionError):  # where they are is not to be seen
+        return _HIDDEN.encode()
+
+
+def _shown(value: object, *, in_tools: bool) -> object:
+    if isinstance(value, list):
+        return [_shown(it, in_tools=in_tools) for it in cast("Sequence[object]", value)]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _HIDDEN
+        if in_tools and name in _SECRET
+        else _shown(it, in_tools=in_tools or name == "server_tools")
+        for name, it in cast("dict[str, object]", value).items()
+    }

@@ -369,6 +369,7 @@ def driver_settings(settings: Settings) -> DriverSettings:
         speech_timeout_s=settings.speech_timeout_s,
         coalesce_s=settings.coalesce_ms / 1000,
         coalesce_bytes=settings.coalesce_bytes,
+        reasoning_max_bytes=settings.reasoning_max_bytes,
     )
 
 

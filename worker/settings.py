@@ -118,6 +118,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds between two meaningful pieces of a reply; comments do not count. Unset: any."""
     context_cache_mb: Annotated[int, Meta(ge=0, le=1_048_576)] = 64
     """MiB of memory for contexts, so that they need not be fetched again."""
+    reasoning_max_bytes: Annotated[int, Meta(ge=0, le=1_073_741_824)] = 524_288
+    """Bytes of reasoning in a context; beyond it that of earlier turns goes; 0 keeps none."""
     retention_days: Annotated[float, Meta(ge=0.0001, le=36_500)] = 30.0
     """Days that an idle conversation is kept."""
     tools: str = ""

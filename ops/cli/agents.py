@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from turnline.contracts.server_tools import tool_name, without_secrets
 from turnline.ops.cli import output
 from turnline.ops.cli.failures import Failed, Failure
 from turnline.worker.tools.loader import load_tools
@@ -43,7 +44,7 @@ def agents(*, path: Path | None, modules: str, schemas: str, as_json: bool) -> N
     except BadAgents as error:
         raise Failed(str(error)) from None
     if as_json:
-        click.echo(_encode(found))
+        click.echo(without_secrets(_encode(found)))
     else:
         _show(found)
 
@@ -58,11 +59,13 @@ def _show(found: dict[str, Agent]) -> None:
             "wait s": agent.tool_wait_s,
             "budget s": agent.turn_budget_s,
         }
+        of_workers = "all" if agent.tools is None else ", ".join(agent.tools) or "none"
+        of_provider = ", ".join(map(tool_name, agent.server_tools or ()))
         prompt = agent.description or agent.system_prompt or ""
         shown.add_row(
             name,
             agent.model or "worker's",
-            "all" if agent.tools is None else ", ".join(agent.tools) or "none",
+            "; ".join(filter(None, (of_workers, of_provider))),
             ", ".join(f"{value:g} {word}" for word, value in limits.items() if value) or "worker's",
             output.printable(prompt.partition("\n")[0][:80]),
         )

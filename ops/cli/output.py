@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -17,7 +18,11 @@ from turnline.contracts.protocol import TextAssembler
 from turnline.contracts.replies import (
     AnyEvent,
     AnyTerminal,
+    Citation,
     History,
+    ReasoningSummaryDelta,
+    ServerToolFinished,
+    ServerToolStarted,
     ToolCallStarted,
     TurnAbsorbed,
     TurnCompleted,
@@ -171,8 +176,18 @@ def totals_table(totals: Totals) -> Table:
     )
     if unpriced := totals.usage.unpriced_calls + totals.abandoned.unpriced_calls:
         shown.caption += f"; cost unknown for {unpriced}"
+    if tools := totals.usage.server_tool_calls + totals.abandoned.server_tool_calls:
+        shown.caption += f"; calls of server-side tools: {tools:,}"
+    if totals.reasoning_bytes:
+        shown.caption += f"; reasoning in the context: {totals.reasoning_bytes:,} bytes"
     shown.caption_justify = "left"
     return shown
+
+
+def sources(citations: Sequence[Citation]) -> list[str]:
+    """Return the sources of a reply in words, each once."""
+    titles = {it.url: it.title for it in reversed(citations)}
+    return [f"{titles[url]} {url}".strip() for url in dict.fromkeys(it.url for it in citations)]
 
 
 def unknown(conversation_id: str) -> str:
@@ -196,6 +211,7 @@ class ReplyPrinter:
         self._reply = TextAssembler()
         self._shown = ""
         self._begun = False
+        self._thinking = False
         self._column = 0
         self._word = ""
         """A word whose end has not come yet."""
@@ -208,16 +224,22 @@ class ReplyPrinter:
         if isinstance(event, TurnStarted):
             if self.attempts and event.attempt > self.attempts:
                 self._note(f"{event.worker} starts over: attempt {event.attempt}")
+                self._shown = ""
             self.worker, self.attempts = event.worker, event.attempt
-        elif isinstance(event, ToolCallStarted):
-            self._note(f"calls {event.name}")
+        self._progress(event)
         if self._reply.feed(event):
             self._print(self._reply.text)
+        if isinstance(event, TurnCompleted | TurnInterrupted) and event.citations:
+            for source in sources(event.citations):
+                self._note(source)
         if isinstance(event, TurnFailed | TurnInterrupted):
             self._note(outcome(event))
 
     def end(self) -> None:
         """End the line."""
+        if self._thinking:
+            self._to.print()
+            self._thinking = False
         if self._begun:
             self._put_word()
             self._to.print()
@@ -226,13 +248,37 @@ class ReplyPrinter:
     def _print(self, text: str) -> None:
         if not text:
             return
-        if self._begun and not text.startswith(self._shown):
+        if self._thinking or not text.startswith(self._shown):
             self.end()
+        if not text.startswith(self._shown):
+            self._shown = ""
         if not self._begun:
             self._write(self._prefix, "green")
-            self._begun, self._shown, self._column = True, "", cell_len(self._prefix)
+            self._begun, self._column = True, cell_len(self._prefix)
         self._flow(printable(text[len(self._shown) :]))
         self._shown = text
+
+    def _progress(self, event: AnyEvent) -> None:
+        """Print what the model does beside speaking."""
+        match event:
+            case ToolCallStarted():
+                self._note(f"calls {event.name}")
+            case ServerToolStarted():
+                self._note(f"the provider runs {event.name}")
+            case ServerToolFinished(ok=False):
+                self._note(f"{event.name} failed")
+            case ReasoningSummaryDelta():
+                self._think(event.text)
+            case _:
+                pass
+
+    def _think(self, text: str) -> None:
+        """Print more of what the model says about its reasoning, on lines of its own."""
+        if not self._thinking:
+            self.end()
+            self._thinking = True
+            self._write("thinks: ", "dim")
+        self._write(printable(text), "dim")
 
     def _flow(self, text: str) -> None:
         """Write text, breaking lines between words where there is a terminal."""

@@ -11,6 +11,7 @@ from turnline.contracts.conversation import ID_MAX_CHARS
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.messages import Inbound, decode
 from turnline.contracts.scripts import text
+from turnline.contracts.server_tools import without_secrets
 
 _PAGE = 1_000
 _REPLAYED = re.compile(r"(?P<first>.*)\.r(?P<times>\d+)")
@@ -36,8 +37,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown_message(self) -> str:
-        """The bytes as text; what is not UTF-8 is shown by its escape."""
-        return self.message.decode(errors="backslashreplace")
+        """The bytes as text, without secrets; what is not UTF-8 is shown by its escape."""
+        return without_secrets(self.message).decode(errors="backslashreplace")
 
 
 def letter_of(shard: int, entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:

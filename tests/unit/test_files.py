@@ -1,16 +1,23 @@
 """Files that operators name: marks and line ends are read, all else is refused in time."""
 
+import datetime as dt
 import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.server_tools import Mcp, XSearch
+from turnline.ops.cli.app import turnline
 from turnline.worker.files import ANSWER_S, UnusableFile, read_json, read_text
 from turnline.worker.tools.loader import load_tools
-from turnline.worker.turn.plan import BadAgents, read_agents
+from turnline.worker.turn.plan import AgentsFile, BadAgents, Planner, read_agents
 
+WEB = b"[[a.server_tools]]\ntype = 'web_search'\n"
+MCP = b"[[a.server_tools]]\ntype = 'mcp'\nserver_label = 'orders'\n"
 TOOL = (
     '[{"type":"function","function":{"name":"find","description":null,"parameters":null,'
     '"strict":null},"timeout_s":null}]'
@@ -123,6 +130,15 @@ def test_a_file_of_tools_says_what_is_wrong_and_where(
         (b"[a]\nseed = " + b"9" * 5_000, "it is no TOML"),
         (b"[a]\ntool_wait_s = inf", "[a]: Expected `float` <="),
         (b"[a]\ntemperature = nan", "[a]: Expected `float`"),
+        (b"[a]\nwire = 'chat'\nreasoning_summary = true", "nothing, since wire is chat"),
+        (WEB + WEB, "[a]: server_tools: each type once"),
+        (
+            WEB + b"allowed_domains = ['a.b']\nexcluded_domains = ['c.d']",
+            "excluded_domains: nothing",
+        ),
+        (MCP + b"server_url = 'http://a.b'", "server_url"),
+        (MCP + b"server_url = 'https://a.b'\nauthorization = \"s3cret\\n\"", "[a]: Expected `str`"),
+        (MCP + b"server_url = 'https://a.b'\nauthorization = ['s3cret']", "[a]: Expected `str"),
         (b"\xff\xfe[\x00a\x00]\x00", "it is UTF-16"),
     ],
 )
@@ -135,6 +151,37 @@ def test_a_file_of_agents_says_what_is_wrong(tmp_path: Path, data: bytes, words:
         read_agents(path, [])
 
     assert words in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
+def test_an_agent_may_have_what_the_responses_api_has(tmp_path: Path) -> None:
+    """Its wire, its limit, server-side tools with their options, summaries of reasoning."""
+    path = tmp_path / "agents.toml"
+    path.write_text(
+        "[a]\nwire = 'responses'\nmax_output_tokens = 512\nreasoning_summary = true\n"
+        "[[a.server_tools]]\ntype = 'x_search'\nfrom_date = 2026-11-29\n"
+        "[[a.server_tools]]\ntype = 'mcp'\nserver_label = 'orders'\nserver_url = 'https://a.b'\n"
+        "headers = { X-Tenant = 's3cret' }\n"
+    )
+
+    agent = read_agents(path, [])["a"]
+    settings = Planner(agents=AgentsFile(path, [])).plan(ConversationSettings(agent="a")).settings
+
+    assert settings == ConversationSettings(
+        agent="a",
+        wire="responses",
+        max_output_tokens=512,
+        reasoning_summary=True,
+        server_tools=(
+            XSearch(from_date=dt.date(2026, 11, 29)),
+            Mcp(server_label="orders", server_url="https://a.b", headers={"X-Tenant": "s3cret"}),
+        ),
+    )
+    assert "s3cret" not in repr(agent)
+    for options in ([], ["--json"]):
+        listed = CliRunner().invoke(turnline, ["agents", "--agents", str(path), *options])
+        assert (listed.exit_code, "orders" in listed.output) == (0, True)
+        assert "s3cret" not in listed.output
 
 
 def test_json_is_read_as_it_is(tmp_path: Path) -> None:

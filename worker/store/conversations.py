@@ -21,6 +21,7 @@ from turnline.worker.lease import Lease
 from turnline.worker.states import LeaseEvent
 from turnline.worker.store import lua
 from turnline.worker.store.cache import CachedContext, ContextCache
+from turnline.worker.turn.kept_reasoning import reasoning_bytes
 
 _encode = msgspec.json.Encoder().encode
 _PATIENCE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)
@@ -351,6 +352,7 @@ def _copied(copy: Copy, shared: Sequence[str], *, first_key: int) -> list[Arg]:
 def _totals(effects: Effects) -> list[tuple[str, int]]:
     """Return what the totals grow by: `u.` for the answer, `a.` for abandoned spend."""
     grown: dict[str, int] = {"turns": effects.turns, "calls": len(effects.calls)}
+    grown["reasoning_bytes"] = reasoning_bytes(effects.messages)  # a rewrite begins at 0
     for call in effects.calls:
         state = f"{call.state}_calls"
         grown[state] = grown.get(state, 0) + 1

@@ -19,6 +19,7 @@ from turnline.contracts.replies import (
 from turnline.worker.effects import ConversationSnapshot, Copy, Effects
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.turn.gathering import ConsumedEntry, Turn, record_of
+from turnline.worker.turn.kept_reasoning import REASONING_MAX_BYTES, bound_reasoning
 
 _encode = msgspec.json.Encoder().encode
 _NO_DEAD_LETTER = frozenset({"unknown_call"})
@@ -55,6 +56,7 @@ def build_commit(
     shard: ShardKeys,
     worker: str,
     now_ms: int,
+    reasoning_max_bytes: int = REASONING_MAX_BYTES,
 ) -> Commit:
     """Return what changes.
 
@@ -66,11 +68,15 @@ def build_commit(
         shard: Where copies go.
         worker: Noted in the records.
         now_ms: Redis' clock, ms since the Unix epoch.
+        reasoning_max_bytes: See `bound_reasoning`.
     """
     failed = isinstance(ending.event, TurnFailed)
     added, rewrite = ([], False) if failed else _changed_messages(turn.context)
     messages = added if rewrite else [*loaded.messages, *added]
-    own_messages = (0 if rewrite else len(loaded.messages), len(messages))
+    first = 0 if rewrite else len(loaded.messages)
+    own_messages = (first, len(messages))
+    if added:
+        rewrite |= bound_reasoning(messages, first, reasoning_max_bytes) < first
     ends = _ends(turn, ending.event)
     own = [used for used, end in ends if end is ending.event]
     record = partial(record_of, attempts=loaded.attempt, finished_at_ms=now_ms, worker=worker)
@@ -81,7 +87,7 @@ def build_commit(
     effects = Effects(
         turn_id=(own or turn.used)[0].turn_id,
         entries=[used.entry.entry_id for used, _ in ends],
-        messages=added,
+        messages=messages[0 if rewrite else first :],
         rewrite=rewrite,
         settings=turn.settings if turn.settings_changed and not failed else None,
         calls=calls,

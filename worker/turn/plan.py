@@ -21,9 +21,12 @@ from turnline.contracts.conversation import (
     Temperature,
     Text,
     ToolDefinition,
+    Wire,
+    check_wire,
 )
 from turnline.contracts.json_schemas import Schema, Schemas
 from turnline.contracts.schema_bounds import BadSchema
+from turnline.contracts.server_tools import ServerTools
 from turnline.worker.files import UnusableFile, read_text
 from turnline.worker.schema_checking import Checker
 
@@ -52,15 +55,23 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Names of the workers' tools that it may call; left out: all of them."""
     tool_choice: str | dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
+    wire: Wire | None = None
+    max_output_tokens: PositiveInt | None = None
+    server_tools: ServerTools | None = None
+    reasoning_summary: bool | None = None
     max_tool_rounds: PositiveInt | None = None
     tool_result_bytes: PositiveInt | None = None
     tool_wait_s: Seconds | None = None
     turn_budget_s: Seconds | None = None
 
+    def __post_init__(self) -> None:
+        check_wire(self)
+
 
 _SETTINGS = (
     *("system_prompt", "model", "temperature", "top_p", "max_tokens", "seed"),
     *("reasoning_effort", "tool_choice", "response_format"),
+    *("wire", "max_output_tokens", "server_tools", "reasoning_summary"),
 )
 """Fields that a profile shares with a conversation's settings."""
 

@@ -19,6 +19,7 @@ from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import Frame, FunctionCallFromLLM
 from turnline.worker.pipeline.functions import FunctionRegistry
 from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor
+from turnline.worker.turn.kept_reasoning import REASONING_MAX_BYTES
 
 
 class Store(Protocol):
@@ -118,3 +119,4 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
     speech_timeout_s: float = 30.0
     coalesce_s: float = 0.02
     coalesce_bytes: int = 512
+    reasoning_max_bytes: int = REASONING_MAX_BYTES

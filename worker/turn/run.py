@@ -465,6 +465,7 @@ class TurnRun:
             shard=self._parts.shard,
             worker=self._settings.worker_name,
             now_ms=self._now_ms(),
+            reasoning_max_bytes=self._settings.reasoning_max_bytes,
         )
         self._observer.committing()
         committed = await self._parts.store.commit(self._lease, effects, keep_lease=keep_lease)

@@ -14,6 +14,7 @@ from tests.support.driving import settings_for, user
 from tests.support.wait import wait_until
 from turnline.contracts import TurnCompleted
 from turnline.contracts.conversation import FunctionDefinition, ToolDefinition
+from turnline.contracts.server_tools import WebSearch
 from turnline.worker.main import toolbox_of
 from turnline.worker.schema_checking import Checker
 from turnline.worker.tools.loader import load_tools
@@ -82,4 +83,6 @@ def test_the_agents_of_the_page(modules: Any, tmp_path: Path) -> None:
     path.write_text(table)
     names = [tool.name for tool in load_tools("page0,page1").tools]
 
-    assert read_agents(path, names)["support"].max_tool_rounds == 4
+    support = read_agents(path, names)["support"]
+    assert support.max_tool_rounds == 4
+    assert support.server_tools == (WebSearch(allowed_domains=("example.com",)),)

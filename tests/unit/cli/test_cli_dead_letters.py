@@ -59,6 +59,35 @@ def test_every_field_of_the_stream_is_read() -> None:
     assert read.shown_message == "\\xff{"
 
 
+SECRETS = b'"authorization":"Bearer s3cret","headers":{"X-Tenant":"s3cret"}'
+CONFIGURE = b'{"type":"configure","settings":{"server_tools":[{"type":"mcp",%b}%b]}}'
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        CONFIGURE % (SECRETS, b""),
+        CONFIGURE % (SECRETS, b',7,{"type":"mcp",%b}' % SECRETS),
+        (CONFIGURE % (SECRETS, b""))[:-3],
+        CONFIGURE % (SECRETS, b"\\xff"),
+        b'{"settings":{"server_tools":{"type":"mcp",%b}}}' % SECRETS,
+    ],
+)
+def test_secrets_of_a_letter_are_not_shown(message: bytes) -> None:
+    """The letter has them, for trying it again; the terminal does not."""
+    read = letter_of(0, b"1-1", {b"m": message})
+
+    assert "s3cret" not in read.shown_message
+    assert read.message == message
+
+
+def test_what_is_no_secret_of_a_letter_is_shown() -> None:
+    """Everything else in it, as it came."""
+    message = CONFIGURE % (b'"server_url":"https://a.b"', b"")
+
+    assert letter_of(0, b"1-1", {b"m": message}).shown_message == message.decode()
+
+
 @pytest.mark.parametrize(
     ("turn_id", "following"),
     [("t", "t.r1"), ("t.r1", "t.r2"), ("t.r9", "t.r10"), ("t.rest", "t.rest.r1")],

@@ -7,8 +7,14 @@ import pytest
 from rich.console import Console
 
 from turnline.contracts import TextDelta, TurnCompleted, TurnFailed, TurnStarted
-from turnline.contracts.conversation import Usage
-from turnline.contracts.replies import AnyEvent
+from turnline.contracts.conversation import Totals, Usage
+from turnline.contracts.replies import (
+    AnyEvent,
+    Citation,
+    ReasoningSummaryDelta,
+    ServerToolFinished,
+    ServerToolStarted,
+)
 from turnline.ops.cli import output
 from turnline.ops.cli.failures import Failed
 
@@ -68,6 +74,72 @@ def test_a_failure_is_told() -> None:
     failed = TurnFailed(**IDS, code="auth", message="no key")
 
     assert shown(*deltas("Ab"), failed) == "Ab\n[failed: auth: no key]\n"
+
+
+def test_progress_stands_on_lines_of_its_own() -> None:
+    """Reasoning, and tools of both sides; the reply goes on behind them and is not repeated."""
+    reply = deltas("Let me ", "look. ", "It is sunny.")
+    events = [
+        reply[0],
+        ReasoningSummaryDelta(**IDS, text="Where "),
+        ReasoningSummaryDelta(**IDS, text="is it?"),
+        *reply[1:3],
+        ServerToolStarted(**IDS, call_id="1", name="web_search"),
+        ServerToolFinished(**IDS, call_id="1", name="web_search"),
+        ServerToolStarted(**IDS, call_id="2", name="x_search"),
+        ServerToolFinished(**IDS, call_id="2", name="x_search", ok=False),
+        reply[3],
+        TurnCompleted(**IDS, text="Let me look. It is sunny."),
+    ]
+
+    assert shown(*events).splitlines() == [
+        "thinks: Where is it?",
+        "Let me look. ",
+        "[the provider runs web_search]",
+        "[the provider runs x_search]",
+        "[x_search failed]",
+        "It is sunny.",
+    ]
+
+
+def test_a_new_attempt_is_shown_whole() -> None:
+    """Also where it begins as the one before it, and comes in one piece."""
+    events = [*deltas("Half "), *deltas("Half and half", attempt=2)]
+
+    assert shown(*events).splitlines() == ["Half ", "[w2 starts over: attempt 2]", "Half and half"]
+
+
+def test_sources_are_listed_once() -> None:
+    """Behind the reply, in the order of the text; nothing in them moves the cursor."""
+    cited = (
+        Citation(url="https://a.b/\x1b[2J", title="1", start=2, end=9),
+        Citation(url="https://example.com"),
+        Citation(url="https://a.b/\x1b[2J", title="3", start=12, end=19),
+    )
+    end = TurnCompleted(**IDS, text="Ab", citations=cited)
+
+    assert shown(*deltas("Ab"), end).splitlines() == [
+        "Ab",
+        "[1 https://a.b/\N{REPLACEMENT CHARACTER}[2J]",
+        "[https://example.com]",
+    ]
+
+
+def test_totals_tell_of_reasoning_and_of_server_side_tools() -> None:
+    """What a context keeps of it, and how often the provider ran its tools; only where it did."""
+    totals = Totals(
+        turns=1,
+        reasoning_bytes=12_345,
+        usage=Usage(server_tool_calls=3),
+        abandoned=Usage(server_tool_calls=1),
+    )
+
+    plain = str(output.totals_table(Totals(turns=1)).caption)
+    assert "server-side" not in plain
+    assert "reasoning" not in plain
+    assert str(output.totals_table(totals).caption).endswith(
+        "; calls of server-side tools: 4; reasoning in the context: 12,345 bytes"
+    )
 
 
 def test_lines_are_broken_between_words_on_a_terminal() -> None:

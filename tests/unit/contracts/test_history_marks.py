@@ -1,5 +1,6 @@
 """Marks at replies that were cut short: right after a replacement, without reading all records."""
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,3 +139,38 @@ def test_turns_that_come_in_between_pages_change_nothing(monkeypatch: pytest.Mon
         late += 1
 
     assert history.interrupted == tuple(range(8))
+
+
+def test_a_history_has_no_items_of_replies() -> None:
+    """Only the provider can read them; what people read is all there."""
+    items = {"model": "m", "items": [{"item": {"type": "reasoning", "encrypted_content": "x"}}]}
+    asked = [
+        USER,
+        said("Hello", reply_items=items),
+        said(None, tool_calls=[CALL], reply_items=items),
+    ]
+
+    messages = Kept(asked, []).history().messages
+
+    assert [msgspec.to_builtins(entry) for entry in messages] == [
+        USER,
+        said("Hello"),
+        {"role": "assistant", "tool_calls": (CALL,)},
+    ]
+
+
+def test_items_of_replies_are_not_turned_into_objects() -> None:
+    """A history costs what it shows, however much reasoning stands beside it."""
+    deep = [{"n": [n]} for n in range(100_000)]
+    items = {"model": "m", "items": [{"item": {"type": "reasoning", "deep": deep}}]}
+    context = Kept([USER, said("Hello", reply_items=items)], [])
+    size = len(context.messages[1])
+
+    tracemalloc.start()
+    try:
+        context.history()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert most < size < len(deep) * 64  # as objects they take 200 bytes each

@@ -1,7 +1,9 @@
 """Items of a reply that stand beside its text and calls: kept byte for byte, refused by name."""
 
 import json
+import re
 import traceback
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -154,3 +156,11 @@ def test_every_role_is_covered() -> None:
         for role in get_args(ContextEntry)
         if "reply_items" in role.__struct_fields__
     ] == ["assistant"]
+
+
+def test_the_example_of_the_page_is_accepted() -> None:
+    """Items and places, as a producer in any language writes them."""
+    page = (Path(__file__).parents[3] / "docs/responses.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+
+    assert submitted("context_append", json.loads(example))

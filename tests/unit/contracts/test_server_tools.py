@@ -1,8 +1,10 @@
 """Tools that the provider runs: contradictions are refused by name, secrets are shown to nobody."""
 
 import json
+import re
 import traceback
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -12,12 +14,14 @@ from turnline.contracts import Configure, InvalidMessage
 from turnline.contracts.conversation import ConversationSettings, SettingsChange
 from turnline.contracts.messages import decode
 from turnline.contracts.protocol import Requests, configure_message
-from turnline.contracts.server_tools import Mcp, WebSearch
+from turnline.contracts.server_tools import Mcp, ServerTool, WebSearch
 
+PAGE = (Path(__file__).parents[3] / "docs/responses.md").read_text()
 WEB = {"type": "web_search"}
 X = {"type": "x_search"}
 MCP = {"type": "mcp", "server_label": "orders", "server_url": "https://mcp.example.com"}
 FILES = {"type": "file_search", "vector_store_ids": ["a"]}
+NO_CHAT = "nothing, since wire is chat"
 ONE_LINE = "one line that a header can hold"
 SECRETS = ("secret-1", "secret-2", "X-Tenant")
 
@@ -136,9 +140,13 @@ def test_contradictions_are_refused_where_a_tool_is_made() -> None:
     [
         ({"wire": "socket"}, "wire", "one of responses, chat"),
         ({"max_output_tokens": 0}, "max_output_tokens", "Expected `int` >= 1"),
+        ({"wire": "chat", "max_output_tokens": 9}, "max_output_tokens", NO_CHAT),
+        ({"wire": "chat", "server_tools": [WEB]}, "server_tools", NO_CHAT),
+        ({"wire": "chat", "reasoning_summary": True}, "reasoning_summary", NO_CHAT),
         ({"reasoning_summary": "auto"}, "reasoning_summary", "Expected `bool | null`, got `str`"),
     ],
 )
+@pytest.mark.promise("P9")
 def test_other_settings_of_the_wire_are_checked(
     settings: dict[str, Any], field: str, expected: str
 ) -> None:
@@ -173,3 +181,12 @@ def test_secrets_reach_the_worker() -> None:
     assert settings.server_tools is not None
     (mcp,) = (tool for tool in settings.server_tools if isinstance(tool, Mcp))
     assert (mcp.authorization, mcp.headers) == ("Bearer secret-1", {"X-Tenant": "secret-2"})
+
+
+@pytest.mark.parametrize("tool", get_args(ServerTool))
+def test_the_page_has_every_option(tool: type[msgspec.Struct]) -> None:
+    """Those who write JSON or TOML by hand find them there."""
+    (row,) = re.findall(rf"^\| `{tool.__struct_config__.tag}` \| (.*) \|$", PAGE, re.MULTILINE)
+
+    options = re.findall(r"`([a-z_]+)`", row)
+    assert options == [*tool.__struct_fields__]

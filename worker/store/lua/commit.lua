@@ -83,6 +83,7 @@ redis.call('HSET', state, 'running', lease)  -- a full server refuses this, befo
 each(function() redis.call('XDEL', inbox, ARGV[at]) return 1 end)
 if how == 'rewrite' then
   redis.call('DEL', context)
+  redis.call('HDEL', state, 'reasoning_bytes')  -- the totals below have what the new one takes
   local clock = redis.call('TIME')
   redis.call('HSET', state, 'epoch', clock[1] .. clock[2])
 end

@@ -1,0 +1,83 @@
+"""How much of a context the items of replies take, and which of them are dropped.
+
+An item that is dropped costs the cache its prefix from there on. So nothing is dropped little by
+little: once there is too much, all that is older than the turn at hand goes in one step.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from turnline.contracts.numbers import number
+from turnline.worker.pipeline.context import Message
+
+REASONING_MAX_BYTES: Final = 512 * 1024
+"""What all items of a context may take where nothing else is set."""
+_FIELD: Final = "reply_items"
+_NEEDLE: Final = b'"reply_items"'
+"""In no text of a message: quotes in texts are escaped."""
+
+
+class _Items(msgspec.Struct):
+    reply_items: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Speaker(msgspec.Struct):
+    role: str = ""
+
+
+_items_of = msgspec.json.Decoder(_Items).decode
+_speaker_of = msgspec.json.Decoder(_Speaker).decode
+_decode = msgspec.json.Decoder(Message, float_hook=number).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def reasoning_bytes(messages: Iterable[bytes]) -> int:
+    """Return how many bytes items take in these messages (JSON)."""
+    return sum(_size(message) for message in messages if _NEEDLE in message)
+
+
+def bound_reasoning(messages: list[bytes], own_from: int, most_bytes: int) -> int:
+    """Drop the items of earlier turns, all at once, where a context has too many of them.
+
+    Args:
+        messages: The whole context, JSON; those that lose items are replaced in place.
+        own_from: Index of the first message of the turn at hand; 0 where the context was rewritten,
+            then it begins behind the last message of the user.
+        most_bytes: What all items may take. 0: none stay behind, this turn's neither.
+
+    Returns:
+        Index of the first message that was changed; their number if none was.
+    """
+    if most_bytes and sum(map(len, messages)) <= most_bytes:  # far below, as nearly always
+        return len(messages)
+    sizes = {n: _size(message) for n, message in enumerate(messages) if _NEEDLE in message}
+    if sum(sizes.values()) <= most_bytes:
+        return len(messages)
+    end = (own_from or _behind_last_question(messages)) if most_bytes else len(messages)
+    dropped = [n for n, size in sizes.items() if size and n < end]
+    for n in dropped:
+        message = _decode(messages[n])
+        del message[_FIELD]
+        messages[n] = _encode(message)
+    return min(dropped, default=len(messages))
+
+
+def _size(message: bytes) -> int:
+    try:
+        items = _items_of(message).reply_items
+    except msgspec.DecodeError:  # another program wrote it
+        return 0
+    return 0 if items is msgspec.UNSET else len(bytes(items))
+
+
+def _behind_last_question(messages: list[bytes]) -> int:
+    return next((n for n in range(len(messages), 0, -1) if _asks(messages[n - 1])), 0)
+
+
+def _asks(message: bytes) -> bool:
+    try:
+        return _speaker_of(message).role == "user"
+    except msgspec.DecodeError:
+        return False
