@@ -170,6 +170,17 @@ class ReplyItems(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """In order."""
 
 
+class Citation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A source of a reply, and the part of its text that names it."""
+
+    url: str
+    title: str = ""
+    start: int = 0
+    """Characters (Unicode code points) of the text before that part."""
+    end: int = 0
+    """Characters up to its end; 0: no part of the text names this source."""
+
+
 class AssistantEntry(ContextMessage, frozen=True, kw_only=True, tag="assistant"):
     """What the model answered, or which tools it called."""
 
@@ -177,6 +188,8 @@ class AssistantEntry(ContextMessage, frozen=True, kw_only=True, tag="assistant")
     tool_calls: tuple[ToolCall, ...] = ()
     reply_items: ReplyItems | None = None
     """Not in a conversation's history."""
+    citations: tuple[Citation, ...] = ()
+    """Sources that it names, in the order of its text."""
 
     def __post_init__(self) -> None:
         if self.content is None and not self.tool_calls:

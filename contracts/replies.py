@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from turnline.contracts.conversation import ContextEntry, Usage, UsageState
+from turnline.contracts.conversation import Citation, ContextEntry, Usage, UsageState
 from turnline.contracts.messages import ToolResult
 from turnline.contracts.numbers import number
 
@@ -124,17 +124,6 @@ class Terminal(Event, frozen=True, kw_only=True):
 
     metadata: dict[str, str] = {}
     """As the producer sent it."""
-
-
-class Citation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A source of a reply, and the part of its text that names it."""
-
-    url: str
-    title: str = ""
-    start: int = 0
-    """Characters (Unicode code points) of the text before that part."""
-    end: int = 0
-    """Characters up to its end; 0: no part of the text names this source."""
 
 
 class TurnCompleted(Terminal, frozen=True, kw_only=True, tag="turn_completed"):

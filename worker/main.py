@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
 import uvloop
 from arq.connections import ArqRedis
 
@@ -32,6 +33,7 @@ from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.grok.model_catalogue import BUILT_IN
+from turnline.worker.services.grok.responses_request import ResponsesOptions
 from turnline.worker.services.openai.llm import OpenAIInputParams
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.services.transport import TimeLimits
@@ -277,6 +279,13 @@ class GrokServices:
                 total_s=budget_s,
             ),
             catalogue=self.catalogue,
+            wire=settings.wire or self._settings.wire,
+            options=ResponsesOptions(
+                cache_key=conversation_id,
+                server_tools=msgspec.to_builtins(settings.server_tools or ()),
+                max_output_tokens=settings.max_output_tokens,
+                summary=bool(settings.reasoning_summary),
+            ),
         )
 
 

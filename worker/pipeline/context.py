@@ -12,7 +12,6 @@ from turnline.contracts.numbers import number
 from turnline.worker.pipeline.reply_items import (
     BESIDE_MARKS,
     ITEMS_MARK,
-    OTHER_MARKS,
     REPLY_ITEMS,
     input_of,
     without_items,
@@ -378,7 +377,7 @@ class OpenAILLMContext:
         Loaded messages are spliced in as the bytes they were stored as, so that a request is the
         former one plus what was added. Items that chat has no place for are left out.
         """
-        return self._encoded_request(BESIDE_MARKS, without_items)
+        return self._encoded_request(without_items, BESIDE_MARKS)
 
     def encoded_request_input(self, is_same: Callable[[str], bool]) -> bytes:
         """Return the JSON array of the system prompt and all items, for `/v1/responses`.
@@ -388,12 +387,12 @@ class OpenAILLMContext:
         Args:
             is_same: Tells whether a model, by its name, is the one that is asked.
         """
-        return self._encoded_request(OTHER_MARKS, lambda raw: input_of(raw, is_same))
+        return self._encoded_request(lambda raw: input_of(raw, is_same))
 
     def _encoded_request(
-        self, marks: Collection[bytes], convert: Callable[[bytes], bytes]
+        self, convert: Callable[[bytes], bytes], marks: Collection[bytes] = (b"",)
     ) -> bytes:
-        """Return the array; messages whose bytes hold a mark are not sent as they are stored."""
+        """Return the array; where stored messages hold no mark, they are sent as they are."""
         encode = self._adapter.encode_message
         stored: Sequence[bytes] = self._stored
         if type(self) is not OpenAILLMContext and overridden(
@@ -406,8 +405,7 @@ class OpenAILLMContext:
             intact = self.intact_count()
             stored, rest = stored[:intact], self._live[intact:]
         joined = self._stored_joined() if len(stored) == len(self._stored) else b",".join(stored)
-        is_other = any(mark in joined for mark in marks)
-        parts = [*map(convert, stored)] if is_other else [joined]
+        parts = [*map(convert, stored)] if any(mark in joined for mark in marks) else [joined]
         if self.system_prompt is not None:
             parts.insert(0, encode({"role": "system", "content": self.system_prompt}))
         parts.extend(convert(encode(message)) for message in rest)

@@ -20,15 +20,19 @@ CITATIONS: Final = "citations"
 ITEMS_MARK: Final = b'"reply_items":'
 BESIDE_MARKS: Final = (ITEMS_MARK, b'"citations":')
 """What the bytes of a message hold that chat has no place for."""
-OTHER_MARKS: Final = (
-    *BESIDE_MARKS,
-    *(b'"tool_calls":', b'"tool_call_id":', b'"content":[', b'"content":null', b'"content":" "'),
-)
-"""What they hold that is not the same on both wires."""
+_OTHER_MARKS: Final = (b'"tool_calls":', *BESIDE_MARKS, b'"content":" "', b'"content":[')
+"""What those of an assistant's message hold that is not the same on both wires."""
+_USERS: Final = b'{"role":"user","content":"'
+_ASSISTANTS: Final = b'{"role":"assistant","content":"'
+_KEPT: Final = b',"reply_items":{"model":"'
+_ONE_ITEM: Final = b'","items":[{"item":'
+_ITEM: Final = b'"item":'
+_LAST: Final = b"}]}}"
 _SENT_BACK: Final = ("reasoning", "compaction")
 _UNFINISHED: Final = ("in_progress", "incomplete")
+_NOTHING: Final = msgspec.Raw(b"")
+_NULL: Final = msgspec.Raw(b"null")
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode
 
 
 def canonical_item(item: Fields) -> bytes | None:
@@ -51,12 +55,48 @@ def canonical_item(item: Fields) -> bytes | None:
     return _encode(item) if is_call else None
 
 
+class _Function(msgspec.Struct, gc=False):
+    name: msgspec.Raw
+    arguments: msgspec.Raw
+
+
+class _Call(msgspec.Struct, gc=False):
+    id: msgspec.Raw
+    function: _Function
+
+
+class _Placed(msgspec.Struct, gc=False):
+    item: msgspec.Raw
+    chars: int = 0
+    calls: int = 0
+
+
+class _Kept(msgspec.Struct, gc=False):
+    items: list[_Placed]
+    model: str | None = None
+    asked: str | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    """A message of which nothing is decoded that is sent as it is."""
+
+    role: str
+    content: msgspec.Raw = _NOTHING
+    tool_calls: list[_Call] | None = None
+    tool_call_id: msgspec.Raw = _NULL
+    reply_items: _Kept | None = None
+
+
+_decode_message = msgspec.json.Decoder(_Message, float_hook=number).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
 def without_items(raw: bytes) -> bytes:
     """Return a message without what chat has no place for."""
     if not any(mark in raw for mark in BESIDE_MARKS):
         return raw
-    message = _decode(raw)
-    return _encode({key: it for key, it in message.items() if key not in {REPLY_ITEMS, CITATIONS}})
+    fields = _decode_fields(raw)
+    return _encode({key: it for key, it in fields.items() if key not in {REPLY_ITEMS, CITATIONS}})
 
 
 def input_of(raw: bytes, is_same: Callable[[str], bool]) -> bytes:
@@ -68,73 +108,84 @@ def input_of(raw: bytes, is_same: Callable[[str], bool]) -> bytes:
             its reasoning.
 
     Returns:
-        b"" for a message that says nothing.
+        b"" for a message that says nothing. One of no known shape is sent as it is: the provider
+        says what is wrong with it.
     """
-    if not any(mark in raw for mark in OTHER_MARKS):
+    if raw.startswith(_USERS):
         return raw
-    message = _decode(raw)
-    return b",".join(_items_of(message, is_same))
+    if raw.startswith(_ASSISTANTS):
+        usual = _usual_input(raw, is_same)
+        if usual is not None:
+            return usual
+    try:
+        message = _decode_message(raw)
+    except msgspec.ValidationError:
+        return raw
+    content = bytes(message.content)
+    if message.role == "assistant":
+        return b",".join(_items_of(message, content, is_same))
+    if message.role == "tool":
+        head = b'{"type":"function_call_output","call_id":%b' % message.tool_call_id
+        return b'%b,"output":%b}' % (head, _content(content))
+    if content[:1] == b"[":
+        content = _content(content, as_text=message.role == "system")
+        raw = _encode({**_decode_fields(raw), "content": msgspec.Raw(content)})
+    return raw
 
 
-def _items_of(message: Fields, is_same: Callable[[str], bool]) -> Iterable[bytes]:
-    role = message.get("role")
-    if role == "tool":
-        yield _encode(
-            {
-                "type": "function_call_output",
-                "call_id": message.get("tool_call_id"),
-                "output": _content(message.get("content"), role),
-            }
-        )
+def _usual_input(raw: bytes, is_same: Callable[[str], bool]) -> bytes | None:
+    """Return what is sent for a text with one item before it, or none; None for other messages.
+
+    As `_items_of` gives it, but nothing is decoded: a request holds all messages of a conversation.
+    """
+    said, mark, kept = raw.partition(_KEPT)
+    if any(it in said for it in _OTHER_MARKS):
+        return None
+    if not mark:
+        return raw
+    model, mark, item = kept.partition(_ONE_ITEM)
+    if not mark or b'"' in model or not item.endswith(_LAST) or _ITEM in item:
+        return None
+    said += b"}"
+    return b"%b,%b" % (item[: -len(_LAST)], said) if is_same(model.decode()) else said
+
+
+def _items_of(message: _Message, content: bytes, is_same: Callable[[str], bool]) -> Iterable[bytes]:
+    """Yield an assistant's text and calls, and the items that stand between them."""
+    calls = [
+        b'{"type":"function_call","call_id":%b,"name":%b,"arguments":%b}'
+        % (call.id, call.function.name, call.function.arguments)
+        for call in message.tool_calls or ()
+    ]
+    placed = _readable(message.reply_items, is_same)
+    if not any(it.chars or it.calls for it in placed) and content[:1] == b'"':
+        yield from (bytes(it.item) for it in placed)
+        if content[1:-1].strip():
+            yield b'{"role":"assistant","content":%b}' % content
+        yield from calls
         return
-    content = message.get("content")
-    if role != "assistant":
-        fields = {key: it for key, it in message.items() if key not in {REPLY_ITEMS, CITATIONS}}
-        yield _encode({**fields, "content": _content(content, role)})
-        return
-    text = _text(content)
-    calls: Sequence[Any] = message.get("tool_calls") or ()
+    text = _text(msgspec.json.decode(content) if content else "")
     said = made = 0
-    for chars, before, item in _kept(message, is_same):
-        until = len(text) if before else min(max(chars, said), len(text))
+    for it in placed:
+        until = len(text) if it.calls else min(max(it.chars, said), len(text))
         yield from _said(text[said:until])
-        yield from map(_called, calls[made:before])
-        yield _encode(item)
-        said, made = until, max(made, min(before, len(calls)))
+        yield from calls[made : it.calls]
+        yield bytes(it.item)
+        said, made = until, max(made, min(it.calls, len(calls)))
     yield from _said(text[said:])
-    yield from map(_called, calls[made:])
+    yield from calls[made:]
+
+
+def _readable(kept: _Kept | None, is_same: Callable[[str], bool]) -> Sequence[_Placed]:
+    """Return the items that the asked model can read."""
+    if kept is None or not any(model and is_same(model) for model in (kept.model, kept.asked)):
+        return ()
+    return kept.items
 
 
 def _said(text: str) -> Iterable[bytes]:
     if text.strip():
         yield _encode({"role": "assistant", "content": text})
-
-
-def _called(call: Any) -> bytes:
-    function = call.get("function", {})
-    return _encode(
-        {
-            "type": "function_call",
-            "call_id": call.get("id"),
-            "name": function.get("name"),
-            "arguments": function.get("arguments"),
-        }
-    )
-
-
-def _kept(message: Fields, is_same: Callable[[str], bool]) -> list[tuple[int, int, Any]]:
-    """Return (characters before, calls before, item) of items that the asked model can read."""
-    kept = message.get(REPLY_ITEMS)
-    if not isinstance(kept, dict):
-        return []
-    fields = cast("Fields", kept)
-    models = (fields.get("asked"), fields.get("model"))
-    if not any(isinstance(model, str) and is_same(model) for model in models):
-        return []
-    return [
-        (item.get("chars", 0), item.get("calls", 0), item.get("item"))
-        for item in fields.get("items", ())
-    ]
 
 
 def _text(content: Any) -> str:
@@ -144,13 +195,12 @@ def _text(content: Any) -> str:
     return "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
 
 
-def _content(content: Any, role: Any) -> Any:
+def _content(content: bytes, *, as_text: bool = False) -> bytes:
     """Return content in the form of this wire: texts as they are, parts by its names."""
-    if not isinstance(content, list):
-        return content if content is not None else ""
-    if role == "system":
-        return _text(content)
-    return [_part(part) for part in cast("list[Fields]", content)]
+    if content[:1] != b"[":
+        return content if content[:1] == b'"' else b'""'
+    parts = cast("list[Fields]", msgspec.json.decode(content))
+    return _encode(_text(parts) if as_text else [_part(part) for part in parts])
 
 
 def _part(part: Fields) -> Fields:

@@ -64,6 +64,12 @@ _INVALID: Final = re.compile(
 _KINDS: Final[Mapping[str, re.Pattern[str]]] = {
     code: re.compile("|".join(words), re.IGNORECASE)
     for code, words in {
+        "reasoning_refused": (
+            "encrypted_content",
+            "decode the compaction blob",
+            "not issued to this caller",
+            "variant of untagged enum ModelInput",
+        ),
         "unsupported_parameter": ("live search is deprecated", "unsupported_parameter"),
         "image_too_large": (
             r"images?\b.*\b(?:too (?:large|big|many)|larger|exceed|at most|maximum|limit)",
@@ -244,6 +250,7 @@ def _refusal(failure: StreamFailed, status: int) -> Terminal | None:  # noqa: PL
 
 
 _WORDS: Final[Mapping[str, str]] = {
+    "reasoning_refused": "refuses the model's earlier reasoning",
     "auth": "does not accept the API key",
     "permission": "does not permit this request",
     "credits": "reports that credits or the spending limit are used up",

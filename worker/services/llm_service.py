@@ -116,6 +116,8 @@ run_of: Final[ContextVar[tuple[object, Run] | None]] = ContextVar("run_of", defa
 class LLMService(FrameProcessor):
     """Registers and runs functions, keeps records of calls and reports metrics."""
 
+    shows_thoughts = False
+    """Whether frames with the model's thoughts are pushed."""
     EVENTS: ClassVar[frozenset[str]] = frozenset(
         {"on_function_calls_started", "on_completion_timeout"}
     )

@@ -5,9 +5,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from turnline.worker.pipeline.call_parts import ToolCallDelta
 from turnline.worker.pipeline.calls import LLMCall
-from turnline.worker.pipeline.frames import LLMTextFrame, LLMTokenUsage
+from turnline.worker.pipeline.frames import Frame, LLMTextFrame, LLMTokenUsage
+from turnline.worker.pipeline.reply_frames import (
+    LLMCitationFrame,
+    LLMReplyItemFrame,
+    LLMServerToolFrame,
+    LLMThoughtTextFrame,
+)
 from turnline.worker.pipeline.shapes import short
 from turnline.worker.pipeline.stream_events import (
+    CitationFound,
     FinishReason,
     MalformedFrame,
     NotAStream,
@@ -15,7 +22,9 @@ from turnline.worker.pipeline.stream_events import (
     ProviderUsage,
     ReasoningDelta,
     Refusal,
+    ReplyItem,
     ResponseNamed,
+    ServerTool,
     StreamDone,
     StreamEvent,
     StreamFailed,
@@ -132,11 +141,30 @@ class ReplyReader:
                 completion.tool_calls.add(event)
             case ReasoningDelta():
                 call.reasoning_chunks += 1
+                if self._receiver.shows_thoughts:
+                    await self._receiver.push_frame(LLMThoughtTextFrame(event.text))
             case Refusal():
                 call.text_chars += len(event.text)
                 await self._receiver.push_frame(LLMTextFrame(event.text))
             case _:
-                pass
+                frame = self._frame_of(event)
+                if frame is not None:
+                    await self._receiver.push_frame(frame)
+
+    def _frame_of(self, event: StreamEvent) -> Frame | None:
+        """Return the frame for what stands beside text and calls; None for other events."""
+        match event:
+            case ReplyItem():
+                model = self._call.response_model or self._call.model
+                return LLMReplyItemFrame(
+                    event.index, event.item, model, self._call.model, event.chars, event.calls
+                )
+            case ServerTool():
+                return LLMServerToolFrame(event.call_id, event.name, event.ok)
+            case CitationFound():
+                return LLMCitationFrame(event.url, event.title, event.start, event.end)
+            case _:
+                return None
 
     async def _note_first(self, now: float) -> None:
         if self._call.first_chunk_at is None:

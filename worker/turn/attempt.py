@@ -28,6 +28,7 @@ from turnline.worker.pipeline.frames import (
     StartInterruptionFrame,
 )
 from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
+from turnline.worker.pipeline.reply_frames import LLMServerToolFrame, LLMThoughtTextFrame
 from turnline.worker.turn.attempt_log import AttemptLog
 from turnline.worker.turn.inbox import Inbox
 from turnline.worker.turn.ledger import Ledger
@@ -93,6 +94,10 @@ class Tap(FrameProcessor):
             return
         elif isinstance(frame, LLMFullResponseStartFrame):
             self._log.response_started()
+        elif isinstance(frame, LLMThoughtTextFrame):
+            self._log.on_thought(frame.text)
+        elif isinstance(frame, LLMServerToolFrame):
+            self._log.server_tool(frame)
         elif self.is_closed and isinstance(frame, OpenAILLMContextFrame):
             return
         await self.push_frame(frame, direction)

@@ -7,8 +7,15 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from turnline.contracts.conversation import CallEntry, ConversationSettings
-from turnline.contracts.replies import ToolCallFinished, ToolCallStarted
+import msgspec
+
+from turnline.contracts.conversation import CallEntry, Citation, ConversationSettings
+from turnline.contracts.replies import (
+    ServerToolFinished,
+    ServerToolStarted,
+    ToolCallFinished,
+    ToolCallStarted,
+)
 from turnline.contracts.trace_context import TurnTrace
 from turnline.worker.effects import Copy
 from turnline.worker.errors import LeaseLost, StoreUnavailable
@@ -19,6 +26,8 @@ from turnline.worker.pipeline.frames import (
     FunctionCallInProgressFrame,
     FunctionCallResultFrame,
 )
+from turnline.worker.pipeline.reply_frames import LLMServerToolFrame
+from turnline.worker.pipeline.reply_items import CITATIONS
 from turnline.worker.turn.checkpoints import (
     Checkpoints,
     External,
@@ -46,6 +55,27 @@ def texts_of(messages: Iterable[Message]) -> list[str]:
     """Return what it says in each, where that is text."""
     texts = (it.get("content") for it in messages if it.get("role") == "assistant")
     return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+def citations_of(messages: Iterable[Message]) -> tuple[Citation, ...]:
+    """Return the sources of what the assistant says in messages, as parts of `text_of` them.
+
+    Of a text that was cut, those are left out that name a part which is gone.
+    """
+    found: list[Citation] = []
+    before = 0
+    for message in messages:
+        for text in texts_of([message]):
+            cited = (msgspec.convert(it, Citation) for it in message.get(CITATIONS) or ())
+            found += [
+                msgspec.structs.replace(it, start=before + it.start, end=before + it.end)
+                if it.end
+                else it
+                for it in cited
+                if it.end <= len(text)
+            ]
+            before += len(text) + len(BETWEEN_ANSWERS)
+    return tuple(found)
 
 
 class TurnFacts(NamedTuple):
@@ -129,6 +159,18 @@ class AttemptLog:
             self.writer.text(BETWEEN_ANSWERS)
         self.writer.text(text)
         self._observer.on_text(text)
+
+    def on_thought(self, text: str) -> None:
+        """Show a piece of what the model tells of its thoughts."""
+        self.writer.thought(text)
+
+    def server_tool(self, frame: LLMServerToolFrame) -> None:
+        """Show that a tool which the provider runs was called, or is done."""
+        ids, call_id, ok = self.facts.ids, frame.call_id, frame.ok
+        if ok is None:
+            self.writer.event(ServerToolStarted(**ids, call_id=call_id, name=frame.tool))
+        else:
+            self.writer.event(ServerToolFinished(**ids, call_id=call_id, name=frame.tool, ok=ok))
 
     # -- its tools ------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from turnline.contracts.conversation import CallEntry
-from turnline.contracts.replies import AnyEvent, TextDelta, encode_event
+from turnline.contracts.replies import AnyEvent, ReasoningSummaryDelta, TextDelta, encode_event
 from turnline.worker.errors import LeaseLost, StoreUnavailable
 from turnline.worker.lease import Lease
 from turnline.worker.turn.ports import Store
@@ -54,6 +54,7 @@ class EventWriter:
         self._coalesce_chars = coalesce_bytes
         self._events = [*first]
         self._pieces: list[str] = []
+        self._thoughts: list[str] = []
         self._chars = 0
         self._offset = 0
         self._left_bytes = SHOWN_MAX_BYTES
@@ -72,6 +73,14 @@ class EventWriter:
         self._pieces.append(piece)
         self._chars += len(piece)
         if self._flusher is None or self._chars >= self._coalesce_chars:
+            self._wake()
+
+    def thought(self, piece: str) -> None:
+        """Add more of what the model tells of its thoughts."""
+        if self._pieces:
+            self._seal()
+        self._thoughts.append(piece)
+        if self._flusher is None:
             self._wake()
 
     def event(self, event: AnyEvent) -> None:
@@ -117,7 +126,11 @@ class EventWriter:
         self._end_wait()
 
     def _seal(self) -> None:
-        """Make an event of the text gathered."""
+        """Make an event of the thoughts, and one of the text, gathered."""
+        if self._thoughts:
+            thought = "".join(self._thoughts)
+            self._thoughts.clear()
+            self._events.append(ReasoningSummaryDelta(**self._ids, text=thought))
         if not self._pieces:
             return
         text = "".join(self._pieces)

@@ -120,6 +120,7 @@ def usage_of(call: LLMCall) -> Usage:
         total_tokens=counted.total_tokens,
         cost_usd_ticks=counted.cost_usd_ticks or 0,
         unpriced_calls=int(call.is_unpriced),
+        server_tool_calls=counted.server_tool_calls,
     )
 
 

@@ -43,6 +43,7 @@ from turnline.worker.turn.attempt_log import (
     BETWEEN_ANSWERS,
     AttemptLog,
     TurnFacts,
+    citations_of,
     text_of,
     texts_of,
 )
@@ -410,6 +411,7 @@ class TurnRun:
         return {
             **self._ids(turn.primary),
             "text": self._text(turn),
+            "citations": citations_of(self._messages(turn)),
             "usage": self._ledger.usage,
             "usage_state": self._ledger.usage_state,
             "model": self._ledger.kept[-1].model if self._ledger.kept else "",

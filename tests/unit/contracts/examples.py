@@ -7,6 +7,7 @@ import msgspec
 from turnline.contracts.conversation import (
     AssistantEntry,
     CallEntry,
+    Citation,
     ConversationSettings,
     FunctionCall,
     FunctionDefinition,
@@ -36,7 +37,6 @@ from turnline.contracts.messages import (
     UserStoppedSpeaking,
 )
 from turnline.contracts.replies import (
-    Citation,
     ReasoningSummaryDelta,
     Receipt,
     ServerToolFinished,

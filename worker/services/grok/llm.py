@@ -2,28 +2,42 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from turnline.worker.errors import ProviderRejected
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMUserAggregatorParams,
 )
 from turnline.worker.pipeline.context import MessageAdapter, OpenAILLMContext
 from turnline.worker.pipeline.frames import LLMTokenUsage
-from turnline.worker.services.completion import UsageTally
+from turnline.worker.pipeline.responses_stream import ResponsesStream
+from turnline.worker.services.completion import Completion, UsageTally
 from turnline.worker.services.grok.model_catalogue import BUILT_IN, GROK_BASE_URL, Catalogue
+from turnline.worker.services.grok.responses_request import (
+    RESPONSES_PATH,
+    ResponsesOptions,
+    Wire,
+    responses_body,
+)
+from turnline.worker.services.llm_service import Run
 from turnline.worker.services.openai.aggregator_pair import (
     ASSISTANT_PARAMS,
     USER_PARAMS,
     OpenAIContextAggregatorPair,
 )
+from turnline.worker.services.openai.chat_request import chat_fields, fields_of
 from turnline.worker.services.openai.llm import OpenAILLMService
 from turnline.worker.services.provider_client import ProviderClient
+from turnline.worker.services.transport import Parser
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
+
+_NO_OPTIONS: Final = ResponsesOptions()
 
 
 class GrokContextAggregatorPair(OpenAIContextAggregatorPair):
@@ -94,6 +108,8 @@ class GrokLLMService(OpenAILLMService):
         base_url: str = GROK_BASE_URL,
         model: str = "grok-3-beta",
         catalogue: Catalogue = BUILT_IN,
+        wire: Wire = "chat",
+        options: ResponsesOptions = _NO_OPTIONS,
         **kwargs: Any,
     ) -> None:
         """Prepare a service; nothing is sent.
@@ -103,13 +119,22 @@ class GrokLLMService(OpenAILLMService):
             base_url: xAI's address.
             model: The seed's default is no longer served by xAI; name one that is.
             catalogue: What the models take.
+            wire: "responses" sends and keeps what the model's reasoning leaves behind; xAI
+                recommends it. "chat" is what the seed speaks. Where a subclass changes how a chat
+                request is made, or the client is not the SDK's own, chat is spoken.
+            options: What the wire "responses" has beside the parameters of chat.
             **kwargs: As `OpenAILLMService` takes them.
 
         Raises:
-            ValueError: `api_key` is missing or empty.
+            ValueError: `api_key` is missing or empty, or there is no such wire.
         """
+        if wire not in {"chat", "responses"}:
+            raise ValueError(f"there is no wire {wire!r}: chat or responses")
         super().__init__(api_key=api_key, base_url=base_url, model=model, **kwargs)
         self._catalogue = catalogue
+        self._wire = wire
+        self._options = options
+        self.shows_thoughts = options.summary
 
     def create_client(
         self, api_key: str | None = None, base_url: str | None = None, **kwargs: Any
@@ -173,3 +198,32 @@ class GrokLLMService(OpenAILLMService):
         for name in refused.intersection(fields):
             log.debug("grok.parameter_left_out", extra={"parameter": name})
             del fields[name]
+
+    def _request(self, context: OpenAILLMContext) -> tuple[str, bytes, Parser]:
+        if self._wire == "chat":
+            return super()._request(context)
+        fields = chat_fields(self._model, self._settings, fields_of(context), self._remove_refused)
+        body = responses_body(
+            context,
+            fields,
+            self._options,
+            effort=fields.get("reasoning_effort") or self._default_effort(),
+            is_same=partial(self._catalogue.is_same, self._model),
+        )
+        return RESPONSES_PATH, body, ResponsesStream()
+
+    def _default_effort(self) -> str | None:
+        """Return the effort to ask for by name, so that no change of a default goes unseen."""
+        model = self._catalogue.find(self._model)
+        return model.default_effort if model is not None and model.efforts else None
+
+    async def _make_call(self, context: OpenAILLMContext, run: Run) -> Completion:
+        """Make a call; where earlier reasoning is refused, once more without it."""
+        try:
+            return await super()._make_call(context, run)
+        except ProviderRejected as error:
+            begun = run.completion is not None and run.completion.has_content
+            if error.code != "reasoning_refused" or begun or not context.drop_reply_items():
+                raise
+        log.warning("grok.reasoning_refused", extra={"model": self._model})
+        return await super()._make_call(context, run)

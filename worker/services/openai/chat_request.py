@@ -152,15 +152,20 @@ def chat_body(
         settings: Parameters by name, and `extra`.
         remove_refused: Takes out of the fields what the model is known to refuse.
     """
-    in_context: dict[str, Any] = {}
-    if is_given(context.tools) and context.tools is not None:
-        in_context["tools"] = context.tools
-        if context.tool_choice is not None:
-            in_context["tool_choice"] = context.tool_choice
-    fields = chat_fields(model, settings, in_context, remove_refused)
+    fields = chat_fields(model, settings, fields_of(context), remove_refused)
     if "messages" in fields:
         return _encode(fields)
     return b'{"messages":%b,%b' % (context.encoded_request_messages(), _encode(fields)[1:])
+
+
+def fields_of(context: OpenAILLMContext) -> dict[str, Any]:
+    """Return the fields of a request that a context gives beside its messages."""
+    fields: dict[str, Any] = {}
+    if is_given(context.tools) and context.tools is not None:
+        fields["tools"] = context.tools
+        if context.tool_choice is not None:
+            fields["tool_choice"] = context.tool_choice
+    return fields
 
 
 def chat_fields(

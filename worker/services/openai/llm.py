@@ -10,7 +10,12 @@ from typing import Any, ClassVar, Final, TypeAlias, cast
 import msgspec
 
 from turnline.contracts.numbers import number
-from turnline.worker.errors import ProviderUnavailable, Stalled, UnusableReply, WorkerError
+from turnline.worker.errors import (
+    ProviderUnavailable,
+    Stalled,
+    UnusableReply,
+    WorkerError,
+)
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMUserAggregatorParams,
@@ -55,7 +60,7 @@ from turnline.worker.services.reply_reader import (
     note_response,
     note_unread,
 )
-from turnline.worker.services.transport import ResponseStream, TimeLimits
+from turnline.worker.services.transport import Parser, ResponseStream, TimeLimits
 
 __all__ = [
     "OpenAIAssistantContextAggregator",
@@ -314,6 +319,12 @@ class OpenAILLMService(ClientOfService, LLMService):
         if run is None:
             await self._respond(Run(context), framed=False)
             return
+        completion = await self._make_call(context, run)
+        if completion.tool_calls and not run.interrupted:
+            run.parsed = calls_of(completion, context, self._functions)
+            await self.run_function_calls(run.parsed)
+
+    async def _make_call(self, context: OpenAILLMContext, run: Run) -> Completion:
         completion = await self._open(run, noted=run.uses_sdk)
         try:
             if run.uses_sdk:
@@ -326,9 +337,7 @@ class OpenAILLMService(ClientOfService, LLMService):
             run.note_status(error)
             await self._close_call(run, "failed", error.code)
             raise
-        if completion.tool_calls and not run.interrupted:
-            run.parsed = calls_of(completion, context, self._functions)
-            await self.run_function_calls(run.parsed)
+        return completion
 
     async def _open(self, run: Run, *, noted: bool = True) -> Completion:
         """Return the call that is about to be made: a new one, unless one waits for its request."""
@@ -360,13 +369,13 @@ class OpenAILLMService(ClientOfService, LLMService):
             ProviderRejected: The provider refuses the request or its content.
         """
         call = completion.call
-        body = chat_body(run.context, self._model, self._settings, self._remove_refused)
+        path, body, parser = self._request(run.context)
         call.request_bytes, completion.body = len(body), body
         run.stream = stream = ResponseStream(
             self._connection,
-            CHAT_PATH,
+            path,
             body,
-            CompletionStream(),
+            parser,
             headers=self._extra_headers,
             limits=self._limits,
             after=noted,
@@ -383,6 +392,11 @@ class OpenAILLMService(ClientOfService, LLMService):
             # The answer is whole; only what follows it was lost.
         if not run.interrupted:
             completion.check_end(left_unread=stream.left_unread)
+
+    def _request(self, context: OpenAILLMContext) -> tuple[str, bytes, Parser]:
+        """Return a request's path and body, and what reads its response."""
+        body = chat_body(context, self._model, self._settings, self._remove_refused)
+        return CHAT_PATH, body, CompletionStream()
 
     # The request, by the SDK
 
