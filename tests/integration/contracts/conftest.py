@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-import turnline.contracts.client
-import turnline.contracts.readers
 from tests.integration.contracts.streams import Blocking
-from turnline.contracts import SyncTurnClient, TurnClient
+from turnline.contracts import SyncTurnClient, TurnClient, readers
+from turnline.contracts import client as client_module
 from turnline.contracts.protocol import Limits
 
 LIMITS = Limits(inbox=5, queue=3, records=8, wakes=4)
@@ -35,6 +34,6 @@ async def client(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterato
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look at the record, and at what they took before, after 50 ms."""
-    for module in (turnline.contracts.client, turnline.contracts.readers):
+    for module in (client_module, readers):
         monkeypatch.setattr(module, "BLOCK_S", 0.05)
-    monkeypatch.setattr(turnline.contracts.readers, "LOOK_S", 0.05)
+    monkeypatch.setattr(readers, "LOOK_S", 0.05)

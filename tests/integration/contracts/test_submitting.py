@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-import turnline.contracts.protocol
 from tests.integration.contracts.streams import KEYS, SHARD, hold
 from tests.support.keys import assert_keys_expire, kept
 from turnline.contracts import (
@@ -27,6 +26,7 @@ from turnline.contracts import (
     TurnClient,
     TurnIdReused,
     UserMessage,
+    protocol,
 )
 from turnline.contracts.conversation import SettingsChange
 from turnline.contracts.job_format import deserialize_job
@@ -169,7 +169,7 @@ async def test_a_full_inbox_takes_what_empties_it(
     client: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch, emptying: Inbound
 ) -> None:
     """An interrupt, the result that a turn waits for: some of them, and no other message."""
-    monkeypatch.setattr(turnline.contracts.protocol, "HEADROOM", 2)
+    monkeypatch.setattr(protocol, "HEADROOM", 2)
     for _ in range(5):
         await client.submit(user())
 

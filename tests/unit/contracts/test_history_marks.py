@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-import turnline.contracts.history
 from turnline.contracts import TurnCompleted, TurnInterrupted
+from turnline.contracts import history as history_module
 from turnline.contracts.history import HistoryReading
 from turnline.contracts.keys import conversation_keys
 from turnline.contracts.replies import History, TurnRecord, encode_event
@@ -116,7 +116,7 @@ def test_no_more_records_are_read_than_the_context_goes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A page at a time, newest first; none of before the context was replaced but a page."""
-    monkeypatch.setattr(turnline.contracts.history, "PAGE", 4)
+    monkeypatch.setattr(history_module, "PAGE", 4)
     old = [turn(2 * n, 2 * n + 2, "Old") for n in range(40)]
     new = [turn(1 + n, 2 + n, f"New {n}") for n in range(6)]
     kept = Kept([USER, *(said(f"New {n}") for n in range(6))], [*old, NOTE, *new])
@@ -130,7 +130,7 @@ def test_no_more_records_are_read_than_the_context_goes_back(
 
 def test_turns_that_come_in_between_pages_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are counted from the newest end: what is shown twice is read once."""
-    monkeypatch.setattr(turnline.contracts.history, "PAGE", 2)
+    monkeypatch.setattr(history_module, "PAGE", 2)
     kept = Kept([said(f"S {n}") for n in range(8)], [turn(n, n + 1, f"S {n}") for n in range(8)])
     reading, history, late = HistoryReading("c", KEYS), None, 8
     while history is None:
