@@ -13,12 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from turnline.contracts.conversation import INVISIBLE, Content, TextPart, Totals, Usage
+from turnline.contracts.conversation import (
+    INVISIBLE,
+    Citation,
+    Content,
+    TextPart,
+    Totals,
+    Usage,
+)
 from turnline.contracts.protocol import TextAssembler
 from turnline.contracts.replies import (
     AnyEvent,
     AnyTerminal,
-    Citation,
     History,
     ReasoningSummaryDelta,
     ServerToolFinished,

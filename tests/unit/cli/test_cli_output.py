@@ -7,10 +7,9 @@ import pytest
 from rich.console import Console
 
 from turnline.contracts import TextDelta, TurnCompleted, TurnFailed, TurnStarted
-from turnline.contracts.conversation import Totals, Usage
+from turnline.contracts.conversation import Citation, Totals, Usage
 from turnline.contracts.replies import (
     AnyEvent,
-    Citation,
     ReasoningSummaryDelta,
     ServerToolFinished,
     ServerToolStarted,
