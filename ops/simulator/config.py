@@ -40,7 +40,11 @@ class ErrorStyle(enum.StrEnum):
 
 
 class ReasoningMode(enum.StrEnum):
-    """What a client sees while the model reasons."""
+    """What a client sees while the model reasons.
+
+    On `/v1/responses` there is a reasoning item in any case. `stream`, `summary` and `block` give
+    its summary in other pieces; with the others it has none.
+    """
 
     HIDDEN = "hidden"
     """Nothing, only the count in the usage."""

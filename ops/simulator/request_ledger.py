@@ -25,7 +25,7 @@ class Continuity(msgspec.Struct, kw_only=True):
     first_difference: int | None = None
     """Offset of the first byte of the `input` array that is another one. None: there is none."""
     head_kept: bool = True
-    """Whether tools and instructions are the same, which the cache holds before the input."""
+    """Whether the tools are the same, which the cache has before the input."""
     reply_kept: bool = True
     """Whether all items of the previous response follow the previous input, whole and in order.
 

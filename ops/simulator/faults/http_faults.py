@@ -170,6 +170,7 @@ HTTP: Final[Mapping[str, Effect[HttpRun]]] = {
     "unavailable": _error(lambda _: errors.UNAVAILABLE, "503"),
     "end-of-life": _error(errors.end_of_life, "404 for a model that is served no more"),
     "not-issued": _error(lambda _: errors.NOT_ISSUED, "400 for reasoning of another caller"),
+    "invalid-image": _error(lambda _: errors.INVALID_IMAGE, "400 for an image that cannot be read"),
     "compaction-blob": _error(
         lambda _: errors.BAD_COMPACTION, "400 for a compaction that cannot be read"
     ),

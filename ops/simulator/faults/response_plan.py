@@ -118,6 +118,8 @@ class Where(enum.StrEnum):
     """Behind the first frame."""
     TOKENS = "tokens"
     """Behind the frame with the n-th token."""
+    EVENTS = "events"
+    """Behind the n-th frame."""
     BEFORE_FINISH = "before_finish"
     BEFORE_USAGE = "before_usage"
     BEFORE_DONE = "before_done"
@@ -134,9 +136,11 @@ class Position(msgspec.Struct, frozen=True):
     """Where in a response a fault strikes."""
 
     where: Where
-    tokens: int = 0
+    number: int = 0
+    """Which token or frame it is."""
 
 
+_COUNTED: Final = {Where.TOKENS, Where.EVENTS}
 _POSITION: Final = re.compile(r"([a-z]+(?:[-_][a-z]+)?)(?:[:=](\d+))?")
 
 
@@ -148,11 +152,11 @@ def position(text: str) -> Position:
     """
     match = _POSITION.fullmatch(text)
     if match is not None:
-        name, tokens = match[1].replace("-", "_"), match[2]
-        if name in set(Where) and (name == Where.TOKENS) == (tokens is not None):
-            return Position(Where(name), int(tokens or 0))
-    names = ", ".join(where for where in Where if where is not Where.TOKENS)
-    raise BadScenario(f"position {text!r} is none of {names}, tokens:N")
+        name, number = match[1].replace("-", "_"), match[2]
+        if name in set(Where) and (name in _COUNTED) == (number is not None):
+            return Position(Where(name), int(number or 0))
+    names = ", ".join(where for where in Where if where not in _COUNTED)
+    raise BadScenario(f"position {text!r} is none of {names}, tokens:N, events:N")
 
 
 def place(scenario: Scenario, default: str = "tokens:3") -> Position:
@@ -210,7 +214,9 @@ class Plan(msgspec.Struct, kw_only=True):
         if at.where is Where.FIRST_FRAME:
             return min(1, len(self.steps))
         if at.where is Where.TOKENS:
-            return self._behind_tokens(at.tokens)
+            return self._behind_tokens(at.number)
+        if at.where is Where.EVENTS:
+            return min(at.number, len(self.steps))
         return self.find(*_FOLLOWED_BY[at.where])
 
     def find(self, *kinds: FrameKind) -> int:

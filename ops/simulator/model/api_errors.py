@@ -135,6 +135,7 @@ NOT_ISSUED: Final = invalid("The provided encrypted_content was not issued to th
 BAD_COMPACTION: Final = invalid(
     "Could not decode the compaction blob. Ensure it is unmodified from the compact response."
 )
+INVALID_IMAGE: Final = invalid("Could not process image: the data is not a valid image.")
 TOO_LARGE_TO_STORE: Final = invalid("Response is too large to store.")
 
 

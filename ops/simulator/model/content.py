@@ -170,8 +170,10 @@ def _chunks(given: Answer, scenario: Scenario, _asked: Asked) -> Answer:
 
 
 def _tools(given: Answer, scenario: Scenario, asked: Asked) -> Answer:
-    """Call tools, unless one has just answered: a conversation has to come to an end."""
-    if asked.prompt.ends_with_tool_result and not scenario.flag("loop", default=False):
+    """Call tools, unless they have just answered as often as they should: turns have to end."""
+    prompt, rounds = asked.prompt, scenario.number("rounds", 1)
+    has_called = prompt.ends_with_tool_result and prompt.tool_rounds >= rounds
+    if has_called and not scenario.flag("loop", default=False):
         return given
     chosen = _chosen_tools(scenario, asked)
     shape = scenario.text("shape", CallShape.WHOLE).replace("-", "_")
@@ -207,7 +209,7 @@ def _chosen_tools(scenario: Scenario, asked: Asked) -> list[ToolFunction]:
 
 
 _CALL_ARGS: Final = (
-    "name", "n", "arguments", "shape", "index", "id", "finish", "say", "bad_json", "loop",
+    "name", "n", "arguments", "shape", "index", "id", "finish", "say", "bad_json", "loop", "rounds",
 )  # fmt: skip
 
 

@@ -121,6 +121,18 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
         return next((message.text for message in said), "")
 
     @property
+    def tool_rounds(self) -> int:
+        """How often tools have answered since the user spoke last; answers in a row are one."""
+        rounds, before = 0, ""
+        for read in reversed(self.messages):
+            role = read.message.role
+            if role == "user":
+                break
+            rounds += role == "tool" != before
+            before = role
+        return rounds
+
+    @property
     def ends_with_tool_result(self) -> bool:
         """Whether the model is to speak after a tool has answered."""
         return bool(self.messages) and self.messages[-1].message.role == "tool"

@@ -26,7 +26,7 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
 
     entry: Entry
     head: bytes
-    """Tools and instructions, which stand before the input."""
+    """The tools, which stand before the input."""
     head_tokens: int
     items: Sequence[ReadItem]
     tokens: Sequence[int]

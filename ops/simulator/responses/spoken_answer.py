@@ -239,7 +239,7 @@ class _Maker:
 
     def _reasoning(self, tokens: int, pieces: Sequence[str], index: int) -> list[OutputItem]:
         absent = self._turn.wish("control", "no-reasoning-item") or self._is_absent()
-        if not tokens or absent or self._answer.reasoning_mode is ReasoningMode.HIDDEN:
+        if not tokens or absent:
             return []
         blob = blobs.seal(
             Sealed(Kind.REASONING, self._bare_id, tokens, index), self._received.owner
