@@ -27,11 +27,12 @@ from turnline.ops.simulator.config import (
     SimulatorConfig,
 )
 from turnline.ops.simulator.faults.scenario import BadScenario
-from turnline.ops.simulator.request_ledger import Entry, Ledger, Summary, Totals
+from turnline.ops.simulator.request_ledger import Continuity, Entry, Ledger, Summary, Totals
 from turnline.ops.simulator.server import Simulator
 
 __all__ = [
     "BadScenario",
+    "Continuity",
     "Entry",
     "ErrorStyle",
     "Ledger",

@@ -38,7 +38,10 @@ Examples:
   # every tenth request or so is reset after five tokens
   curl -X POST http://127.0.0.1:8089/sim/faults -d \\
     '{"scenario":"rst;at=tokens:5","times":null,"probability":0.1}'
-  # what was asked and answered
+  # sealed reasoning of one conversation is refused once, on /v1/responses
+  curl -X POST http://127.0.0.1:8089/sim/faults -d \\
+    '{"scenario":"decrypt","conversation":"user-7"}'
+  # what was asked and answered, and what was lost on the way
   curl 'http://127.0.0.1:8089/sim/ledger?summary=1'
 """
 

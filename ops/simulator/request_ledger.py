@@ -29,7 +29,8 @@ class Continuity(msgspec.Struct, kw_only=True):
     reply_kept: bool = True
     """Whether all items of the previous response follow the previous input, whole and in order.
 
-    Ids, status and annotations may be left out. True as well if the response did not arrive whole.
+    Ids, status and annotations may be left out. True as well if the response did not end well, or
+    was told with a fault: nobody knows then what the client has of it.
     """
     lost_items: list[int] = []
     """Output indexes of items of the previous response that are missing, changed or moved."""

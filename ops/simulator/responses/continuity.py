@@ -33,6 +33,8 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     """What each item counts."""
     reply: Sequence[ReadItem] = ()
     """Items of the answer."""
+    is_told_as_it_is: bool = True
+    """Whether no fault changes the events in which the client learns of the reply."""
 
     @property
     def all_forms(self) -> list[bytes]:
@@ -92,7 +94,7 @@ class Recall:
 
     def remember(self, slot: Slot | None, asking: Asking) -> None:
         """Keep a request with its answer."""
-        for item in asking.reply:
+        for item in asking.reply if asking.is_told_as_it_is else ():
             if item.call_id is not None:
                 self._calls[item.call_id] = asking.reply
         while len(self._calls) > _KNOWN_CALLS:
@@ -162,8 +164,8 @@ def _shared(known: Asking, asking: Asking) -> int:
 
 
 def _came_back(known: Asking, asking: Asking) -> bool:
-    """Whether the client has the reply of a request: it was whole, and is not asked for again."""
-    if known.entry.outcome != "whole" or known.entry.status != 200:
+    """Whether the client has the reply of a request: it ended well, and is not asked for again."""
+    if known.entry.outcome != "whole" or not known.entry.finished or not known.is_told_as_it_is:
         return False
     return len(asking.items) > len(known.items) or _shared(known, asking) < len(asking.items)
 

@@ -156,7 +156,8 @@ def _ended(plan: Plan, scenario: Scenario, type_: str, **changed: object) -> Non
     response = {**payload["response"], "output": done, **changed}
     _put(plan, len(plan.steps), {"type": type_, "response": response}, FrameKind.USAGE)
     last = plan.frames()[-1]
-    last.finishes, last.reports_usage = True, response["usage"] is not None
+    last.finishes = type_ == "response.incomplete"
+    last.reports_usage = response["usage"] is not None
     plan.truncated = False
 
 

@@ -178,7 +178,8 @@ class Responder:
             return plan
         plan = whole_plan(head, b"", spoken.counted, tempo)
         body = spoken.whole(spoken.echo.created_at + round(plan.head_delay_s))
-        plan.frames()[0].data = msgspec.json.encode(body)
+        (frame,) = plan.frames()
+        frame.data, frame.finishes = msgspec.json.encode(body), not spoken.failed
         return plan
 
     def _compacted(self, turn: Turn, received: Received) -> Plan:
@@ -217,5 +218,6 @@ def _remembered(turn: Turn, received: Received) -> tuple[Slot | None, Asking]:
         head_tokens=received.asked.prompt.tool_tokens,
         items=received.items,
         tokens=received.tokens,
+        is_told_as_it_is=not (turn.wishes["stream"] or turn.wishes["events"]),
     )
     return None if key is None else (key, blobs.family(model)), asking

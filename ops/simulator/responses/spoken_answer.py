@@ -87,7 +87,7 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
         for index, item in enumerate(self.items):
             item.write(writer, index)
         last = writer.add(self._last_type, FrameKind.USAGE)
-        last.finishes = last.reports_usage = True
+        last.finishes, last.reports_usage = not self.failed, True
         return writer.frames
 
     def finish(self, frames: Sequence[Frame]) -> None:
@@ -101,6 +101,11 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
                 "response": self.whole(completed_at),
             }
         )
+
+    @property
+    def failed(self) -> bool:
+        """Whether the response is one that says that it failed."""
+        return outcome(self.answer).status == "failed"
 
     @property
     def _last_type(self) -> str:

@@ -199,6 +199,20 @@ async def test_a_request_that_is_asked_again_has_lost_nothing(respond, sim: Simu
     assert sim.ledger.summary().overall.reply_breaks == 0
 
 
+@pytest.mark.parametrize("fault", ["failed", "finish=failed", "incomplete", "terminal-output"])
+async def test_what_was_told_with_a_fault_is_not_missed(
+    respond, sim: Simulator, fault: str
+) -> None:
+    """The client may have nothing of it, or another item than the one that was meant."""
+    chat = Chat(respond, stream=True)
+    about = {"tools": [ADD], "prompt_cache_key": "conv"}
+    await respond(chat.items, sim=fault, **about)
+    await respond([*chat.items, {"role": "user", "content": "Well?"}], **about)
+
+    assert sim.ledger.entries()[-1].continuity.previous_seq == 1
+    assert sim.ledger.summary().overall.reply_breaks == 0
+
+
 @pytest.mark.parametrize("change", ["system", "tools", "order"])
 async def test_what_comes_first_breaks_everything(respond, sim: Simulator, change: str) -> None:
     """Only the hidden prompt is cached then, which all users share, and tools that are the same."""
