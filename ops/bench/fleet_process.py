@@ -13,6 +13,7 @@ from turnline.worker.settings import from_env
 
 _OPTIONS: Final = {
     "TURNLINE_CHECK_MODEL": "false",
+    "TURNLINE_WIRE": "chat",
     "XAI_API_KEY": "xai-bench",
     # All heartbeats share one interpreter here: that is not the time to find workers dead.
     "TURNLINE_LEASE_S": "20",

@@ -252,6 +252,7 @@ def worker(
         "TURNLINE_SLOTS": str(SLOTS),
         "TURNLINE_WORKER_NAME": f"bench-{number}",
         "TURNLINE_LOG_LEVEL": "warning",
+        "TURNLINE_WIRE": "chat",
         "XAI_API_KEY": "xai-bench",
         **environ,
     }

@@ -167,6 +167,7 @@ async def drill(rounds: int, tell: Tell, *, kinds: Iterable[str] = ()) -> Drille
             "TURNLINE_CHECK_MODEL": "false",  # nobody answers while the stack starts
             "TURNLINE_TURN_BUDGET_S": f"{_BUDGET_S:g}",
             "TURNLINE_LOG_LEVEL": "error",
+            "TURNLINE_WIRE": "chat",
         }
         for n, kind in itertools.product(range(rounds), kinds or KINDS):
             tell(f"endless {kind}, {n + 1} of {rounds}")

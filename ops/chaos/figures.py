@@ -70,7 +70,7 @@ def fleet(workers: int, **env: str) -> Stack:
     return Stack(
         workers,
         sim_options=("--ttft-ms", "50", "--itl-ms", "20", "--ledger-entries", "0"),
-        worker_env={"TURNLINE_LOG_LEVEL": "error", **env},
+        worker_env={"TURNLINE_LOG_LEVEL": "error", "TURNLINE_WIRE": "chat", **env},
     )
 
 

@@ -11,6 +11,8 @@ from turnline.ops.simulator.faults.rules import Rule, RuleState
 from turnline.ops.simulator.model.usage import Usage
 
 _PAGE: Final = 200
+_ASKED: Final = ("/chat/completions", "/responses")
+"""How the paths of requests for replies end."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +85,7 @@ class SimAdmin:
     def entries(
         self, *, conversation: str | None = None, bodies: bool = True, all_kept: bool = True
     ) -> Iterator[Entry]:
-        """Read the record of all requests for completions, oldest first.
+        """Read the record of all requests for replies, oldest first.
 
         Args:
             conversation: Only those of this conversation.
@@ -103,7 +105,7 @@ class SimAdmin:
                 raise LedgerIncomplete(
                     f"{page.dropped_entries} entries and {page.dropped_bodies} bodies were dropped"
                 )
-            yield from (it for it in page.entries if it.path.endswith("/chat/completions"))
+            yield from (it for it in page.entries if it.path.endswith(_ASKED))
             if page.last_seq == since or not page.entries:
                 return
             since = page.last_seq

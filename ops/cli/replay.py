@@ -17,6 +17,7 @@ from turnline.ops.fleet.stack import Stack
 from turnline.ops.replay.recorded_calls import replayed_services
 from turnline.ops.replay.recordings import read_dialogues
 from turnline.ops.replay.replaying import Replay, Report
+from turnline.worker.services.grok.responses_request import Wire
 
 
 @click.command(
@@ -38,6 +39,13 @@ from turnline.ops.replay.replaying import Replay, Report
     default=16,
     show_default=True,
     help="Dialogues running at once; the turns of each follow one another.",
+)
+@click.option(
+    "--wire",
+    type=click.Choice(["responses", "chat"]),
+    default="responses",
+    show_default=True,
+    help="How workers talk to the model.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many dialogues.")
 @click.option(
@@ -70,6 +78,7 @@ def replay(
     file: Path,
     workers: int,
     concurrency: int,
+    wire: Wire,
     limit: int | None,
     redis_url: str | None,
     kill_every: int | None,
@@ -81,7 +90,8 @@ def replay(
 
     Starts workers and a simulated Grok that knows the dialogues, submits each user turn when the
     one before it has ended, and then compares each stored context with the recording, and all
-    totals with what the simulator says it served. Exits with 1 if anything differs.
+    totals with what the simulator says it served, and that no request lost reasoning or changed
+    what stood in the one before. Exits with 1 if anything differs.
     """
     dialogues = read_dialogues(file, limit)
     sim_options = ("--dialogues", str(file.resolve()), "--ledger-entries", "0")
@@ -94,11 +104,11 @@ def replay(
             workers,
             redis_url=redis_url,
             sim_options=sim_options,
-            worker_env=services.worker_env if services is not None else None,
+            worker_env={"TURNLINE_WIRE": wire, **(services.worker_env if services else {})},
         ) as stack,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        run = Replay(stack, dialogues, concurrency, kill_every, services)
+        run = Replay(stack, dialogues, concurrency, kill_every, services, wire=wire)
         with _progress("turns", run.turns) as advance:
             runner.run(run.say_all(advance))
         with _progress("checked", len(dialogues)) as advance:
@@ -147,6 +157,12 @@ def _show(report: Report, *, redis_stays: bool) -> None:
         f"simulator served {report.requests:,} requests and counts "
         f"{report.simulator_usage.total_tokens:,}.",
     )
+    if report.wire == "responses":
+        output.say(
+            to,
+            f"{report.lost_reasoning} reasoning items did not come back to the model, "
+            f"{report.prefix_breaks} requests changed what stood in the one before.",
+        )
     if report.kills:
         output.say(
             to,

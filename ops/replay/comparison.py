@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -12,6 +12,10 @@ from turnline.ops.cli.output import plain
 from turnline.ops.replay.recordings import recorded_context
 from turnline.ops.replay.served import Served
 from turnline.ops.simulator.model.dialogues import Dialogue
+from turnline.worker.services.grok.responses_request import Wire
+
+PATHS: Final[Mapping[Wire, str]] = {"chat": "/chat/completions", "responses": "/responses"}
+"""How the paths of requests end, by wire."""
 
 
 class ExpectedCalls(NamedTuple):
@@ -40,6 +44,7 @@ def faults_of(
     kept: Kept,
     served: Sequence[Served],
     *,
+    wire: Wire,
     with_kills: bool,
     calls: ExpectedCalls | None = None,
 ) -> list[str]:
@@ -49,6 +54,7 @@ def faults_of(
         dialogue: What should have been said.
         kept: What Redis has.
         served: The requests that the simulator served for it.
+        wire: What all requests have to be made on.
         with_kills: Workers were killed: requests may have been cut, and calls abandoned.
         calls: The services' calls; None: none were made.
     """
@@ -58,6 +64,7 @@ def faults_of(
         *_context_faults(dialogue, kept.context, calls.results),
         *_turn_faults(records, kept),
         *_spend_faults(kept, served, with_kills=with_kills),
+        *_wire_faults(dialogue, served, wire),
     ]
 
 
@@ -118,6 +125,24 @@ def _spend_faults(kept: Kept, served: Sequence[Served], *, with_kills: bool) -> 
         yield "the totals are not what the simulator reported"
     if kept.totals.reported_calls != len(served) or kept.totals.abandoned != Usage():
         yield "some spend is estimated, unknown or abandoned"
+
+
+def _wire_faults(dialogue: Dialogue, served: Sequence[Served], wire: Wire) -> Iterator[str]:
+    """Yield what the model noticed: another wire, another prefix, thoughts that it lost.
+
+    An answer without words leaves no message, and so no place for the thought before it.
+    """
+    elsewhere = sum(not it.path.endswith(PATHS[wire]) for it in served)
+    if elsewhere:
+        yield f"{elsewhere} requests on another wire than {wire}"
+    found = [it.continuity for it in served if it.continuity is not None]
+    lost = {it.previous_seq: it.lost_reasoning for it in found}  # a request may be made again
+    answers = (dialogue.answer(n) for n in range(1, len(dialogue.user_texts)))
+    wordless = sum(it is not None and not it.text.strip() for it in answers)
+    if sum(lost.values()) > wordless:
+        yield f"{sum(lost.values())} reasoning items did not come back as they were given"
+    if breaks := sum(not (it.prefix_kept and it.head_kept) for it in found):
+        yield f"{breaks} requests change what stood in the one before"
 
 
 def total(usages: Iterable[Usage]) -> Usage:

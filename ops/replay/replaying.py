@@ -20,6 +20,7 @@ from turnline.ops.replay.comparison import Kept, faults_of, quantile, total
 from turnline.ops.replay.recorded_calls import ExecutedCalls, ReplayedServices
 from turnline.ops.replay.served import Served, read_ledger
 from turnline.ops.simulator.model.dialogues import Dialogue
+from turnline.worker.services.grok.responses_request import Wire
 
 _LONGEST_TURN_S: Final = 120.0
 _NAMED_FAULTS: Final = 5
@@ -40,6 +41,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     simulator_usage: Usage
     """The same by the simulator's own ledger."""
     requests: int
+    lost_reasoning: int
+    """Reasoning items that did not come back to the model as it gave them."""
+    prefix_breaks: int
+    """Requests that changed what stood in the one before."""
     abandoned_calls: int
     """Calls whose answer was not committed, workers having been killed."""
     kills: int
@@ -53,6 +58,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     first_delta_p99_ms: float
     workers: int
     concurrency: int
+    wire: Wire
     run: str
     """Beginning of the conversations' ids."""
 
@@ -67,12 +73,15 @@ class Replay:
         concurrency: int,
         kill_every: int | None,
         services: ReplayedServices | None,
+        *,
+        wire: Wire,
     ) -> None:
         self._stack = stack
         self._dialogues = dialogues
         self._concurrency = concurrency
         self._kill_every = kill_every
         self._services = services
+        self._wire: Wire = wire
         self._run = f"replay-{secrets.token_hex(4)}"
         self._requests = Requests()
         self._turns = 0
@@ -185,7 +194,14 @@ class Replay:
         executed: ExecutedCalls | None,
     ) -> list[str]:
         name, calls = self._name(dialogue), executed.expected(dialogue) if executed else None
-        found = faults_of(dialogue, kept, served, with_kills=self._kills > 0, calls=calls)
+        found = faults_of(
+            dialogue,
+            kept,
+            served,
+            wire=self._wire,
+            with_kills=self._kills > 0,
+            calls=calls,
+        )
         if executed is not None:
             found += executed.faults_of(dialogue, name, kept.events)
         unanswered = self._unanswered.get(name)
@@ -199,6 +215,7 @@ class Replay:
         executed: ExecutedCalls | None,
     ) -> Report:
         requests = [it for name, its in served.items() if name.startswith(self._run) for it in its]
+        links = [it.continuity for it in requests if it.continuity is not None]
         named = (f"{name}: {phrase}" for name, found in faults for phrase in found)
         return Report(
             dialogues=len(self._dialogues),
@@ -208,6 +225,8 @@ class Replay:
             usage=total(it.totals.usage for it in kept),
             simulator_usage=total(usage for it in requests if (usage := it.reported) is not None),
             requests=len(requests),
+            lost_reasoning=sum(it.lost_reasoning for it in links),
+            prefix_breaks=sum(not (it.prefix_kept and it.head_kept) for it in links),
             abandoned_calls=sum(call.abandoned for it in kept for call in it.calls),
             kills=self._kills,
             tool_calls=executed.calls if executed is not None else 0,
@@ -218,6 +237,7 @@ class Replay:
             first_delta_p99_ms=round(quantile(self._first_deltas_ms, 0.99), 2),
             workers=len(self._stack.worker_names),
             concurrency=self._concurrency,
+            wire=self._wire,
             run=self._run,
         )
 

@@ -7,6 +7,7 @@ import msgspec
 
 from turnline.contracts.conversation import Usage
 from turnline.ops.simulator.model.usage import Usage as WireUsage
+from turnline.ops.simulator.request_ledger import Continuity
 
 _TIMEOUT_S = 60.0
 
@@ -15,12 +16,15 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     """One request, as far as it is compared with what workers noted."""
 
     seq: int
+    path: str = ""
     conversation_id: str | None = None
     status: int | None = None
     outcome: str = "open"
     """`whole`, `cut`, `error` or `open`."""
     usage: WireUsage | None = None
     usage_reported: bool = False
+    continuity: Continuity | None = None
+    """How it goes on from the request before it, on `/v1/responses`."""
 
     @property
     def reported(self) -> Usage | None:

@@ -30,8 +30,9 @@ def replay(file: Path, *words: str) -> tuple[int, dict[str, Any]]:
     return ran.returncode, json.loads(ran.stdout)
 
 
-@pytest.mark.promise("P2", "P7")
-def test_recordings_come_out_as_they_went_in(tmp_path: Path) -> None:
+@pytest.mark.promise("P2", "P7", "P13")
+@pytest.mark.parametrize("wire", ["chat", "responses"])
+def test_recordings_come_out_as_they_went_in(tmp_path: Path, wire: str) -> None:
     """Every turn once, every text as recorded, every token as the simulator counted it."""
     file = tmp_path / "dialogues.jsonl"
     file.write_text(
@@ -43,12 +44,13 @@ def test_recordings_come_out_as_they_went_in(tmp_path: Path) -> None:
         )
     )
 
-    code, report = replay(file, "--workers", "2")
+    code, report = replay(file, "--workers", "2", "--wire", wire)
 
     assert (code, report["mismatches"], report["faults"]) == (0, 0, [])
+    assert (report["wire"], report["lost_reasoning"], report["prefix_breaks"]) == (wire, 0, 0)
     assert (report["dialogues"], report["turns"], report["requests"]) == (12, 36, 36)
     assert report["usage"] == report["simulator_usage"]
-    assert report["usage"]["total_tokens"] > 0
+    assert report["usage"]["total_tokens"] > report["usage"]["reasoning_tokens"] > 0
     assert 0 < report["first_delta_p50_ms"] <= report["first_delta_p99_ms"]
 
 

@@ -42,7 +42,11 @@ def dialogue(number: int) -> str:
     return json.dumps({"dialogue_id": f"d{number}", "turns": turns}) + "\n"
 
 
-@pytest.mark.parametrize("mode", [(), ("--elsewhere",), ("--kill-every", "7")])
+@pytest.mark.parametrize(
+    "mode",
+    [("--wire", "chat"), (), ("--elsewhere",), ("--kill-every", "7")],
+    ids=["chat", "responses", "elsewhere", "kills"],
+)
 def test_calls_are_made_and_their_results_committed(tmp_path: Path, mode: tuple[str, ...]) -> None:
     """Contexts, totals and executions are right, also where workers are killed."""
     file, tools = tmp_path / "dialogues.jsonl", tmp_path / "tools.json"

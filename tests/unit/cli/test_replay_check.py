@@ -21,6 +21,7 @@ from turnline.ops.replay.served import Served
 from turnline.ops.simulator.model.dialogues import Dialogue, RecordedTurn
 from turnline.ops.simulator.model.usage import CompletionDetails, PromptDetails
 from turnline.ops.simulator.model.usage import Usage as WireUsage
+from turnline.ops.simulator.request_ledger import Continuity
 
 Change = Callable[[Kept, list[Served]], tuple[Kept, list[Served]]]
 
@@ -52,7 +53,15 @@ def served(seq: int, **fields: Any) -> Served:
         completion_tokens_details=CompletionDetails(reasoning_tokens=5),
         cost_in_usd_ticks=7,
     )
-    plain = Served(seq=seq, status=200, outcome="whole", usage=used, usage_reported=True)
+    plain = Served(
+        seq=seq,
+        path="/v1/responses",
+        status=200,
+        outcome="whole",
+        usage=used,
+        usage_reported=True,
+        continuity=Continuity(previous_seq=seq - 1 or None),
+    )
     return msgspec.structs.replace(plain, **fields)
 
 
@@ -88,7 +97,7 @@ def good() -> tuple[Kept, list[Served]]:
 
 def test_an_undisturbed_replay_has_no_faults() -> None:
     """What is right is not complained of."""
-    assert faults_of(DIALOGUE, *good(), with_kills=False) == []
+    assert faults_of(DIALOGUE, *good(), wire="responses", with_kills=False) == []
 
 
 def test_an_answer_without_words_leaves_no_message() -> None:
@@ -97,11 +106,12 @@ def test_an_answer_without_words_leaves_no_message() -> None:
         "d", [RecordedTurn("user", "Hello"), RecordedTurn("system", " \n"), *DIALOGUE.turns[2:]]
     )
     kept, requests = good()
+    requests[1] = served(2, continuity=Continuity(lost_reasoning=1))  # there is no place for it
     context = [entry for n, entry in enumerate(kept.context) if n != 1]
 
-    assert faults_of(blank, kept, requests, with_kills=False) != []
+    assert faults_of(blank, kept, requests, wire="responses", with_kills=False) != []
     kept = msgspec.structs.replace(kept, context=context)
-    assert faults_of(blank, kept, requests, with_kills=False) == []
+    assert faults_of(blank, kept, requests, wire="responses", with_kills=False) == []
 
 
 @pytest.mark.parametrize("content", ["", " "])
@@ -116,7 +126,9 @@ def test_a_message_of_nothing_but_a_call_has_no_words(content: str) -> None:
     calls = ExpectedCalls({1: "told"}, 0)
 
     kept = msgspec.structs.replace(kept, context=context)
-    assert faults_of(DIALOGUE, kept, requests, with_kills=False, calls=calls) == []
+    assert (
+        faults_of(DIALOGUE, kept, requests, wire="responses", with_kills=False, calls=calls) == []
+    )
 
 
 def test_a_killed_attempt_is_no_fault_where_workers_are_killed() -> None:
@@ -127,8 +139,8 @@ def test_a_killed_attempt_is_no_fault_where_workers_are_killed() -> None:
     kept = msgspec.structs.replace(kept, calls=calls, totals=totals)
     requests.insert(0, served(0, outcome="cut", usage_reported=False))
 
-    assert faults_of(DIALOGUE, kept, requests, with_kills=True) == []
-    assert faults_of(DIALOGUE, kept, requests, with_kills=False) != []
+    assert faults_of(DIALOGUE, kept, requests, wire="responses", with_kills=True) == []
+    assert faults_of(DIALOGUE, kept, requests, wire="responses", with_kills=False) != []
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,11 @@ def test_each_fault_is_named(fields: dict[str, Any], phrase: str, with_kills: bo
     kept, requests = good()
 
     found = faults_of(
-        DIALOGUE, msgspec.structs.replace(kept, **fields), requests, with_kills=with_kills
+        DIALOGUE,
+        msgspec.structs.replace(kept, **fields),
+        requests,
+        wire="responses",
+        with_kills=with_kills,
     )
 
     allowed = with_kills and phrase.startswith("some spend")
@@ -173,9 +189,31 @@ def test_a_request_that_no_worker_noted_is_a_fault() -> None:
     """The simulator's ledger may not know more than ours."""
     kept, requests = good()
 
-    found = faults_of(DIALOGUE, kept, [*requests, served(3)], with_kills=True)
+    found = faults_of(DIALOGUE, kept, [*requests, served(3)], wire="responses", with_kills=True)
 
     assert found == ["2 calls in the ledger, but the simulator served 3"]
+
+
+@pytest.mark.parametrize("with_kills", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "phrase"),
+    [
+        ({"path": "/v1/chat/completions"}, "1 requests on another wire than responses"),
+        ({"continuity": Continuity(lost_reasoning=2)}, "2 reasoning items did not come back"),
+        ({"continuity": Continuity(prefix_kept=False)}, "1 requests change what stood"),
+        ({"continuity": Continuity(head_kept=False)}, "1 requests change what stood"),
+    ],
+)
+def test_what_the_model_lost_is_a_fault(
+    fields: dict[str, Any], phrase: str, with_kills: bool
+) -> None:
+    """Killed workers excuse nothing: what was committed is sent as it was."""
+    kept, requests = good()
+    requests[1] = served(2, **fields)
+
+    (found,) = faults_of(DIALOGUE, kept, requests, wire="responses", with_kills=with_kills)
+
+    assert found.startswith(phrase)
 
 
 def test_quantiles_lie_within_the_values() -> None:
