@@ -7,7 +7,7 @@ import platform
 import secrets
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
-from turnline.worker.services.grok.model_catalogue import BUILT_IN
+from turnline.worker.services.grok.model_catalogue import BUILT_IN, Model
 from turnline.worker.services.grok.responses_request import ResponsesOptions
 from turnline.worker.services.openai.llm import OpenAIInputParams
 from turnline.worker.services.provider_client import ProviderClient
@@ -146,6 +146,7 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
         agents=tuple(agents.agents) if agents is not None else (),
         checker=checker,
         telemetry=telemetry,
+        learn=services.learn,
         make_worker=partial(_worker, settings, shared),
     )
     return Fleet(settings, parts, on_serving)
@@ -232,6 +233,10 @@ class GrokServices:
         self.client = ProviderClient(settings.api_key.value, settings.base_url)
         self.create_context_aggregator = self("", ConversationSettings()).create_context_aggregator
         """Needs no service of its own: nothing of a pair depends on a turn's settings."""
+
+    def learn(self, listed: Sequence[Model]) -> None:
+        """Take note of what the provider says of its models: it wins over what was known."""
+        self.catalogue = BUILT_IN.updated(listed)
 
     def model_of(self, settings: ConversationSettings) -> str:
         """Return the name of the model that a conversation with these settings talks to."""

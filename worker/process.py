@@ -14,6 +14,7 @@ from turnline.contracts.keys import ShardKeys, shard_keys
 from turnline.worker.ending import CLOSE_S, within
 from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.schema_checking import Checker
+from turnline.worker.services.grok.model_catalogue import Model
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import ProviderFound, check_provider
@@ -47,6 +48,8 @@ class FleetParts(NamedTuple):
     """Names of the agents that messages may ask for."""
     checker: Checker
     telemetry: Telemetry
+    learn: Callable[[Sequence[Model]], None]
+    """Told of the models that the provider lists."""
     make_worker: Callable[[ShardKeys], tuple[LeasedWorker, AsyncRedis]]
     """Makes the worker of a shard, and the connection that its store uses."""
 
@@ -77,6 +80,7 @@ class Fleet:
         """
         redis = await check_redis(self._settings)
         provider = await check_provider(self._settings, self.parts.client)
+        self.parts.learn(provider.listed)
         tools = tuple(name for name, _, _ in self.parts.toolbox.definitions)
         return Found(redis, provider, tools, self.parts.agents)
 

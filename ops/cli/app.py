@@ -30,6 +30,7 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Operate it": {
         "queue": "Show what waits and runs, and the workers.",
+        "models": "List the models, with prices and what they take.",
         "tools": "List the tools that a worker would offer.",
         "agents": "List the agents that a worker would know.",
         "dead": "List, show, replay or drop dead letters.",
@@ -42,6 +43,7 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 _MODULES: Final[Mapping[str, str]] = {
+    "models": "turnline.ops.cli.model_list",
     "usage": "turnline.ops.cli.token_usage",
     "worker": "turnline.worker.command",
     "redis": "turnline.ops.embedded.command",

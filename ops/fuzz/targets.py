@@ -196,6 +196,8 @@ def check_answer(data: bytes) -> Verdict:
     rest = first[3:].decode("latin-1")
     try:
         found = provider_check.judge_answer(_START, provider_check.Answer(status, body, rest, rest))
+        if not found.unchecked:
+            provider_check.need_model(_START, found.listed)
     except StartFailed as error:
         _must_be_a_sentence(str(error), 2_500)
         return Verdict("StartFailed", [plain(str(error))[:36]])

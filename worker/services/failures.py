@@ -42,7 +42,9 @@ _AUTH: Final = re.compile(
     re.IGNORECASE,
 )
 _NO_MODEL: Final = re.compile(
-    r"model not found|model_not_found|^The model \S+ does not exist", re.IGNORECASE
+    r"model not found|model_not_found|^The model \S+ (?:does not exist|(?:has been|was|is) "
+    r"(?:retired|deprecated|decommissioned|no longer ))",
+    re.IGNORECASE,
 )
 _PARAMETER: Final = re.compile(
     r"(?:Argument not supported on this model: "

@@ -4,6 +4,7 @@ import logging
 import ssl
 import time
 import zlib
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
@@ -12,6 +13,13 @@ import httpx2
 import msgspec
 
 from turnline.worker.errors import StartFailed
+from turnline.worker.services.grok.model_catalogue import (
+    BUILT_IN,
+    TABLE_DATE,
+    Model,
+    is_xai,
+    read_list,
+)
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import KEY, Settings
 from turnline.worker.starting.stage import WORDS_CHARS, plain, within
@@ -19,7 +27,7 @@ from turnline.worker.starting.stage import WORDS_CHARS, plain, within
 log = logging.getLogger("turnline.worker")
 
 LIMIT_S: Final = 10.0
-"""Time for the answer, from the connection to its last byte."""
+"""Time for the answers, from the connection to the last byte."""
 MOST_BYTES: Final = 4 * 1024 * 1024
 _MOST_OF_AN_ERROR: Final = 16_384
 _MOST_NAMED: Final = 20
@@ -39,10 +47,12 @@ class ProviderFound(NamedTuple):
     """How many it serves; None if it was not asked, or did not say."""
     unchecked: str = ""
     """Why the model was not checked, if it was not."""
+    listed: tuple[Model, ...] = ()
+    """What it says of them."""
 
 
 class Answer(NamedTuple):
-    """What the provider answered to `GET /models`."""
+    """What the provider answered to `GET /language-models` or `GET /models`."""
 
     status: int
     body: bytes
@@ -68,30 +78,47 @@ async def check_provider(settings: Settings, client: ProviderClient) -> Provider
 
     Raises:
         StartFailed: The key is missing or refused, the answer is no list of models, the model is
-            not in it, or the connection can never be made as the system is set up.
+            not in it, the connection can never be made as the system is set up, or nobody answers
+            and xAI is known to have retired the model.
     """
     need_key(settings)
     if not settings.check_model:
         return ProviderFound(unchecked="TURNLINE_CHECK_MODEL is false")
+    found = await ask_provider(settings, client)
+    if found.unchecked:
+        log.warning("provider.unchecked", extra={"reason": found.unchecked.partition(":")[0]})
+        _refuse_retired(settings)
+    else:
+        need_model(settings, found.listed)
+    return found
+
+
+async def ask_provider(settings: Settings, client: ProviderClient) -> ProviderFound:
+    """Ask the provider for its models.
+
+    Raises:
+        StartFailed: As `check_provider`, but for the model.
+    """
     began_s = time.monotonic()
     try:
         what = f"GET {settings.base_url}/models"
-        answer = await within(LIMIT_S, what, _ask(client))
+        answer = await within(LIMIT_S, what, _ask_for_models(client))
     except TimeoutError:
-        return _unchecked(f"no whole answer within {time.monotonic() - began_s:.0f} s")
+        waited_s = time.monotonic() - began_s
+        return ProviderFound(unchecked=f"no whole answer within {waited_s:.0f} s")
     except _FOREIGN as error:
         _judge_connection(settings, error)
         words = plain(str(error), WORDS_CHARS, [settings.api_key.value])
-        return _unchecked(type(error).__name__, words)
-    found = judge_answer(settings, answer)
-    return _unchecked(found.unchecked) if found.unchecked else found
+        kind = type(error).__name__
+        return ProviderFound(unchecked=f"{kind}: {words}" if words else kind)
+    return judge_answer(settings, answer)
 
 
 def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
-    """Judge an answer to `GET /models`, whatever it is.
+    """Judge a provider's answer, whatever it is.
 
     Raises:
-        StartFailed: As `check_provider`.
+        StartFailed: As `ask_provider`.
     """
     where, status = settings.base_url, answer.status
     shown = partial(plain, secrets=[settings.api_key.value])
@@ -114,37 +141,64 @@ def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
             f"{where} answers GET /models with more than {MOST_BYTES:,} bytes, which is no list of "
             f"models. Is TURNLINE_BASE_URL right? {_ANYWAY}"
         )
-    served = models_of(answer.body)
-    if served is None:
+    listed = read_list(answer.body)
+    if listed is None:
         kind = shown(answer.content_type.partition(";")[0], 60) or "something"
         raise StartFailed(
             f"{where} answers GET /models with {kind} that is no list of models. Is "
             f"TURNLINE_BASE_URL right? {_ANYWAY}"
         )
-    if settings.model not in served:
-        names = [shown(it, 80) for it in sorted(served)]
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ProviderFound(len(listed), listed=listed)
+
+
+def need_model(settings: Settings, listed: tuple[Model, ...]) -> None:
+    """Check that the model is served; xAI also serves names that redirect to one in its list.
+
+    Raises:
+        StartFailed: It is not.
+    """
+    where, name = settings.base_url, settings.model
+    known = BUILT_IN.updated(listed).served if is_xai(where) else listed
+    if any(name in {it.name, *it.aliases} for it in known):
+        return
+    names = sorted({plain(it.name, 80, [settings.api_key.value]) for it in listed})
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    raise StartFailed(
+        f"{where} does not serve the model {name}{_fate(name)}. It serves "
+        f"{', '.join(names[:_MOST_NAMED]) or 'none'}{more}. Set TURNLINE_MODEL to one of them, "
+        "or TURNLINE_CHECK_MODEL=false if you know better."
+    )
+
+
+def _refuse_retired(settings: Settings) -> None:
+    """Refuse a model of which it is known without asking that xAI has ceased to serve it.
+
+    Raises:
+        StartFailed: It is one.
+    """
+    fate = _fate(settings.model) if is_xai(settings.base_url) else ""
+    if fate:
+        today = _today()
+        names = ", ".join(it.name for it in BUILT_IN.models if not it.is_retired(today))
         raise StartFailed(
-            f"{where} does not serve the model {settings.model}. It serves "
-            f"{', '.join(names[:_MOST_NAMED]) or 'none'}{more}. Set TURNLINE_MODEL to one of them, "
-            "or TURNLINE_CHECK_MODEL=false if you know better."
+            f"xAI does not serve the model {settings.model}{fate}; on {TABLE_DATE} it served "
+            f"{names}. Set TURNLINE_MODEL to one of them, or TURNLINE_CHECK_MODEL=false if you "
+            "know better."
         )
-    return ProviderFound(len(served))
 
 
-def models_of(body: bytes) -> set[str] | None:
-    """Return the ids in a list of models as OpenAI's API has it; None if it is something else."""
-    try:
-        data: Any = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    listed = cast("dict[str, Any]", data).get("data") if isinstance(data, dict) else None
-    if not isinstance(listed, list):
-        return None
-    models = msgspec.convert(listed, list[Any])
-    ids = [cast("dict[str, Any]", it).get("id") for it in models if isinstance(it, dict)]
-    found = {it for it in ids if isinstance(it, str) and it}
-    return found if found or not models else None
+def _fate(name: str) -> str:
+    """Say what became of a model that xAI has retired; "" of any other."""
+    model = BUILT_IN.find(name)
+    if model is None or not model.is_retired(_today()):
+        return ""
+    return f", retired on {model.retired_on}" + (
+        f" and replaced by {model.replaced_by}" if model.replaced_by else ""
+    )
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 def words_of(body: bytes) -> str:
@@ -162,17 +216,20 @@ def words_of(body: bytes) -> str:
     return node if isinstance(node, str) else ""
 
 
-def _unchecked(why: str, words: str = "") -> ProviderFound:
-    log.warning("provider.unchecked", extra={"reason": why})
-    return ProviderFound(unchecked=f"{why}: {words}" if words else why)
+async def _ask_for_models(client: ProviderClient) -> Answer:
+    """Ask for the list that says more, which few hosts have, then for the one that all have."""
+    answer = await _ask(client, "language-models")
+    if 200 <= answer.status < 300 and len(answer.body) <= MOST_BYTES and read_list(answer.body):
+        return answer
+    return await _ask(client, "models")
 
 
-async def _ask(client: ProviderClient) -> Answer:
+async def _ask(client: ProviderClient, path: str) -> Answer:
     """Send one request through the client's own transport, and read so much of the answer."""
     headers = {**client.auth_headers, **client.default_headers, "Accept-Encoding": "identity"}
     request = httpx2.Request(
         "GET",
-        f"{str(client.base_url).rstrip('/')}/models",
+        f"{str(client.base_url).rstrip('/')}/{path}",
         headers=headers,
     )
     response = await client.http.send(request, stream=True, follow_redirects=False)

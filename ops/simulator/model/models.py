@@ -113,7 +113,6 @@ _MODERN: Final = _catalogue(
             requests_per_minute=540,
             tokens_per_minute=2_500_000,
         ),
-        _model("grok-build-0.1", 256_000, (1, 0.20, 2), **_CODE),
     ],
     {
         "grok-4.5": ["grok-build-latest"],
@@ -125,7 +124,6 @@ _MODERN: Final = _catalogue(
         ],
         "grok-4.20-0309-non-reasoning": ["grok-4.20-non-reasoning"],
         "grok-4.20-multi-agent-0309": ["grok-4.20-multi-agent"],
-        "grok-build-0.1": ["grok-code-fast", "grok-code-fast-1", "grok-code-fast-1-0825"],
         "grok-4.3": [
             "grok-3",
             "grok-4",

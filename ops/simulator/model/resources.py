@@ -20,6 +20,9 @@ def payload(path: str, models: Catalogue) -> object:
             return None if found is None else _model(found)
         case ["language-models"]:
             return {"models": [_language_model(models, it) for it in models.models.values()]}
+        case ["language-models", name]:
+            found = models.resolve(name)
+            return None if found is None else _language_model(models, found)
         case ["api-key"]:
             return _API_KEY
         case _:
@@ -43,7 +46,9 @@ def _language_model(models: Catalogue, found: Model) -> Mapping[str, object]:
         "output_modalities": ["text"],
         "prompt_text_token_price": found.input_ticks,
         "cached_prompt_text_token_price": found.cached_ticks,
+        "prompt_image_token_price": found.input_ticks,
         "completion_text_token_price": found.output_ticks,
+        "search_price": 0,
         "aliases": models.aliases(found.name),
     }
 

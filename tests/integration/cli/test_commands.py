@@ -236,3 +236,34 @@ def test_mistakes_end_with_two_and_a_line(run: Run, words: list[str], complaint:
     assert (result.exit_code, result.stdout) == (2, "")
     assert complaint in result.stderr
     assert "secret" not in result.output
+
+
+def test_models_are_listed_with_and_without_a_key(stack: Stack) -> None:
+    """The provider's list, else the table; which of them it is stands beside them."""
+
+    def models(*words: str, **environ: str) -> Result:
+        given = {"TURNLINE_BASE_URL": stack.base_url, "XAI_API_KEY": "", "COLUMNS": "200"}
+        return CliRunner().invoke(turnline, ["models", *words], env=given | environ)
+
+    served = out(models("--json", XAI_API_KEY="xai-test"))
+    table = out(models("--json"))
+    by_name = {model["name"]: model for model in served["models"]}
+
+    assert served["unchecked"] == ""
+    assert {model["source"] for model in served["models"]} == {"provider"}
+    assert "grok-build-0.1" not in by_name
+    grok = by_name["grok-4.3"]
+    assert grok["usd_per_million"] == {"input": 1.25, "cached_input": 0.2, "output": 2.5}
+    assert (grok["context_tokens"], grok["default_effort"]) == (1_000_000, "low")
+    assert "grok-4-latest" in grok["aliases"]
+
+    assert table["unchecked"] == "XAI_API_KEY is not set"
+    assert {model["source"][:14] for model in table["models"]} == {"built-in table"}
+    (ended,) = [it for it in table["models"] if it["name"] == "grok-build-0.1"]
+    assert (ended["retired_on"], ended["replaced_by"]) == ("2026-11-19", "grok-4.7")
+
+    shown = models().stdout
+    assert "2026-11-19, use grok-4.7" in shown
+    assert "did not tell (XAI_API_KEY is not set)" in shown
+    assert f"Served by {stack.base_url}" in models(XAI_API_KEY="xai-test").stdout
+    assert models(TURNLINE_MODEL="a b").exit_code == 2

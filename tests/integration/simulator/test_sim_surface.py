@@ -410,6 +410,8 @@ async def test_rate_limits_can_be_switched_on() -> None:
         ("GET", "/v1/models/grok-4", 200, b'"id":"grok-4.3"'),
         ("GET", "/v1/models/nope", 404, b""),
         ("GET", "/v1/language-models", 200, b'"prompt_text_token_price":12500,'),
+        ("GET", "/v1/language-models/grok-4", 200, b'"aliases":["grok-3","grok-4",'),
+        ("GET", "/v1/language-models/grok-build-0.1", 404, b""),
         ("GET", "/v1/api-key", 200, b'"redacted_api_key"'),
         ("GET", "/v1/chat/completions", 405, b""),
         ("POST", "/v1/models", 405, b""),

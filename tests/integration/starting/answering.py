@@ -1,7 +1,7 @@
 """A provider, or anything else that listens, which answers in any way whatever."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 LIST = b'{"data":[{"id":"grok-4.3"}]}'
@@ -20,18 +20,24 @@ def http(
 
 @asynccontextmanager
 async def answering(
-    data: bytes, *, then: bytes | None = None, every_s: float = 0, hold: bool = False
+    data: bytes,
+    *,
+    then: bytes | None = None,
+    every_s: float = 0,
+    hold: bool = False,
+    paths: Mapping[bytes, bytes] | None = None,
 ) -> AsyncIterator[int]:
     """Listen on the port given; to each connection that says something say `data`.
 
-    After it comes `then` without end, or silence, or the end.
+    Where the path that is asked for stands in `paths`, that is said instead. After it comes `then`
+    without end, or silence, or the end.
     """
     tasks: set[asyncio.Task[None]] = set()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.read(4_096)
-            writer.write(data)
+            path = (await reader.read(4_096)).split(b" ", 2)[1:2]
+            writer.write((paths or {}).get(b"".join(path), data))
             while then is not None:
                 writer.write(then)
                 await writer.drain()

@@ -17,22 +17,29 @@ from turnline.worker.starting.provider_check import ProviderFound, check_provide
 KEY = "xai-s3cretkey"
 
 
-async def asked(port: int) -> ProviderFound:
-    """Ask a provider on this port."""
+async def asked(port: int, model: str = "grok-4.3", named: str = "") -> ProviderFound:
+    """Ask a provider on this port, which the settings may name otherwise."""
     base_url = f"http://127.0.0.1:{port}/v1"
     client = ProviderClient(KEY, base_url)
     try:
         return await check_provider(
-            from_env({"TURNLINE_BASE_URL": base_url, "XAI_API_KEY": KEY}), client
+            from_env(
+                {
+                    "TURNLINE_BASE_URL": named or base_url,
+                    "TURNLINE_MODEL": model,
+                    "XAI_API_KEY": KEY,
+                }
+            ),
+            client,
         )
     finally:
         await client.close()
 
 
-async def refusal(port: int) -> str:
+async def refusal(port: int, model: str = "grok-4.3", named: str = "") -> str:
     """Ask, and return the sentence of the refusal."""
     with pytest.raises(StartFailed) as error:
-        await asked(port)
+        await asked(port, model, named)
     said = str(error.value)
     assert said.isprintable()
     assert KEY not in said
@@ -90,7 +97,10 @@ async def test_what_is_no_list_of_models_is_refused(body: bytes, words: str) -> 
 async def test_a_list_with_the_model_is_enough(answer: bytes) -> None:
     """Whatever stands beside it, and however it is labelled or packed."""
     async with answering(answer) as port:
-        assert await asked(port) == ProviderFound(1)
+        found = await asked(port)
+
+    assert (found.models, found.unchecked) == (1, "")
+    assert [model.name for model in found.listed] == ["grok-4.3"]
 
 
 @pytest.mark.parametrize(
@@ -222,3 +232,64 @@ async def test_a_packed_answer_is_unpacked_within_the_limit() -> None:
 
     assert "more than 4,194,304 bytes" in said
     assert peak < 40_000_000
+
+
+RICH = b"""{"models":[
+    {"id":"grok-4.3","prompt_text_token_price":12500,"aliases":["grok-latest"]},{"id":"grok-4.7"}
+]}"""
+XAI = "https://api.x.ai/v1"
+
+
+async def test_the_list_that_says_more_is_asked_for_first() -> None:
+    """Its aliases are served too; a host that has the plain list only is asked for that one."""
+    rich = {b"/v1/language-models": http(RICH)}
+    async with answering(http(status="500 x"), paths=rich) as port:
+        found = await asked(port, "grok-latest")
+    assert (found.models, found.unchecked) == (2, "")
+    assert found.listed[0].input_usd == 1.25
+
+    for other in (http(status="404 x"), http(b"<html>"), http(b'{"models":[]}'), http(b"{}")):
+        async with answering(other, paths={b"/v1/models": http()}) as port:
+            assert (await asked(port)).models == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "named", "words"),
+    [
+        ("grok-4", XAI, ""),
+        ("grok-4", "", "does not serve the model grok-4. It serves grok-4.3, grok-4.7. Set"),
+        ("grok-4.3-0101", XAI, "does not serve the model grok-4.3-0101. It serves"),
+        (
+            "grok-code-fast-1",
+            XAI,
+            "the model grok-code-fast-1, retired on 2026-11-19 and replaced by grok-4.7. It serves",
+        ),
+        ("grok-9", XAI, "does not serve the model grok-9. It serves grok-4.3, grok-4.7. Set"),
+    ],
+)
+async def test_a_model_that_is_not_served_is_refused(model: str, named: str, words: str) -> None:
+    """By the ones that serve; xAI also serves names that redirect."""
+    async with answering(http(RICH)) as port:
+        if words:
+            assert words in await refusal(port, model, named)
+        else:
+            assert (await asked(port, model, named)).models == 2
+
+
+async def test_the_providers_list_wins_over_a_retirement() -> None:
+    """It serves what it says it serves."""
+    async with answering(http(b'{"models":[{"id":"grok-build-0.1"}]}')) as port:
+        assert (await asked(port, "grok-build-0.1", XAI)).models == 1
+
+
+async def test_a_retired_model_is_refused_though_nobody_answers() -> None:
+    """At xAI, by the table, with those that serve; other hosts may still have it."""
+    async with answering(http(status="503 x")) as port:
+        said = await refusal(port, "grok-code-fast", XAI)
+        assert "grok-code-fast, retired on 2026-11-19 and replaced by grok-4.7; on 2026" in said
+        assert "it served grok-4.7, grok-4.6, grok-4.5, grok-4.3, grok-4.20-0309-reasoning" in said
+        assert "grok-build" not in said
+
+        assert (await asked(port, "grok-code-fast")).unchecked == "HTTP 503"
+        assert (await asked(port, "grok-9", XAI)).unchecked == "HTTP 503"
+        assert (await asked(port, "grok-4", XAI)).unchecked == "HTTP 503"

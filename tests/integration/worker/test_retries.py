@@ -80,12 +80,28 @@ async def test_out_of_credits_is_never_retried(hand: Hand, scenario: str) -> Non
 
 
 @pytest.mark.promise("P12")
+async def test_a_model_that_is_gone_is_asked_for_once(hand: Hand) -> None:
+    """A conversation whose own model was retired: the turn fails by name, the next one runs."""
+    await hand.client.configure("c", model="grok-code-fast-1")
+    receipt = await hand.client.submit(user("Hello"))
+
+    await hand.run_due()
+    await ended(hand.client, receipt, TurnFailed, "model_not_found")
+    assert len(requests(hand.sim)) == 1
+
+    await hand.client.configure("c", model="grok-4.7")
+    receipt = await hand.client.submit(user("Hello"))
+    await hand.run_due()
+    await ended(hand.client, receipt, TurnCompleted)
+
+
+@pytest.mark.promise("P12")
 async def test_a_turn_is_not_tried_beyond_its_budget(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:
     """When waiting would outlast the budget the turn fails by the name of what went wrong."""
-    sim.inject("status=503", times=None)
-    async with open_hand(redis_url, sim, turn_budget_s=0.0001) as hand:
+    sim.inject("status=503;retry_after=60", times=None)
+    async with open_hand(redis_url, sim, turn_budget_s=30.0) as hand:
         receipt = await client.submit(user("Hello"))
         await run(hand)
 

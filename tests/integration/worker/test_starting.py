@@ -15,10 +15,11 @@ import redis as redis_sync
 from tests.support.driving import fleet, settings_for
 from tests.support.wait import wait_until, wait_until_sync
 from turnline.contracts import SyncTurnClient, TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.conversation import ConversationSettings
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator, SimulatorConfig
 from turnline.worker.errors import StartFailed
-from turnline.worker.main import make_fleet
+from turnline.worker.main import make_fleet, services_of
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import SettingsError, described, from_env
 from turnline.worker.starting.provider_check import check_provider
@@ -90,6 +91,32 @@ async def test_key_and_model_are_checked_at_the_start(environ: dict[str, str], w
 
     assert words in str(error.value)
     assert "xai-wrong" not in str(error.value)
+
+
+async def test_what_the_provider_says_at_the_start_is_used(redis_url: str, sim: Simulator) -> None:
+    """The worker's services learn it: here that another name means the model asked for."""
+    settings = from_env(
+        {
+            "TURNLINE_REDIS_URL": redis_url,
+            "TURNLINE_BASE_URL": sim.base_url,
+            "TURNLINE_MODEL": "grok-4-latest",
+            "XAI_API_KEY": "xai-test",
+        }
+    )
+    services = services_of(settings)
+    fleet = make_fleet(settings)
+    fleet.parts = fleet.parts._replace(learn=services.learn)
+    try:
+        assert not services.catalogue.is_same("grok-4-fast", "grok-4.20-latest")
+        assert services.budget_s(ConversationSettings(model="grok-4-latest")) == 1800
+
+        await fleet.check()
+
+        assert services.catalogue.is_same("grok-4.20-latest", "grok-4.20-0309-reasoning")
+        assert {"grok-4.3", "grok-4.7"} < {model.name for model in services.catalogue.served}
+    finally:
+        await fleet.close()
+        await services.client.close()
 
 
 async def test_a_provider_that_is_down_does_not_stop_a_start() -> None:

@@ -33,6 +33,7 @@ SAFETY = "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO
 LONG = "This model's maximum prompt length is 500000 but the request contains 637815 tokens."
 UNAVAILABLE = "The service is currently unavailable"
 PENALTY = "Argument not supported on this model: presencePenalty"
+GONE = "The model `grok-nope` has been retired. Use grok-4.7."
 NO_ACCESS = "The model grok-nope does not exist or your team t does not have access to it."
 
 
@@ -53,6 +54,8 @@ ROWS: list[tuple[int, bytes, type[WorkerError], str]] = [
         "model_not_found",
     ),
     (404, flat("not-found", NO_ACCESS), ProviderRejected, "model_not_found"),
+    (404, flat("not-found", GONE), ProviderRejected, "model_not_found"),
+    (400, flat("invalid-argument", GONE), ProviderRejected, "model_not_found"),
     (404, b"", ProviderRejected, "not_found"),
     (400, flat("invalid-argument", PENALTY), ProviderRejected, "unsupported_parameter"),
     (400, flat("invalid-argument", LONG), ContextTooLong, "context_too_long"),

@@ -38,7 +38,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Price of a million tokens of it that were cached."""
     output_usd: float | None = None
     """Price of a million tokens of output, reasoning included."""
-    endpoints: tuple[str, ...] = ("responses", "chat")
+    endpoints: tuple[str, ...] = ()
+    """Of `responses` and `chat`, those that serve it; none: not known."""
     penalties: bool = False
     """Whether it takes `frequency_penalty`, `presence_penalty` and `logit_bias`."""
     stop: bool = True
@@ -144,6 +145,7 @@ def _grok(
         name=name,
         aliases=aliases,
         context_tokens=context,
+        endpoints=("responses", "chat"),
         reasons=reasons,
         input_usd=usd[0],
         cached_usd=usd[1],
