@@ -183,15 +183,18 @@ def decode(data: bytes | str) -> Inbound:
         raise InvalidMessage("message", "JSON nested less deeply") from None
     for path, content in _long_texts(message):
         check_text_bytes(content, path)
+    if isinstance(message, ContextAppend | ContextReplace):
+        for n, entry in enumerate(message.messages):
+            if isinstance(entry, AssistantEntry) and entry.reply_items is not None:
+                check_reply_items(entry, f"messages[{n}].reply_items")
     return message
 
 
-def check_submitted(message: Inbound) -> None:
-    """Refuse what only those who submit are held to, since earlier versions may have stored it.
+def check_ids(message: Inbound) -> None:
+    """Refuse ids that could be taken for others; only who submits is held to it.
 
     Raises:
-        InvalidMessage: An id could be taken for another one: it has characters that do not show,
-            or is not in normal form C; or the items of a reply do not fit their entry.
+        InvalidMessage: One has characters that do not show, or is not in normal form C.
     """
     check_id(message.conversation_id, "conversation_id")
     check_id(message.turn_id, "turn_id")
@@ -200,10 +203,6 @@ def check_submitted(message: Inbound) -> None:
         check_visible(message.call_id, "call_id")
     elif isinstance(message, Configure) and isinstance(message.settings.model, str):
         check_id(message.settings.model, "settings.model")
-    elif isinstance(message, ContextAppend | ContextReplace):
-        for n, entry in enumerate(message.messages):
-            if isinstance(entry, AssistantEntry) and entry.reply_items is not None:
-                check_reply_items(entry, f"messages[{n}].reply_items")
 
 
 def check_message_bytes(data: bytes) -> None:

@@ -39,8 +39,8 @@ from turnline.contracts.messages import (
     Interrupt,
     ToolResult,
     UserMessage,
+    check_ids,
     check_message_bytes,
-    check_submitted,
     decode,
     encode,
     validated,
@@ -192,7 +192,7 @@ class Requests:
         Source: contracts/scripts/submit.lua
         """
         message = decode(message) if isinstance(message, bytes) else validated(message)
-        check_submitted(message)
+        check_ids(message)
         self._schemas.check(message)
         plain = msgspec.structs.replace(
             message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None

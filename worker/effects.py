@@ -96,6 +96,8 @@ class ConversationSnapshot(NamedTuple):
     """When the first attempt at the first message began, ms, Redis' clock."""
     now_ms: int
     """Redis' clock."""
+    reasoning_bytes: int = 0
+    """Bytes of these messages that are `reply_items`."""
 
 
 class Copy(NamedTuple):
@@ -115,6 +117,8 @@ class Effects(msgspec.Struct, kw_only=True):
     messages: Sequence[bytes] = ()
     """Appended to the context (or replacing it)."""
     rewrite: bool = False
+    reasoning_bytes: int = 0
+    """Bytes of these messages that are `reply_items`."""
     settings: ConversationSettings | None = None
     calls: Sequence[CallEntry] = ()
     turns: int = 0

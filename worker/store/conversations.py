@@ -21,7 +21,6 @@ from turnline.worker.lease import Lease
 from turnline.worker.states import LeaseEvent
 from turnline.worker.store import lua
 from turnline.worker.store.cache import CachedContext, ContextCache
-from turnline.worker.turn.kept_reasoning import reasoning_bytes
 
 _encode = msgspec.json.Encoder().encode
 _PATIENCE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)
@@ -88,7 +87,7 @@ class Conversations:
             cached = self._cache.get(lease.conversation_id)
             reply = await self._run(lease, self._loading(lease.keys, lease.value, cached))
         _, _, epoch, start, *numbers, settings, messages, steps, entries = reply
-        attempt, crashes, since_ms, now_ms = map(int, numbers)
+        attempt, crashes, since_ms, now_ms, reasoning = map(int, numbers)
         if start == 0:
             cached = CachedContext(text(epoch), messages, sum(map(len, messages)))
         elif messages:
@@ -104,6 +103,7 @@ class Conversations:
             entries=_read_entries(entries),
             since_ms=since_ms,
             now_ms=now_ms,
+            reasoning_bytes=reasoning,
         )
 
     def prefetch(self, conversation_id: str, worker_id: str) -> object:
@@ -352,7 +352,7 @@ def _copied(copy: Copy, shared: Sequence[str], *, first_key: int) -> list[Arg]:
 def _totals(effects: Effects) -> list[tuple[str, int]]:
     """Return what the totals grow by: `u.` for the answer, `a.` for abandoned spend."""
     grown: dict[str, int] = {"turns": effects.turns, "calls": len(effects.calls)}
-    grown["reasoning_bytes"] = reasoning_bytes(effects.messages)  # a rewrite begins at 0
+    grown["reasoning_bytes"] = effects.reasoning_bytes  # a rewrite begins at 0
     for call in effects.calls:
         state = f"{call.state}_calls"
         grown[state] = grown.get(state, 0) + 1

@@ -75,8 +75,7 @@ def build_commit(
     messages = added if rewrite else [*loaded.messages, *added]
     first = 0 if rewrite else len(loaded.messages)
     own_messages = (first, len(messages))
-    if added:
-        rewrite |= bound_reasoning(messages, first, reasoning_max_bytes) < first
+    first, size = bound_reasoning(messages, first, loaded.reasoning_bytes, reasoning_max_bytes)
     ends = _ends(turn, ending.event)
     own = [used for used, end in ends if end is ending.event]
     record = partial(record_of, attempts=loaded.attempt, finished_at_ms=now_ms, worker=worker)
@@ -87,8 +86,9 @@ def build_commit(
     effects = Effects(
         turn_id=(own or turn.used)[0].turn_id,
         entries=[used.entry.entry_id for used, _ in ends],
-        messages=messages[0 if rewrite else first :],
-        rewrite=rewrite,
+        messages=messages[first:],
+        rewrite=rewrite or first < own_messages[0],
+        reasoning_bytes=size,
         settings=turn.settings if turn.settings_changed and not failed else None,
         calls=calls,
         turns=1 if ending.event is not None else 0,

@@ -38,30 +38,38 @@ def reasoning_bytes(messages: Iterable[bytes]) -> int:
     return sum(_size(message) for message in messages if _NEEDLE in message)
 
 
-def bound_reasoning(messages: list[bytes], own_from: int, most_bytes: int) -> int:
+def bound_reasoning(
+    messages: list[bytes], own_from: int, kept_bytes: int, most_bytes: int
+) -> tuple[int, int]:
     """Drop the items of earlier turns, all at once, where a context has too many of them.
 
     Args:
         messages: The whole context, JSON; those that lose items are replaced in place.
         own_from: Index of the first message of the turn at hand; 0 where the context was rewritten,
             then it begins behind the last message of the user.
+        kept_bytes: What the items of earlier turns take. While it is far below, nothing of them is
+            looked at.
         most_bytes: What all items may take. 0: none stay behind, this turn's neither.
 
     Returns:
-        Index of the first message that was changed; their number if none was.
+        Index of the first message that has to be written: `own_from`, or 0 if earlier ones changed;
+        and how many bytes items take from there on.
     """
-    if most_bytes and sum(map(len, messages)) <= most_bytes:  # far below, as nearly always
-        return len(messages)
+    own_bytes = reasoning_bytes(messages[own_from:])
+    is_below = own_bytes + (kept_bytes if own_from else 0) <= most_bytes
+    if is_below or own_from == len(messages):  # or nothing was added
+        return own_from, own_bytes
     sizes = {n: _size(message) for n, message in enumerate(messages) if _NEEDLE in message}
-    if sum(sizes.values()) <= most_bytes:
-        return len(messages)
+    if sum(sizes.values()) <= most_bytes:  # an earlier version replaced the context
+        return own_from, own_bytes
     end = (own_from or _behind_last_question(messages)) if most_bytes else len(messages)
     dropped = [n for n, size in sizes.items() if size and n < end]
     for n in dropped:
         message = _decode(messages[n])
         del message[_FIELD]
         messages[n] = _encode(message)
-    return min(dropped, default=len(messages))
+    first = 0 if dropped and dropped[0] < own_from else own_from
+    return first, sum(size for n, size in sizes.items() if n >= max(first, end))
 
 
 def _size(message: bytes) -> int:

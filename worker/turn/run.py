@@ -481,6 +481,8 @@ class TurnRun:
                 steps=[],
                 entries=committed.entries,
                 since_ms=committed.now_ms,
+                reasoning_bytes=effects.reasoning_bytes
+                + (0 if effects.rewrite else loaded.reasoning_bytes),
                 now_ms=committed.now_ms,
             )
         return Done()

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.driving import KEYS, Hand, hand, user
+from tests.support.driving import KEYS, Hand, ended, hand, user
 from tests.support.keys import kept
-from turnline.contracts import ContextAppend, ContextReplace, TurnClient
+from turnline.contracts import ContextAppend, ContextReplace, TurnClient, TurnFailed
 from turnline.contracts.conversation import (
     AssistantEntry,
     ContextEntry,
@@ -92,6 +92,24 @@ async def test_items_come_back_as_they_were_brought(redis: Redis, hand: Hand) ->
     assert (await redis.lrange(KEYS.context, 0, 1)) == [*map(msgspec.json.encode, spoken("é"))]
 
 
+async def test_items_that_do_not_fit_are_refused_by_the_worker_too(
+    redis: Redis, hand: Hand
+) -> None:
+    """A producer in another language is held to the same; its message ends by name."""
+    entry = AssistantEntry(content="Hi", reply_items=thought("a"))
+    receipt = await hand.client.submit(ContextAppend(conversation_id="c", messages=(entry,)))
+    ((entry_id, fields),) = await redis.xrange(KEYS.inbox)
+    message = fields[b"m"].replace(b'{"item":', b'{"chars":3,"item":')
+    await redis.xdel(KEYS.inbox, entry_id)
+    await redis.xadd(KEYS.inbox, {**fields, b"m": message})
+
+    await hand.run_one()
+
+    failed = await ended(hand.client, receipt, TurnFailed, "invalid_message")
+    assert "messages[0].reply_items.items[0].chars: 0 to 2" in failed.message
+    assert await stored(redis) == []
+
+
 async def test_too_much_of_it_goes_at_once(redis: Redis, bounded: Hand) -> None:
     """What is older than the turn goes in one step; all else stays, byte for byte."""
     for mark in ("a", "b"):
@@ -124,6 +142,18 @@ async def test_afterwards_contexts_only_grow_again(redis: Redis, bounded: Hand) 
 
     changes = [one != other for one, other in pairwise(epochs)]
     assert changes == [False, True, False, True, False, True, False]
+
+
+async def test_turns_of_one_lease_count_together(redis: Redis, bounded: Hand) -> None:
+    """A worker that goes on with what waits knows what the turn before it left."""
+    for mark in "abcd":
+        entries = spoken(mark)
+        await bounded.client.submit(ContextAppend(conversation_id="c", messages=entries, run=True))
+
+    await bounded.run_one()
+
+    assert holders(await stored(redis)) == ["answer c", "answer d"]
+    assert (await bounded.client.usage("c")).reasoning_bytes == await measured(redis)
 
 
 async def test_a_turn_keeps_all_its_own_items(redis: Redis, bounded: Hand) -> None:
@@ -211,12 +241,22 @@ class Unsearched(bytes):
 
 
 def test_far_below_the_bound_nothing_is_searched() -> None:
-    """Then a length is all that is looked at, whatever the number of messages."""
-    messages = list[bytes](Unsearched(b"{}") for _ in range(1_000))
+    """What is kept is known, so that earlier messages cost nothing, whatever their number."""
+    added = msgspec.json.encode(spoken("a")[1])
+    messages = [*(Unsearched(b"{}") for _ in range(1_000)), added]
+    own = reasoning_bytes([added])
 
-    assert bound_reasoning(messages, 900, 2_000) == 1_000
+    assert bound_reasoning(messages, 1_000, 2_000, 2_000 + own) == (1_000, own)
     with pytest.raises(AssertionError, match="searched"):
-        bound_reasoning(messages, 900, 1_999)
+        bound_reasoning(messages, 1_000, 2_001, 2_000 + own)
+
+
+def test_a_total_that_says_too_much_drops_nothing() -> None:
+    """An earlier version that replaced the context did not count."""
+    messages = [*map(msgspec.json.encode, (*spoken("a"), *spoken("b")))]
+
+    first, _ = bound_reasoning([*messages], 2, 10**9, BOUND)
+    assert first == 2
 
 
 @pytest.mark.parametrize(
@@ -233,5 +273,6 @@ def test_what_only_looks_like_items_is_left_alone(message: bytes) -> None:
     messages = [message, b'{"role":7}', b"\xff"]
 
     assert reasoning_bytes(messages) == 0
-    assert bound_reasoning(messages, 0, 0) == 3
+    assert bound_reasoning(messages, 0, 10, 0) == (0, 0)
+    assert bound_reasoning(messages, 2, 10, 0) == (2, 0)
     assert messages[0] == message

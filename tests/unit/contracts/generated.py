@@ -15,6 +15,7 @@ from turnline.contracts.conversation import (
     AssistantEntry,
     PlacedItem,
     SettingsChange,
+    TextPart,
 )
 from turnline.contracts.errors import InvalidMessage
 from turnline.contracts.messages import UserMessage
@@ -38,7 +39,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
-ITEMS = st.dictionaries(TEXTS, JSON, max_size=3)
+ITEMS = st.dictionaries(TEXTS, JSON, max_size=3).map(lambda it: {**it, "type": "reasoning"})
 _LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters="{}")
 IDS = st.text(_LETTERS, min_size=1, max_size=200)
 _BY_PATTERN = {
@@ -72,7 +73,7 @@ def structs(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
         case AssistantEntry.__name__:
             contents = st.fixed_dictionaries(fields)
             return contents.filter(lambda c: c["content"] is not None or c["tool_calls"]).map(
-                lambda c: cls(**c)
+                lambda c: _with_fitting_items(cls(**c))
             )
         case SettingsChange.__name__ | WebSearch.__name__ | XSearch.__name__ | Mcp.__name__:
             return st.fixed_dictionaries(fields).filter(_is_consistent(cls)).map(lambda c: cls(**c))
@@ -83,6 +84,20 @@ def structs(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
         case _:
             pass
     return st.builds(cls, **fields)
+
+
+def _with_fitting_items(entry: Any) -> Any:
+    """Put the items of a reply where they may stand: at the end of the entry, all of them."""
+    if entry.reply_items is None:
+        return entry
+    parts = entry.content if isinstance(entry.content, tuple) else ()
+    said = entry.content if isinstance(entry.content, str) else ""
+    said += "".join(part.text for part in parts if isinstance(part, TextPart))
+    place = {"chars": len(said), "calls": len(entry.tool_calls)}
+    items = tuple(msgspec.structs.replace(it, **place) for it in entry.reply_items.items)
+    return msgspec.structs.replace(
+        entry, reply_items=msgspec.structs.replace(entry.reply_items, items=items)
+    )
 
 
 def _is_consistent(cls: type[msgspec.Struct]) -> Callable[[dict[str, Any]], bool]:

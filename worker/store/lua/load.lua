@@ -2,7 +2,8 @@
 load: begin an attempt and fetch what the worker does not hold already, in one round trip.
 
 KEYS[1]  inbox        stream
-KEYS[2]  state        hash    head, attempt, crashes, running, call, parked, began, epoch, settings
+KEYS[2]  state        hash    head, attempt, crashes, running, call, parked, began, epoch, settings,
+         reasoning_bytes
 KEYS[3]  context      list
 KEYS[4]  steps        list    a model call that an earlier attempt left open is added here, and behind it a
          note of an attempt that crashed
@@ -18,10 +19,11 @@ ARGV[6]  last_held     str  SHA-1 of the last two messages that the worker holds
          some
 
 Returns
-  {'loaded', lease, epoch, from, attempt, crashes, since, now, settings, messages, steps, entries}
+  {'loaded', lease, epoch, from, attempt, crashes, since, now, reasoning, settings, messages, steps,
+      entries}
       `messages` are those from index `from` on; `attempt` counts from 1 for the first inbox entry;
       `crashes` counts earlier attempts at it that neither committed nor released; `since` is when the
-      first of them began, ms
+      first of them began, ms; `reasoning` is how many bytes of the context are items of replies
   {'fenced'}  the lease was lost (or was not won); nothing written
 
 Invariants
@@ -38,9 +40,10 @@ if lease ~= claimed then
     return {'fenced'}
   end
 end
-local epoch, settings, head, tried, crashed, running, call, first_at, began, parked = unpack(
+local epoch, settings, head, tried, crashed, running, call, first_at, began, parked, reasoning = unpack(
   redis.call('HMGET', state,
-    'epoch', 'settings', 'head', 'attempt', 'crashes', 'running', 'call', 'since', 'began', 'parked'))
+    'epoch', 'settings', 'head', 'attempt', 'crashes', 'running', 'call', 'since', 'began', 'parked',
+    'reasoning_bytes'))
 local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
 epoch = epoch or ''
 local from = epoch == epoch_held and epoch ~= '' and tonumber(held) or 0
@@ -85,5 +88,5 @@ end
 if lost or call then
   redis.call('PEXPIRE', steps, retention_ms)
 end
-return {'loaded', lease, epoch, from, attempt, crashes, since, now, settings or '', messages,
+return {'loaded', lease, epoch, from, attempt, crashes, since, now, reasoning or 0, settings or '', messages,
   redis.call('LRANGE', steps, 0, -1), entries}
