@@ -63,11 +63,14 @@ def event_run(scenario: Scenario) -> EventRun:
 
 
 def _decoded(frame: Frame) -> Json:
-    """Return the payload of an event; nothing for a comment or something put in by a fault."""
+    """Return the payload of an event; nothing for a comment or what a fault has made of one."""
     head, _, data = frame.data.partition(b"\ndata: ")
     if not head.startswith(b"event: ") or not data.startswith(b"{"):
         return {}
-    return cast("Json", msgspec.json.decode(data))
+    try:
+        return cast("Json", msgspec.json.decode(data))
+    except msgspec.DecodeError:
+        return {}
 
 
 def _events(plan: Plan, at: int = 0) -> Iterator[tuple[Frame, Json]]:
@@ -157,7 +160,7 @@ def _ended(plan: Plan, scenario: Scenario, type_: str, **changed: object) -> Non
     _put(plan, len(plan.steps), {"type": type_, "response": response}, FrameKind.USAGE)
     last = plan.frames()[-1]
     last.finishes = type_ == "response.incomplete"
-    last.reports_usage = response["usage"] is not None
+    last.reports_usage = response.get("usage") is not None
     plan.truncated = False
 
 
@@ -235,8 +238,8 @@ def _usage_missing(plan: Plan, _scenario: Scenario, _usage: Usage) -> None:
 def _usage_chat(plan: Plan, _scenario: Scenario, used: Usage) -> None:
     """Report the reasoning beside the output, as chat does."""
     _, payload = _last(plan)
-    counted = {**payload["response"]["usage"], "output_tokens": used.completion_tokens}
-    _rewrite_last(plan, usage=counted)
+    counted: Json = payload["response"].get("usage") or {}
+    _rewrite_last(plan, usage={**counted, "output_tokens": used.completion_tokens})
 
 
 def _response_done(plan: Plan, _scenario: Scenario, _usage: Usage) -> None:
@@ -306,7 +309,7 @@ def _sequence(plan: Plan, scenario: Scenario, _usage: Usage) -> None:
     shape = scenario.choice("shape", "gap", ("gap", "repeat", "missing"))
     off = {"gap": 5, "repeat": -1, "missing": 0}[shape]
     for frame, payload in _events(plan, plan.index(place(scenario))):
-        number = payload.pop("sequence_number")
+        number = payload.pop("sequence_number", 0)
         head = {} if shape == "missing" else {"sequence_number": number + off}
         frame.data = event_bytes({**head, **payload})
 

@@ -58,6 +58,13 @@ class _Schema(msgspec.Struct, frozen=True, rename="camel"):
     defs: dict[str, "_Schema"] = msgspec.field(default_factory=dict[str, Any], name="$defs")
 
 
+class _ServerOfTools(msgspec.Struct, frozen=True):
+    """What of an MCP server has to be known."""
+
+    server_label: str = ""
+    allowed_tools: list[str] = []
+
+
 class _NamedChoice(msgspec.Struct, frozen=True):
     """`tool_choice` that demands one function."""
 
@@ -84,9 +91,7 @@ def read_tools(given: Sequence[Json]) -> Tools:
             tools.functions.append(function)
             tools.echoed.append(_echoed(tool, function))
         elif kind in hosted_tools.TICKS:
-            _check_hosted(str(kind), tool)
-            label, allowed = str(tool.get("server_label") or ""), tool.get("allowed_tools") or ()
-            tools.hosted.append(HostedTool(str(kind), label, tuple(map(str, allowed))))
+            tools.hosted.append(_hosted(index, str(kind), tool))
             size = {"search_context_size": "medium"} if kind == hosted_tools.WEB else {}
             tools.echoed.append({"type": kind, **size, **tool})
         else:
@@ -104,15 +109,15 @@ def _function(index: int, tool: Json) -> ToolFunction:
         raise Refused(undecodable(f"tools[{index}]: {error}")) from None
     if not function.name:
         raise Refused(errors.BAD_SCHEMA)
-    schema = function.parameters
-    if schema and not _is_object(schema):
+    schema = function.parameters or {}
+    check_schema(schema)
+    if not _is_object(schema):
         raise Refused(
             invalid(
                 f"Invalid request content: The root of the schema of tool '{function.name}'"
                 " must be an object."
             )
         )
-    check_schema(schema or {})
     return function
 
 
@@ -133,19 +138,25 @@ def _is_object(schema: Json) -> bool:
     return bool(schema.get("type", "object") == "object")
 
 
-def _check_hosted(kind: str, tool: Json) -> None:
+def _hosted(index: int, kind: str, tool: Json) -> HostedTool:
     for key in _REFUSED_KEYS.get(kind, ()):
         if tool.get(key) is not None:
             raise Refused(invalid(f"Argument not supported: {key}"))
     for key in _REQUIRED.get(kind, ()):
         if not tool.get(key):
-            raise Refused(undecodable(f"tools: missing field `{key}`"))
+            raise Refused(undecodable(f"tools[{index}]: missing field `{key}`"))
     limited = _LIMITED.get(kind, {})
+    try:
+        given = msgspec.convert({key: tool.get(key) or [] for key in limited}, dict[str, list[str]])
+        read = msgspec.convert(tool, _ServerOfTools)
+    except msgspec.ValidationError as error:
+        raise Refused(undecodable(f"tools[{index}]: {error}")) from None
     for key, most in limited.items():
-        if len(tool.get(key) or ()) > most:
+        if len(given[key]) > most:
             raise Refused(invalid(f"A maximum of {most} {key} is allowed."))
-    if sum(bool(tool.get(key)) for key in limited) > 1:
+    if sum(map(bool, given.values())) > 1:
         raise Refused(invalid(f"Only one of {' and '.join(limited)} may be set."))
+    return HostedTool(kind, read.server_label, read.allowed_tools)
 
 
 def check_schema(schema: Json) -> None:

@@ -1,6 +1,8 @@
 """Faults of `/v1/responses`: its events, its ends, and those that both wires have."""
 
 import contextlib
+import itertools
+import random
 from typing import Any
 
 import msgspec
@@ -226,6 +228,16 @@ async def test_faults_of_chunks_work_on_events(respond) -> None:
 
         assert reply.status == 200, name
         assert len(reply.body) != len(whole) or has_another_id or name == "no-done", name
+
+
+async def test_no_two_scenarios_break_each_other(respond, sim: Simulator) -> None:
+    """A seeded choice of pairs: what one has changed, the other leaves alone or changes too."""
+    names = [*GROUPS["events"], *sorted(STREAM.keys() - CHAT_ONLY)]
+    for pair in random.Random(7).sample(list(itertools.permutations(names, 2)), 120):
+        reply = await respond("Hi", sim="|".join(pair), tools=[ADD])
+
+        assert reply.status == 200 or reply.json["code"] == "simulator:bad-scenario", pair
+    assert sim.ledger.summary().overall.open == 0
 
 
 async def test_faults_of_one_wire_are_refused_on_the_other(respond, post) -> None:
