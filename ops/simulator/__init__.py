@@ -16,7 +16,7 @@ see from one answer alone:
   `prefix_breaks`, `reply_breaks`, `lost_reasoning` and `punished` of the summary add these up.
 - Tools of the server (`web_search`, `x_search`, `code_interpreter`, `file_search`, `mcp`) are used
   if the request offers them and the user's words ask for it ("search", "on x", "calculate", "my
-  files", the label of an MCP server), if `tool_choice` demands it, or by scenario `hosted-tool`.
+  files", the label of an MCP server), if `tool_choice` demands it, or by scenario `server-tool`.
 """
 
 from turnline.ops.simulator.config import (

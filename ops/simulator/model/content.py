@@ -323,7 +323,7 @@ CONTENT: Final[Mapping[str, Effect[ContentRun]]] = {
         "any finish reason, also empty",
     ),
     "citations": Effect(_citations, ("n",), "citations in the last two chunks"),
-    "hosted-tool": Effect(
+    "server-tool": Effect(
         hosted_tools.use,
         ("tool", "value", "n", "query", "fail", "cite"),
         "use a tool of the server that the request offers n times; the first `fail` of them fail",

@@ -333,7 +333,7 @@ async def test_sources_are_cited_in_the_text(respond) -> None:
 async def test_a_scenario_uses_tools_as_often_as_it_says(respond) -> None:
     """Those that fail cost nothing."""
     reply = await respond(
-        "Hello", sim="hosted-tool=web_search;n=3,fail=1", tools=HOSTED, stream=False
+        "Hello", sim="server-tool=web_search;n=3,fail=1", tools=HOSTED, stream=False
     )
     searches = [it for it in reply.json["output"] if it["type"] == "web_search_call"]
 
