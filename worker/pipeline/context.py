@@ -13,6 +13,7 @@ from turnline.worker.pipeline.reply_items import (
     BESIDE_MARKS,
     ITEMS_MARK,
     REPLY_ITEMS,
+    fit,
     input_of,
     without_items,
 )
@@ -194,8 +195,10 @@ class OpenAILLMContext:
         """Change what an assistant message says; one that is left with nothing goes."""
         if text:
             message["content"] = text
+            fit(message)
         elif message.get("tool_calls"):
             message.pop("content", None)
+            fit(message)
         else:
             added = self._added if self._live is None else self._live
             added[:] = [other for other in added if other is not message]

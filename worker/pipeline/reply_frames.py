@@ -7,7 +7,7 @@ import msgspec
 
 from turnline.contracts.numbers import number
 from turnline.worker.pipeline.frames import DataFrame
-from turnline.worker.pipeline.reply_items import CITATIONS, REPLY_ITEMS
+from turnline.worker.pipeline.reply_items import CITATIONS, REPLY_ITEMS, fit, placed
 
 _decode = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode
 
@@ -87,8 +87,11 @@ class BesideText:
         if items:
             last = items[max(items)]
             asked = {"asked": last.asked} if last.asked != last.model else {}
-            placed = [_placed(items[index], cut) for index in sorted(items)]
-            message[REPLY_ITEMS] = {"model": last.model, **asked, "items": placed}
+            kept = [
+                placed(_decode(it.item), max(0, it.chars - cut), it.calls)
+                for _, it in sorted(items.items())
+            ]
+            message[REPLY_ITEMS] = {"model": last.model, **asked, "items": kept}
         if citations:
             message[CITATIONS] = [
                 {
@@ -99,8 +102,4 @@ class BesideText:
                 }
                 for it in citations
             ]
-
-
-def _placed(frame: LLMReplyItemFrame, cut: int) -> dict[str, Any]:
-    places = {"chars": max(0, frame.chars - cut), "calls": frame.calls}
-    return {**{key: it for key, it in places.items() if it}, "item": _decode(frame.item)}
+        fit(message)

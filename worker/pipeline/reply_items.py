@@ -7,12 +7,14 @@ the model that is asked, so that a request always begins with the one before it.
 Source: https://docs.x.ai/docs/guides/reasoning
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
 from turnline.contracts.numbers import number
+from turnline.worker.pipeline.call_parts import whole_characters
 
 Fields: TypeAlias = Mapping[str, Any]
 REPLY_ITEMS: Final = "reply_items"
@@ -20,7 +22,7 @@ CITATIONS: Final = "citations"
 ITEMS_MARK: Final = b'"reply_items":'
 BESIDE_MARKS: Final = (ITEMS_MARK, b'"citations":')
 """What the bytes of a message hold that chat has no place for."""
-_OTHER_MARKS: Final = (b'"tool_calls":', *BESIDE_MARKS, b'"content":" "', b'"content":[')
+_OTHER_MARKS: Final = (b'"tool_calls":', *BESIDE_MARKS, b'"content":" "', b'"content":""')
 """What those of an assistant's message hold that is not the same on both wires."""
 _USERS: Final = b'{"role":"user","content":"'
 _ASSISTANTS: Final = b'{"role":"assistant","content":"'
@@ -33,6 +35,7 @@ _UNFINISHED: Final = ("in_progress", "incomplete")
 _NOTHING: Final = msgspec.Raw(b"")
 _NULL: Final = msgspec.Raw(b"null")
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode
 
 
 def canonical_item(item: Fields) -> bytes | None:
@@ -50,9 +53,42 @@ def canonical_item(item: Fields) -> bytes | None:
         kept = {key: value for key, value in item.items() if value is not None}
         if kind == "reasoning":
             kept.setdefault("summary", [])
-        return _encode(kept)
+        return _encoded(kept)
     is_call = kind.endswith(("_call", "_call_output")) and not kind.startswith("function_call")
-    return _encode(item) if is_call else None
+    return _encoded(item) if is_call else None
+
+
+def _encoded(item: Fields) -> bytes:
+    """Return an item as JSON; half a character in it is replaced."""
+    try:
+        return _encode(item)
+    except UnicodeEncodeError:
+        return _encode(_decode(whole_characters(json.dumps(item, ensure_ascii=False))))
+
+
+def fit(message: dict[str, Any]) -> None:
+    """Let what stands beside a text end with it, after the text was cut.
+
+    Items stay, at its end at most; sources go of which a part is gone.
+    """
+    end = len(_text(message.get("content")))
+    calls = len(message.get("tool_calls") or ())
+    if REPLY_ITEMS in message:
+        kept = message[REPLY_ITEMS]
+        items = [
+            placed(it["item"], min(it.get("chars", 0), end), min(it.get("calls", 0), calls))
+            for it in kept["items"]
+        ]
+        message[REPLY_ITEMS] = {**kept, "items": items}
+    cited = [it for it in message.pop(CITATIONS, ()) if it.get("end", 0) <= end]
+    if cited:
+        message[CITATIONS] = cited
+
+
+def placed(item: Any, chars: int, calls: int) -> dict[str, Any]:
+    """Return an item with its place: behind so many characters of the text, and so many calls."""
+    places = {"chars": chars, "calls": calls}
+    return {**{key: it for key, it in places.items() if it}, "item": item}
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -157,16 +193,16 @@ def _items_of(message: _Message, content: bytes, is_same: Callable[[str], bool])
         % (call.id, call.function.name, call.function.arguments)
         for call in message.tool_calls or ()
     ]
-    placed = _readable(message.reply_items, is_same)
-    if not any(it.chars or it.calls for it in placed) and content[:1] == b'"':
-        yield from (bytes(it.item) for it in placed)
+    kept = _readable(message.reply_items, is_same)
+    if not any(it.chars or it.calls for it in kept) and content[:1] == b'"':
+        yield from (bytes(it.item) for it in kept)
         if content[1:-1].strip():
             yield b'{"role":"assistant","content":%b}' % content
         yield from calls
         return
     text = _text(msgspec.json.decode(content) if content else "")
     said = made = 0
-    for it in placed:
+    for it in kept:
         until = len(text) if it.calls else min(max(it.chars, said), len(text))
         yield from _said(text[said:until])
         yield from calls[made : it.calls]

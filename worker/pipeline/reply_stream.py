@@ -259,9 +259,10 @@ class ReplyStream:
             self._events.append(TextDelta(text))
 
     def _refuse(self, text: str) -> None:
-        text = whole_characters(text)
-        self._text.write(text)
-        self._events.append(Refusal(text))
+        text = self._text.add(text)
+        self._plain = not self._text.half
+        if text:
+            self._events.append(Refusal(text))
 
     def _think(self, text: str) -> None:
         if text:

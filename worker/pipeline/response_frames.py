@@ -1,11 +1,16 @@
 """The frames of `/v1/responses` as typed structs, and what stands in those of any shape."""
 
-from typing import Any, cast
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 
 from turnline.contracts.numbers import number
-from turnline.worker.pipeline.shapes import Fields, Unreadable, as_object, short
+from turnline.worker.pipeline.call_parts import whole_characters
+from turnline.worker.pipeline.reply_text import ReplyText
+from turnline.worker.pipeline.shapes import Fields, Unreadable, as_object, short, whole_number
+
+_SPACE_MAX_CHARS: Final = 100
+_Index = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class PieceFrame(msgspec.Struct, gc=False):
@@ -13,7 +18,8 @@ class PieceFrame(msgspec.Struct, gc=False):
 
     type: str
     delta: str
-    output_index: int
+    output_index: _Index
+    content_index: _Index = 0
 
 
 class Opening(msgspec.Struct, gc=False):
@@ -55,8 +61,13 @@ decode_final = msgspec.json.Decoder(FinalFrame, float_hook=number).decode
 
 
 def is_cut(final: FinalResponse) -> bool:
-    """Tell whether a response ended before it was complete."""
+    """Tell whether a response says that it ended before it was complete."""
     return final.status == "incomplete" or bool((final.incomplete_details or {}).get("reason"))
+
+
+def index_of(fields: Fields, key: str = "output_index") -> int:
+    """Return a place in a list; the first one where none is named."""
+    return max(0, whole_number(fields.get(key)) or 0)
 
 
 def final_of(fields: Fields) -> FinalResponse:
@@ -88,7 +99,7 @@ def is_server_tool(item: Fields) -> bool:
 
 
 def parts_of(item: Fields, key: str) -> list[dict[str, Any]]:
-    """Return the objects of a list; a text in its place is one part.
+    """Return the objects of a list; a text is a part, also in place of a list.
 
     Raises:
         Unreadable: There is something else.
@@ -100,8 +111,24 @@ def parts_of(item: Fields, key: str) -> list[dict[str, Any]]:
         return [{"text": value}]
     if not isinstance(value, list):
         raise Unreadable
-    parts = map(as_object, cast("list[object]", value))
-    return [part for part in parts if part is not None]
+    found = [
+        {"text": part} if isinstance(part, str) else as_object(part)
+        for part in cast("list[object]", value)
+        if part is not None
+    ]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
+        raise Unreadable
+    return parts
+
+
+def words_of_part(part: Fields) -> str:
+    """Return what a part of a message says.
+
+    Raises:
+        Unreadable: It is no text.
+    """
+    return string_of(part.get("text") or part.get("refusal"))
 
 
 def string_of(value: Any) -> str:
@@ -117,17 +144,32 @@ def string_of(value: Any) -> str:
     return value
 
 
-def more_of(so_far: str, whole: str) -> str:
-    """Return what a whole text adds to what came of it.
+def more_of(
+    so_far: ReplyText, whole: str, start: int = 0, end: int | None = None, *, is_cut: bool = False
+) -> str:
+    """Return what a whole text adds to what came of it; a little space at the end may be missing.
+
+    Args:
+        so_far: Holds what came of it.
+        whole: The whole text.
+        start: Where in `so_far` it begins.
+        end: Where in `so_far` it ends; None: at the end.
+        is_cut: Whether the response was cut, so that less may stand here than came.
 
     Raises:
-        Unreadable: It begins otherwise.
+        Unreadable: It says something else, or less.
     """
-    if whole.startswith(so_far):
-        return whole[len(so_far) :]
-    if so_far.startswith(whole):
-        return ""
-    raise Unreadable
+    whole = whole_characters(whole)
+    end = len(so_far) if end is None else end
+    came = so_far.between(start, min(end, start + len(whole)))
+    if not whole.startswith(came):
+        raise Unreadable
+    too_many = end - start - len(came)
+    if too_many and not is_cut:
+        rest = so_far.between(end - min(too_many, _SPACE_MAX_CHARS + 1), end)
+        if too_many > _SPACE_MAX_CHARS or rest.strip():
+            raise Unreadable
+    return whole[len(came) :]
 
 
 def word_of(value: Any) -> str | None:

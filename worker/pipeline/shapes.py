@@ -349,7 +349,8 @@ def failure_of(value: Mapping[str, Any]) -> StreamFailed | None:
         error = cast("list[object]", error)[0]
     if (nested := as_object(error)) is not None:
         if any(nested.values()):
-            return failed(nested.get("code") or nested.get("type"), nested.get("message"))
+            code = nested.get("code") or nested.get("type") or whole_number(value.get("status"))
+            return failed(code, nested.get("message"))
     elif error:
         return failed(value.get("code"), error)
     status = as_object(value.get("base_resp"))
