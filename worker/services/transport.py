@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, TypeAlias, cast
 
@@ -259,10 +259,6 @@ class ResponseStream:
 
     # Time
 
-    def _hear(self) -> None:
-        """Count silence from now on."""
-        self._patience.heard_at = self._loop.time()
-
     def _next_look(self) -> float:
         """Return when to look again: deadlines move both ways, and connections die in silence."""
         now = self._loop.time()
@@ -311,7 +307,7 @@ class ResponseStream:
             request = self._request()
             transport = transport_of(self._client, request.url)
             response = self.response = await transport.handle_async_request(request)
-            self._hear()
+            self._patience.heard_at = self._loop.time()
             response.headers.encoding = "iso-8859-1"  # takes any byte; likewise
             if not response.is_success:
                 body = await _start_of(response)
@@ -340,7 +336,7 @@ class ResponseStream:
             "POST",
             _url(client.base_url, self._path, query),
             headers={name: value for name, value in headers.items() if isinstance(value, str)},
-            stream=_Body(self._body, self._after, self._hear),
+            stream=_Body(self._body, self._after, self._patience),
             extensions={"timeout": {"connect": self._limits.connect_s}},
         )
         request.headers.encoding = "ascii"  # else each look decodes all of them to find out
@@ -362,16 +358,16 @@ class _Body(httpx2.AsyncByteStream):
     """
 
     def __init__(
-        self, body: bytes, after: "asyncio.Future[None] | None", on_sending: Callable[[], None]
+        self, body: bytes, after: "asyncio.Future[None] | None", patience: Patience
     ) -> None:
         self._body = body
         self._after = after
-        self._on_sending = on_sending
+        self._patience = patience  # not the call, which holds its response, which holds this
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._after is not None:
             await asyncio.shield(self._after)  # a broken connection does not undo it
-        self._on_sending()
+        self._patience.heard_at = asyncio.get_running_loop().time()
         yield self._body
 
 
