@@ -117,8 +117,10 @@ class ResponsesStream(ReplyStream):
                     self._read_event(event)
                 else:
                     text = frame.delta
-                    place = (frame.output_index, frame.content_index)
-                    if text and place == (self._index, self._part) and frame.type == _TEXT:
+                    is_next = (
+                        frame.output_index == self._index and frame.content_index == self._part
+                    )
+                    if text and is_next and frame.type == _TEXT:
                         write(text)
                         events.append(TextDelta(text))
                     else:
