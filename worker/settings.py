@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where Grok is."""
     model: Name = "grok-4.3"
     """Model of conversations that do not choose their own."""
-    wire: Literal["responses", "chat"] = "chat"
+    wire: Literal["responses", "chat"] = "responses"
     """How the model is spoken to, where a conversation does not choose: `responses` keeps what its
     reasoning leaves behind; `chat` is what other OpenAI-compatible hosts speak."""
     slots: Annotated[int, Meta(ge=1, le=100_000)] = 100

@@ -33,12 +33,13 @@ End = TypeVar("End")
 
 
 def settings_for(redis_url: str, sim: Simulator, **more: str) -> Settings:
-    """Settings of a worker that talks to the simulator."""
+    """Settings of a worker that talks to the simulator; by chat, if nothing else is said."""
     return from_env(
         {
             "TURNLINE_REDIS_URL": redis_url,
             "TURNLINE_BASE_URL": sim.base_url,
             "XAI_API_KEY": "xai-test",
+            "TURNLINE_WIRE": "chat",
             **{f"TURNLINE_{name.upper()}": value for name, value in more.items()},
         }
     )
@@ -54,7 +55,7 @@ def requests(sim: Simulator) -> list[dict[str, Any]]:
     return [
         msgspec.json.decode(entry.body)
         for entry in sim.ledger.entries()
-        if entry.path.endswith("completions")
+        if entry.path.endswith(("completions", "responses"))
     ]
 
 

@@ -1,7 +1,7 @@
 """A worker with tools, moved by hand, and what tests look at."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -33,9 +33,10 @@ async def tool_hand(
     schemas: Sequence[ToolDefinition] = (),
     agents: AgentsFile | None = None,
     limits: ToolLimits | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Hand]:
     """Open a worker with these tools."""
-    async with open_hand(redis_url, sim) as hand:
+    async with open_hand(redis_url, sim, environ) as hand:
         hand.planner = Planner(toolbox_of(*tools, schemas=schemas), agents, limits)
         yield hand
 
