@@ -111,7 +111,7 @@ async def test_a_killed_worker_is_told_of_whole(
             await wait_until((tmp_path / "begun").exists, "the tool runs", timeout_s=20)
         await wait_until(
             lambda: (
-                sum(e.path.endswith("completions") for e in sim.ledger.entries()) >= requests
+                sum(e.path.endswith("responses") for e in sim.ledger.entries()) >= requests
                 and sim.ledger.entries()[-1].tokens_streamed >= 2 * ("tokens" in scenarios[-1])
             ),
             "the model is called",

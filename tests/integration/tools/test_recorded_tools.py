@@ -52,7 +52,13 @@ async def test_recorded_streams_reach_their_second_answer(
     async with WireServer(streaming(*lines), streaming(*second)) as server:
         redis = open_async(redis_url, retries=0)
         services = GrokServices(
-            from_env({"TURNLINE_BASE_URL": server.url, "XAI_API_KEY": "xai-test"})
+            from_env(
+                {
+                    "TURNLINE_BASE_URL": server.url,
+                    "XAI_API_KEY": "xai-test",
+                    "TURNLINE_WIRE": "chat",
+                }
+            )
         )
         hand = Hand(redis, services)
         hand.planner = Planner(toolbox_of(add, multiply, weather))

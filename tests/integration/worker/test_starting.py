@@ -240,7 +240,7 @@ async def test_killed_stopped_and_terminated_processes_lose_nothing(
         ):
             first = workers.enter_context(start_worker(redis_url, sim, "one"))
             wait_until_sync(lambda: r.zcard("turnline:{s0}:workers") == 1, "one worker", 20)
-            sim.inject("stall;at=tokens:4")
+            sim.inject("reasoning;tokens=0|stall;at=tokens:4")
             receipt = client.submit(UserMessage(conversation_id="c", text="my secret words"))
             for text in client.text(receipt):
                 if text:
