@@ -318,8 +318,9 @@ class Planner:
                     arguments[name] = self.checker.schemas.of_arguments(parameters)
                 except BadSchema as error:
                     problem = ("invalid_schema", f"parameters of the tool {name}: {error}")
-        if len(tools) > MOST_TOOLS:
-            text = f"{len(tools)} tools are offered; a model takes {MOST_TOOLS}"
+        count = len(tools) + len(settings.server_tools or ())
+        if count > MOST_TOOLS:
+            text = f"{count} tools are offered; a model takes {MOST_TOOLS}"
             problem = ("too_many_tools", text)
         plan = Plan(settings, tools, offered, limits, arguments, problem=problem)
         return plan if settings.response_format is None else self._with_reply(plan)

@@ -223,6 +223,12 @@ class GrokLLMService(OpenAILLMService):
             return await super()._make_call(context, run)
         except ProviderRejected as error:
             begun = run.completion is not None and run.completion.has_content
+            if error.code == "not_found" and self._wire == "responses":
+                raise ProviderRejected(
+                    f"{error}; a host without /responses is spoken to by chat (TURNLINE_WIRE=chat)",
+                    code=error.code,
+                    status=error.status,
+                ) from None
             if error.code != "reasoning_refused" or begun or not context.drop_reply_items():
                 raise
         log.warning("grok.reasoning_refused", extra={"model": self._model})
