@@ -20,6 +20,7 @@ Fields: TypeAlias = Mapping[str, Any]
 REPLY_ITEMS: Final = "reply_items"
 CITATIONS: Final = "citations"
 ITEMS_MARK: Final = b'"reply_items":'
+"""In no text of a message: quotes in texts are escaped."""
 BESIDE_MARKS: Final = (ITEMS_MARK, b'"citations":')
 """What the bytes of a message hold that chat has no place for."""
 _OTHER_MARKS: Final = (b'"tool_calls":', *BESIDE_MARKS, b'"content":" "', b'"content":""')

@@ -11,12 +11,10 @@ import msgspec
 
 from turnline.contracts.numbers import number
 from turnline.worker.pipeline.context import Message
+from turnline.worker.pipeline.reply_items import ITEMS_MARK, REPLY_ITEMS
 
 REASONING_MAX_BYTES: Final = 512 * 1024
 """What all items of a context may take where nothing else is set."""
-_FIELD: Final = "reply_items"
-_NEEDLE: Final = b'"reply_items"'
-"""In no text of a message: quotes in texts are escaped."""
 
 
 class _Items(msgspec.Struct):
@@ -35,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 
 def reasoning_bytes(messages: Iterable[bytes]) -> int:
     """Return how many bytes items take in these messages (JSON)."""
-    return sum(_size(message) for message in messages if _NEEDLE in message)
+    return sum(_size(message) for message in messages if ITEMS_MARK in message)
 
 
 def bound_reasoning(
@@ -59,14 +57,14 @@ def bound_reasoning(
     is_below = own_bytes + (kept_bytes if own_from else 0) <= most_bytes
     if is_below or own_from == len(messages):  # or nothing was added
         return own_from, own_bytes
-    sizes = {n: _size(message) for n, message in enumerate(messages) if _NEEDLE in message}
+    sizes = {n: _size(message) for n, message in enumerate(messages) if ITEMS_MARK in message}
     if sum(sizes.values()) <= most_bytes:  # an earlier version replaced the context
         return own_from, own_bytes
     end = (own_from or _behind_last_question(messages)) if most_bytes else len(messages)
     dropped = [n for n, size in sizes.items() if size and n < end]
     for n in dropped:
         message = _decode(messages[n])
-        del message[_FIELD]
+        del message[REPLY_ITEMS]
         messages[n] = _encode(message)
     first = 0 if dropped and dropped[0] < own_from else own_from
     return first, sum(size for n, size in sizes.items() if n >= max(first, end))
