@@ -52,8 +52,11 @@ from turnline.worker.pipeline.reply_frames import (
 )
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.grok.responses_request import ResponsesOptions
+from turnline.worker.services.openai.llm import OpenAIInputParams
 
 WIRE: dict[str, Any] = {"wire": "responses", "model": MODEL}
+BY_SDK: dict[str, Any] = {"params": OpenAIInputParams(extra={"timeout": 30.0})}
+"""An option that is the SDK's business: it makes the requests then."""
 Q = {"role": "user", "content": "hi"}
 
 
@@ -142,6 +145,9 @@ BOTH: dict[str, tuple[dict[str, Any], Script, Script]] = {
 }
 
 
+BOTH["responses, by the SDK"] = ({**WIRE, **BY_SDK}, *BOTH["responses"][1:])
+
+
 @pytest.mark.parametrize("wire", BOTH)
 async def test_both_wires_give_the_same_turn(wire: str) -> None:
     """Frames, metrics, context and records of calls are alike, whatever was spoken."""
@@ -185,13 +191,14 @@ async def test_both_wires_give_the_same_turn(wire: str) -> None:
 
 
 @pytest.mark.promise("P13")
-async def test_reasoning_goes_back_in_its_place_in_every_round() -> None:
+@pytest.mark.parametrize("by", [{}, BY_SDK], ids=["own", "sdk"])
+async def test_reasoning_goes_back_in_its_place_in_every_round(by: dict[str, Any]) -> None:
     """Before the call that it led to, and before the answer, in this turn and in the next one."""
     first, second = reasoning("a", "Hm."), reasoning("b")
     made = function_call("f", '{"n": 1}', "c1")
     search = web_search()
     async with turn(
-        answering(first, made), answering(search, second, message("done")), ANSWER, **WIRE
+        answering(first, made), answering(search, second, message("done")), ANSWER, **WIRE, **by
     ) as (run, server):
         handler_of(run)
         await run.run()
@@ -215,6 +222,8 @@ async def test_reasoning_goes_back_in_its_place_in_every_round() -> None:
                 {"role": "user", "content": "more"},
             ],
         ]
+        if by:  # it writes the body anew
+            return
         heads = [bytes(it.raw).partition(b'],"')[0] for it in server.requests]
         assert heads[1].startswith(heads[0])
         assert heads[2].startswith(heads[1])
@@ -349,11 +358,14 @@ class Noted:
 
 
 @pytest.mark.promise("P13")
+@pytest.mark.parametrize("by", [{}, BY_SDK], ids=["own", "sdk"])
 @pytest.mark.parametrize("how", REFUSALS)
-async def test_refused_reasoning_is_left_out_once_and_for_good(how: str) -> None:
+async def test_refused_reasoning_is_left_out_once_and_for_good(
+    how: str, by: dict[str, Any]
+) -> None:
     """The turn goes on without it: one more call, both recorded; the context has it no more."""
     noted = Noted()
-    run, server = await ran(REFUSALS[how], ANSWER, context=reasoned(), observer=noted, **WIRE)
+    run, server = await ran(REFUSALS[how], ANSWER, context=reasoned(), observer=noted, **WIRE, **by)
 
     assert [[it.get("type", "message") for it in its] for its in inputs(server)] == [
         ["message", "reasoning", "message", "message"],
@@ -391,10 +403,11 @@ FAILURES: dict[str, Script] = {
 }
 
 
+@pytest.mark.parametrize("by", [{}, BY_SDK], ids=["own", "sdk"])
 @pytest.mark.parametrize("case", FAILURES)
-async def test_half_a_reply_is_no_reply(case: str) -> None:
+async def test_half_a_reply_is_no_reply(case: str, by: dict[str, Any]) -> None:
     """Whatever ends it, also with a report of usage, which is counted."""
-    run, _, error = await failed(WorkerError, FAILURES[case], **WIRE)
+    run, _, error = await failed(WorkerError, FAILURES[case], **WIRE, **by)
 
     assert isinstance(error, Truncated) == (case in {"eof", "done_mark"})
     record = run.service.calls[0]

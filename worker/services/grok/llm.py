@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from turnline.worker.errors import ProviderRejected
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
@@ -27,7 +29,7 @@ from turnline.worker.services.openai.aggregator_pair import (
     USER_PARAMS,
     OpenAIContextAggregatorPair,
 )
-from turnline.worker.services.openai.chat_request import chat_fields, fields_of
+from turnline.worker.services.openai.chat_request import SDK_OPTIONS, chat_fields, fields_of
 from turnline.worker.services.openai.llm import OpenAILLMService
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.services.transport import Parser
@@ -120,8 +122,8 @@ class GrokLLMService(OpenAILLMService):
             model: The seed's default is no longer served by xAI; name one that is.
             catalogue: What the models take.
             wire: "responses" sends and keeps what the model's reasoning leaves behind; xAI
-                recommends it. "chat" is what the seed speaks. Where a subclass changes how a chat
-                request is made, or the client is not the SDK's own, chat is spoken.
+                recommends it. "chat" is what the seed speaks, and a subclass that changes how a
+                request of chat is made.
             options: What the wire "responses" has beside the parameters of chat.
             **kwargs: As `OpenAILLMService` takes them.
 
@@ -233,3 +235,30 @@ class GrokLLMService(OpenAILLMService):
                 raise
         log.warning("grok.reasoning_refused", extra={"model": self._model})
         return await super()._make_call(context, run)
+
+    async def _stream_by_sdk(
+        self, context: OpenAILLMContext, completion: Completion, run: Run
+    ) -> None:
+        """Push the text of a response that the SDK reads, over the wire that is asked for."""
+        if self._wire == "chat" or self._changes_chat():
+            await super()._stream_by_sdk(context, completion, run)
+            return
+        from turnline.worker.services.openai.sdk import (  # noqa: PLC0415  costly
+            SdkStream,
+            in_time,
+            sdk_failures,
+        )
+
+        _, body, parser = self._request(context)
+        completion.call.request_bytes, completion.body = len(body), body
+        fields: dict[str, Any] = msgspec.json.decode(body)
+        options: dict[str, Any] = {it: fields.pop(it) for it in SDK_OPTIONS & fields.keys()}
+        first = {name: fields.pop(name) for name in ("model", "input", "stream")}
+        options["extra_headers"] = {**self._extra_headers, **options.get("extra_headers", {})}
+        options["extra_body"] = {**fields, **options.get("extra_body", {})}
+        with sdk_failures():
+            run.is_sent = True
+            asking = self._client.responses.create(**first, **options)
+            chunks = await in_time(asking, self._limits)
+            stream = SdkStream(chunks, limits=self._limits, parser=parser)
+            await self._read_sdk(stream, completion)

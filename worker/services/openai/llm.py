@@ -5,7 +5,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, cast
 
 import msgspec
 
@@ -61,6 +61,9 @@ from turnline.worker.services.reply_reader import (
     note_unread,
 )
 from turnline.worker.services.transport import Parser, ResponseStream, TimeLimits
+
+if TYPE_CHECKING:
+    from turnline.worker.services.openai.sdk import SdkStream
 
 __all__ = [
     "OpenAIAssistantContextAggregator",
@@ -302,11 +305,14 @@ class OpenAILLMService(ClientOfService, LLMService):
     def _uses_sdk(self) -> bool:
         """Tell whether the SDK makes requests, since somebody changed how they are made."""
         return (
-            self._has_hooks
+            self._changes_chat()
             or not has_transport(self._connection)
-            or not self.__dict__.keys().isdisjoint(_HOOKS)
             or bool(self._settings["extra"] and SDK_OPTIONS.intersection(self._settings["extra"]))
         )
+
+    def _changes_chat(self) -> bool:
+        """Tell whether somebody changed how a request of chat is made."""
+        return self._has_hooks or not self.__dict__.keys().isdisjoint(_HOOKS)
 
     async def _process_context(self, context: OpenAILLMContext) -> None:
         """Stream one completion of the context and ask for the functions it calls.
@@ -482,10 +488,13 @@ class OpenAILLMService(ClientOfService, LLMService):
             run.is_sent = True
             if not isinstance(chunks, SdkStream):
                 chunks = SdkStream(chunks, limits=self._limits)
-            async with chunks as stream:
-                note_response(completion.call, stream.response, self._now)
-                await self._reader(completion, stream).read()
-                completion.check_end(left_unread=stream.left_unread)
+            await self._read_sdk(chunks, completion)
+
+    async def _read_sdk(self, stream: "SdkStream", completion: Completion) -> None:
+        async with stream:
+            note_response(completion.call, stream.response, self._now)
+            await self._reader(completion, stream).read()
+            completion.check_end(left_unread=stream.left_unread)
 
     def _remove_refused(self, fields: dict[str, Any]) -> None:
         """Take out of a request what the model is known to refuse; here nothing."""

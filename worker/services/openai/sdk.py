@@ -19,11 +19,12 @@ import msgspec
 import openai
 
 from turnline.worker.errors import UnusableReply, WorkerError
+from turnline.worker.pipeline.shapes import as_object, failure_of
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import FinishReason, StreamEvent, StreamFailed
 from turnline.worker.services.failures import failure_in_stream, failure_of_response, lost
 from turnline.worker.services.llm_service import Run
-from turnline.worker.services.transport import Patience, TimeLimits, stalled
+from turnline.worker.services.transport import Parser, Patience, TimeLimits, stalled
 
 _Answer = TypeVar("_Answer")
 
@@ -42,6 +43,7 @@ class SdkStream:
         *,
         limits: TimeLimits,
         on_event: Callable[[StreamEvent], None] | None = None,
+        parser: Parser | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -50,13 +52,15 @@ class SdkStream:
             limits: How long to wait; counted from now. Of what does not come from the SDK, only
                 chunks are heard.
             on_event: Hears of each event in chunks that are read as such.
+            parser: Reads them; as chunks of chat completions if None.
         """
         self._source = chunks
         self._chunks: AsyncIterator[Any] | None = None
         self._limits = limits
         self._on_event = on_event
-        self._events = CompletionStream()
+        self._events = parser or CompletionStream()
         self._has_reason = False
+        self._ends_by_itself = parser is None and not isinstance(chunks, openai.AsyncStream)
         self._at_end = False
         self._loop = asyncio.get_running_loop()
         self._patience = Patience(limits, self._loop.time())
@@ -108,7 +112,7 @@ class SdkStream:
         if chunk is not None:
             return self._events_of(chunk)
         events = self._events.close()
-        if not self._has_reason and not isinstance(self._source, openai.AsyncStream):
+        if self._ends_by_itself and not self._has_reason:
             events.append(FinishReason("stop"))
         return events
 
@@ -257,7 +261,10 @@ def sdk_failures() -> Generator[None]:
     except (httpx2.HTTPError, aiohttp.ClientError) as error:
         raise lost(error) from None
     except openai.APIError as error:
-        failure = StreamFailed(str(error.code or error.type or ""), error.message)
+        said = as_object(error.body)  # where xAI says it: in a field of its own
+        failure = failure_of(said) if said is not None else None
+        if failure is None:
+            failure = StreamFailed(str(error.code or error.type or ""), str(error.body or error))
         raise failure_in_stream(failure) from None
 
 
