@@ -356,6 +356,16 @@ class OpenAILLMContext:
         """What comes after the intact part of the loaded messages: the same dicts."""
         return self._added if self._live is None else self._live[self.intact_count() :]
 
+    @property
+    def own_messages(self) -> Sequence[Message]:
+        """What was added to those that were loaded, also where these were changed: the same dicts.
+
+        All of them where the loaded ones were replaced.
+        """
+        if self._live is None or self._live is self._added:
+            return self._added
+        return self._live[len(self._stored) :]
+
     def intact_count(self) -> int:
         """Count the leading messages that are still what was loaded."""
         if self._live is None or not self._stored:

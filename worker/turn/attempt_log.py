@@ -141,8 +141,14 @@ class AttemptLog:
     def on_call_started(self, call: LLMCall) -> Awaitable[None]:
         """Announce a call and leave a note of it; its request is sent once that is safe."""
         self._observer.call_started(call, self.context, self._settings)
+        if any(it.error for it in self._calls):  # a request was refused, and this is the mended one
+            self.abandon_calls()
         self._calls.append(call)
-        return self.writer.begin_call(note_of(call, self.facts.turn_id, self.facts.attempt))
+        return self._note(call)
+
+    async def _note(self, call: LLMCall) -> None:
+        await self.save_abandoned()  # the note takes the place of the one before
+        await self.writer.begin_call(note_of(call, self.facts.turn_id, self.facts.attempt))
 
     async def on_call_finished(self, call: LLMCall) -> None:
         """Take note that a call is over; what it cost is read when the attempt ends."""

@@ -432,7 +432,7 @@ class TurnRun:
     @staticmethod
     def _messages(turn: Turn) -> Sequence[Message]:
         """Return the messages of a turn, of which none was loaded."""
-        return turn.context.messages if turn.context_replaced else turn.context.new_messages
+        return turn.context.messages if turn.context_replaced else turn.context.own_messages
 
     def _now_ms(self) -> int:
         """Return Redis' clock."""
