@@ -19,16 +19,25 @@ from turnline.contracts.replies import (
     TurnInterrupted,
     TurnStarted,
 )
-from turnline.ops.chaos.disturbances import HITS_REDIS, TERMINAL_CODES, TWICE_CODES, Disturbance
+from turnline.ops.chaos.disturbances import (
+    CONFLICTING,
+    HITS_REDIS,
+    TERMINAL_CODES,
+    TWICE_CODES,
+    Disturbance,
+)
 from turnline.ops.chaos.evidence import Evidence, Left, Request
 from turnline.ops.chaos.journal import Chat, Sent, Shown
 from turnline.ops.chaos.spending import check_spending
+from turnline.ops.chaos.thoughts import Answered, check_thoughts
 
 Column = Literal[
-    "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken"
-]
+    "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken",
+    "lost reasoning", "broken prefix",
+]  # fmt: skip
 COLUMNS: Final[tuple[Column, ...]] = (
-    "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken"
+    "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken",
+    "lost reasoning", "broken prefix",
 )  # fmt: skip
 PERMANENT: Final = frozenset({"queue", "wake", "token", "workers", "fleet"})
 """The shard's keys that may stay for ever, by the last part of their names. They do not grow."""
@@ -106,6 +115,8 @@ class ChatCheck:
         yield from self._check_runs()
         for turn, what in check_spending(self._left, self._requests):
             yield self._violation("tokens", turn, what)
+        for column, turn, what in check_thoughts(self._left, list(self._answered())):
+            yield self._violation(column, turn, what)
         for what in self._left.unfinished:
             yield self._violation("leaked", "", f"{what} of a turn that is over")
 
@@ -208,8 +219,8 @@ class ChatCheck:
             return True
         words = self._sent[end.turn_id].text
         own = [it for it in self._requests if it.messages and words in it.messages[-1][1]]
-        if end.code == "bad_request":  # another fault lost the sentence that says why
-            return any("context-length" in it.faults and len(it.faults) > 1 for it in own)
+        if end.code == "bad_request":  # another fault lost the sentence that says why, or its place
+            return any(CONFLICTING & {*it.faults} and len(it.faults) > 1 for it in own)
         struck = sum(bool(it.faults) for it in own)
         return (end.code in TWICE_CODES and struck >= 2) or (
             end.code == "attempts_exhausted" and struck >= 5
@@ -248,7 +259,8 @@ class ChatCheck:
             end = self._ends[turn]
             if role != "user" or not isinstance(end, TurnCompleted) or end.finish_reason is None:
                 continue
-            if " ".join(words.split()[:12]) not in end.text:
+            is_cut = end.finish_reason == "length"
+            if " ".join(words.split()[:12]) not in end.text and not is_cut:
                 yield self._violation("misled", turn, "the reply answers another message")
             shown = [it for it in self._requests if it.messages[-1:] == ((role, words),)]
             before = place[role, words]
@@ -259,6 +271,13 @@ class ChatCheck:
                 yield self._violation("tokens", turn, "answered without a call of the model")
             elif shown[-1].messages != actual:
                 yield self._violation("reordered", turn, "the model was shown another context")
+
+    def _answered(self) -> Iterator[Answered]:
+        """Yield the turns whose words and answers are committed, with their requests."""
+        for n, (role, words, turn) in enumerate(self._expected()):
+            shown = [it for it in self._requests if it.messages[-1:] == ((role, words),)]
+            if role == "user" and shown:
+                yield Answered(turn, self._ends[turn], shown[-1], n + 1)
 
     # -- readers --------------------------------------------------------------------------------
 

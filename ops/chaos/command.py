@@ -4,7 +4,7 @@ import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, get_args
 
 import click
 import msgspec
@@ -38,6 +38,13 @@ _ROUNDS: Final[Mapping[Name, int]] = {
     show_default=True,
     help="Talked in at a time.",
 )
+@click.option(
+    "--wire",
+    type=click.Choice(get_args(session.Wires)),
+    default="responses",
+    show_default=True,
+    help="How workers talk to the model; both: every second one in either way.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
     "--keep",
@@ -63,6 +70,7 @@ def chaos(
     seed: int | None,
     workers: int,
     conversations: int,
+    wire: session.Wires,
     as_json: bool,
     keep: Path | None,
     upgrade_from: str | None,
@@ -79,7 +87,7 @@ def chaos(
 
     \b
     Examples:
-      turnline chaos --minutes 10 --seed 7
+      turnline chaos --minutes 10 --seed 7 --wire both
       turnline chaos --drill kill
       turnline chaos --upgrade-from HEAD~1
     """  # noqa: D301  click's mark
@@ -91,11 +99,12 @@ def chaos(
         seed=seed,
         workers=workers,
         conversations=conversations,
+        wire=wire,
         sabotage=sabotage,
         upgrade_from=upgrade_from,
         keep=keep,
         command=f"turnline chaos --minutes {minutes:g} --seed {seed} --workers {workers} "
-        f"--conversations {conversations}",
+        f"--conversations {conversations} --wire {wire}",
     )
     say(console(stderr=True), f"seed {seed}")
     with ends_in_order(), progress() as tell:

@@ -57,6 +57,40 @@ FAULTS: Final[Mapping[str, float]] = {
     "context-length": 0.001,
 }
 """Scenarios of the simulator and the chance of each model call to meet it."""
+EVENT_FAULTS: Final[Mapping[str, float]] = {
+    "incomplete;at=tokens:9": 0.004,
+    "failed;at=tokens:3": 0.006,
+    "failed;at=tokens:2,error=0": 0.003,
+    "error-event;at=tokens:3": 0.005,
+    "error-event;at=tokens:2,shape=nested": 0.003,
+    "error-event;at=after_headers": 0.003,
+    "terminal-output;shape=other": 0.003,
+    "terminal-output;shape=empty": 0.005,
+    "terminal-output;shape=missing": 0.005,
+    "usage-missing": 0.003,
+    "response-done": 0.005,
+    "done-marker": 0.01,
+    "no-created": 0.005,
+    "same-ids": 0.01,
+    "interleaved": 0.005,
+    "done-only": 0.005,
+    "deltas-only": 0.01,
+    "late-added": 0.005,
+    "sequence;shape=gap": 0.005,
+    "unknown-event": 0.01,
+    "unknown-item": 0.005,
+    "no-event-line": 0.01,
+    "event-mismatch": 0.005,
+    "doom-loop;at=tokens:2": 0.005,
+    "reasoning-text": 0.01,
+    "no-reasoning-item": 0.005,
+    "encrypted;shape=missing": 0.005,
+    "encrypted;shape=null": 0.005,
+    "decrypt": 0.004,
+}
+"""The same on the wire of responses alone; most of these are no reason to ask again."""
+CONFLICTING: Final = frozenset({"context-length", *(it.partition(";")[0] for it in EVENT_FAULTS)})
+"""Faults of which another one at the same call can make a request that nobody understands."""
 MALFORMED: Final[Mapping[str, float]] = {
     "odd-reply;shape=garbage": 0.1,
     "truncated-json;at=tokens:2": 0.1,

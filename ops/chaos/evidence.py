@@ -1,7 +1,7 @@
 """Reads back what a run left: conversations, reply stream, dead letters, keys, model calls."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from turnline.contracts.replies import AnyEvent, TurnRecord, decode_event, decod
 from turnline.contracts.scripts import text
 from turnline.ops.chaos.simulated import Entry, SimAdmin
 from turnline.ops.chaos.traffic import REPLIES
+from turnline.ops.simulator.request_ledger import Continuity
 
 _decode_call = msgspec.json.Decoder(CallEntry).decode
 _MANY: Final = 1_000_000
@@ -30,6 +31,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: tuple[tuple[str, str], ...]
     """(role, text), as the model was shown them."""
+    seq: int = 0
+    """Number of the request."""
+    wire: Literal["chat", "responses"] = "chat"
+    items: tuple[bytes, ...] = ()
+    """What it holds, each part of it as it was sent: messages, and what stands between them."""
+    continuity: Continuity | None = None
+    """What the simulator noticed of what was said before, on `/v1/responses`."""
     from_ms: float
     outcome: str
     """`whole`, `cut`, `error` or `open`."""
@@ -168,22 +176,33 @@ class _Part(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    role: str
+    role: str = ""
+    """None where it is no message."""
     content: str | list[_Part] | None = None
 
 
 class _Body(msgspec.Struct):
-    messages: list[_Message]
+    messages: list[msgspec.Raw] = []
+    """Of chat."""
+    input: list[msgspec.Raw] = []
+    """Of responses."""
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_message = msgspec.json.Decoder(_Message).decode
 
 
 def _request(entry: Entry) -> Request:
     body = _decode_body(entry.body)
+    items = tuple(map(bytes, body.messages or body.input))
+    messages = (message for item in items if (message := _decode_message(item)).role)
     usage = entry.usage if entry.usage_reported else None
     return Request(
-        messages=tuple((message.role, _words(message.content)) for message in body.messages),
+        messages=tuple((message.role, _words(message.content)) for message in messages),
+        seq=entry.seq,
+        wire="chat" if entry.path.endswith("/chat/completions") else "responses",
+        items=items,
+        continuity=entry.continuity,
         from_ms=entry.received_at_ms,
         outcome=entry.outcome,
         tokens_streamed=entry.tokens_streamed,

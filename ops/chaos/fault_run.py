@@ -16,7 +16,14 @@ from redis.exceptions import RedisError
 
 from turnline.contracts.connection import open_sync
 from turnline.contracts.keys import shard_keys
-from turnline.ops.chaos.disturbances import FAULTS, MALFORMED, Disturbance, Kind, Planned
+from turnline.ops.chaos.disturbances import (
+    EVENT_FAULTS,
+    FAULTS,
+    MALFORMED,
+    Disturbance,
+    Kind,
+    Planned,
+)
 from turnline.ops.chaos.journal import Journal, decode_journal
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.chaos.traffic import TrafficPlan
@@ -152,6 +159,7 @@ class Driver:
         began_s = time.monotonic()
         self._make_durable()
         self._sim.add_faults(FAULTS, seed)
+        self._sim.add_faults(EVENT_FAULTS, seed + 2, path="*/responses")
         # A name with one digit: the first ten conversations.
         self._sim.add_faults(self._malformed, seed + 1, conversation=f"{self._traffic.prefix}-?-*")
         words = msgspec.json.encode(self._traffic).decode()

@@ -10,8 +10,10 @@ from turnline.ops.chaos.checker import COLUMNS, Violation
 from turnline.ops.chaos.evidence import Evidence
 from turnline.ops.chaos.fault_run import Outcome
 from turnline.ops.chaos.figures import Drilled, percentile
+from turnline.ops.chaos.journal import Chat
 from turnline.ops.chaos.recovery import recoveries_s
 from turnline.ops.chaos.spending import token_difference
+from turnline.ops.chaos.thoughts import repairs
 from turnline.ops.cli.output import say, table
 
 _NAMED = 12
@@ -50,6 +52,10 @@ class Report(msgspec.Struct, kw_only=True):
     violations: dict[str, int]
     token_difference: int
     """Tokens by which the ledgers differ from the model's own record."""
+    repairs: int
+    """Calls whose earlier reasoning the model refused; they were made again without it."""
+    wires: dict[str, int]
+    """Requests by wire."""
     recovery_p50_s: float
     recovery_p99_s: float
     slowest_recovery_s: float
@@ -103,10 +109,9 @@ def judge(
         faults=outcome.faults,
         refused_starts=outcome.refused_starts,
         violations={column: columns[column] for column in COLUMNS},
-        token_difference=sum(
-            token_difference(it, evidence.requests.get(chat.conversation, ()))
-            for chat, it in zip(chats, left, strict=True)
-        ),
+        token_difference=_token_difference(chats, evidence),
+        repairs=sum(map(repairs, left)),
+        wires=_wires(evidence),
         recovery_p50_s=round(percentile(recoveries, 0.5), 2),
         recovery_p99_s=round(percentile(recoveries, 0.99), 2),
         slowest_recovery_s=round(recoveries[-1], 2) if recoveries else 0.0,
@@ -115,6 +120,17 @@ def judge(
         deaths=outcome.deaths,
         defects=outcome.journal.defects,
     )
+
+
+def _token_difference(chats: Sequence[Chat], evidence: Evidence) -> int:
+    names = [chat.conversation for chat in chats]
+    return sum(
+        token_difference(evidence.left[name], evidence.requests.get(name, ())) for name in names
+    )
+
+
+def _wires(evidence: Evidence) -> dict[str, int]:
+    return dict(Counter[str](it.wire for its in evidence.requests.values() for it in its))
 
 
 def _of_the_run(outcome: Outcome) -> list[Violation]:
@@ -155,6 +171,7 @@ def show(report: Report, to: Console) -> None:
     rows.add_row("recovery p50, s", f"{report.recovery_p50_s:.2f}")
     rows.add_row("recovery p99, s", f"{report.recovery_p99_s:.2f}")
     rows.add_row("slowest recovery, s", f"{report.slowest_recovery_s:.2f}")
+    wires = ", ".join(f"{count} {wire}" for wire, count in sorted(report.wires.items()))
     to.print(rows)
     failures = ", ".join(f"{count} {code}" for code, count in sorted(report.failures.items()))
     say(to, f"Turns: {ends}. Failures: {failures or 'none'}.")
@@ -162,7 +179,8 @@ def show(report: Report, to: Console) -> None:
         to,
         f"{report.conversations} conversations, {report.forgotten} more forgotten while they ran; "
         f"{report.readers} readers, connected again {report.resumed} times; {report.calls} model "
-        f"calls; {report.recoveries} turns cut off by kills. Also {others}; "
+        f"calls ({wires}), {report.repairs} repairs of refused reasoning; "
+        f"{report.recoveries} turns cut off by kills. Also {others}; "
         f"{report.refused_starts} starts while Redis was away.",
     )
     for violation in report.named[:_NAMED]:

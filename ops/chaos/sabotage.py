@@ -89,6 +89,17 @@ def _forget_messages() -> None:
     store._counted = counted  # noqa: SLF001
 
 
+def _bound_reasoning(most_bytes: int) -> None:
+    """Keep so few bytes of reasoning at each commit."""
+    commit: Any = importlib.import_module("turnline.worker.turn.commit")
+    plain = commit.bound_reasoning
+
+    def bound(messages: Any, own_from: int, _: int) -> Any:
+        return plain(messages, own_from, most_bytes)
+
+    commit.bound_reasoning = bound
+
+
 _HELD: Final = "if redis.call('GET', in_progress) ~= lease then"
 SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
     "no-fence": (
@@ -171,6 +182,11 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
     "mixed-totals": ("add abandoned spend to the usage of answers", _mix_totals),
     "forget-calls": ("leave abandoned calls out of the ledger", _forget_calls),
     "other-text": ("publish a text that was not committed", _bend_replies),
+    "no-reasoning": (
+        "commit answers without the reasoning behind them",
+        lambda: _bound_reasoning(0),
+    ),
+    "one-reasoning": ("drop older reasoning with each commit", lambda: _bound_reasoning(1)),
     "forget-messages": ("commit some turns without their messages", _forget_messages),
 }
 

@@ -9,6 +9,7 @@ import msgspec
 
 from turnline.ops.simulator.faults.rules import Rule, RuleState
 from turnline.ops.simulator.model.usage import Usage
+from turnline.ops.simulator.request_ledger import Continuity
 
 _PAGE: Final = 200
 _ASKED: Final = ("/chat/completions", "/responses")
@@ -18,6 +19,7 @@ _ASKED: Final = ("/chat/completions", "/responses")
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One request as the simulator noted it: what is needed of its ledger."""
 
+    seq: int
     path: str
     received_at_ms: float
     body: msgspec.Raw
@@ -27,6 +29,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     tokens_streamed: int = 0
     usage: Usage | None = None
     usage_reported: bool = False
+    continuity: Continuity | None = None
     scenarios: tuple[str, ...] = ()
     disconnected_at_ms: float | None = None
 
@@ -56,9 +59,14 @@ class SimAdmin:
         self._where = (address.hostname, address.port)
 
     def add_faults(
-        self, faults: Mapping[str, float], seed: int, *, conversation: str = "*"
+        self,
+        faults: Mapping[str, float],
+        seed: int,
+        *,
+        conversation: str = "*",
+        path: str = "*",
     ) -> None:
-        """Let each model call of these conversations meet each scenario with its probability."""
+        """Let each such model call meet each scenario with its probability."""
         rules = [
             Rule(
                 scenario=scenario,
@@ -66,6 +74,7 @@ class SimAdmin:
                 probability=chance,
                 seed=seed * 1000 + n,
                 conversation=conversation,
+                path=path,
             )
             for n, (scenario, chance) in enumerate(faults.items())
         ]

@@ -1,9 +1,10 @@
-"""Workers of another revision of this repository beside those of the present one."""
+"""Workers beside those of a stack: of another revision of this repository, or set otherwise."""
 
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,27 +23,42 @@ def old_workers(revision: str, home: Stack, count: int, exits: ExitStack) -> lis
         Failure: The revision cannot be checked out, or a worker did not start.
     """
     tree = _check_out(revision, exits)
-    workers: list[Worker] = []
-    for n in range(count):
-        name = f"old-{n + 1}"
-        stack = Stack(
-            1,
-            live=True,  # not another simulator: that of the home stack
-            redis_url=home.redis_url,
-            environ={**os.environ, "XAI_API_KEY": "xai-simulated"},
-            worker_module=_worker_of(tree),
-            worker_env={
-                "TURNLINE_BASE_URL": home.base_url,
-                "TURNLINE_WORKER_NAME": name,
-                "TURNLINE_LOG_LEVEL": "warning",
-                "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "turnline"))),
-                "PYTHONSAFEPATH": "1",  # not from the working directory
-                "NO_PROXY": "127.0.0.1",
-                "no_proxy": "127.0.0.1",
-            },
-        )
-        workers.append(Worker(exits.enter_context(stack), 0, name))
-    return workers
+    environ = {
+        "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "turnline"))),
+        "PYTHONSAFEPATH": "1",  # not from the working directory
+    }
+    module = _worker_of(tree)
+    return [worker_beside(home, f"old-{n + 1}", exits, environ, module) for n in range(count)]
+
+
+def worker_beside(
+    home: Stack,
+    name: str,
+    exits: ExitStack,
+    environ: Mapping[str, str],
+    module: str = "turnline.worker",
+) -> Worker:
+    """Start a worker with settings of its own on the Redis and the model of a stack.
+
+    Raises:
+        Failure: It did not start.
+    """
+    stack = Stack(
+        1,
+        live=True,  # not another simulator: that of the home stack
+        redis_url=home.redis_url,
+        environ={**os.environ, "XAI_API_KEY": "xai-simulated"},
+        worker_module=module,
+        worker_env={
+            "TURNLINE_BASE_URL": home.base_url,
+            "TURNLINE_WORKER_NAME": name,
+            "TURNLINE_LOG_LEVEL": "warning",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            **environ,
+        },
+    )
+    return Worker(exits.enter_context(stack), 0, name)
 
 
 def _check_out(revision: str, exits: ExitStack) -> Path:

@@ -29,6 +29,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Seed of these chances."""
     conversation: str = "*"
     """Pattern of conversation ids, with `*` and `?`."""
+    path: str = "*"
+    """Pattern of the requests' paths, likewise."""
 
 
 class RuleState(msgspec.Struct, kw_only=True):
@@ -79,12 +81,15 @@ class RuleBook:
         """Return all rules that are still active."""
         return [active.state for active in self._rules.values()]
 
-    def hit(self, conversation_id: str | None) -> list[Scenario]:
+    def hit(self, conversation_id: str | None, path: str = "") -> list[Scenario]:
         """Return the scenarios that hit this request; every rule that it matches counts it."""
         found: list[Scenario] = []
         for number, active in list(self._rules.items()):
             state, rule = active.state, active.state.rule
-            if not fnmatch.fnmatchcase(conversation_id or "", rule.conversation):
+            if not (
+                fnmatch.fnmatchcase(conversation_id or "", rule.conversation)
+                and fnmatch.fnmatchcase(path, rule.path)
+            ):
                 continue
             state.matched += 1
             if state.matched < rule.nth or active.rng.random() >= rule.probability:

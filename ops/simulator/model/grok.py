@@ -146,7 +146,7 @@ class Grok:
         self._ledger.keep_body(entry, request.body, is_json=is_json)
         entry.conversation_id = request.headers.get(_CONVERSATION) or peek.prompt_cache_key
         model, has_suffix, suffix = (peek.model or "").partition("@")
-        scenarios = self._rules.hit(entry.conversation_id)
+        scenarios = self._rules.hit(entry.conversation_id, request.path)
         scenarios += catalogue.read(request.headers.get(HEADER, ""))
         scenarios += catalogue.read(suffix)
         scenarios = self._expanded(scenarios, entry)

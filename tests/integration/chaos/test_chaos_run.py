@@ -16,10 +16,12 @@ def run(
     patience_s: float,
     sabotage: str | None = None,
     itl_ms: float = 4,
+    wire: session.Wires = "responses",
 ) -> Report:
     options = session.Run(
         seconds=seconds,
         seed=SEED,
+        wire=wire,
         workers=4,
         conversations=20,
         think_s=0.5,
@@ -32,12 +34,12 @@ def run(
     return session.run(options, lambda _: None)
 
 
-@pytest.mark.promise("P1", "P2", "P3", "P4", "P6", "P7")
+@pytest.mark.promise("P1", "P2", "P3", "P4", "P6", "P7", "P13")
 @pytest.mark.timeout(180)
 def test_seconds_of_chaos_break_no_promise() -> None:
-    """Kills, stops, terminations, Redis restarts and model faults, and every column is zero."""
+    """Kills, stops, terminations, Redis restarts, faults of both wires: every column is zero."""
     seconds, scale = length((10, 3), (20, 1.5))  # as many disturbances, closer together
-    report = run(seconds, scale=scale, patience_s=60)
+    report = run(seconds, scale=scale, patience_s=60, wire="both")
 
     assert report.named == [], report.command
     assert report.token_difference == 0
@@ -46,6 +48,7 @@ def test_seconds_of_chaos_break_no_promise() -> None:
     assert report.stops >= 1
     assert report.redis_restarts >= 2
     assert report.faults > 10
+    assert min(report.wires["chat"], report.wires["responses"]) > 20
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from turnline.contracts.replies import AnyEvent, TextDelta, TurnStarted
 from turnline.ops.chaos.disturbances import (
     ALWAYS,
+    EVENT_FAULTS,
     FAULTS,
     MALFORMED,
     PER_MINUTE,
@@ -53,9 +54,9 @@ def test_the_shortest_run_restarts_redis_both_ways(seed: int) -> None:
 
 def test_every_fault_is_one_that_the_simulator_knows() -> None:
     """A scenario misspelt here would end a run before it began."""
-    for scenario in {**FAULTS, **MALFORMED}:
+    for scenario in {**FAULTS, **EVENT_FAULTS, **MALFORMED}:
         assert catalogue.read(scenario)
-    assert sum(FAULTS.values()) < 0.25
+    assert sum(FAULTS.values()) + sum(EVENT_FAULTS.values()) < 0.35
     assert set(ALWAYS) <= PER_MINUTE.keys()
 
 

@@ -135,6 +135,15 @@ def test_only_matching_conversations_are_hit() -> None:
     assert hits == [False, False, False, True]
 
 
+def test_only_matching_paths_are_hit() -> None:
+    """Scenarios of one wire leave the other alone."""
+    book = RuleBook()
+    book.add(Rule(scenario="incomplete", path="*/responses"))
+    paths = ("/v1/chat/completions", "/v1/responses/compact", "/v1/responses")
+
+    assert [bool(book.hit("c", path)) for path in paths] == [False, False, True]
+
+
 def test_chances_repeat_with_their_seed() -> None:
     """The same seed hits the same requests, about as many as the probability says."""
 
