@@ -204,8 +204,8 @@ class Stack:
         """
         deadline = time.monotonic() + self._ready_timeout_s
         while True:
-            self.check()
             missing = self._missing()
+            self.check()  # one that has just ended is not missing
             if not missing:
                 return
             if time.monotonic() > deadline:
