@@ -73,8 +73,9 @@ def fuzz(
     """Feed mutated input to everything that reads input, and check what must always hold.
 
     \b
-    Targets: messages (what producers send), events (what readers decode), stream (what the model
-    sends, cut anywhere), entries (what stands in an inbox, whoever wrote it), schemas (of
+    Targets: messages (what producers send), events (what readers decode), stream and
+    responses (what the model sends on either wire, cut anywhere), items (what it is sent back of
+    its replies), entries (what stands in an inbox, whoever wrote it), schemas (of
     replies and tools), arguments (of tools), answers (of a provider when a worker starts),
     addresses (of Redis and providers). Inputs that reach new code or a new outcome are built upon.
     Exit code 1: something was broken; the input is in a file.

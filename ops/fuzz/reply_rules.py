@@ -3,9 +3,9 @@
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
@@ -14,6 +14,7 @@ from turnline.worker.errors import ReplyTooLarge
 from turnline.worker.pipeline import call_parts, functions
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.event_bytes import EVENT_MAX_BYTES
+from turnline.worker.pipeline.reply_stream import ReplyStream
 from turnline.worker.pipeline.shapes import BODY_MAX_BYTES, failure_of_body
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.pipeline.stream_events import (
@@ -37,20 +38,29 @@ _NUMBER_MAX: Final = 2**53
 _encode = msgspec.json.Encoder().encode
 
 
+Missing: TypeAlias = Callable[[bytes, Sequence[StreamEvent]], None]
+"""Checks that nothing of a body is missing in the events of a reply that was not refused."""
+
+
 def check_stream(data: bytes) -> Verdict:
+    """Read a response body of chat whole, in pieces, and byte by byte."""
+    return check_body(data, CompletionStream, _check_nothing_is_missing)
+
+
+def check_body(data: bytes, parser: Callable[[], ReplyStream], missing: Missing) -> Verdict:
     """Read a response body whole, in pieces, and byte by byte."""
-    events = _read_stream([data])
+    events = _read_stream([data], parser)
     random = Random(zlib.crc32(data))
     cuts = sorted(random.randrange(len(data) + 1) for _ in range(random.randrange(1, 9)))
     ends = [0, *cuts, len(data)]
     pieces = [data[a:b] for a, b in itertools.pairwise(ends)]
-    must(_same(_read_stream(pieces), events), "other events if cut elsewhere")
+    must(_same(_read_stream(pieces, parser), events), "other events if cut elsewhere")
     if len(data) <= _SMALL:
         pieces = [data[n : n + 1] for n in range(len(data))]
-        must(_same(_read_stream(pieces), events), "other events if read byte by byte")
+        must(_same(_read_stream(pieces, parser), events), "other events if read byte by byte")
     _check_events(events, len(data))
     if not any(type(event).__name__ in _REFUSALS for event in events):
-        _check_nothing_is_missing(data, events)
+        missing(data, events)
     failure_of_body(data).message.encode()
     names = [type(event).__name__ for event in events]
     refused = next((name for name in names if name in _REFUSALS), "")
@@ -68,8 +78,8 @@ _TOO_DEEP: Final = MalformedFrame("too_deep")
 _REFUSALS: Final = frozenset({"MalformedFrame", "NotAStream", "OverLimit", "StreamFailed"})
 
 
-def _read_stream(pieces: Sequence[bytes]) -> list[StreamEvent]:
-    reader = CompletionStream()
+def _read_stream(pieces: Sequence[bytes], parser: Callable[[], ReplyStream]) -> list[StreamEvent]:
+    reader = parser()
     events: list[StreamEvent] = []
     most = 0
     for piece in pieces:
@@ -80,7 +90,7 @@ def _read_stream(pieces: Sequence[bytes]) -> list[StreamEvent]:
     return events + reader.close()
 
 
-def _kept_bytes(reader: CompletionStream) -> int:
+def _kept_bytes(reader: ReplyStream) -> int:
     values = cast("dict[str, object]", vars(vars(reader)["_bytes"])).values()
     return sum(len(value) for value in values if isinstance(value, bytes | bytearray))
 

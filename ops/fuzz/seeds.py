@@ -8,12 +8,15 @@ import msgspec
 from msgspec import inspect
 
 from turnline import ops
+from turnline.contracts.conversation import ContextEntry
 from turnline.contracts.messages import Inbound
 from turnline.contracts.replies import AnyEvent, ToolRequest, TurnRecord
 from turnline.ops.fuzz.mutation import ENTRY, FIELD, MARK
 
-RECORDINGS: Final = Path(ops.__file__).resolve().parents[2] / "shared" / "data" / "xai"
-"""Recorded streams, one chunk a line, and error bodies; used if they exist."""
+RECORDINGS: Final = Path(ops.__file__).resolve().parents[2] / "shared" / "data"
+"""Recorded streams, one chunk or event a line, and error bodies; used if they exist."""
+_RECORDED_MAX_BYTES: Final = 14_000
+"""Longer streams say nothing new, and are slow to read again and again."""
 _IDS: Final = b'"conversation_id":"c","turn_id":"t"'
 _TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -166,6 +169,128 @@ ADDRESSES: Final = (
 )
 
 
+def _events(*payloads: bytes) -> bytes:
+    """Return events of `/v1/responses`, each under its name."""
+    typed = ((msgspec.json.decode(it, type=_Typed).type, it) for it in payloads)
+    return b"".join(b"event: %b\ndata: %b\n\n" % (type_.encode(), it) for type_, it in typed)
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_THOUGHT: Final = (
+    b'{"id":"rs_1","summary":[{"text":"hm","type":"summary_text"}],"type":"reasoning",'
+    b'"encrypted_content":"c2VhbGVk"}'
+)
+_SAID: Final = (
+    b'{"content":[{"type":"output_text","text":"Hello there","annotations":[{"type":"url_citation",'
+    b'"url":"https://example.com/","title":"1","start_index":1,"end_index":4}]}],"id":"msg_1",'
+    b'"role":"assistant","type":"message","status":"completed"}'
+)
+_CALLED: Final = (
+    b'{"arguments":"{\\"a\\":1}","call_id":"call_1","name":"f","type":"function_call","id":"fc_1",'
+    b'"status":"completed"}'
+)
+_SEARCHED: Final = (
+    b'{"id":"ws_1","type":"web_search_call","status":"completed","action":{"type":"search",'
+    b'"query":"q"}}'
+)
+_COUNTED: Final = (
+    b'"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8},"output_tokens":7,'
+    b'"output_tokens_details":{"reasoning_tokens":5},"total_tokens":16,"cost_in_usd_ticks":12}'
+)
+
+
+def _opening() -> bytes:
+    return (
+        b'{"sequence_number":0,"type":"response.created","response":{"id":"r-1","object":"response",'
+        b'"model":"grok-4","output":[],"status":"in_progress","usage":null}}'
+    )
+
+
+def _ending(kind: bytes, *output: bytes, rest: bytes = b"") -> bytes:
+    return (
+        b'{"type":"response.%b","response":{"id":"r-1","model":"grok-4","output":[%b],'
+        b'"status":"%b",%b%b}}' % (kind, b",".join(output), kind, _COUNTED, rest)
+    )
+
+
+def _item(what: bytes, index: int, item: bytes) -> bytes:
+    return b'{"type":"response.output_item.%b","output_index":%d,"item":%b}' % (what, index, item)
+
+
+def _piece(what: bytes, index: int, delta: bytes) -> bytes:
+    return b'{"type":"response.%b.delta","output_index":%d,"delta":"%b"}' % (what, index, delta)
+
+
+_SPOKEN: Final = (
+    _opening(),
+    _piece(b"reasoning_summary_text", 0, b"hm"),
+    _item(b"done", 0, _THOUGHT),
+    _piece(b"output_text", 1, b"Hello"),
+    _piece(b"output_text", 1, b" there"),
+    _item(b"done", 1, _SAID),
+)
+RESPONSES: Final = (
+    _events(*_SPOKEN, _ending(b"completed", _THOUGHT, _SAID)),
+    _events(*_SPOKEN, _ending(b"completed", _THOUGHT, _SAID)).replace(b"\n", b"\r\n"),
+    _events(*_SPOKEN, _ending(b"completed")) + b"data: [DONE]\n\n",
+    _events(
+        _opening(),
+        _item(b"added", 0, _CALLED.replace(b'{\\"a\\":1}', b"")),
+        _piece(b"function_call_arguments", 0, b'{\\"a\\":'),
+        _piece(b"function_call_arguments", 0, b"1}"),
+        _item(b"done", 0, _CALLED),
+        _item(b"done", 1, _CALLED.replace(b"_1", b"_2")),
+        _ending(b"completed", _CALLED, _CALLED.replace(b"_1", b"_2")),
+    ),
+    _events(
+        _opening(),
+        _item(b"added", 0, _SEARCHED.replace(b"completed", b"in_progress")),
+        _item(b"done", 0, _SEARCHED),
+        _piece(b"output_text", 1, b"Hello there"),
+        _ending(b"completed", _SEARCHED, _SAID),
+    ),
+    _events(*_SPOKEN[:5], _ending(b"incomplete", rest=b',"incomplete_details":{"reason":"x"}')),
+    _events(*_SPOKEN[:4], _ending(b"failed", rest=b',"error":{"code":"c","message":"m"}')),
+    _events(*_SPOKEN[:4]) + b'event: error\ndata: {"type":"error","code":"c","message":"m"}\n\n',
+    _events(_opening(), _piece(b"refusal", 0, b"no"), _ending(b"completed")),
+    b'{"id":"r-1","object":"response","model":"grok-4","status":"completed","output":[%b,%b],%b}'
+    % (_THOUGHT, _SAID, _COUNTED),
+    b'{"code":"invalid-argument","error":"Incorrect API key"}',
+)
+_KEPT: Final = b'"reply_items":{"model":"grok-4","items":[%b]}'
+CONTEXT_ENTRIES: Final = (
+    b'{"role":"user","content":"hi"}',
+    b'{"role":"system","content":[{"type":"text","text":"s"}]}',
+    (
+        b'{"role":"user","content":[{"type":"text","text":"u"},{"type":"image_url","image_url":'
+        b'{"url":"https://example.com/a.png","detail":"low"}}]}'
+    ),
+    b'{"role":"assistant","content":"Hello there",%b}' % (_KEPT % (b'{"item":%b}' % _THOUGHT)),
+    b'{"role":"assistant","content":"Hello there",%b,"citations":[{"url":"u","start":1,"end":2}]}'
+    % (_KEPT % (b'{"item":%b},{"chars":5,"item":%b}' % (_THOUGHT, _SEARCHED))),
+    b'{"role":"assistant","content":"so","tool_calls":[{"id":"1","type":"function","function":'
+    b'{"name":"f","arguments":"{}"}},{"id":"2","type":"function","function":{"name":"g",'
+    b'"arguments":"{}"}}],%b}'
+    % (_KEPT % (b'{"item":%b},{"chars":2,"calls":1,"item":%b}' % (_THOUGHT, _THOUGHT))),
+    b'{"role":"assistant","content":"  "}',
+    b'{"role":"assistant","content":"e","reply_items":{"model":"","items":[{"item":%b}]}}'
+    % _THOUGHT,
+    b'{"role":"tool","content":"r","tool_call_id":"1"}',
+    b'{"role":"tool","content":[{"type":"text","text":"r"}],"tool_call_id":"1"}',
+)
+
+
+def recorded_responses(folder: Path) -> list[bytes]:
+    """Return the recorded streams of `/v1/responses` of a folder, the long ones left out."""
+    streams = (
+        _events(*path.read_bytes().splitlines()) for path in sorted(folder.glob("*.stream.jsonl"))
+    )
+    return [stream for stream in streams if len(stream) <= _RECORDED_MAX_BYTES]
+
+
 def recorded_streams(folder: Path) -> list[bytes]:
     """Return the recorded streams and error bodies of a folder; none if there is no such folder."""
     streams = [
@@ -235,6 +360,16 @@ ARGUMENT_WORDS: Final = (
 ANSWER_WORDS: Final = (
     *("data", "id", "object", "grok-4.3", "error", "message", "detail", "code", MARK),
 )
+RESPONSE_WORDS: Final = (
+    *("type", "response", "item", "output", "output_index", "delta", "text", "content", "status"),
+    *("response.created", "response.completed", "response.incomplete", "response.failed"),
+    *("response.output_text.delta", "response.output_item.done", "response.output_item.added"),
+    *("response.function_call_arguments.delta", "response.refusal.delta", "reasoning", "message"),
+    *("function_call", "web_search_call", "encrypted_content", "summary", "annotations", "usage"),
+    *("arguments", "call_id", "name", "id", "error", "code", "incomplete_details", "reason"),
+    *("completed", "in_progress", "output_text", "refusal", "url_citation", "", "null"),
+)
+ENTRY_WORDS: Final = (*words_of(ContextEntry), "grok-4", "reasoning", "encrypted_content")
 EVENT_WORDS: Final = words_of(AnyEvent, TurnRecord, ToolRequest)
 STREAM_WORDS: Final = (
     *("id", "model", "object", "choices", "delta", "content", "reasoning_content", "refusal"),

@@ -40,6 +40,7 @@ from turnline.ops.fuzz.mutation import (
     mutate_bytes,
 )
 from turnline.ops.fuzz.reply_rules import check_stream
+from turnline.ops.fuzz.response_rules import check_items, check_responses
 from turnline.ops.fuzz.verdicts import Verdict, Violation, must, plain
 from turnline.worker import effects, schema_checking, settings
 from turnline.worker.effects import Entry
@@ -47,7 +48,12 @@ from turnline.worker.errors import StartFailed
 from turnline.worker.pipeline import (
     call_parts,
     event_bytes,
+    reply_items,
+    reply_stream,
     reply_text,
+    response_calls,
+    response_frames,
+    responses_stream,
     shapes,
     stream,
     usage_reports,
@@ -345,6 +351,8 @@ _CHECKS: Final[Mapping[str, tuple[Check, Mutate, Sequence[bytes]]]] = {
     "messages": (check_message, JsonMutator(seeds.MESSAGE_WORDS), seeds.MESSAGES),
     "events": (check_event, JsonMutator(seeds.EVENT_WORDS), seeds.EVENTS),
     "stream": (check_stream, StreamMutator(seeds.STREAM_WORDS), seeds.STREAMS),
+    "responses": (check_responses, StreamMutator(seeds.RESPONSE_WORDS), seeds.RESPONSES),
+    "items": (check_items, JsonMutator(seeds.ENTRY_WORDS), seeds.CONTEXT_ENTRIES),
     "entries": (check_entries, EntriesMutator(seeds.MESSAGE_WORDS), seeds.ENTRIES),
     "schemas": (check_schema, JsonMutator(seeds.SCHEMA_WORDS), tuple(hostile.seeds())),
     "arguments": (check_arguments, JsonMutator(seeds.ARGUMENT_WORDS), seeds.ARGUMENTS),
@@ -358,6 +366,11 @@ _READERS: Final[Mapping[str, Sequence[ModuleType]]] = {
     "stream": (
         *(stream, event_bytes, usual_chunks, reply_text, shapes, usage_reports, call_parts),
     ),
+    "responses": (
+        *(responses_stream, reply_stream, response_calls, response_frames, reply_items),
+        *(event_bytes, reply_text, shapes, usage_reports, call_parts),
+    ),
+    "items": (reply_items, conversation),
     "entries": (gathering, effects, user_aggregator, messages, conversation),
     "schemas": (json_schemas, schema_bounds, schema_checking),
     "arguments": (values, description, types),
@@ -368,7 +381,10 @@ _READERS: Final[Mapping[str, Sequence[ModuleType]]] = {
 
 def targets() -> dict[str, Target]:
     """Return all targets by name."""
-    recorded = {"stream": seeds.recorded_streams(seeds.RECORDINGS)}
+    recorded = {
+        "stream": seeds.recorded_streams(seeds.RECORDINGS / "xai"),
+        "responses": seeds.recorded_responses(seeds.RECORDINGS / "xai-responses"),
+    }
     found: dict[str, Target] = {}
     for name, (check, mutate, begun) in _CHECKS.items():
         files = [str(module.__file__) for module in _READERS[name]]

@@ -23,7 +23,7 @@ ITEMS_MARK: Final = b'"reply_items":'
 """In no text of a message: quotes in texts are escaped."""
 BESIDE_MARKS: Final = (ITEMS_MARK, b'"citations":')
 """What the bytes of a message hold that chat has no place for."""
-_OTHER_MARKS: Final = (b'"tool_calls":', *BESIDE_MARKS, b'"content":" "', b'"content":""')
+_OTHER_MARKS: Final = (b'"tool_calls":', *BESIDE_MARKS, b'"content":" ', b'"content":""')
 """What those of an assistant's message hold that is not the same on both wires."""
 _USERS: Final = b'{"role":"user","content":"'
 _ASSISTANTS: Final = b'{"role":"assistant","content":"'
@@ -181,7 +181,7 @@ def _usual_input(raw: bytes, is_same: Callable[[str], bool]) -> bytes | None:
     if not mark:
         return raw
     model, mark, item = kept.partition(_ONE_ITEM)
-    if not mark or b'"' in model or not item.endswith(_LAST) or _ITEM in item:
+    if not (mark and model) or b'"' in model or not item.endswith(_LAST) or _ITEM in item:
         return None
     said += b"}"
     return b"%b,%b" % (item[: -len(_LAST)], said) if is_same(model.decode()) else said

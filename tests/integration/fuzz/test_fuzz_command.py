@@ -20,16 +20,16 @@ def fuzz(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_short_run_prints_its_figures(tmp_path: Path) -> None:
     """All targets, each in a process of its own, so many runs as were asked for."""
-    ran = fuzz("--runs", "1600", "--jobs", "1", "--seed", "5", "--json", "--keep", str(tmp_path))
+    ran = fuzz("--runs", "2000", "--jobs", "1", "--seed", "5", "--json", "--keep", str(tmp_path))
 
     assert (ran.returncode, ran.stderr) == (0, "seed 5\n")
     report = json.loads(ran.stdout)
     rows = {row["target"]: row for row in report["rows"]}
     assert list(rows) == [
-        *("messages", "events", "stream", "entries"),
+        *("messages", "events", "stream", "responses", "items", "entries"),
         *("schemas", "arguments", "answers", "addresses"),
     ]
-    assert [row["runs"] for row in rows.values()] == [200] * 8
+    assert [row["runs"] for row in rows.values()] == [200] * 10
     assert all(row["corpus"] >= row["seeds"] > 0 for row in rows.values())
     assert all(row["edges"] > 0 and row["violations"] == 0 for row in rows.values())
     assert list(tmp_path.iterdir()) == []

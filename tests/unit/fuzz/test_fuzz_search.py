@@ -19,6 +19,8 @@ RUNS = {  # of which a short run takes one part of so many
     "messages": 7_000,
     "events": 6_000,
     "stream": 3_000,
+    "responses": 3_000,
+    "items": 4_000,
     "entries": 4_000,
     "schemas": 1_000,
     "arguments": 4_000,
