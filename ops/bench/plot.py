@@ -17,6 +17,7 @@ from turnline.ops.bench.results import Curve, Report, Row
 
 _COLOURS: Final = {
     "turnline": "#1f77b4",
+    "responses": "#2ca02c",
     "arq": "#d62728",
     "arq-tuned": "#ff9896",
     "direct": "#9467bd",

@@ -6,13 +6,14 @@ from typing import Final
 import msgspec
 
 TURNLINE: Final = "turnline"
+RESPONSES: Final = "responses"
 ARQ: Final = "arq"
 TUNED: Final = "arq-tuned"
 DIRECT: Final = "direct"
 FLOOR: Final = "floor"
 UNTRACED: Final = "untraced"
 EXPORTING: Final = "exporting"
-ALL: Final = (TURNLINE, ARQ, TUNED, DIRECT, FLOOR)
+ALL: Final = (TURNLINE, RESPONSES, ARQ, TUNED, DIRECT, FLOOR)
 QUEUED: Final = (TURNLINE, TUNED, FLOOR)
 
 TEXT: Final = "Would you find me a table for two, tonight at seven?"
@@ -22,7 +23,9 @@ REPLY: Final = "reply-"
 """How the names of scenarios begin that are points of a growth curve; the length follows."""
 
 ABOUT: Final = {
-    TURNLINE: "Turnline, one worker process as it comes: tracing on, traces kept in Redis",
+    TURNLINE: "Turnline on the wire of chat, as all others: one worker process, tracing on, traces "
+    "kept in Redis",
+    RESPONSES: "the same on `/v1/responses`, as Turnline comes: reasoning goes both ways",
     ARQ: "stock ARQ worker, AsyncOpenAI's stream, JSON history in Redis; ARQ's defaults",
     TUNED: "the same, polling every 10 ms, 256 slots, uvloop",
     DIRECT: "AsyncOpenAI in the client's process: no queue, nothing kept",
@@ -130,7 +133,7 @@ def _context(messages: int) -> Scenario:
         model=INSTANT,
         conversations=4,
         context=messages,
-        systems=QUEUED,
+        systems=(TURNLINE, RESPONSES, TUNED, FLOOR),
     )
 
 

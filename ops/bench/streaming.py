@@ -17,6 +17,7 @@ from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import Frame, LLMTextFrame, OpenAILLMContextFrame
 from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
 from turnline.worker.services.grok.llm import GrokLLMService
+from turnline.worker.services.grok.responses_request import Wire
 from turnline.worker.services.provider_client import ProviderClient
 
 _KEY: Final = "xai-bench"
@@ -42,9 +43,11 @@ class _Count(FrameProcessor):
             self.chars += len(frame.text)
 
 
-def _grok(client: ProviderClient, base_url: str) -> Read:
+def _grok(client: ProviderClient, base_url: str, wire: Wire) -> Read:
     async def read() -> int:
-        service = GrokLLMService(api_key=_KEY, base_url=base_url, model=_MODEL, client=client)
+        service = GrokLLMService(
+            api_key=_KEY, base_url=base_url, model=_MODEL, client=client, wire=wire
+        )
         count = _Count()
         service.link(count)
         context = OpenAILLMContext([{"role": "user", "content": TEXT}])
@@ -81,7 +84,8 @@ async def call_costs(lab: Lab, *, rounds: int) -> list[CallCost]:
     )
     async with own.http, plain, aio:
         readers = {
-            "GrokLLMService": _grok(own, base_url),
+            "GrokLLMService": _grok(own, base_url, "chat"),
+            "GrokLLMService, responses": _grok(own, base_url, "responses"),
             "AsyncOpenAI": _sdk(plain),
             "AsyncOpenAI, aiohttp": _sdk(aio),
         }

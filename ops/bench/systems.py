@@ -26,7 +26,15 @@ from turnline.contracts.conversation import AssistantEntry, ContextEntry, UserEn
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.ops.bench import collector
 from turnline.ops.bench.baselines import arq_worker, raw_worker
-from turnline.ops.bench.scenarios import DIRECT, EXPORTING, FLOOR, TUNED, TURNLINE, UNTRACED
+from turnline.ops.bench.scenarios import (
+    DIRECT,
+    EXPORTING,
+    FLOOR,
+    RESPONSES,
+    TUNED,
+    TURNLINE,
+    UNTRACED,
+)
 from turnline.ops.fleet.child import Child
 
 SLOTS: Final = 256
@@ -277,7 +285,7 @@ async def opened(
     if name == DIRECT:  # the SDK's client as it comes
         client = AsyncOpenAI(api_key="xai-bench", base_url=base_url, max_retries=0)
         return Direct(name, await exits.enter_async_context(client))
-    if name in {TURNLINE, UNTRACED, EXPORTING}:
+    if name in {TURNLINE, RESPONSES, UNTRACED, EXPORTING}:
         return await _turnline(name, redis_url, base_url, workers, exits)
     redis = open_async(redis_url, retries=0)
     exits.push_async_callback(redis.aclose)
@@ -304,6 +312,8 @@ async def _turnline(
     environ: Mapping[str, str] = {}
     if name == UNTRACED:
         environ = {"TURNLINE_TRACE_STORE": "0"}
+    elif name == RESPONSES:
+        environ = {"TURNLINE_WIRE": "responses"}
     elif name == EXPORTING:
         sink = exits.enter_context(program(collector.__name__))
         environ = {

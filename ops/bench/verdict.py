@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from turnline.ops.bench.results import Report, Row
-from turnline.ops.bench.scenarios import ARQ, FLOOR, TUNED, TURNLINE
+from turnline.ops.bench.scenarios import ARQ, FLOOR, RESPONSES, TUNED, TURNLINE
 from turnline.ops.chaos.figures import Figure
 
 _SOAKED: Final = 20_000
@@ -17,6 +17,7 @@ def budget(report: Report) -> Iterator[Figure]:
     """Yield the lines of the budget that this run has figures for, each with its bound."""
     rows = {row.scenario: row for row in report.rows if row.system == TURNLINE}
     yield from _of_rows(rows)
+    yield from _of_wires(rows, {it.scenario: it for it in report.rows if it.system == RESPONSES})
     for burst in report.bursts:
         if burst.system == TURNLINE and burst.gap_p50_ms is not None:
             yield Figure("gap between two queued turns, p50", burst.gap_p50_ms, "ms", 5)
@@ -50,6 +51,26 @@ def _of_rows(rows: Mapping[str, Row]) -> Iterator[Figure]:
     if (short := rows.get("context-10")) and (long := rows.get("context-1000")):
         ratio = long.own_cpu_ms / short.own_cpu_ms
         yield Figure("CPU at 1,000 messages over 10, wire included", ratio, "times", 2)
+
+
+def _of_wires(chat: Mapping[str, Row], responses: Mapping[str, Row]) -> Iterator[Figure]:
+    """Yield what the wire of responses costs by that of chat."""
+    for name in ("instant-20-c10", "instant-20-c50", "instant-200-c10"):
+        if (one := chat.get(name)) and (other := responses.get(name)):
+            ratio = other.worker_cpu_ms / one.worker_cpu_ms
+            yield Figure(
+                f"worker's CPU per turn on responses over chat, {name}", ratio, "times", 1.15
+            )
+    names = ("instant-20-c10", "instant-200-c10")
+    if all(name in chat and name in responses for name in names):
+        ratio = _per_chunk(*(responses[it] for it in names)) / _per_chunk(
+            *(chat[it] for it in names)
+        )
+        yield Figure("worker's CPU per chunk on responses over chat", ratio, "times", 1.15)
+
+
+def _per_chunk(short: Row, long: Row) -> float:
+    return (long.worker_cpu_ms - short.worker_cpu_ms) / 180
 
 
 def comparisons(report: Report) -> Iterator[str]:

@@ -23,6 +23,7 @@ from turnline.worker.lease import Lease
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import OpenAILLMContextFrame
 from turnline.worker.pipeline.processor import DOWNSTREAM
+from turnline.worker.pipeline.responses_stream import ResponsesStream
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.turn.attempt import Tap
@@ -34,6 +35,8 @@ SHORT, LONG = 20, 220
 """Chunks of two replies; what they differ by is what chunks cost."""
 DECODER_CALLS = 8.5
 """Calls of functions, C's included, per chunk that the decoder reads."""
+RESPONSES_CALLS = 5.5
+"""The same on `/v1/responses`."""
 TURN_CALLS = 21.5
 """The same from the response's bytes to the event for readers and the context."""
 READ_CALLS = 32.5
@@ -45,6 +48,15 @@ def chunk(text: str) -> bytes:
     return (
         b'data: {"id":"r-1","object":"chat.completion.chunk","created":1,"model":"grok-4.3",'
         b'"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % text.encode()
+    )
+
+
+def event(number: int) -> bytes:
+    """One delta of `/v1/responses` as xAI sends it."""
+    return (
+        b'event: response.output_text.delta\ndata: {"sequence_number":%d,"type":'
+        b'"response.output_text.delta","content_index":0,"delta":"word ","item_id":"msg_1",'
+        b'"output_index":1,"logprobs":[]}\n\n' % number
     )
 
 
@@ -181,6 +193,19 @@ def test_the_decoder_makes_so_many_calls_per_chunk() -> None:
         made.append(counted.calls)
 
     assert (made[1] - made[0]) / (LONG - SHORT) <= DECODER_CALLS
+
+
+def test_the_decoder_of_responses_makes_so_many_calls_per_chunk() -> None:
+    """An event of text costs no more than one call above a chunk of chat."""
+    made = []
+    for chunks in (SHORT, LONG):
+        data = b"".join(event(n) for n in range(chunks))
+        with counting() as counted:
+            events = ResponsesStream().feed(data)
+        assert len(events) == chunks
+        made.append(counted.calls)
+
+    assert (made[1] - made[0]) / (LONG - SHORT) <= RESPONSES_CALLS
 
 
 async def test_a_turn_makes_so_many_calls_per_chunk() -> None:
