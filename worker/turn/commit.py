@@ -74,7 +74,7 @@ def build_commit(
     added, rewrite = ([], False) if failed else _changed_messages(turn.context)
     messages = added if rewrite else [*loaded.messages, *added]
     first = 0 if rewrite else len(loaded.messages)
-    own_messages = (first, len(messages))
+    own_messages = (first if turn.context_replaced else len(loaded.messages), len(messages))
     first, size = bound_reasoning(messages, first, loaded.reasoning_bytes, reasoning_max_bytes)
     ends = _ends(turn, ending.event)
     own = [used for used, end in ends if end is ending.event]

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 
 from tests.integration.tools.bench import Bench, calling
 from tests.integration.tools.test_tool_crashes import Shop, die, rounds_done, script_serial
-from tests.support.driving import ended, requests, user
+from tests.support.driving import Hand, ended, requests, user
 from tests.support.processes import worker_process
-from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts import TurnClient, TurnCompleted, TurnInterrupted
 from turnline.ops.simulator import Simulator
 
 pytestmark = pytest.mark.promise("P13")
@@ -175,3 +175,43 @@ async def test_refused_thoughts_are_left_out_once_and_for_good(
     calls = [json.loads(raw) for raw in await redis.lrange("turnline:{s0}:c:c:calls", 0, -1)]
     assert [call.get("error") for call in calls] == [None, "reasoning_refused", None, None]
     assert "grok.reasoning_refused" in caplog.text
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_turn_without_its_thoughts_says_what_it_said(bench: Bench, stopped: bool) -> None:
+    """The repair changes earlier messages: they are not said again, and keep their marks."""
+    async with bench.hand(environ={"wire": "responses"}) as hand:
+        cut = await cut_short(bench, hand, "turn 0")
+        receipt = await bench.client.submit(user("turn 1"))
+        await hand.run_due()
+        await ended(bench.client, receipt, TurnCompleted)
+        bench.sim.inject("decrypt", times=None)
+        if stopped:
+            end = await cut_short(bench, hand, "turn 2", calls=2)
+        else:
+            receipt = await bench.client.submit(user("turn 2"))
+            await hand.run_due()
+            end = await ended(bench.client, receipt, TurnCompleted)
+
+    history = await bench.client.history("c")
+    assert [entry.status for entry in bench.sim.ledger.entries()] == [200, 200, 400, 200]
+    assert (end.text, cut.text) == (history.messages[-1].content, history.messages[1].content)
+    assert history.interrupted == ((1, 5) if stopped else (1,))
+
+
+async def cut_short(bench: Bench, hand: Hand, text: str, *, calls: int = 1) -> TurnInterrupted:
+    """Run a turn that is interrupted while the model speaks, in its last call."""
+    stalling = "text;value=one%20two%20three|reasoning;tokens=0|stall;at=tokens:3"
+    bench.sim.inject(stalling, nth=calls)
+    receipt = await bench.client.submit(user(text))
+    lease = await hand.must_claim()
+    running = asyncio.create_task(hand.run_lease(lease))
+    async with asyncio.timeout(10):
+        async for shown in bench.client.text(receipt):
+            if "three" in shown:
+                break
+    await bench.client.interrupt("c", heard="one two")
+    lease.notify()
+    await running
+    return await ended(bench.client, receipt, TurnInterrupted)
