@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.responses_events import reasoning, web_search
@@ -305,7 +305,6 @@ async def reply(
 
 
 @pytest.mark.promise("P13")
-@settings(max_examples=60)
 @given(
     st.lists(st.tuples(questions, replies, st.booleans(), st.booleans()), min_size=1, max_size=5),
     st.booleans(),

@@ -750,7 +750,6 @@ FIELDS = ("delta", "text", "item", "arguments", "output_index", "content_index",
 
 
 @pytest.mark.promise("P9")
-@settings(max_examples=100)
 @given(
     st.sampled_from([*KINDS, "response.failed", "response.incomplete", "error", "x"]),
     st.dictionaries(st.sampled_from([*FIELDS, "response", "code", "error"]), anything),
@@ -815,7 +814,7 @@ def said_by(items: list[Fields]) -> tuple[str, list[tuple[str, str, str]]]:
     )
 
 
-@settings(max_examples=400)
+@settings(max_examples=2 * settings().max_examples)
 @given(
     item_lists,
     st.integers(1, 4),
@@ -845,7 +844,6 @@ def test_a_reply_is_whole_or_none(
         assert [it[2] for it in reply.items] == kept
 
 
-@settings(max_examples=200)
 @given(item_lists, st.sampled_from([DELTAS, PARTS, ("output_item.done",), ("output_item.added",)]))
 def test_a_reply_is_whole_without_one_of_its_sources(
     items: list[Fields], left_out: tuple[str, ...]
