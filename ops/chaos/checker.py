@@ -121,7 +121,16 @@ class ChatCheck:
             yield self._violation("leaked", "", f"{what} of a turn that is over")
 
     def _violation(self, column: Column, turn: str, what: str) -> Violation:
+        met = [f"{it.outcome} {'|'.join(it.faults)}".strip() for it in self._asked_for(turn)]
+        what += f" (requests: {', '.join(met)})" if met else ""
         return Violation(column=column, conversation=self._chat.conversation, turn=turn, what=what)
+
+    def _asked_for(self, turn: str) -> list[Request]:
+        """Return the requests whose last message is a turn's."""
+        words = self._sent[turn].text if turn in self._sent else ""
+        return [
+            it for it in self._requests if words and it.messages and words in it.messages[-1][1]
+        ]
 
     # -- acceptance -----------------------------------------------------------------------------
 
@@ -217,8 +226,7 @@ class ChatCheck:
         """Whether the faults of the model explain this failure."""
         if end.code in TERMINAL_CODES:
             return True
-        words = self._sent[end.turn_id].text
-        own = [it for it in self._requests if it.messages and words in it.messages[-1][1]]
+        own = self._asked_for(end.turn_id)
         if end.code == "bad_request":  # another fault lost the sentence that says why, or its place
             return any(CONFLICTING & {*it.faults} and len(it.faults) > 1 for it in own)
         struck = sum(bool(it.faults) for it in own)

@@ -107,7 +107,7 @@ def check_items(data: bytes) -> Verdict:
         outcomes += [str(_fields(item).get("type", "message")) for item in items]
         if isinstance(entry, AssistantEntry):
             _check_assistant(entry, made, items, is_same=is_same)
-    chat = _decode(without_items(raw), type=dict[str, Any])
+    chat = _decode(without_items([raw])[0], type=dict[str, Any])
     must(not {"reply_items", "citations"} & chat.keys(), "chat has no place for this")
     whole = _decode(raw, type=dict[str, Any])
     must({**whole, **chat} == whole, "chat is sent something else")

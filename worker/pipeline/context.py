@@ -14,7 +14,7 @@ from turnline.worker.pipeline.reply_items import (
     ITEMS_MARK,
     REPLY_ITEMS,
     fit,
-    input_of,
+    inputs_of,
     without_items,
 )
 from turnline.worker.pipeline.tool_schemas import NOT_GIVEN, NotGiven, ToolsSchema
@@ -400,10 +400,12 @@ class OpenAILLMContext:
         Args:
             is_same: Tells whether a model, by its name, is the one that is asked.
         """
-        return self._encoded_request(lambda raw: input_of(raw, is_same))
+        return self._encoded_request(lambda messages: inputs_of(messages, is_same))
 
     def _encoded_request(
-        self, convert: Callable[[bytes], bytes], marks: Collection[bytes] = (b"",)
+        self,
+        convert: Callable[[Iterable[bytes]], list[bytes]],
+        marks: Collection[bytes] = (b"",),
     ) -> bytes:
         """Return the array; where stored messages hold no mark, they are sent as they are."""
         encode = self._adapter.encode_message
@@ -418,10 +420,10 @@ class OpenAILLMContext:
             intact = self.intact_count()
             stored, rest = stored[:intact], self._live[intact:]
         joined = self._stored_joined() if len(stored) == len(self._stored) else b",".join(stored)
-        parts = [*map(convert, stored)] if any(mark in joined for mark in marks) else [joined]
+        parts = convert(stored) if any(mark in joined for mark in marks) else [joined]
         if self.system_prompt is not None:
             parts.insert(0, encode({"role": "system", "content": self.system_prompt}))
-        parts.extend(convert(encode(message)) for message in rest)
+        parts += convert(map(encode, rest))
         return b"[%b]" % b",".join(filter(None, parts))
 
     def _stored_joined(self) -> bytes:

@@ -21,12 +21,16 @@ REPLY_ITEMS: Final = "reply_items"
 CITATIONS: Final = "citations"
 ITEMS_MARK: Final = b'"reply_items":'
 """In no text of a message: quotes in texts are escaped."""
-BESIDE_MARKS: Final = (ITEMS_MARK, b'"citations":')
+_CITED: Final = b'"citations":'
+BESIDE_MARKS: Final = (ITEMS_MARK, _CITED)
 """What the bytes of a message hold that chat has no place for."""
-_OTHER_MARKS: Final = (b'"tool_calls":', *BESIDE_MARKS, b'"content":" ', b'"content":""')
-"""What those of an assistant's message hold that is not the same on both wires."""
 _USERS: Final = b'{"role":"user","content":"'
 _ASSISTANTS: Final = b'{"role":"assistant","content":"'
+_NEXT_KEY: Final = b'","'
+"""Stands in no text: behind the text of a message there is another field."""
+_TEXT_AT: Final = len(_ASSISTANTS)
+_BLANK: Final = b' "'
+"""How a text begins that may be none."""
 _KEPT: Final = b',"reply_items":{"model":"'
 _ONE_ITEM: Final = b'","items":[{"item":'
 _ITEM: Final = b'"item":'
@@ -128,12 +132,19 @@ _decode_message = msgspec.json.Decoder(_Message, float_hook=number).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def without_items(raw: bytes) -> bytes:
-    """Return a message without what chat has no place for."""
-    if not any(mark in raw for mark in BESIDE_MARKS):
-        return raw
+def without_items(messages: Iterable[bytes]) -> list[bytes]:
+    """Return messages without what chat has no place for."""
+    return [_without_items(raw) if ITEMS_MARK in raw or _CITED in raw else raw for raw in messages]
+
+
+def _without_items(raw: bytes) -> bytes:
     fields = _decode_fields(raw)
     return _encode({key: it for key, it in fields.items() if key not in {REPLY_ITEMS, CITATIONS}})
+
+
+def inputs_of(messages: Iterable[bytes], is_same: Callable[[str], bool]) -> list[bytes]:
+    """Return what `/v1/responses` is sent for each message; see `input_of`."""
+    return [raw if raw.startswith(_USERS) else input_of(raw, is_same) for raw in messages]
 
 
 def input_of(raw: bytes, is_same: Callable[[str], bool]) -> bytes:
@@ -148,10 +159,11 @@ def input_of(raw: bytes, is_same: Callable[[str], bool]) -> bytes:
         b"" for a message that says nothing. One of no known shape is sent as it is: the provider
         says what is wrong with it.
     """
-    if raw.startswith(_USERS):
-        return raw
-    if raw.startswith(_ASSISTANTS):
-        usual = _usual_input(raw, is_same)
+    if raw.startswith(_ASSISTANTS) and raw[_TEXT_AT] not in _BLANK:
+        key = raw.find(_NEXT_KEY, _TEXT_AT)
+        if key < 0:
+            return raw
+        usual = _usual_input(raw, key + 1, is_same) if raw.startswith(_KEPT, key + 1) else None
         if usual is not None:
             return usual
     try:
@@ -170,21 +182,22 @@ def input_of(raw: bytes, is_same: Callable[[str], bool]) -> bytes:
     return raw
 
 
-def _usual_input(raw: bytes, is_same: Callable[[str], bool]) -> bytes | None:
-    """Return what is sent for a text with one item before it, or none; None for other messages.
+def _usual_input(raw: bytes, end: int, is_same: Callable[[str], bool]) -> bytes | None:
+    """Return what is sent for a text, up to `end`, with one item before it; None for others.
 
     As `_items_of` gives it, but nothing is decoded: a request holds all messages of a conversation.
     """
-    said, mark, kept = raw.partition(_KEPT)
-    if any(it in said for it in _OTHER_MARKS):
+    model_at = end + len(_KEPT)
+    model_end = raw.find(_ONE_ITEM, model_at)
+    item_at = model_end + len(_ONE_ITEM)
+    model = raw[model_at:model_end]
+    if model_end <= model_at or b'"' in model or not raw.endswith(_LAST):
         return None
-    if not mark:
-        return raw
-    model, mark, item = kept.partition(_ONE_ITEM)
-    if not (mark and model) or b'"' in model or not item.endswith(_LAST) or _ITEM in item:
+    if raw.find(_ITEM, item_at) >= 0:
         return None
-    said += b"}"
-    return b"%b,%b" % (item[: -len(_LAST)], said) if is_same(model.decode()) else said
+    if not is_same(model.decode()):
+        return raw[:end] + b"}"
+    return b"%b,%b}" % (raw[item_at : -len(_LAST)], raw[:end])
 
 
 def _items_of(message: _Message, content: bytes, is_same: Callable[[str], bool]) -> Iterable[bytes]:

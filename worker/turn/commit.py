@@ -37,6 +37,8 @@ class Ending(NamedTuple):
     """What the provider said where the turn failed, for the dead letter."""
     reply: str = ""
     """What the model replied where the turn failed for the reply's form; likewise."""
+    counts: bool = False
+    """Whether it is a turn of the totals although the model had no part in its end."""
 
 
 class Commit(NamedTuple):
@@ -91,7 +93,7 @@ def build_commit(
         reasoning_bytes=size,
         settings=turn.settings if turn.settings_changed and not failed else None,
         calls=calls,
-        turns=1 if ending.event is not None else 0,
+        turns=int(ending.event is not None or ending.counts),
         events=[*ending.unpublished, *(end for _, end in ends)],
         records=records,
         copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),

@@ -452,7 +452,7 @@ class TurnRun:
         self._ledger.roll_back()
         owner = turn.used[0]
         self._observer.collected(turn.used, owner)
-        outcome = await self._commit(turn, Ending(), keep_lease=True)
+        outcome = await self._commit(turn, Ending(counts=True), keep_lease=True)
         turns_log.warning("turn.failed", extra={**self._facts(owner).ids, "code": "crashed"})
         return outcome
 

@@ -118,8 +118,13 @@ def _each(plan: Plan, change: Callable[[Json], Json]) -> None:
 
 
 def _without(plan: Plan, is_dropped: Callable[[str], bool]) -> None:
-    """Take events away by their types."""
+    """Take events away by their types; what they carried is told by the next one that is left."""
     dropped = {id(frame) for frame, payload in _events(plan) if is_dropped(payload["type"])}
+    tokens = 0
+    for frame in plan.frames():
+        tokens += frame.tokens
+        if id(frame) not in dropped:
+            frame.tokens, tokens = tokens, 0
     plan.steps = [step for step in plan.steps if id(step) not in dropped]
     _number(plan)
 

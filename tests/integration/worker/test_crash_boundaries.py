@@ -137,16 +137,22 @@ async def test_crash_of_a_turn_with_another_one_waiting(hand: Hand, dies_at: int
     ]
 
 
-@pytest.mark.promise("P1", "P9", "P12")
+@pytest.mark.promise("P1", "P7", "P9", "P12")
+@pytest.mark.parametrize("more", [0, 1])
 async def test_three_crashes_make_a_dead_letter_and_the_conversation_goes_on(
-    redis: Redis, hand: Hand, client: TurnClient
+    redis: Redis, hand: Hand, client: TurnClient, more: int
 ) -> None:
-    """A turn that takes its worker down three times is set aside with its bytes."""
+    """A turn that takes its worker down three times is set aside with its bytes, and counted.
+
+    Also if a worker dies while it does so.
+    """
     poison = await client.submit(UserMessage(conversation_id="c", text="poison"))
     fine = await client.submit(UserMessage(conversation_id="c", text="fine"))
 
     for _ in range(3):
         await run_and_die(hand, dies_at=3)
+    for _ in range(more):
+        await run_and_die(hand, dies_at=2)
     await finish(hand)
 
     failed = await client.result(poison, timeout_s=5)
@@ -161,4 +167,5 @@ async def test_three_crashes_make_a_dead_letter_and_the_conversation_goes_on(
     assert b'"text":"poison"' in letter[b"m"]
     history = await client.history("c")
     assert history.messages[0].content == "fine"
-    assert (await client.usage("c")).unknown_calls == 3
+    totals = await client.usage("c")
+    assert (totals.unknown_calls, totals.turns) == (3, 2)
