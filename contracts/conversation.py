@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from turnline.contracts.errors import InvalidMessage
+from turnline.contracts.nesting import DEEPEST, is_deep
 from turnline.contracts.numbers import number
 from turnline.contracts.server_tools import ServerTools, check_apart
 
@@ -203,13 +204,27 @@ class ToolEntry(ContextMessage, frozen=True, kw_only=True, tag="tool"):
     tool_call_id: Annotated[str, Meta(min_length=1, max_length=ID_MAX_CHARS)]
 
 
-class _Kind(msgspec.Struct):
-    type: str
-
-
-_kind_of = msgspec.json.Decoder(_Kind).decode
+_item_of = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode
 _BUILT = frozenset({"message", "function_call"})
 """Items that a request gets from an entry's text and calls."""
+
+
+def _kind_of(item: msgspec.Raw, field: str) -> str:
+    """Return the type of an item that every worker can read.
+
+    Raises:
+        InvalidMessage: It is no item, has a number out of range, or is nested too deeply.
+    """
+    try:
+        fields = _item_of(item)
+    except (msgspec.DecodeError, RecursionError):
+        fields = {}
+    kind = fields.get("type")
+    if not isinstance(kind, str):
+        raise InvalidMessage(field, "an object with a `type`, and numbers within range")
+    if is_deep(fields, bytes(item)):
+        raise InvalidMessage(field, f"at most {DEEPEST} levels")
+    return kind
 
 
 def check_reply_items(entry: AssistantEntry, field: str) -> None:
@@ -230,10 +245,7 @@ def check_reply_items(entry: AssistantEntry, field: str) -> None:
     place, end = (0, 0), (len(said), len(entry.tool_calls))
     for n, placed in enumerate(entry.reply_items.items):
         at, before = f"{field}.items[{n}]", place
-        try:
-            kind = _kind_of(placed.item).type
-        except msgspec.ValidationError:
-            raise InvalidMessage(f"{at}.item", "an object with a `type`") from None
+        kind = _kind_of(placed.item, f"{at}.item")
         if kind in _BUILT:
             raise InvalidMessage(f"{at}.item.type", "none of " + ", ".join(sorted(_BUILT)))
         place = (placed.chars, placed.calls)

@@ -4,12 +4,13 @@ import asyncio
 import inspect
 import json
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 
+from turnline.contracts.nesting import is_deep
 from turnline.contracts.numbers import number
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import (
@@ -423,29 +424,9 @@ def function_call(
         decoded = _decode_object(raw)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return FunctionCallFromLLM(name, call_id, {}, context)
-    if _is_deep(decoded, raw):
+    if is_deep(decoded, raw):
         return FunctionCallFromLLM(name, call_id, {}, context)
     return FunctionCallFromLLM(name, call_id, decoded, context, raw)
-
-
-def _is_deep(value: dict[str, Any], raw: str) -> bool:
-    """Tell whether arguments are nested more deeply than a provider takes them back."""
-    if raw.count("{") + raw.count("[") <= _DEEPEST:
-        return False
-    level: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        level = [it for outer in level for it in _items(outer) if isinstance(it, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _items(value: Any) -> Iterable[Any]:
-    return cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
-
-
-_DEEPEST = 100
-"""Levels. The parsers of some providers end at 128, with what stands around the arguments."""
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any], float_hook=number).decode

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
+from turnline.contracts.nesting import is_deep
 from turnline.contracts.numbers import number
 from turnline.worker.pipeline.call_parts import whole_characters
 
@@ -47,8 +48,15 @@ def canonical_item(item: Fields) -> bytes | None:
     """Return an output item as the JSON that is kept of it; None if it is not to be sent back.
 
     Reasoning without what it encrypts says nothing to the model, and one that is not complete
-    would be refused; so would a null among its fields.
+    would be refused; so would a null among its fields. What is nested too deeply may be unreadable
+    later, and the whole context with it.
     """
+    kept = _sent_back(item)
+    encoded = None if kept is None else _encoded(kept)
+    return None if encoded is None or is_deep(kept, encoded) else encoded
+
+
+def _sent_back(item: Fields) -> Fields | None:
     kind = item.get("type")
     if not isinstance(kind, str) or item.get("status") in _UNFINISHED:
         return None
@@ -58,9 +66,9 @@ def canonical_item(item: Fields) -> bytes | None:
         kept = {key: value for key, value in item.items() if value is not None}
         if kind == "reasoning":
             kept.setdefault("summary", [])
-        return _encoded(kept)
+        return kept
     is_call = kind.endswith(("_call", "_call_output")) and not kind.startswith("function_call")
-    return _encoded(item) if is_call else None
+    return item if is_call else None
 
 
 def _encoded(item: Fields) -> bytes:

@@ -116,6 +116,30 @@ async def test_a_request_asks_for_what_is_to_be_kept() -> None:
     assert not {"messages", "stream_options", "previous_response_id"} & body.keys()
 
 
+@pytest.mark.parametrize(
+    ("model", "effort", "sent"),
+    [
+        ("grok-4.3", "none", 5),
+        ("grok-4.3", None, 5 + 8_192),
+        ("grok-4.7", None, 5 + 32_768),
+        ("grok-4.7", "xhigh", 5 + 65_536),
+        ("grok-4.20-0309-reasoning", None, 5 + 16_384),
+        ("grok-4.20-0309-non-reasoning", None, 5),
+        ("grok-4.20-non-reasoning", "high", 5),
+        ("somebody-elses", None, 5 + 16_384),
+    ],
+)
+async def test_a_bound_of_visible_tokens_has_room_for_thought(
+    model: str, effort: str | None, sent: int
+) -> None:
+    """By effort, and none where nothing is thought: there the bound is what was asked for."""
+    params = OpenAIInputParams(max_tokens=5, extra={"reasoning_effort": effort} if effort else {})
+
+    _, server = await ran(ANSWER, params=params, **{**WIRE, "model": model})
+
+    assert server.requests[0].body["max_output_tokens"] == sent
+
+
 BOTH: dict[str, tuple[dict[str, Any], Script, Script]] = {
     "chat": (
         {"model": MODEL},

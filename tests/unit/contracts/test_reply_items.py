@@ -18,10 +18,22 @@ REASONING = {"type": "reasoning", "summary": [], "encrypted_content": "blob-1"}
 CALLS = [msgspec.to_builtins(CALL)]
 
 
+OBJECT = "an object with a `type`, and numbers within range"
+LEVELS = "at most 100 levels"
+
+
+def deep(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def submitted(kind: str, entry: dict[str, Any]) -> bytes:
     shown = [{"role": "user", "content": "hi"}, {"role": "assistant", **entry}]
-    message = {"type": kind, "conversation_id": "c", "messages": shown}
-    return Requests().submission(json.dumps(message).encode()).call.words[-1]
+    message = json.dumps({"type": kind, "conversation_id": "c", "messages": shown})
+    message = message.replace("7.25e+300", "7.25e+309")  # which Python cannot write
+    return Requests().submission(message.encode()).call.words[-1]
 
 
 def with_items(*items: Any, **entry: Any) -> dict[str, Any]:
@@ -68,10 +80,13 @@ def test_a_producer_may_bring_items_along(kind: str, entry: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("entry", "field", "expected"),
     [
-        (with_items({"item": [1]}), ".items[0].item", "an object with a `type`"),
-        (with_items({"item": "blob-1"}), ".items[0].item", "an object with a `type`"),
-        (with_items({"item": {"summary": []}}), ".items[0].item", "an object with a `type`"),
-        (with_items({"item": {"type": 7}}), ".items[0].item", "an object with a `type`"),
+        (with_items({"item": [1]}), ".items[0].item", OBJECT),
+        (with_items({"item": "blob-1"}), ".items[0].item", OBJECT),
+        (with_items({"item": {"summary": []}}), ".items[0].item", OBJECT),
+        (with_items({"item": {"type": 7}}), ".items[0].item", OBJECT),
+        (with_items({"item": {"type": "x", "n": 7.25e300}}), ".items[0].item", OBJECT),
+        (with_items({"item": {"type": "x", "n": deep(99)}}), ".items[0].item", LEVELS),
+        (with_items({"item": {"type": "x", "n": deep(900)}}), ".items[0].item", LEVELS),
         (
             with_items({"item": REASONING}, {"item": {"type": "message", "content": "blob-1"}}),
             ".items[1].item.type",

@@ -503,6 +503,17 @@ def test_items_that_say_nothing_to_the_model_are_not_kept() -> None:
         assert replied(*opening(), ending([odd, message("x")])).said == ("x", [])
 
 
+@pytest.mark.parametrize(("lists", "is_kept"), [(99, True), (100, False), (900, False)])
+def test_an_item_that_others_may_not_read_is_not_kept(lists: int, is_kept: bool) -> None:
+    """It would stand in the context for good; how deep one can read depends on its stack."""
+    value: list[Any] = []
+    for _ in range(lists - 1):
+        value = [value]
+    item = {"type": "x_call", "value": value}
+
+    assert len(replied(*whole_stream(item, message("x"))).items) == is_kept
+
+
 def test_the_end_has_the_last_word_on_an_item() -> None:
     """Encrypted reasoning may come with the terminal event alone."""
     early = {**reasoning(None), "encrypted_content": None}

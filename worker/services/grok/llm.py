@@ -213,6 +213,7 @@ class GrokLLMService(OpenAILLMService):
             fields,
             self._options,
             effort=fields.get("reasoning_effort") or self._default_effort(),
+            thinks=self._catalogue.nearest(self._model).reasons is not False,
             is_same=partial(self._catalogue.is_same, self._model),
         )
         return RESPONSES_PATH, body, ResponsesStream()

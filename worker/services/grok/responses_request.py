@@ -52,6 +52,7 @@ def responses_body(
     options: ResponsesOptions,
     *,
     effort: str | None,
+    thinks: bool,
     is_same: Callable[[str], bool],
 ) -> bytes:
     """Return the request's body: the items of the context, then all else.
@@ -61,14 +62,15 @@ def responses_body(
         fields: Of the chat request that would be sent, without its messages.
         options: What this wire has beside them.
         effort: How long the model is to think; None where it cannot be told.
+        thinks: False if it is known never to.
         is_same: Tells whether a model, by its name, is the one that is asked.
     """
-    more = _encode(responses_fields(fields, options, effort=effort))
+    more = _encode(responses_fields(fields, options, effort=effort, thinks=thinks))
     return b'{"input":%b,%b' % (context.encoded_request_input(is_same), more[1:])
 
 
 def responses_fields(
-    fields: Mapping[str, Any], options: ResponsesOptions, *, effort: str | None
+    fields: Mapping[str, Any], options: ResponsesOptions, *, effort: str | None, thinks: bool
 ) -> dict[str, Any]:
     """Return all fields of a request but its input; for the arguments see `responses_body`."""
     tools = [*map(_flat, fields.get("tools") or ()), *options.server_tools]
@@ -83,7 +85,7 @@ def responses_fields(
         **({"tools": tools} if tools else {}),
         **_choice(fields.get("tool_choice"), tools),
         **_format(fields.get("response_format")),
-        **_bound(fields, options, effort),
+        **_bound(fields, options, (effort or "medium") if thinks else "none"),
         **{name: it for name in _AS_THEY_ARE if (it := fields.get(name)) is not None},
         **{name: it for name, it in fields.items() if name not in known and is_given(it)},
     }
@@ -125,13 +127,11 @@ def _format(asked: Any) -> dict[str, Any]:
     return {"text": {"format": asked}}
 
 
-def _bound(
-    fields: Mapping[str, Any], options: ResponsesOptions, effort: str | None
-) -> dict[str, Any]:
+def _bound(fields: Mapping[str, Any], options: ResponsesOptions, effort: str) -> dict[str, Any]:
     if options.max_output_tokens is not None:
         return {"max_output_tokens": options.max_output_tokens}
     given = (fields.get(name) for name in ("max_completion_tokens", "max_tokens"))
     visible = next((it for it in given if isinstance(it, int)), None)
     if visible is None:
         return {}
-    return {"max_output_tokens": visible + _THOUGHT_TOKENS.get(effort or "medium", 0)}
+    return {"max_output_tokens": visible + _THOUGHT_TOKENS.get(effort, 0)}
