@@ -311,7 +311,7 @@ class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defau
     temperature: Temperature | None = None
     top_p: Probability | None = None
     max_tokens: PositiveInt | None = None
-    """Visible tokens of one reply at most."""
+    """Visible tokens of one reply at most; on `responses`, with room for thought beside them."""
     seed: Annotated[int, Meta(ge=0)] | None = None
     reasoning_effort: ReasoningEffort | None = None
     tools: Tools | None = None

@@ -228,7 +228,11 @@ class ChatCheck:
             return True
         own = self._asked_for(end.turn_id)
         if end.code == "bad_request":  # another fault lost the sentence that says why, or its place
-            return any(CONFLICTING & {*it.faults} and len(it.faults) > 1 for it in own)
+            return any(
+                (CONFLICTING & {*it.faults} and len(it.faults) > 1)
+                or (it.faults and it.outcome == "error")  # it cut the sentence off
+                for it in own
+            )
         struck = sum(bool(it.faults) for it in own)
         return (end.code in TWICE_CODES and struck >= 2) or (
             end.code == "attempts_exhausted" and struck >= 5

@@ -401,22 +401,6 @@ async def test_refused_reasoning_is_left_out_once_and_for_good(
     assert run.names.count("LLMFullResponseStartFrame") == 1
 
 
-@pytest.mark.promise("P13")
-async def test_a_refusal_that_does_not_say_why_is_tried_without_reasoning() -> None:
-    """A connection that breaks cuts the sentence off; and tomorrow it may be another one."""
-
-    async def cut_off(connection: Connection) -> None:
-        await connection.answer(422, b"Failed to deserialize the JSON body into", "text/plain")
-
-    noted = Noted()
-    run, _ = await ran(cut_off, ANSWER, context=reasoned(), observer=noted, **WIRE)
-    assert run.text == "done"
-    assert noted.outcomes == [(1, "failed", "bad_request"), (2, "completed", None)]
-
-    _, server, error = await failed(ProviderRejected, cut_off, **WIRE)
-    assert (len(server.requests), error.code) == (1, "bad_request")
-
-
 async def test_reasoning_that_is_refused_again_fails_by_name() -> None:
     """Never a third call; nor a second one where there is nothing to leave out."""
     noted = Noted()

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_OPTIONS: Final = ResponsesOptions()
-_REPAIRABLE: Final = ("reasoning_refused", "bad_request")
-"""Codes of refusals of which earlier reasoning is, or may be, the reason: the sentence that says
-why may be cut off, or be a new one. That it was shows when the request is taken without it."""
 
 
 class GrokContextAggregatorPair(OpenAIContextAggregatorPair):
@@ -235,7 +232,7 @@ class GrokLLMService(OpenAILLMService):
                     code=error.code,
                     status=error.status,
                 ) from None
-            if error.code not in _REPAIRABLE or begun or not context.drop_reply_items():
+            if error.code != "reasoning_refused" or begun or not context.drop_reply_items():
                 raise
             log.warning("grok.reasoning_refused", extra={"model": self._model, "code": error.code})
         return await super()._make_call(context, run)
