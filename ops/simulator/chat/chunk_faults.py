@@ -180,9 +180,7 @@ def _whole(plan: Plan, _size: int) -> None:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         **({"usage": usage[-1]} if usage else {}),
     }
-    plan.truncate(0)
-    plan.insert(0, msgspec.json.encode(body))
-    plan.set_content_type("application/json")
+    plan.tell_whole(msgspec.json.encode(body))
 
 
 def _garbage(plan: Plan, _size: int) -> None:

@@ -234,6 +234,17 @@ class Plan(msgspec.Struct, kw_only=True):
         """Put ready-made bytes before a step."""
         self.steps.insert(at, Frame(kind=kind, data=data, stamped=False))
 
+    def tell_whole(self, body: bytes) -> None:
+        """Send one body in place of all events; it says what they said."""
+        frames = self.frames()
+        told = sum(frame.tokens for frame in frames)
+        reports_usage = any(frame.reports_usage for frame in frames)
+        self.truncate(0)
+        self.insert(0, body, FrameKind.USAGE)
+        (frame,) = self.frames()
+        frame.tokens, frame.finishes, frame.reports_usage = told, True, reports_usage
+        self.set_content_type("application/json")
+
     def truncate(self, at: int, *actions: Frame | Action) -> None:
         """Drop everything from a step on and do these instead."""
         self.steps[at:] = actions

@@ -78,9 +78,7 @@ def _surrogates(plan: Plan, _size: int) -> None:
 def _whole(plan: Plan, _size: int) -> None:
     """Send a whole response in place of a stream."""
     last = _payload(plan.frames()[-1])
-    plan.truncate(0)
-    plan.insert(0, msgspec.json.encode(last.get("response")))
-    plan.set_content_type("application/json")
+    plan.tell_whole(msgspec.json.encode(last.get("response")))
 
 
 def _garbage(plan: Plan, _size: int) -> None:
