@@ -62,7 +62,7 @@ def _plain_events(body: bytes) -> Iterator[dict[str, Any]]:
             fields = _fields(json.loads(lines[1].removeprefix(b"data: ").decode()))
         except (ValueError, RecursionError):
             continue
-        if f"event: {fields.get('type')}".encode() == lines[0]:
+        if f"event: {fields.get('type')}".encode(errors="surrogatepass") == lines[0]:
             yield fields
 
 
