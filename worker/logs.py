@@ -167,7 +167,7 @@ def _bounded(pairs: Iterator[tuple[str, object]], used: int) -> tuple[dict[str, 
     kept: dict[str, str] = {}
     for name, value in pairs:
         text = _visible(json.dumps(value, ensure_ascii=False))
-        used += len(name) + len(text.encode()) + 4
+        used += len(f', "{name}": {text}'.encode())
         if used > _LINE_BYTES:
             return kept, True
         kept[name] = text

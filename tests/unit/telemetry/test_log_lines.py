@@ -97,6 +97,18 @@ def test_whatever_the_fields_are_a_line_is_one_bounded_line(
     assert CANARY not in text
 
 
+@pytest.mark.parametrize("letter", ["n", "é", "語", "𠀋"])
+@pytest.mark.parametrize("value", [1, "語", Long(8_000)])
+def test_names_and_what_stands_between_fields_count_too(letter: str, value: Any) -> None:
+    """A thousand small fields are a line of at most 8 KiB, whatever script their names are in."""
+    own = {letter * (1 + n % 60) + f"{n}": whole(value) for n in range(1_000)}
+
+    for formatter in (JsonFormatter(), TextFormatter()):
+        line = formatter.format(record("e", **own))
+        assert "cut" in line
+        assert 5_000 < len(line.encode()) <= 8_192
+
+
 @given(value=st.one_of(st.booleans(), st.integers(-(2**63), 2**63), st.text(max_size=200)))
 def test_fields_keep_their_types(value: Any) -> None:
     """A number is a number, a text the same text, true is true."""
