@@ -374,8 +374,10 @@ def _changed(key: str, default: str) -> EventRun:
 
 
 def _duplicate_terminal(plan: Plan, _scenario: Scenario, _usage: Usage) -> None:
-    frame, payload = _last(plan)
-    _put(plan, plan.steps.index(frame), payload)
+    frame, _ = _last(plan)  # what the copy reports counts too: the stream may end behind it
+    twin = msgspec.structs.replace(frame, kind=FrameKind.OTHER)
+    plan.steps.insert(plan.steps.index(frame), twin)
+    _number(plan)
 
 
 _TWINS: Final[Mapping[str, EventRun]] = {

@@ -240,6 +240,16 @@ async def test_no_two_scenarios_break_each_other(respond, sim: Simulator) -> Non
     assert sim.ledger.summary().overall.open == 0
 
 
+@pytest.mark.parametrize("end", ["", "|eof;at=before_usage", "|eof;at=before_done"])
+async def test_usage_counts_as_reported_when_it_was(respond, sim: Simulator, end: str) -> None:
+    """Wherever a fault lets the stream end: the ledger says what the bytes say."""
+    for name in ["chunks=3", *GROUPS["events"], *sorted(STREAM.keys() - CHAT_ONLY)]:
+        reply = await respond("Hello there", sim=f"{name}{end}")
+        told = b'"usage":{' in reply.body
+
+        assert sim.ledger.entries()[-1].usage_reported == told, name
+
+
 async def test_faults_of_one_wire_are_refused_on_the_other(respond, post) -> None:
     """By their names, rather than doing nothing."""
     refused = [await respond("Hi", sim=name) for name in sorted(CHAT_ONLY)]
