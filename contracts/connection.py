@@ -7,6 +7,7 @@ and time-outs.
 
 import socket
 from collections.abc import Awaitable, Iterable
+from types import ModuleType
 from typing import Any, Protocol, TypeVar, cast
 
 import redis
@@ -87,7 +88,7 @@ def _options(retries: int) -> dict[str, Any]:
     }
 
 
-def _keeping_alive(url: str) -> dict[str, Any]:
+def _keeping_alive(address: Address) -> dict[str, Any]:
     """Return options by which the kernel ends a connection whose other side vanished silently.
 
     Without them a reader that blocks on such a connection waits for ever, since it sends nothing
@@ -95,7 +96,7 @@ def _keeping_alive(url: str) -> dict[str, Any]:
 
     Source: https://man7.org/linux/man-pages/man7/tcp.7.html
     """
-    if url.startswith("unix://"):
+    if address.socket_path:
         return {}
     wanted = {
         "TCP_KEEPIDLE": DEAD_AFTER_S // 2,
@@ -109,7 +110,7 @@ def _keeping_alive(url: str) -> dict[str, Any]:
 
 
 def open_async(url: str, *, retries: int) -> AsyncRedis:
-    """Return a client for a `redis://`, `rediss://` or `unix://` address; nothing is sent yet.
+    """Return a client for the address of a server; nothing is sent yet.
 
     Args:
         url: Where the server is.
@@ -143,16 +144,25 @@ class _Client(redis.asyncio.Redis):
         await super().aclose(*args, **options)
 
 
-def _from_url(factory: Any, url: str, **options: Any) -> Any:
-    """Call redis-py's `from_url` with an address that was read here.
+def _pool(kind: ModuleType, url: str, **options: Any) -> Any:
+    """Return a pool of `redis` or `redis.asyncio` for an address.
 
     What the address says wins over `options`, but it can say only what Turnline bears. The
     protocol and the time-out are said, because redis-py 8 takes others by itself: RESP3, and 5 s,
     which would end a read that blocks.
     """
-    address: Address = read_address(url)
-    decided = {"protocol": 2, "socket_timeout": None, **_keeping_alive(url), **options}
-    return factory.from_url(address.plain, **{**decided, **address.options})
+    address = read_address(url)
+    if address.socket_path:
+        connection_class = kind.UnixDomainSocketConnection
+        place: dict[str, Any] = {"path": address.socket_path}
+    else:
+        connection_class = kind.SSLConnection if address.is_tls else kind.Connection
+        host, port = address.nodes[0]
+        place = {"host": host, "port": port}
+    decided = {"protocol": 2, "socket_timeout": None, **_keeping_alive(address), **options}
+    return kind.ConnectionPool(
+        connection_class=connection_class, **{**place, **decided, **address.options}
+    )
 
 
 def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
@@ -161,8 +171,7 @@ def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
     Raises:
         InvalidAddress: It is none; see `turnline.contracts.addresses`.
     """
-    factory = cast("Any", redis.asyncio.ConnectionPool)
-    pool: redis.asyncio.ConnectionPool = _from_url(factory, url, **options)
+    pool: redis.asyncio.ConnectionPool = _pool(redis.asyncio, url, **options)
     pool.connection_class = quick(cast("Any", pool.connection_class))
     return pool
 
@@ -178,4 +187,4 @@ def open_sync(url: str, *, retries: int, timeout_s: float | None = None) -> Sync
     """
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
     options = {**_options(retries), "socket_timeout": timeout_s, "retry": retry}
-    return cast("SyncRedis", _from_url(redis.Redis, url, **options))
+    return cast("SyncRedis", redis.Redis.from_pool(_pool(redis, url, **options)))

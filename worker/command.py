@@ -65,8 +65,8 @@ def worker(*, check: bool, as_json: bool) -> None:
             _leave(0)
         code = main.run(settings)
     except StartFailed as error:
-        password = str(read_address(settings.redis_url).options.get("password", ""))
-        sentence = plain(str(error), SENTENCE_CHARS, [settings.api_key.value, password])
+        secrets = [settings.api_key.value, *read_address(settings.redis_url).passwords]
+        sentence = plain(str(error), SENTENCE_CHARS, secrets)
         _refuse(sentence, as_json=as_json)
     sys.exit(code)
 

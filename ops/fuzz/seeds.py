@@ -164,6 +164,8 @@ ADDRESSES: Final = (
     b"rediss://h?password=%b&ssl_cert_reqs=none&decode_responses=true" % MARK.encode(),
     b"redis://:%b/x#?&%%@[::1]:7/1" % MARK.encode(),
     b"unix://:%b@/run/a%%20b.sock?db=1" % MARK.encode(),
+    b"redis+sentinel://:%b@h,[::1]:7/mymaster/1?sentinel_password=%b" % ((MARK.encode(),) * 2),
+    b"rediss+cluster://u:%b@h,h:7,10.0.0.1/0?ssl_check_hostname=no" % MARK.encode(),
     b"https://api.x.ai/v1",
     b"http://u:%b@[::1]:8080/v1?k=%b#%b" % ((MARK.encode(),) * 3),
 )

@@ -229,11 +229,15 @@ def check_address(data: bytes) -> Verdict:
         must(addresses.where(text) == address.where, "an address is shown in two ways")
         must(address.where in repr(address), "an address hides where it is")
         must(address.where.isascii() and address.where.isprintable(), "an address shows what hides")
-        must(not set(address.plain) & set("@?"), "an address without secrets has some")
-        parts = urlsplit(address.plain)
-        must(parts.scheme in {"redis", "rediss", "unix"}, "an address of another kind")
-        must(parts.scheme == "unix" or bool(parts.hostname and parts.port), "an address of nobody")
-        outcomes = [*sorted(address.options), parts.scheme]
+        must("@" not in address.where, "an address without secrets has some")
+        must(bool(address.nodes) != bool(address.socket_path), "an address of nobody")
+        must(len(set(address.nodes)) == len(address.nodes) <= 64, "too many nodes, or one twice")
+        for host, port in address.nodes:
+            must(not set(host) & set("@,/?[]") and 0 < port < 65_536, "a node that is none")
+        is_watched = address.kind == "sentinel"
+        must(is_watched == bool(address.service), "sentinels watch nothing")
+        must(is_watched or not address.sentinel_options, "a secret for nobody")
+        outcomes = [*sorted(address.options), *sorted(address.sentinel_options), address.kind]
     try:
         check_base_url(text)
     except InvalidAddress as error:

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from redis.exceptions import (
@@ -213,7 +212,7 @@ class _Asking:
             log.warning("redis.warning", extra={"redis": self._address.where, "reason": text})
 
     def _plain(self, words: str) -> str:
-        return plain(words, WORDS_CHARS, [str(self._address.options.get("password", ""))])
+        return plain(words, WORDS_CHARS, self._address.passwords)
 
 
 def _check_files(address: Address) -> None:
@@ -242,17 +241,14 @@ async def _parting_words(address: Address) -> LostConnection | None:
 
     One without places says it and closes; whoever has written by then reads nothing any more.
     """
-    url = urlsplit(address.plain)
+    if address.is_tls:
+        return None
     try:
         async with asyncio.timeout(1.0):
-            match url.scheme:
-                case "redis":
-                    opening = asyncio.open_connection(url.hostname, url.port or 6379)
-                case "unix":
-                    opening = asyncio.open_unix_connection(url.path)
-                case _:
-                    return None
-            reader, writer = await opening
+            if address.socket_path:
+                reader, writer = await asyncio.open_unix_connection(address.socket_path)
+            else:
+                reader, writer = await asyncio.open_connection(*address.nodes[0])
             try:
                 answer = await reader.read(1_000)
             finally:

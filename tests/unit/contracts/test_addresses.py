@@ -3,9 +3,11 @@
 import ssl
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from turnline.contracts import InvalidAddress, SyncTurnClient, TurnClient, TurnlineError
-from turnline.contracts.addresses import OVERRIDDEN, read_address, where
+from turnline.contracts.addresses import OVERRIDDEN, Address, read_address, where
 from turnline.contracts.connection import open_async, open_sync
 
 SECRET = "s3cret"
@@ -26,6 +28,7 @@ SECRET = "s3cret"
         ),
         ("redis://u:p:q@h", "h:6379/0", {"db": 0, "username": "u", "password": "p:q"}),
         ("redis://:p@ss@h", "h:6379/0", {"db": 0, "password": "p@ss"}),
+        ("redis://:[p,s]s@h", "h:6379/0", {"db": 0, "password": "[p,s]s"}),
         ("redis://:@h", "h:6379/0", {"db": 0}),
         (
             "redis://h?username=u&password=p&client_name=me&health_check_interval=30",
@@ -57,8 +60,111 @@ def test_an_address_is_read_whole(url: str, shown: str, options: dict[str, objec
     address = read_address(url)
 
     assert address.where == where(url) == shown
+    assert address.kind == "server"
     assert dict(address.options) == options
-    assert "password" not in address.plain
+    assert not address.service
+    assert not address.sentinel_options
+
+
+@pytest.mark.parametrize(
+    ("url", "nodes", "socket_path", "is_tls"),
+    [
+        ("redis://h", (("h", 6379),), "", False),
+        ("rediss://h:1", (("h", 1),), "", True),
+        ("REDIS://[::1]", (("::1", 6379),), "", False),
+        ("redis://[fe80::1%25eth0]:7", (("fe80::1%eth0", 7),), "", False),
+        ("redis://[fe80::1%eth0]", (("fe80::1%eth0", 6379),), "", False),
+        ("unix:///run/a%20b.sock", (), "/run/a b.sock", False),
+        ("redis+sentinel://h/m", (("h", 26379),), "", False),
+        ("rediss+sentinel://a:1,b/m", (("a", 1), ("b", 26379)), "", True),
+        (
+            "redis+sentinel://[::1]:7,[::2],h/m",
+            (("::1", 7), ("::2", 26379), ("h", 26379)),
+            "",
+            False,
+        ),
+        ("redis+cluster://h", (("h", 6379),), "", False),
+        ("rediss+cluster://10.0.0.1:7,h", (("10.0.0.1", 7), ("h", 6379)), "", True),
+        ("redis+cluster://h,H,h:6379,h:1", (("h", 6379), ("h", 1)), "", False),
+    ],
+)
+def test_hosts_and_ports_are_told(
+    url: str, nodes: tuple[tuple[str, int], ...], socket_path: str, is_tls: bool
+) -> None:
+    """Each node once, with the port that such servers have where none is said."""
+    address = read_address(url)
+
+    assert address.nodes == nodes
+    assert address.socket_path == socket_path
+    assert address.is_tls == is_tls
+
+
+TLS = {"ssl_check_hostname": True}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "service", "options", "sentinel_options"),
+    [
+        (
+            "redis+sentinel://h1,h2:1/my.master_1-a",
+            "redis+sentinel://h1:26379,h2:1/my.master_1-a/0",
+            "my.master_1-a",
+            {"db": 0},
+            {},
+        ),
+        (
+            "redis+sentinel://u:p%40%2C@h/m/3?sentinel_username=s&sentinel_password=q%26&client_name=me",
+            "redis+sentinel://h:26379/m/3",
+            "m",
+            {"db": 3, "username": "u", "password": "p@,", "client_name": "me"},
+            {"username": "s", "password": "q&"},
+        ),
+        (
+            "redis+sentinel://h/m/?db=2&sentinel_password=&socket_connect_timeout=2&password=p",
+            "redis+sentinel://h:26379/m/2",
+            "m",
+            {"db": 2, "password": "p", "socket_connect_timeout": 2.0},
+            {"socket_connect_timeout": 2.0},
+        ),
+        (
+            "rediss+sentinel://h/m?ssl_ca_certs=/ca&sentinel_password=q",
+            "rediss+sentinel://h:26379/m/0",
+            "m",
+            {"db": 0, "ssl_ca_certs": "/ca", **TLS},
+            {"password": "q", "ssl_ca_certs": "/ca", **TLS},
+        ),
+        (
+            "redis+cluster://:p@h1,[::1]:7/0?db=0",
+            "redis+cluster://h1:6379,[::1]:7",
+            "",
+            {"db": 0, "password": "p"},
+            {},
+        ),
+        ("rediss+cluster://h/", "rediss+cluster://h:6379", "", {"db": 0, **TLS}, {}),
+        (
+            "redis+cluster://" + ",".join(f"h{n}" for n in range(64)),
+            "redis+cluster://h0:6379,h1:6379,h2:6379,h3:6379,h4:6379,h5:6379,(58 more)",
+            "",
+            {"db": 0},
+            {},
+        ),
+    ],
+)
+def test_sentinels_and_clusters_are_read_whole(
+    url: str,
+    shown: str,
+    service: str,
+    options: dict[str, object],
+    sentinel_options: dict[str, object],
+) -> None:
+    """What is for the servers goes to them, what is for the sentinels to these, TLS to both."""
+    address = read_address(url)
+
+    assert address.kind == url.partition("+")[2].partition(":")[0]
+    assert address.where == where(url) == shown
+    assert address.service == service
+    assert dict(address.options) == options
+    assert dict(address.sentinel_options) == sentinel_options
 
 
 @pytest.mark.parametrize(
@@ -68,9 +174,38 @@ def test_an_address_is_read_whole(url: str, shown: str, options: dict[str, objec
         ("h:6379", "begins with redis://"),
         ("http://h", "begins with redis://"),
         ("redis:h", "begins with redis://"),
-        ("redis+sentinel://h", "begins with redis://"),
+        ("redis+other://h", "begins with redis://"),
+        ("redis+unix:///run/redis.sock", "looks like redis+sentinel://h1:26379"),
         ("redis://", "the host is"),
-        ("redis://h1,h2", "the host is"),
+        ("redis://h1,h2", "several stand in redis+sentinel://h1"),
+        ("redis+sentinel://", "as in h:6379"),
+        ("redis+sentinel:///mymaster", "as in h:6379"),
+        ("redis+sentinel://h", "redis+sentinel://h1:26379,h2:26379,h3:26379/mymaster/0"),
+        ("redis+sentinel://h/", "/mymaster/0"),
+        ("redis+sentinel://h//0", "/mymaster/0"),
+        ("redis+sentinel://h/a%20b/0", "/mymaster/0"),
+        ("redis+sentinel://h/" + "m" * 201, "/mymaster/0"),
+        ("redis+sentinel://h/m/x", "db: a whole number"),
+        ("redis+sentinel://h/m/0/1", "db: a whole number"),
+        ("redis+sentinel://h/m/1?db=0", "different databases"),
+        ("redis+sentinel://h1,,h2/m", "the host is"),
+        ("redis+sentinel://h1,h2,/m", "the host is"),
+        ("redis+sentinel://h1;h2/m", "the host is"),
+        ("redis+sentinel://h:x/m", "the port is"),
+        ("redis+sentinel://[::1,::2]/m", "in brackets"),
+        ("redis+sentinel://h/m?ssl_ca_certs=/ca", "ssl_ca_certs: only a rediss:// address"),
+        ("redis+sentinel://h/m?service_name=m", "service_name is not known"),
+        ("redis+cluster://h/1", "db: a cluster has the database 0 only, as in redis+cluster://h1"),
+        ("redis+cluster://h?db=1", "db: a cluster has the database 0 only"),
+        ("redis+cluster://h/mymaster", "db: a whole number"),
+        ("redis+cluster://h?read_from_replicas=true", "read_from_replicas is not known"),
+        ("redis+cluster://" + ",".join(["h"] * 65), "more than 64 hosts"),
+        ("redis+cluster://h?sentinel_password=x", "sentinel_password: only sentinels have it"),
+        ("redis://h?sentinel_username=x", "sentinel_username: only sentinels have it"),
+        ("unix:///run/redis.sock?sentinel_username=x", "sentinel_username: only sentinels"),
+        ("redis+cluster://u:p@h1,u:p@h2", "once, before the first host"),
+        ("redis+cluster://h1,u:p@h2", "once, before the first host"),
+        ("redis+sentinel://:p@q@h1,h2/m", "once, before the first host"),
         ("redis://a..b", "the host is"),
         ("redis://-h", "the host is"),
         ("redis://[::1", "brackets"),
@@ -134,7 +269,6 @@ def test_what_is_no_address_is_refused_by_what_belongs_there(url: str, words: st
         f"redis://u:12345?{SECRET}=a@h",
         f"redis://:p@ss:w/{SECRET}#?&%@h",
         f"redis://:{SECRET} x@h",
-        f"redis://:[{SECRET}@h",
         f"redis://{SECRET}:x@h:port",
         f"redis://h:port?password={SECRET}",
         f"redis://h?password={SECRET}&db=x",
@@ -142,6 +276,34 @@ def test_what_is_no_address_is_refused_by_what_belongs_there(url: str, words: st
         f"redis://:{SECRET}@h?password={SECRET}",
         f"{SECRET}://h",
         f"redis://{SECRET}@x@:1",
+        *(
+            f"{scheme}://{rest}"
+            for scheme in ("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+            for rest in (
+                f":{SECRET}@h1,h2:notaport/m",
+                f":{SECRET}@h1,h2/m/x",
+                f":{SECRET}@h1,h2/m/1?db=2",
+                f":{SECRET}/x@h1,h2/m",
+                f":x/{SECRET}@h1,h2/m",
+                f"u:12345?{SECRET}@h1,h2/m",
+                f"u:12345#{SECRET}@h1,h2/m",
+                f":{SECRET},x@h1,h2/m",
+                f":x,{SECRET}@h1,h2/m",
+                f":{SECRET}@x@h1,h2/m",
+                f"u:{SECRET}@h1,u:{SECRET}@h2/m",
+                f"h1,u:{SECRET}@h2/m",
+                f"h1,{SECRET}:x/m",
+                f"{SECRET}^/m",
+                f"h1,h2/{SECRET}%00",
+                f"h1,h2/m/{SECRET}",
+                f"h1,h2/m?db={SECRET}",
+                f"h1,h2/m?sentinel_password={SECRET}&db=x",
+                f"h1,h2/m?sentinel_password={SECRET}&sentinel_password={SECRET}",
+                f"h1,h2/m?sentinel_password=a&{SECRET.replace('3', 'e')}=b",
+                f"h1,h2/m?password=a&{SECRET.replace('3', 'e')}=b",
+                f":{SECRET}@h1/m?password={SECRET}",
+            )
+        ),
     ],
 )
 def test_no_error_repeats_a_secret(url: str) -> None:
@@ -157,14 +319,91 @@ def test_no_error_repeats_a_secret(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", [f"redis://:{SECRET}@h/1", f"redis://h/1?password={SECRET}", f"redis://{SECRET}@h/1"]
+    ("url", "shown"),
+    [
+        (f"redis://:{SECRET}@h/1", "h:6379/1"),
+        (f"redis://h/1?password={SECRET}", "h:6379/1"),
+        (f"redis://{SECRET}@h/1", "h:6379/1"),
+        (f"unix://:{SECRET}@/run/s", "unix:///run/s?db=0"),
+        (f"redis+sentinel://{SECRET}:{SECRET}@h/m", "redis+sentinel://h:26379/m/0"),
+        (f"redis+sentinel://h/m?password={SECRET}", "redis+sentinel://h:26379/m/0"),
+        (
+            f"rediss+sentinel://h/m?sentinel_username={SECRET}&sentinel_password={SECRET}",
+            "rediss+sentinel://h:26379/m/0",
+        ),
+        (f"redis+cluster://:{SECRET}@h", "redis+cluster://h:6379"),
+        (f"rediss+cluster://h?password={SECRET}", "rediss+cluster://h:6379"),
+    ],
 )
-def test_no_good_address_shows_its_secret(url: str) -> None:
-    """Neither where it is shown, nor in the repr of what was read."""
+def test_no_good_address_shows_its_secret(url: str, shown: str) -> None:
+    """Neither where it is shown, nor in the repr of what was read; but it can be taken out."""
     address = read_address(url)
 
-    assert SECRET not in f"{address.where} {address!r} {address} {address.plain}"
-    assert address.where == "h:6379/1"
+    assert SECRET not in f"{address.where} {address!r} {address} {address.nodes} {address.service}"
+    assert address.where == shown
+    assert set(address.passwords) <= {SECRET}
+
+
+def test_passwords_of_servers_and_sentinels_can_be_kept_out_of_texts() -> None:
+    """Whoever shows a server's words takes both out of them."""
+    address = read_address(f"redis+sentinel://:{SECRET}@h/m?sentinel_password=other")
+
+    assert address.passwords == (SECRET, "other")
+
+
+_TYPED = st.sampled_from(
+    [
+        *("redis", "rediss", "unix", "+sentinel", "+cluster", "://", ":", "@", "/", "?", "&", "="),
+        *(
+            ",",
+            "#",
+            "%",
+            "%40",
+            "h",
+            "h1:7",
+            "[::1]",
+            "m",
+            "0",
+            "db",
+            "ssl_ca_certs",
+            "client_name",
+        ),
+        *("password=", "username=", "sentinel_password=", "sentinel_username=", " ", "é", SECRET),
+    ]
+)
+
+
+@given(
+    st.sampled_from(
+        ["", "redis://", "redis+sentinel://", "rediss+sentinel://", "redis+cluster://"]
+    ),
+    st.lists(_TYPED, max_size=14),
+)
+def test_whatever_is_typed_ends_as_an_address_or_as_one_sentence(
+    scheme: str, pieces: list[str]
+) -> None:
+    """No other error; and none repeats a secret, nor does what is shown of one that was a value."""
+    url = scheme + "".join(pieces)
+    read = _read(url)
+
+    if isinstance(read, InvalidAddress):
+        assert SECRET not in f"{read} {read!r} {where(url)}"
+        assert str(read).isprintable()
+        assert len(str(read)) < 400
+        assert read.__cause__ is None
+        assert read.__suppress_context__ or read.__context__ is None
+    else:
+        assert bool(read.nodes) != bool(read.socket_path)
+        assert (read.kind == "sentinel") == bool(read.service)
+        assert "@" not in read.where
+        assert SECRET not in read.where or SECRET in url.partition("?")[0].rpartition("@")[2]
+
+
+def _read(url: str) -> Address | InvalidAddress:
+    try:
+        return read_address(url)
+    except InvalidAddress as error:
+        return error
 
 
 @pytest.mark.parametrize("name", sorted(OVERRIDDEN))
