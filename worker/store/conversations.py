@@ -245,6 +245,7 @@ class Conversations:
             batch=limits.batch,
             how="rewrite" if effects.rewrite else "append",
             settings=_encode(effects.settings) if effects.settings is not None else b"",
+            attempt=effects.next_attempt,
             lists=_counted(effects, shared),
         )
         lease.advance(LeaseEvent.SEND)

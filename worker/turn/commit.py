@@ -39,6 +39,9 @@ class Ending(NamedTuple):
     """What the model replied where the turn failed for the reply's form; likewise."""
     counts: bool = False
     """Whether it is a turn of the totals although the model had no part in its end."""
+    is_unread: bool = False
+    """Whether only the first entry was looked at: earlier attempts may have answered it together
+    with the next ones, as whose turn they spoke. So their attempts count on."""
 
 
 class Commit(NamedTuple):
@@ -97,6 +100,7 @@ def build_commit(
         events=[*ending.unpublished, *(end for _, end in ends)],
         records=records,
         copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),
+        next_attempt=loaded.attempt + 1 if ending.is_unread else 1,
     )
     return Commit(effects, messages)
 

@@ -452,7 +452,7 @@ class TurnRun:
         self._ledger.roll_back()
         owner = turn.used[0]
         self._observer.collected(turn.used, owner)
-        outcome = await self._commit(turn, Ending(counts=True), keep_lease=True)
+        outcome = await self._commit(turn, Ending(counts=True, is_unread=True), keep_lease=True)
         turns_log.warning("turn.failed", extra={**self._facts(owner).ids, "code": "crashed"})
         return outcome
 
@@ -474,7 +474,7 @@ class TurnRun:
         self._observer.committed(effects, committed.outcome)
         if committed.outcome == "committed" and committed.length == len(messages):
             self.following = ConversationSnapshot(
-                attempt=1,
+                attempt=effects.next_attempt,
                 crashes=0,
                 settings=effects.settings or loaded.settings,
                 messages=messages,

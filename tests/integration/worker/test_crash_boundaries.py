@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.driving import Hand, ended
+from tests.support.driving import SHARD, Hand, ended
 from tests.support.keys import assert_keys_expire
 from turnline.contracts import TurnClient, TurnCompleted, UserMessage
+from turnline.contracts.keys import conversation_keys
 from turnline.contracts.protocol import TextAssembler
-from turnline.contracts.replies import TERMINAL
+from turnline.contracts.replies import TERMINAL, read_event
 from turnline.ops.simulator import Simulator
 from turnline.worker.errors import LeaseLost
 
@@ -169,3 +170,24 @@ async def test_three_crashes_make_a_dead_letter_and_the_conversation_goes_on(
     assert history.messages[0].content == "fine"
     totals = await client.usage("c")
     assert (totals.unknown_calls, totals.turns) == (3, 2)
+
+
+async def test_attempts_count_on_where_the_first_of_several_is_set_aside(
+    redis: Redis, hand: Hand, client: TurnClient
+) -> None:
+    """They were answered together, as the last one's turn: its readers see no attempt go back."""
+    first = await client.submit(UserMessage(conversation_id="c", text="first", final=False))
+    last = await client.submit(UserMessage(conversation_id="c", text="and more"))
+
+    for _ in range(3):
+        await run_and_die(hand, dies_at=3)
+    await run_and_die(hand, dies_at=2)
+    await finish(hand)
+
+    assert (await client.result(first, timeout_s=5)).code == "crashed"
+    await ended(client, last, TurnCompleted)
+    entries = await redis.xrange(conversation_keys(SHARD.tag, "c").events)
+    events = [read_event(fields[b"e"], "0-1") for _, fields in entries]
+    attempts = [it.attempt for it in events if it is not None and it.turn_id == last.turn_id]
+    assert attempts == sorted(attempts)
+    assert attempts[-1] == 6

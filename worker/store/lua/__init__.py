@@ -56,6 +56,7 @@ class CommitArgs(NamedTuple):
     batch: int
     how: str
     settings: bytes
+    attempt: int
     lists: Sequence[Arg]
 
 

@@ -25,13 +25,14 @@ ARGV[6]   afterwards    str  'go_on' keeps the lease while messages wait, 'yield
 ARGV[7]   batch         int  inbox entries to return at most
 ARGV[8]   how           str  'append' to the context or 'rewrite' it
 ARGV[9]   settings      bytes  JSON; '' leaves them as they are
-ARGV[10..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
+ARGV[10]  attempt       int  number of the next attempt, at what waits then
+ARGV[11..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
           entry ids; messages; ledger entries; totals (field, amount); events; records (turn id, record);
           copies (index in KEYS, number of words, field and value words)
 
 Returns
-  {'committed', epoch, length, entries, now}  still leased; `entries` wait next, the first being attempt
-      1; now is the server's clock, ms
+  {'committed', epoch, length, entries, now}  still leased; `entries` wait next; now is the server's
+      clock, ms
   {'released', epoch, length, {}, now}       nothing waits, or the lease was given up
   {'duplicate'}                          committed before; at most the entries are dropped
   {'fenced'}                             the lease was lost; nothing written
@@ -45,8 +46,9 @@ Invariants
 ]]
 local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
   unpack(KEYS, 1, 13)
-local lease, turn_id, job_id, retention_ms, limits, afterwards, batch, how, settings = unpack(ARGV, 1, 9)
-local at = 10  -- the next counted list in ARGV
+local lease, turn_id, job_id, retention_ms, limits, afterwards, batch, how, settings, attempt =
+  unpack(ARGV, 1, 10)
+local at = 11  -- the next counted list in ARGV
 
 local record = redis.call('HGET', turns, turn_id)
 local done = record and string.sub(record, 1, 19) ~= '{"state":"accepted"'
@@ -120,7 +122,7 @@ local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 if waiting[1] and afterwards == 'go_on' then
-  redis.call('HSET', state, 'head', waiting[1][1], 'attempt', 1, 'crashes', 0, 'since', now)
+  redis.call('HSET', state, 'head', waiting[1][1], 'attempt', attempt, 'crashes', 0, 'since', now)
   return {'committed', epoch, length, waiting, now}
 end
 redis.call('DEL', in_progress)
