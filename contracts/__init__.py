@@ -19,6 +19,7 @@ from turnline.contracts.errors import (
     TurnIdReused,
     TurnlineError,
     TurnUnknown,
+    WrongEventLoop,
 )
 from turnline.contracts.messages import (
     Configure,
@@ -75,4 +76,5 @@ __all__ = [
     "UserMessage",
     "UserStartedSpeaking",
     "UserStoppedSpeaking",
+    "WrongEventLoop",
 ]

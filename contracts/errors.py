@@ -12,6 +12,7 @@ TurnlineError
 ├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
 ├── ResultTimeout                     the turn goes on; ask again with the same receipt
 ├── StoreIncompatible                 the Redis at that address cannot be used as it is
+├── WrongEventLoop                    make one client per event loop and process
 └── InvalidAddress(expected)          mend the address of Redis; nothing was opened
 """
 
@@ -73,6 +74,10 @@ class ResultTimeout(TurnlineError):
 
 class StoreIncompatible(TurnlineError):
     """The Redis at this address cannot be used as it is; the text says what to change."""
+
+
+class WrongEventLoop(TurnlineError, RuntimeError):
+    """A client is used outside the event loop, or the process, in which it was used first."""
 
 
 class InvalidAddress(TurnlineError, ValueError):
