@@ -161,11 +161,14 @@ class TurnClient:
         Args:
             receipt: From `submit`, in this or any other process.
             after: `event_id` of the last event already seen; the iteration goes on behind it.
-                Behind the terminal event there is nothing.
+                Behind the terminal event there is nothing. An empty one, as of an event that came
+                from the turn's record, is none.
 
         Raises:
+            InvalidCursor: `after` (or `receipt.after`) is no `event_id`; nothing was sent.
             TurnUnknown: The turn is not, or no longer, known.
         """
+        after = protocol.read_cursor(after) if after else None
         reading = self._reading(receipt, after)
         done: AnyTerminal | None = None
         wait_s = FRESH_S if receipt.accepted and after is None else 0.0
@@ -201,11 +204,17 @@ class TurnClient:
     async def follow(
         self, conversation_id: str, *, after: str = "$"
     ) -> AsyncGenerator[AnyEvent, None]:
-        """Yield all events of a conversation, from now on or behind an `event_id`; never ends."""
+        """Yield all events of a conversation, from now on or behind an `event_id`; never ends.
+
+        Raises:
+            InvalidCursor: `after` is neither `$` nor an `event_id`; nothing was sent.
+        """
         stream = self._keys(conversation_id).events
         if after == "$":
             newest = await self._redis.execute_command("XREVRANGE", stream, "+", "-", "COUNT", 1)
             after = text(newest[0][0]) if newest else "0-0"
+        else:
+            after = protocol.read_cursor(after)
         following = StreamReading(stream, after)
         while True:
             for event in following.parse(
@@ -221,9 +230,9 @@ class TurnClient:
             TurnUnknown: The turn is not, or no longer, known.
         """
         deadline = time.monotonic() + timeout_s
+        reading = self._reading(receipt, None)
         if (done := (await self.record(receipt)).terminal()) is not None:
             return done
-        reading = self._reading(receipt, None)
         while (left_s := deadline - time.monotonic()) > 0:
             reply = await self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
             for event in reading.parse(reply):
@@ -402,4 +411,4 @@ class TurnClient:
 
     def _reading(self, receipt: Receipt, after: str | None) -> TurnReading:
         stream = self._keys(receipt.conversation_id).events
-        return TurnReading(stream, after or receipt.after, receipt.turn_id)
+        return TurnReading(stream, after or protocol.read_cursor(receipt.after), receipt.turn_id)

@@ -2,6 +2,7 @@
 
 TurnlineError
 ├── InvalidMessage(field, expected)   mend the message; nothing was accepted
+├── InvalidCursor(expected)           a reader's position is none; begin without one
 ├── Refused(retry_after_s)            nothing was accepted; the same message may be sent again later
 │   ├── ConversationBusy              `when_busy="reject"` and a turn is running or waiting
 │   ├── InboxFull                     too many turns wait in this conversation
@@ -28,6 +29,15 @@ class InvalidMessage(TurnlineError, ValueError):
         """Build the error from a JSON path such as `content[0].text`, and what belongs there."""
         super().__init__(f"{field}: {expected}")
         self.field = field
+        self.expected = expected
+
+
+class InvalidCursor(TurnlineError, ValueError):
+    """A position in an event stream is none. Says what belongs there and repeats nothing of it."""
+
+    def __init__(self, expected: str) -> None:
+        """Build the error from what belongs there."""
+        super().__init__(expected)
         self.expected = expected
 
 

@@ -1,9 +1,10 @@
 """What is sent and how replies are read: commands and parsing, no I/O."""
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from redis.exceptions import OutOfMemoryError
@@ -17,6 +18,7 @@ from turnline.contracts.conversation import (
 from turnline.contracts.errors import (
     ConversationBusy,
     InboxFull,
+    InvalidCursor,
     InvalidMessage,
     QueueFull,
     QueueLate,
@@ -72,6 +74,8 @@ TOTAL_FIELDS = (
     *(f"a.{name}" for name in USAGE_FIELDS),
 )
 """Fields of the state hash that hold totals: `u.` for answers, `a.` for abandoned spend."""
+_CURSOR: Final = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", re.ASCII)
+_MOST: Final = 2**64 - 1
 
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 decode_settings = msgspec.json.Decoder(ConversationSettings, float_hook=number).decode
@@ -321,6 +325,27 @@ def question(
     return UserMessage(
         conversation_id=conversation_id, text=text, response_format=schema, agent=agent
     )
+
+
+def read_cursor(cursor: object) -> str:
+    """Return a position in an event stream as `<ms>-<seq>`, in the only form that it has.
+
+    Args:
+        cursor: An `event_id`, as a browser sends it back; `<ms>` alone is `<ms>-0`.
+
+    Raises:
+        InvalidCursor: It is none.
+
+    Source: https://redis.io/docs/latest/commands/xread/
+    """
+    match = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
+    numbers = [int(it or 0) for it in match.groups()] if match is not None else [_MOST + 1]
+    if max(numbers) > _MOST:
+        raise InvalidCursor(
+            "a position is the event_id of an event, <ms>-<seq> or <ms> in decimal digits, as in "
+            "1750000000123-0; without one, reading begins with the turn (follow: with what comes)"
+        )
+    return "-".join(map(str, numbers))
 
 
 def read_totals(values: Sequence[bytes | None]) -> Totals:

@@ -48,7 +48,7 @@ def told(error: Exception) -> Failure | None:
     if contracts is not None and isinstance(error, contracts.TurnlineError):
         usage = (
             *(contracts.InvalidMessage, contracts.InvalidAddress, contracts.TurnIdReused),
-            contracts.StoreIncompatible,
+            *(contracts.StoreIncompatible, contracts.InvalidCursor),
         )
         return Failure(str(error)) if isinstance(error, usage) else Failed(str(error))
     embedded = sys.modules.get("turnline.ops.embedded.errors")

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from tests.integration.contracts.streams import IDS, KEYS, finish, publish, take, waits, whole_turn
 from tests.support.wait import wait_until
 from turnline.contracts import (
+    InvalidCursor,
     Receipt,
     ResultTimeout,
     TextDelta,
@@ -85,6 +86,45 @@ async def test_a_reader_goes_on_behind_what_it_has_seen(
 
     whole = [event async for event in client.events(receipt)]
     assert before + rest == whole
+
+
+@pytest.mark.parametrize(
+    "after", ["1-1\n", "-1-0", "abc", "$", "18446744073709551616-0", "+1", "\uff11"]
+)
+async def test_what_a_browser_makes_up_is_no_position(
+    client: Any, redis: Redis, receipt: Receipt, after: str
+) -> None:
+    """It is refused by name before anything is sent, wherever it stands."""
+    forged = msgspec.structs.replace(receipt, after=after)
+    before = await _commands(redis)
+    for verb in (client.events(receipt, after=after), client.events(forged), client.text(forged)):
+        with pytest.raises(InvalidCursor):
+            await anext(verb)
+    with pytest.raises(InvalidCursor):
+        await client.result(forged)
+    if after != "$":
+        with pytest.raises(InvalidCursor):
+            await anext(client.follow("c", after=after))
+
+    assert await _commands(redis) == before + 1  # that question itself
+
+
+async def _commands(redis: Redis) -> int:
+    return int((await redis.info("stats"))["total_commands_processed"])
+
+
+@pytest.mark.parametrize("after", ["0", "0-0", "00-00", "18446744073709551615-0", ""])
+async def test_a_position_is_taken_in_each_form_that_redis_takes(
+    client: Any, redis: Redis, receipt: Receipt, after: str
+) -> None:
+    """The time alone, leading zeros, beyond the newest event; and that of an event without one."""
+    await publish(redis, *whole_turn()[:-1])
+    await finish(redis, receipt, DONE)
+    whole = [event async for event in client.events(receipt)]
+
+    seen = [event async for event in client.events(receipt, after=after)]
+
+    assert seen == (whole if len(after) < 10 else [DONE])
 
 
 async def test_behind_the_end_there_is_nothing(client: Any, redis: Redis, receipt: Receipt) -> None:
