@@ -72,6 +72,7 @@ def _start(command: list[str], private: str, lock: int | None) -> subprocess.Pop
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     server.terminate()
+    server.send_signal(signal.SIGCONT)  # a frozen one takes no other signal
     try:
         server.wait(STOP_WAIT_S)
     except subprocess.TimeoutExpired:

@@ -106,6 +106,18 @@ def test_a_port_listens_on_loopback_only() -> None:
         assert get(server.url, "key") == b"value"
 
 
+def test_a_port_stays_the_servers_own_while_it_is_down() -> None:
+    """Nobody else can take it until then."""
+    with EmbeddedRedis(port=0) as server:
+        port = urlsplit(server.url).port
+        server.kill()
+
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        server.restart()
+        put(server.url, "key", "value")
+
+
 def test_leaving_the_block_leaves_nothing() -> None:
     """After a normal end there is no process and no directory, without waiting."""
     with EmbeddedRedis() as server:
@@ -124,6 +136,15 @@ def test_the_server_ends_with_its_starter(number: signal.Signals) -> None:
 
         assert_gone(url, pid)
         assert code == (-number if number == signal.SIGKILL else 0)
+
+
+def test_a_frozen_server_ends_with_its_starter() -> None:
+    """It is not waited for: it is woken to end."""
+    with turnline_redis() as (starter, url, pid):
+        os.kill(pid, signal.SIGSTOP)
+        starter.kill()
+
+        assert_gone(url, pid)
 
 
 def test_the_server_survives_ctrl_c_while_its_starter_drains() -> None:
