@@ -28,6 +28,7 @@ FAKE = "fake"
 TAKE_SECONDS = (
     "tests/integration/chaos/",
     "tests/integration/fuzz/",
+    "tests/integration/deployments/",
     "tests/integration/bench/test_bench_runs.py",
     "tests/integration/cli/test_replay_command.py",
     "tests/integration/cli/test_stack.py",
@@ -40,7 +41,12 @@ TAKE_SECONDS = (
     "tests/unit/cli/test_cli_extras.py",
 )
 """Beginnings of the names of tests that start many processes, or compute for long."""
-SHARING = ("tests/integration/cli/test_stack.py",)
+SHARING = (
+    "tests/integration/cli/test_stack.py",
+    "tests/integration/deployments/test_cluster_deployment.py",
+    "tests/integration/deployments/test_proxy.py",
+    "tests/integration/deployments/test_sentinels_deployment.py",
+)
 """Those of these files whose tests share processes."""
 
 # Chosen with --hypothesis-profile. `default` repeats itself from run to run; the others search, and
