@@ -22,7 +22,11 @@ class ShardKeys(NamedTuple):
     queue: str
     """Sorted set, ARQ's: member job id, score due time in ms."""
     wake: str
-    """List: one element wakes one idle worker."""
+    """List: job ids, for idle workers of the version before this one; expires."""
+    idle: str
+    """Sorted set, permanent: worker id, scored by the time (ms) since when it has been idle."""
+    wake_prefix: str
+    """Followed by a worker id: sharded channel that wakes an idle worker, naming what is due."""
     token: str
     """Integer, permanent: the last fencing token given out."""
     dead: str
@@ -32,7 +36,8 @@ class ShardKeys(NamedTuple):
     worker_prefix: str
     """Followed by a worker id: string, JSON of what that worker says about itself."""
     channel_prefix: str
-    """Followed by a worker id: channel that names conversations of it that got a message."""
+    """Followed by a worker id: sharded channel that names those of its conversations that got a
+    message."""
     reply_prefix: str
     """Followed by a reply stream's name."""
     tool_calls: str
@@ -81,6 +86,8 @@ class ConversationKeys(NamedTuple):
     """As in `ShardKeys`."""
     wake: str
     """As in `ShardKeys`."""
+    idle: str
+    """As in `ShardKeys`."""
     job_id: str
     """Not a key: the member in the queue."""
 
@@ -103,6 +110,8 @@ def shard_keys(shard: int) -> ShardKeys:
         tag=tag,
         queue=base + "queue",
         wake=base + "wake",
+        idle=base + "idle",
+        wake_prefix=base + "idle:",
         token=base + "token",
         dead=base + "dead",
         workers=base + "workers",
@@ -135,6 +144,7 @@ def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
         ARQ_IN_PROGRESS + job_id,
         shard + "queue",
         shard + "wake",
+        shard + "idle",
         job_id,
     )
 

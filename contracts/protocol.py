@@ -93,8 +93,6 @@ class Limits(NamedTuple):
     are not on the queue yet are refused."""
     records: int = 10_000
     """Turn records (and with them idempotency keys) kept per conversation."""
-    wakes: int = 1_000
-    """Wake tokens kept."""
     retention_ms: int = RETENTION_MS
 
 
@@ -237,7 +235,6 @@ class Requests:
                 queue_limit=limits.queue,
                 retention_ms=limits.retention_ms,
                 log_limit=limits.records,
-                wake_limit=limits.wakes,
                 channel=shard.channel_prefix,
                 conversation=message.conversation_id,
                 age_limit_ms=int(limits.queue_age_s * 1000),

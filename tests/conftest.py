@@ -34,6 +34,8 @@ TAKE_SECONDS = (
     "tests/integration/cli/test_stack.py",
     "tests/integration/worker/test_endings.py",
     "tests/integration/tools/test_replay_tools.py",
+    "tests/integration/worker/test_waking.py::test_a_killed",
+    "tests/integration/worker/test_waking.py::test_a_frozen",
     "tests/integration/starting/test_start_process.py",
     "tests/integration/telemetry/test_lost_attempts.py::test_a_killed_worker",
     "tests/integration/tools/test_hostile_schemas.py",

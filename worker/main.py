@@ -22,6 +22,7 @@ from turnline.contracts.connection import AsyncRedis, open_async, pool_of
 from turnline.contracts.conversation import ConversationSettings
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import ShardKeys
+from turnline.contracts.subscriber import Subscriber, located_at
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.ending import Listen, Watchdog, run_until_stopped
 from turnline.worker.errors import StartFailed
@@ -113,6 +114,7 @@ class _Shared(NamedTuple):
     telemetry: Telemetry
     planner: Planner
     cache: ContextCache
+    subscriber: Subscriber
 
 
 def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: None) -> Fleet:
@@ -138,7 +140,9 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
     )
     planner = Planner(toolbox, agents, limits, checker)
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
-    shared = _Shared(worker_id, services, telemetry, planner, cache)
+    heard_at = open_async(settings.redis_url, retries=0)
+    subscriber = Subscriber(located_at(heard_at))
+    shared = _Shared(worker_id, services, telemetry, planner, cache, subscriber)
     parts = FleetParts(
         worker_id=worker_id,
         client=services.client,
@@ -147,6 +151,7 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
         checker=checker,
         telemetry=telemetry,
         learn=services.learn,
+        subscriber=subscriber,
         make_worker=partial(_worker, settings, shared),
     )
     return Fleet(settings, parts, on_serving)
@@ -188,6 +193,7 @@ def _worker(
         redis_url=settings.redis_url,
         redis=arq_redis(settings.redis_url, shard),
         batcher=batcher,
+        subscriber=shared.subscriber,
         times=LeaseSettings(
             lease_s=settings.lease_s,
             heartbeat_s=settings.heartbeat_s,

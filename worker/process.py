@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.contracts.subscriber import Subscriber
 from turnline.worker.ending import CLOSE_S, within
 from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.schema_checking import Checker
@@ -50,6 +51,7 @@ class FleetParts(NamedTuple):
     telemetry: Telemetry
     learn: Callable[[Sequence[Model]], None]
     """Told of the models that the provider lists."""
+    subscriber: Subscriber
     make_worker: Callable[[ShardKeys], tuple[LeasedWorker, AsyncRedis]]
     """Makes the worker of a shard, and the connection that its store uses."""
 
@@ -176,6 +178,7 @@ class Fleet:
             ("resources", 0.5, [self.parts.toolbox.stop()]),
             ("checks", 0.5, [self.parts.checker.close()]),
             ("telemetry", 0.8, [self.parts.telemetry.close()]),
+            ("subscriber", 0.5, [self.parts.subscriber.aclose()]),
             ("redis", 0.5, [connection.aclose() for connection in self._connections]),
             ("provider", 1.0, [self.parts.client.close()]),
         ]

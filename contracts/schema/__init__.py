@@ -245,7 +245,6 @@ def _arguments() -> dict[str, str]:
         "queue_limit": str(limits.queue),
         "retention_ms": str(limits.retention_ms),
         "log_limit": str(limits.records),
-        "wake_limit": str(limits.wakes),
         "channel": shard.channel_prefix,
         "conversation": _CONVERSATION,
         "age_limit_ms": str(int(limits.queue_age_s * 1000)),

@@ -34,6 +34,14 @@ local inbox, state, context, steps, turns, log, calls, events, copies, job, in_p
   unpack(KEYS, 1, 12)
 local job_id, channel, conversation, copies_read = unpack(ARGV)
 
+local function notify(worker_id)
+  local name = channel .. worker_id
+  local heard = redis.pcall('SPUBLISH', name, conversation)
+  if type(heard) ~= 'number' or heard == 0 then
+    redis.pcall('PUBLISH', name, conversation)  -- workers of the version before listen there
+  end
+end
+
 local listed = redis.call('LRANGE', copies, 0, -1)
 if #listed ~= tonumber(copies_read) then
   return {'again', #listed}
@@ -58,6 +66,6 @@ local gone = redis.call('DEL', inbox, state, context, steps, turns, log, calls, 
   job, in_progress)
 redis.call('ZREM', queue, job_id)
 if holder then
-  redis.call('PUBLISH', channel .. string.match(holder, '%S+$'), conversation)
+  notify(string.match(holder, '%S+$'))
 end
 return {'forgotten', gone}

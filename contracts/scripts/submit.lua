@@ -13,7 +13,8 @@ KEYS[9]   copies       list    only its expiry is moved
 KEYS[10]  job          string  ARQ's job
 KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset    job id -> due time, ms
-KEYS[13]  wake         list    job ids: one element wakes one idle worker
+KEYS[13]  wake         list    job ids, for idle workers of the version before; expires
+KEYS[14]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
 
 ARGV[1]   job_id        str    member of the queue
 ARGV[2]   turn_id       str    idempotency key
@@ -25,11 +26,10 @@ ARGV[7]   inbox_limit   int    messages that may wait in the conversation
 ARGV[8]   queue_limit   int    conversations that may be on the queue
 ARGV[9]   retention_ms  int    sliding expiry of the conversation's keys
 ARGV[10]  log_limit     int    turn records kept per conversation
-ARGV[11]  wake_limit    int    wake tokens kept
-ARGV[12]  channel       str    prefix of the holders' channels
-ARGV[13]  conversation  str    what is published to the holder
-ARGV[14]  age_limit_ms  int    time for which a due conversation may wait for a worker
-ARGV[15]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
+ARGV[11]  channel       str    prefix of the holders' channels
+ARGV[12]  conversation  str    what is published to the holder
+ARGV[13]  age_limit_ms  int    time for which a due conversation may wait for a worker
+ARGV[14]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
 
 Returns
   {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it
@@ -44,11 +44,46 @@ Invariants
   I2  every read that decides precedes every write: a refusal writes nothing
   I3  a conversation with a message in its inbox is on the queue
   I4  the clock is the server's
+  I5  an accepted message is no error, whatever its producer may not publish
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
-  unpack(KEYS)
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
+  idle = unpack(KEYS)
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
-  log_limit, wake_limit, channel, conversation, age_limit_ms, trace_id = unpack(ARGV)
+  log_limit, channel, conversation, age_limit_ms, trace_id = unpack(ARGV)
+
+-- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
+-- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
+-- workers look by themselves now and then. Workers of the version before wait on the list.
+local function wake_one(due_id)
+  for _ = 1, 64 do
+    local longest = redis.pcall('ZPOPMIN', idle)
+    if not longest[1] then
+      break
+    end
+    local heard = redis.pcall('SPUBLISH', idle .. ':' .. longest[1], due_id)
+    if type(heard) ~= 'number' then
+      redis.pcall('ZADD', idle, longest[2], longest[1])
+      break
+    end
+    if heard > 0 then
+      return
+    end
+  end
+  local waiting = redis.pcall('LPUSH', wake, due_id)
+  if waiting == 1 then
+    redis.call('PEXPIRE', wake, 60000)
+  elseif type(waiting) == 'number' and waiting > 1000 then
+    redis.call('LTRIM', wake, 0, 999)
+  end
+end
+
+local function notify(worker_id)
+  local name = channel .. worker_id
+  local heard = redis.pcall('SPUBLISH', name, conversation)
+  if type(heard) ~= 'number' or heard == 0 then
+    redis.pcall('PUBLISH', name, conversation)  -- workers of the version before listen there
+  end
+end
 
 local record = redis.call('HGET', turns, turn_id)
 if record then
@@ -101,10 +136,8 @@ local deferred = score and not holder and tonumber(score) > now  -- an entry tha
 if not score or (deferred and (parked == 'input' or (parked and is_control))) then
   redis.call('SET', job, job_data, 'PX', retention_ms)
   redis.call('ZADD', queue, now, job_id)
-  if redis.call('LPUSH', wake, job_id) > tonumber(wake_limit) then
-    redis.call('LTRIM', wake, 0, wake_limit - 1)
-  end
+  wake_one(job_id)
 elseif holder then
-  redis.call('PUBLISH', channel .. string.match(holder, '%S+$'), conversation)
+  notify(string.match(holder, '%S+$'))
 end
 return {'accepted', ahead, cursor}

@@ -39,7 +39,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
     "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken",
     "lost reasoning", "broken prefix",
 )  # fmt: skip
-PERMANENT: Final = frozenset({"queue", "wake", "token", "workers", "fleet"})
+PERMANENT: Final = frozenset({"queue", "wake", "idle", "token", "workers", "fleet"})
 """The shard's keys that may stay for ever, by the last part of their names. They do not grow."""
 _DRAIN_MS: Final = 10_000.0
 """After SIGTERM a worker gives its turns this long to finish. Only then do they run elsewhere."""

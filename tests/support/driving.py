@@ -59,6 +59,14 @@ def requests(sim: Simulator) -> list[dict[str, Any]]:
     ]
 
 
+async def are_idle(redis: AsyncRedis, count: int) -> bool:
+    """Whether so many workers wait, and would hear that they are woken."""
+    names = await redis.execute_command("ZRANGE", SHARD.idle, 0, -1)
+    channels = [SHARD.wake_prefix + name.decode() for name in names]
+    answer = await redis.execute_command("PUBSUB", "SHARDNUMSUB", *channels) if channels else []
+    return len(names) == count and all(answer[1::2])
+
+
 async def ended(client: TurnClient, receipt: Receipt, how: type[End], code: str = "") -> End:
     """The end of a turn, which has to be of this kind, and have this code if it is a failure."""
     end = await client.result(receipt, timeout_s=5)

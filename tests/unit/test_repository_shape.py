@@ -150,6 +150,18 @@ def test_the_header_of_a_script_tells_the_truth(script: Path) -> None:
     assert header_faults(script.stem, text_of(script)) == []
 
 
+def test_functions_that_scripts_share_are_the_same() -> None:
+    """A script has no way to include another: what several of them do stands in each."""
+    pattern = r"^(?:--[^\n]*\n)*local function (\w+)\(.*?^end\n"
+    texts: dict[str, set[str]] = {}
+    for script in scripts():
+        for found in re.finditer(pattern, text_of(script), re.MULTILINE | re.DOTALL):
+            texts.setdefault(found[1], set()).add(found[0])
+
+    assert {"wake_one", "notify"} <= texts.keys()
+    assert {name for name, different in texts.items() if len(different) > 1} == set()
+
+
 GOOD_SCRIPT = """\
 --[[
 count: add to a number.

@@ -23,6 +23,7 @@ from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.job_format import FUNCTION, deserialize_job, serialize_job
 from turnline.contracts.keys import ShardKeys, conversation_of
 from turnline.contracts.scripts import Call, text
+from turnline.contracts.subscriber import Subscriber
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.lease import Lease, LeaseSettings
 from turnline.worker.logs import facts_of
@@ -32,8 +33,8 @@ from turnline.worker.queue.heartbeat import Heartbeat
 from turnline.worker.states import LeaseEvent
 
 log = logging.getLogger("turnline.queue")
-_SILENCE_S = 5.0
-"""A server that says nothing for so long, though it was asked, is gone."""
+SWEEP_S = 5.0
+"""What runs looks into its inbox so often, since news of it may have been lost."""
 HAND_OVER_S = 1.0
 """Seconds that turns get to leave their notes when they are handed over."""
 
@@ -76,6 +77,7 @@ class LeasedWorker(arq.worker.Worker):
         redis_url: str,
         redis: ArqRedis,
         batcher: ScriptBatcher,
+        subscriber: Subscriber,
         times: LeaseSettings | None = None,
         about: Callable[[], dict[str, Any]] = dict,
         prefetch: Callable[[str], Any] = lambda _: None,
@@ -89,8 +91,9 @@ class LeasedWorker(arq.worker.Worker):
             shard: Whose queue to serve.
             worker_id: Unique name, without spaces.
             redis_url: For the heartbeat's own connection.
-            redis: ARQ's client; also used to wait for work.
+            redis: ARQ's client.
             batcher: Shared with the store, so that their calls travel together.
+            subscriber: Hears of work, and of messages for what runs.
             times: See `LeaseSettings`.
             about: What the worker says about itself (JSON object), shown by `turnline queue`.
             prefetch: Sends the load of a conversation which the claim sent just before will
@@ -121,6 +124,7 @@ class LeasedWorker(arq.worker.Worker):
         self._redis = cast("AsyncRedis", redis)
         self._redis_url = redis_url
         self._batcher = batcher
+        self._subscriber = subscriber
         self._times = times or LeaseSettings()
         self._about = about
         self._send_prefetch = prefetch
@@ -128,9 +132,10 @@ class LeasedWorker(arq.worker.Worker):
         self._prefetch: _Prefetch | None = None
         self._active: dict[str, _Active] = {}
         self._plain: dict[str, int] = {}
-        self._slot_freed = asyncio.Event()
+        self._swept_at = 0.0
+        self._look = asyncio.Event()
+        """Set when there may be something to claim."""
         self._handing_over = asyncio.Event()
-        self._background: set[asyncio.Task[Any]] = set()
         self._waking: set[asyncio.Task[None]] = set()
 
     # -- life ---------------------------------------------------------------------------------
@@ -143,8 +148,12 @@ class LeasedWorker(arq.worker.Worker):
         heartbeat = Heartbeat(
             self._times, self._redis_url, self._active_leases, self._renewal, self._lose
         )
-        listener = asyncio.create_task(self._listen())
+        wakes, news = (
+            it + self.worker_id for it in (self._shard.wake_prefix, self._shard.channel_prefix)
+        )
         try:
+            self._subscriber.listen(wakes, self._heard_wake)
+            self._subscriber.listen(news, self._heard_news)
             heartbeat.start()
             while self.allow_pick_jobs:
                 try:
@@ -153,23 +162,19 @@ class LeasedWorker(arq.worker.Worker):
                         break
                 except (RedisError, OSError) as error:
                     log.warning("queue.unreachable", extra={"error": type(error).__name__})
-                    await self._pause(0.2)
-            if self.burst:
-                await asyncio.gather(*self.tasks.values())
-            else:
-                await self._finish_running()
+                    await self._sleep(0.2)
+            finishing = asyncio.gather(*self.tasks.values()) if self.burst else self._finish()
+            await asyncio.gather(self._leave(), finishing)
         finally:
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+            self._subscriber.leave(wakes, self._heard_wake)
+            self._subscriber.leave(news, self._heard_news)
             await heartbeat.stop()
             self.stopped.set()
 
     def drain(self) -> None:
         """Take nothing new; let what runs finish within the grace period, then hand it over."""
         self.allow_pick_jobs = False
-        self._slot_freed.set()
-        for task in self._background:
-            task.cancel()
+        self._look.set()
 
     def hand_over(self) -> None:
         """Stop what still runs; other workers go on with it at once."""
@@ -178,7 +183,13 @@ class LeasedWorker(arq.worker.Worker):
         for active in list(self._active.values()):
             active.task.cancel()
 
-    async def _finish_running(self) -> None:
+    async def _leave(self) -> None:
+        """Have another worker take what this one may have been woken for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HAND_OVER_S):
+                await self._wake(ended=self.worker_id)
+
+    async def _finish(self) -> None:
         running = {task for task in self.tasks.values() if not task.done()}
         if not running:
             return
@@ -199,27 +210,33 @@ class LeasedWorker(arq.worker.Worker):
 
     async def _poll_iteration(self) -> None:
         """Claim what is due for the free slots and start it; then sleep until there is more."""
+        self._look.clear()  # before the server looks: what comes behind that is heard again
         free = self.max_jobs - self.job_counter
-        taken, next_ms = 0, -1
-        if free > 0:
-            claims, next_ms = await self._claim(free)
-            taken = len(claims)
-            for claim in claims:
-                self._start(claim)
+        claims, next_ms = await self._claim(free) if free > 0 else ([], -1)
+        for claim in claims:
+            self._start(claim)
         for name, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[name]
                 if not task.cancelled():
                     task.result()
         await self.heart_beat()
+        if self.loop.time() - self._swept_at > SWEEP_S:
+            self._swept_at = self.loop.time()
+            self._notify_all()
+        due_s = self._times.poll_s if next_ms < 0 else min(self._times.poll_s, next_ms / 1000)
         if self.burst:
-            await self._pause(0.01 if next_ms < 0 else min(next_ms / 1000, 0.01))
-        elif taken == free:  # no slot is left
-            await self._pause(self._times.poll_s)
-        elif next_ms != 0 and self.allow_pick_jobs:
-            await self._sleep_until_woken(next_ms)
+            await self._sleep(min(due_s, 0.01))
+        elif self.job_counter >= self.max_jobs:
+            await self._sleep(self._times.poll_s)
+        elif len(claims) < free and due_s > 0:
+            await self._sleep(due_s)
 
     async def _claim(self, count: int) -> tuple[list[_Claim], int]:
+        """Return what was claimed, and in how many ms more is due.
+
+        With fewer claims than asked for, and nothing due now, the worker is on the idle set.
+        """
         args = lua.ClaimArgs(count, int(self._times.lease_s * 1000), self.worker_id)
         claiming = self._batcher.run(lua.claim(self._shard, args))
         hint, self._hint = self._hint, ""
@@ -243,35 +260,19 @@ class LeasedWorker(arq.worker.Worker):
                 claim.prefetch = prefetch
         return claims, int(next_ms)
 
-    async def _sleep_until_woken(self, next_ms: int) -> None:
-        """Block on the wake list, until something is due or for one poll interval at most."""
-        wait_s = self._times.poll_s if next_ms < 0 else min(self._times.poll_s, next_ms / 1000)
-        waiting = asyncio.create_task(self._pop_wake(max(0.001, wait_s)))
-        self._background.add(waiting)
+    async def _sleep(self, longest_s: float) -> None:
+        """Wait until there may be something to claim, or for so long at most."""
+        timer = self.loop.call_later(longest_s, self._look.set)
         try:
-            await waiting
-        except asyncio.CancelledError:
-            if self.allow_pick_jobs:
-                raise
+            await self._look.wait()
         finally:
-            self._background.discard(waiting)
-
-    async def _pop_wake(self, wait_s: float) -> None:
-        async with asyncio.timeout(wait_s + _SILENCE_S):  # the server may be gone without a word
-            woken = await self._redis.execute_command("BLPOP", self._shard.wake, wait_s)
-        if woken is not None:
-            self._hint = woken[1].decode(errors="replace")  # a hint: others may write there too
-
-    async def _pause(self, wait_s: float) -> None:
-        """Wait for a freed slot, but not longer than `wait_s`."""
-        self._slot_freed.clear()
-        if self.allow_pick_jobs:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._slot_freed.wait(), wait_s)
+            timer.cancel()
 
     # -- running ------------------------------------------------------------------------------
 
     def _start(self, claim: _Claim) -> None:
+        if (before := self._active.get(claim.job_id)) is not None:  # its lease had lapsed
+            self._lose([(claim.job_id, before.value)])
         self.job_counter += 1
         conversation_id = conversation_of(claim.job_id, self._shard.tag)
         if conversation_id is None:
@@ -290,11 +291,12 @@ class LeasedWorker(arq.worker.Worker):
         task.add_done_callback(lambda _: self._ended(claim))
 
     def _ended(self, claim: _Claim) -> None:
+        if self.job_counter >= self.max_jobs:  # else nobody waits for a slot
+            self._look.set()
         self.job_counter -= 1
         active = self._active.get(claim.job_id)
         if active is not None and active.value == claim.lease:
             del self._active[claim.job_id]
-        self._slot_freed.set()
 
     async def _run_plain_job(self, claim: _Claim) -> None:
         """Run a job that is not a conversation, by ARQ's own rules."""
@@ -367,47 +369,34 @@ class LeasedWorker(arq.worker.Worker):
             defer_s = outcome.defer_ms / 1000 if isinstance(outcome, Parked) else 0.0
             if text(answer) == "parked" and defer_s < self._times.poll_s:
                 # Idle workers sleep until the first entry is due that they knew of; this is newer.
-                self.loop.call_later(defer_s, self._wake_somebody)
+                self.loop.call_later(defer_s + 0.001, self._wake_somebody)
         except (RedisError, OSError) as error:
             # The lease ends by itself: the conversation is then due for another worker.
             log.warning("lease.unreleased", extra={"error": type(error).__name__})
 
     def _wake_somebody(self) -> None:
-        waking = self.loop.create_task(self._push_wake())
+        waking = self.loop.create_task(self._wake())
         self._waking.add(waking)
         waking.add_done_callback(self._waking.discard)
 
-    async def _push_wake(self) -> None:
+    async def _wake(self, ended: str = "") -> None:
         with contextlib.suppress(RedisError, OSError):  # then polling finds what is due
-            await self._redis.execute_command("LPUSH", self._shard.wake, "")
+            await self._batcher.run(lua.wake(self._shard, lua.WakeArgs(ended)))
 
     # -- notifications and losses -------------------------------------------------------------
 
-    async def _listen(self) -> None:
+    def _heard_wake(self, job_id: bytes | None) -> None:
+        """Look for work: this is due, or unknown things were said before we listened."""
+        if job_id is not None:
+            self._hint = job_id.decode(errors="replace")  # a hint: others may publish there too
+        self._look.set()
+
+    def _heard_news(self, conversation_id: bytes | None) -> None:
         """Learn which of the active conversations got a message, interrupts above all."""
-        channel = self._shard.channel_prefix + self.worker_id
-        while True:
-            pubsub = cast("Any", self.pool).pubsub()
-            try:
-                await pubsub.subscribe(channel)
-                is_asked = False
-                while True:
-                    message = await pubsub.get_message(timeout=_SILENCE_S)
-                    if message is None:
-                        if is_asked:
-                            raise ConnectionError("no sign of life")
-                        await pubsub.ping()
-                    elif message["type"] == "subscribe":
-                        self._notify_all()  # what was published before we listened
-                    elif message["type"] == "message":
-                        self._notify(
-                            f"{self._shard.tag}:{message['data'].decode(errors='replace')}"
-                        )
-                    is_asked = message is None
-            except (RedisError, OSError):
-                await asyncio.sleep(0.1)
-            finally:
-                await asyncio.shield(pubsub.aclose())
+        if conversation_id is None:
+            self._notify_all()  # what was published before we listened
+        else:
+            self._notify(f"{self._shard.tag}:{conversation_id.decode(errors='replace')}")
 
     def _notify(self, job_id: str) -> None:
         if self._prefetch is not None and self._prefetch.job_id == job_id:

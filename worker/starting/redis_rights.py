@@ -13,7 +13,6 @@ from turnline.contracts.scripts import bind, run, text
 CONVERSATION: Final = "turnline-start"
 """A conversation whose keys are asked about; it has none."""
 COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
-    "BLPOP": (0.001,),
     "DEL": (),
     "GET": (),
     "HDEL": ("f",),
@@ -43,6 +42,7 @@ COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
     "XTRIM": ("MAXLEN", 0),
     "ZADD": (1, "m"),
     "ZCARD": (),
+    "ZPOPMIN": (),
     "ZRANGE": (0, 0),
     "ZRANGEBYSCORE": (1, 1),
     "ZREM": ("m",),
@@ -83,17 +83,18 @@ def rights(shard: ShardKeys) -> Iterator[Right]:
     yield Right("EVALSHA", ("EVALSHA", "0" * 40, 0))
     for label, key in _keys(shard):  # on keys of every type this does nothing
         yield Right(f"write {label}", ("HDEL", key, CONVERSATION))
-    channel = f"{shard.channel_prefix}{CONVERSATION}"
-    yield Right(f"PUBLISH to {shard.channel_prefix}*", ("PUBLISH", channel, ""))
-    yield Right("UNSUBSCRIBE", ("UNSUBSCRIBE", channel))
-    yield Right(f"SUBSCRIBE to {shard.channel_prefix}*", ("SUBSCRIBE", channel))
+    waking, news = shard.wake_prefix, shard.channel_prefix
+    yield Right(f"SPUBLISH to {waking}*", ("SPUBLISH", waking + CONVERSATION, ""))
+    yield Right("SUNSUBSCRIBE", ("SUNSUBSCRIBE", news + CONVERSATION))
+    for prefix in (waking, news):
+        yield Right(f"SSUBSCRIBE to {prefix}*", ("SSUBSCRIBE", prefix + CONVERSATION))
 
 
 def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
     """Yield (how to name it, key) for every kind of key."""
     for key in conversation_keys(shard.tag, CONVERSATION).own:
         yield key.replace(CONVERSATION, "*"), key
-    for key in (shard.queue, shard.wake, shard.token, shard.dead, shard.workers):
+    for key in (shard.queue, shard.wake, shard.idle, shard.token, shard.dead, shard.workers):
         yield key, key
     for key in (shard.tool_calls, shard.breakers, shard.traces):
         yield key, key

@@ -334,7 +334,7 @@ def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
         ),
         (
             len(effects.copies),
-            (word for copy in effects.copies for word in _copied(copy, shared, first_key=14)),
+            (word for copy in effects.copies for word in _copied(copy, shared, first_key=15)),
         ),
     )
     return [word for count, words in lists for word in (count, *words)]

@@ -10,7 +10,7 @@ from turnline.contracts import SyncTurnClient, TurnClient, readers
 from turnline.contracts import client as client_module
 from turnline.contracts.protocol import Limits
 
-LIMITS = Limits(inbox=5, queue=3, records=8, wakes=4)
+LIMITS = Limits(inbox=5, queue=3, records=8)
 
 
 @pytest.fixture

@@ -315,11 +315,11 @@ async def test_the_server_may_forget_the_scripts(client: Any, redis: Redis) -> N
 
 
 async def test_everything_of_a_conversation_expires(client: Any, redis: Redis) -> None:
-    """Only the queue and the wake list stay."""
+    """Only the queue stays."""
     await client.submit(user())
     await client.submit(user(when_busy="interrupt"))
 
-    await assert_keys_expire(redis, [SHARD.queue, SHARD.wake])
+    await assert_keys_expire(redis, [SHARD.queue])
 
 
 async def test_a_message_moves_the_expiry_of_the_whole_conversation(
@@ -440,11 +440,13 @@ async def test_a_conversation_that_is_due_keeps_its_place(client: Any, redis: Re
 
 async def test_the_lists_are_capped(client: Any, redis: Redis) -> None:
     """Wake tokens, and records with them the idempotency keys: the oldest go."""
+    await redis.rpush(SHARD.wake, *["x"] * 1_000)
     for n in range(10):
         await client.submit(user(turn_id=f"t{n}"))
         await redis.delete(KEYS.inbox, SHARD.queue)
 
-    assert await redis.llen(SHARD.wake) == 4
+    assert await redis.llen(SHARD.wake) == 1_000
+    assert await redis.lrange(SHARD.wake, 9, 10) == [b"{s0}:c", b"x"]
     assert await redis.lrange(KEYS.log, 0, -1) == [b"t%d" % n for n in range(2, 10)]
     assert set(await redis.hkeys(KEYS.turns)) == {b"t%d" % n for n in range(2, 10)}
 

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.integration.worker.test_queue import Rig, rig, user
-from tests.support.driving import SHARD, Hand
+from tests.support.driving import SHARD, Hand, are_idle
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, UserMessage
 from turnline.contracts.connection import AsyncRedis, open_async
@@ -83,7 +84,7 @@ async def test_a_refused_load_is_made_again(hand: Hand, client: TurnClient) -> N
 
 
 async def test_news_that_come_between_early_load_and_start_are_told(
-    rig: Rig, client: TurnClient
+    redis: Redis, rig: Rig, client: TurnClient
 ) -> None:
     """An interrupt that the load just missed is looked for."""
     told: dict[str, bool] = {}
@@ -104,7 +105,7 @@ async def test_news_that_come_between_early_load_and_start_are_told(
 
     worker = rig.start(run, prefetch=prefetch, times={"poll_s": 3600.0})
     for name in ("busy", "calm"):
-        await wait_until(lambda: worker._background, "it sleeps until it is woken")
+        await wait_until(lambda: are_idle(redis, 1), "it sleeps until it is woken")
         await client.submit(UserMessage(conversation_id=name, text="Hello"))
         await wait_until(waiting.is_set, "it runs")
         waiting.clear()

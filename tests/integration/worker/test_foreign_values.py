@@ -56,7 +56,7 @@ async def test_a_token_that_is_none_is_given_up(redis: Redis, hand: Hand, value:
     assert max(tokens) < 2**53
 
 
-KINDS = ("queue", "token", "wake", "workers", "breakers")
+KINDS = ("queue", "token", "wake", "idle", "workers", "breakers")
 
 
 @pytest.mark.parametrize("value", ["words", {"a": 1}, ["a"], {"a"}, (("a", 1.0),)], ids=repr)

@@ -377,9 +377,10 @@ class Wire:
 async def test_a_worker_notices_connections_that_vanished_without_a_word(
     sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scripts, the wait for work and the ear for interrupts each begin again on new ones."""
-    for module in ("queue.leased_worker", "batching"):
-        monkeypatch.setattr(f"turnline.worker.{module}._SILENCE_S", 0.2)
+    """Scripts, and the ear for work and interrupts, each begin again on new ones."""
+    monkeypatch.setattr("turnline.worker.batching._SILENCE_S", 0.2)
+    for name in ("PING_AFTER_S", "GONE_AFTER_S"):
+        monkeypatch.setattr(f"turnline.contracts.subscriber_link.{name}", 0.2)
     with EmbeddedRedis() as server:
         wire = Wire(server.url.removeprefix("unix://").partition("?")[0])
         async with (

@@ -69,7 +69,7 @@ def test_no_conversation_shares_a_name_with_its_shard(conversation_id: str) -> N
 
     keys = conversation_keys(shard.tag, conversation_id)
     assert names.isdisjoint((*keys.own, keys.job_id))
-    assert (keys.queue, keys.wake) == (shard.queue, shard.wake)
+    assert (keys.queue, keys.wake, keys.idle) == (shard.queue, shard.wake, shard.idle)
     assert len(names) == len(shard) + 2
 
 
@@ -88,6 +88,7 @@ def test_names_are_what_they_were() -> None:
     shard, keys = shard_keys(2), conversation_keys("{s2}", "c")
 
     assert (shard.queue, shard.wake) == ("turnline:{s2}:queue", "turnline:{s2}:wake")
+    assert (shard.idle, shard.wake_prefix) == ("turnline:{s2}:idle", "turnline:{s2}:idle:")
     assert shard.reply_prefix == "turnline:{s2}:replies:"
     assert (keys.inbox, keys.events) == ("turnline:{s2}:c:c:inbox", "turnline:{s2}:c:c:events")
     assert (keys.job, keys.in_progress) == ("arq:job:{s2}:c", "arq:in-progress:{s2}:c")

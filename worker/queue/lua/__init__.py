@@ -35,6 +35,12 @@ class ReleaseArgs(NamedTuple):
     last_entry: str
 
 
+class WakeArgs(NamedTuple):
+    """What `wake` is given; the header of wake.lua says what it is."""
+
+    ended: str = ""
+
+
 class RenewKeys(NamedTuple):
     """Keys of one worker's heartbeat."""
 
@@ -54,6 +60,7 @@ class RenewArgs(NamedTuple):
 
 
 claim = bind(__name__, "claim", ShardKeys, ClaimArgs)
+wake = bind(__name__, "wake", ShardKeys, WakeArgs)
 _release = bind(__name__, "release", ConversationKeys, ReleaseArgs)
 _renew = bind(__name__, "renew", RenewKeys, RenewArgs, more_keys="in_progress")
 

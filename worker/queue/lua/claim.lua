@@ -1,9 +1,10 @@
 --[[
-claim: lease up to `limit` due jobs to one worker.
+claim: lease up to `limit` due jobs to one worker, which is idle as long as it has got fewer.
 
 KEYS[1]  queue  zset    job id -> due time, ms; a leased job is due when its lease ends
 KEYS[2]  token  int     the last fencing token given out
-KEYS[3]  wake   list    job ids: one element wakes one idle worker and names what is due
+KEYS[3]  wake   list    job ids, for idle workers of the version before; expires
+KEYS[4]  idle   zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
 
 ARGV[1]  limit        int  jobs to claim at most
 ARGV[2]  lease_ms     int
@@ -25,9 +26,36 @@ Invariants
   I4  what others write into these keys stops nobody: a value of another type is dropped; a token that is
       not a number, or is too large to count on exactly, is replaced by the clock; an in-progress key that
       never expires is not a lease
+  I5  between looking and sleeping nothing is lost: who finds nothing more is idle from that moment on
 ]]
-local queue, token, wake = unpack(KEYS)
+local queue, token, wake, idle = unpack(KEYS)
 local limit, lease_ms, worker_id, in_progress, job = unpack(ARGV)
+
+-- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
+-- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
+-- workers look by themselves now and then. Workers of the version before wait on the list.
+local function wake_one(due_id)
+  for _ = 1, 64 do
+    local longest = redis.pcall('ZPOPMIN', idle)
+    if not longest[1] then
+      break
+    end
+    local heard = redis.pcall('SPUBLISH', idle .. ':' .. longest[1], due_id)
+    if type(heard) ~= 'number' then
+      redis.pcall('ZADD', idle, longest[2], longest[1])
+      break
+    end
+    if heard > 0 then
+      return
+    end
+  end
+  local waiting = redis.pcall('LPUSH', wake, due_id)
+  if waiting == 1 then
+    redis.call('PEXPIRE', wake, 60000)
+  elseif type(waiting) == 'number' and waiting > 1000 then
+    redis.call('LTRIM', wake, 0, 999)
+  end
+end
 
 local repaired = false
 local clock = redis.call('TIME')
@@ -78,18 +106,19 @@ local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
 if first[2] then
   reply[2] = math.ceil(math.max(0, math.min(first[2] - now, 86400000)))  -- a score may be infinite
 end
-if reply[2] == 0 then
-  -- More is due than this worker takes: wake the next one, even if nobody was woken for it before.
-  local length = redis.pcall('LLEN', wake)
-  if type(length) ~= 'number' then
-    redis.call('DEL', wake)
-    length, repaired = 0, true
-  end
-  if length == 0 then
-    redis.call('LPUSH', wake, first[1])
-  end
+local has_room = (#reply - 2) / 3 < tonumber(limit)
+local registered
+if has_room and reply[2] ~= 0 then
+  registered = redis.pcall('ZADD', idle, 'NX', now, worker_id)
 else
-  redis.call('DEL', wake)
+  registered = redis.pcall('ZREM', idle, worker_id)
+end
+if type(registered) ~= 'number' and string.find(registered.err, 'WRONGTYPE') then  -- a full server refuses too
+  redis.call('DEL', idle)
+  repaired = true
+end
+if reply[2] == 0 then
+  wake_one(first[1])  -- more is due than this worker takes
 end
 if repaired then
   return {'repaired', unpack(reply, 2)}

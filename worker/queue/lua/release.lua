@@ -13,7 +13,8 @@ KEYS[9]   copies       list
 KEYS[10]  job          string  ARQ's job
 KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset    job id -> due time, ms
-KEYS[13]  wake         list    job ids: one element wakes one idle worker
+KEYS[13]  wake         list    job ids, for idle workers of the version before; expires
+KEYS[14]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
 
 ARGV[1]  job_id      str  member of the queue
 ARGV[2]  lease       str  as claimed
@@ -34,9 +35,35 @@ Invariants
   I2  every read that decides precedes every write
   I3  a conversation with a message in its inbox stays on the queue
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
-  unpack(KEYS)
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
+  idle = unpack(KEYS)
 local job_id, lease, defer_ms, why, last_entry = unpack(ARGV)
+
+-- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
+-- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
+-- workers look by themselves now and then. Workers of the version before wait on the list.
+local function wake_one(due_id)
+  for _ = 1, 64 do
+    local longest = redis.pcall('ZPOPMIN', idle)
+    if not longest[1] then
+      break
+    end
+    local heard = redis.pcall('SPUBLISH', idle .. ':' .. longest[1], due_id)
+    if type(heard) ~= 'number' then
+      redis.pcall('ZADD', idle, longest[2], longest[1])
+      break
+    end
+    if heard > 0 then
+      return
+    end
+  end
+  local waiting = redis.pcall('LPUSH', wake, due_id)
+  if waiting == 1 then
+    redis.call('PEXPIRE', wake, 60000)
+  elseif type(waiting) == 'number' and waiting > 1000 then
+    redis.call('LTRIM', wake, 0, 999)
+  end
+end
 
 if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
@@ -76,5 +103,5 @@ if tonumber(defer_ms) > 0 and not ends_wait then
   end
   return {'parked', waiting}
 end
-redis.call('LPUSH', wake, job_id)
+wake_one(job_id)
 return {'due', waiting}

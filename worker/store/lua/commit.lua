@@ -13,8 +13,9 @@ KEYS[9]   copies       list    `<stream> <entry id>`, capped
 KEYS[10]  job          string  ARQ's job
 KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset
-KEYS[13]  wake         list    job ids: one element wakes one idle worker
-KEYS[14..]  shared     stream  shared streams to copy into, each once
+KEYS[13]  wake         list    job ids, for idle workers of the version before; expires
+KEYS[14]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
+KEYS[15..]  shared     stream  shared streams to copy into, each once
 
 ARGV[1]   lease         str  as claimed
 ARGV[2]   turn_id       str  whose record tells whether this was committed before
@@ -44,11 +45,37 @@ Invariants
   I4  a conversation with a message in its inbox stays on the queue
   I5  the first write is one that a full server refuses: nothing is removed and then not replaced
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake =
-  unpack(KEYS, 1, 13)
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
+  idle = unpack(KEYS, 1, 14)
 local lease, turn_id, job_id, retention_ms, limits, afterwards, batch, how, settings, attempt =
   unpack(ARGV, 1, 10)
 local at = 11  -- the next counted list in ARGV
+
+-- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
+-- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
+-- workers look by themselves now and then. Workers of the version before wait on the list.
+local function wake_one(due_id)
+  for _ = 1, 64 do
+    local longest = redis.pcall('ZPOPMIN', idle)
+    if not longest[1] then
+      break
+    end
+    local heard = redis.pcall('SPUBLISH', idle .. ':' .. longest[1], due_id)
+    if type(heard) ~= 'number' then
+      redis.pcall('ZADD', idle, longest[2], longest[1])
+      break
+    end
+    if heard > 0 then
+      return
+    end
+  end
+  local waiting = redis.pcall('LPUSH', wake, due_id)
+  if waiting == 1 then
+    redis.call('PEXPIRE', wake, 60000)
+  elseif type(waiting) == 'number' and waiting > 1000 then
+    redis.call('LTRIM', wake, 0, 999)
+  end
+end
 
 local record = redis.call('HGET', turns, turn_id)
 local done = record and string.sub(record, 1, 19) ~= '{"state":"accepted"'
@@ -129,7 +156,7 @@ redis.call('DEL', in_progress)
 redis.call('HDEL', state, 'running', 'head')
 if waiting[1] then
   redis.call('ZADD', queue, 'XX', now, job_id)
-  redis.call('LPUSH', wake, job_id)
+  wake_one(job_id)
 else
   redis.call('ZREM', queue, job_id)
   redis.call('DEL', job)

@@ -1,0 +1,36 @@
+"""Listens to sharded channels, as workers do."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+
+from tests.support.wait import wait_until
+from turnline.contracts.subscriber import Subscriber, located_at
+
+
+class Heard(list[bytes]):
+    """What came over some channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.subscribed = 0
+
+    def __call__(self, data: bytes | None) -> None:
+        if data is None:
+            self.subscribed += 1
+        else:
+            self.append(data)
+
+
+@asynccontextmanager
+async def listening(redis: Redis, *channels: str) -> AsyncIterator[Heard]:
+    """Listen to sharded channels for a `with` block."""
+    heard, subscriber = Heard(), Subscriber(located_at(redis))
+    try:
+        for channel in channels:
+            subscriber.listen(channel, heard)
+        await wait_until(lambda: heard.subscribed == len(channels), "the channels are heard")
+        yield heard
+    finally:
+        await subscriber.aclose()
