@@ -9,52 +9,17 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, get_args
 
-from turnline.contracts.client import RETRIES, TurnClient
-from turnline.contracts.connection import Pipeline, SyncRedis, open_sync
+from turnline.contracts.blocking_servers import BLOCKING, AsIfAsync, run
+from turnline.contracts.client import TurnClient
+from turnline.contracts.connection import SyncRedis
+from turnline.contracts.opening import open_sync
+from turnline.contracts.patience import PATIENCE_S, PatientRedis
 from turnline.contracts.protocol import Limits
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class _BlockingPipeline:
-    """A pipeline for `TurnClient`, whose `execute` blocks."""
-
-    def __init__(self, pipeline: Pipeline[list[Any]]) -> None:
-        self.execute_command = pipeline.execute_command
-        self._execute = pipeline.execute
-
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002
-        return self._execute(raise_on_error)
-
-
-class _BlockingRedis:
-    """A Redis for `TurnClient`, whose commands block."""
-
-    def __init__(self, redis: SyncRedis) -> None:
-        self._redis = redis
-
-    async def execute_command(self, *args: Any) -> Any:
-        return self._redis.execute_command(*args)
-
-    def pipeline(self, transaction: bool = True) -> _BlockingPipeline:  # noqa: FBT001, FBT002
-        return _BlockingPipeline(self._redis.pipeline(transaction))
-
-    async def aclose(self) -> None:
-        self._redis.close()
-
-
-def _run(verb: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never pauses."""
-    try:
-        verb.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    verb.throw(AssertionError("a verb of the blocking client waits for an event loop"))
-    raise AssertionError("and goes on waiting")
 
 
 def _returning(
@@ -64,7 +29,7 @@ def _returning(
 
     @functools.wraps(verb)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return _run(verb(self._client, *args, **kwargs))
+        return run(verb(self._client, *args, **kwargs))
 
     return call
 
@@ -79,11 +44,11 @@ def _yielding(
         items = verb(self._client, *args, **kwargs)
         try:
             while True:
-                yield _run(anext(items))
+                yield run(anext(items))
         except StopAsyncIteration:
             return
         finally:
-            _run(items.aclose())
+            run(items.aclose())
 
     signature = inspect.signature(verb)
     returned: Any = Generator[(*get_args(signature.return_annotation), None)]  # type: ignore[misc]
@@ -98,19 +63,32 @@ class SyncTurnClient:
     returns, or yields what that one yields.
     """
 
-    def __init__(self, redis: SyncRedis, *, shards: int = 1, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        redis: SyncRedis,
+        *,
+        shards: int = 1,
+        limits: Limits | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
-        self._client = TurnClient(_BlockingRedis(redis), shards=shards, limits=limits)
+        patient = PatientRedis(AsIfAsync(redis), patience_s, BLOCKING)
+        self._client = TurnClient(cast("Any", patient), shards=shards, limits=limits)
 
     @classmethod
     @contextmanager
     def connect(
-        cls, url: str, *, shards: int = 1, limits: Limits | None = None
+        cls,
+        url: str,
+        *,
+        shards: int = 1,
+        limits: Limits | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> Generator[Self, None, None]:
-        """Open a client for a Redis address; close it at the end."""
-        redis = open_sync(url, retries=RETRIES)
+        """Open a client for an address; close it at the end. See `TurnClient.connect`."""
+        redis = open_sync(url)
         try:
-            yield cls(redis, shards=shards, limits=limits)
+            yield cls(redis, shards=shards, limits=limits, patience_s=patience_s)
         finally:
             redis.close()
 

@@ -7,17 +7,17 @@ import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Self, TypeVar
-
-from redis.exceptions import ResponseError
+from typing import Any, Self, TypeVar, cast
 
 from turnline.contracts import protocol
-from turnline.contracts.connection import AsyncRedis, open_async, pipelined
+from turnline.contracts.connection import AsyncRedis, pipelined
 from turnline.contracts.conversation import Totals
 from turnline.contracts.errors import ResultTimeout, TurnIdReused, TurnUnknown
 from turnline.contracts.history import HistoryReading
 from turnline.contracts.keys import ConversationKeys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
+from turnline.contracts.opening import open_async
+from turnline.contracts.patience import PATIENCE_S, patient
 from turnline.contracts.producer_spans import ProducerSpans
 from turnline.contracts.readers import (
     BLOCK_S,
@@ -44,8 +44,6 @@ from turnline.contracts.scripts import run, text
 T = TypeVar("T")
 FRESH_S = 0.05
 """First wait for the events of a turn just accepted, before its record is looked at."""
-RETRIES = 8
-"""Times a command is sent again after a lost connection. All commands here bear repetition."""
 
 
 class TurnClient:
@@ -61,6 +59,7 @@ class TurnClient:
         *,
         shards: int = 1,
         limits: protocol.Limits | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """Wrap a redis-py client that does not decode responses.
 
@@ -68,19 +67,37 @@ class TurnClient:
             redis: The connection pool to use.
             shards: Number of shards of the fleet; must be the workers' number.
             limits: How much may wait, and how long things are kept.
+            patience_s: How long a verb waits for a server that is away, before it raises
+                `StoreUnavailable`.
         """
-        self._redis = redis
+        self._redis = cast("AsyncRedis", patient(redis, patience_s))
         self._make = protocol.Requests(shards=shards, limits=limits)
 
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, *, shards: int = 1, limits: protocol.Limits | None = None
+        cls,
+        url: str,
+        *,
+        shards: int = 1,
+        limits: protocol.Limits | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> AsyncGenerator[Self, None]:
-        """Open a client for a `redis://`, `rediss://` or `unix://` address; close it at the end."""
-        redis = open_async(url, retries=RETRIES)
+        """Open a client for a server, one behind sentinels, or a cluster; close it at the end.
+
+        Args:
+            url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://h:p,h:p/NAME/DB` or
+                `redis+cluster://h:p,h:p` (and `rediss+...`).
+            shards: As for the class.
+            limits: As for the class.
+            patience_s: As for the class.
+
+        Raises:
+            InvalidAddress: The address is none.
+        """
+        redis = open_async(url)
         try:
-            yield cls(redis, shards=shards, limits=limits)
+            yield cls(redis, shards=shards, limits=limits, patience_s=patience_s)
         finally:
             await redis.aclose()
 
@@ -93,16 +110,14 @@ class TurnClient:
         Raises:
             InvalidMessage: The message breaks the contract; nothing was sent.
             Refused: Nothing was accepted; see `retry_after_s`.
+            StoreUnavailable: No server took it; it may have been accepted all the same.
             TurnIdReused: The turn id was used before for another content.
 
         Source: contracts/scripts/submit.lua
         """
         with ProducerSpans(self._make, [message]) as sending:
             (submission,) = sending.submissions
-            try:
-                reply = await run(self._redis, submission.call)
-            except ResponseError as error:
-                raise protocol.refused_by_server(error) from error
+            reply = await run(self._redis, submission.call)
             receipt = submission.receipt(reply)
             sending.outcomes([receipt])
             return receipt

@@ -8,24 +8,21 @@ and time-outs.
 import socket
 from collections.abc import Awaitable, Iterable
 from types import ModuleType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
-import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import TimeoutError as ConnectionTimeout
+from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from turnline.contracts.addresses import Address, read_address
-from turnline.contracts.redis_internals import quick
+from turnline.contracts.addresses import Address
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
 Reply_co = TypeVar("Reply_co", covariant=True)
 Replies_co = TypeVar("Replies_co", covariant=True)
-MAX_CONNECTIONS = 10_000
+CONNECT_S = 5.0
+"""Longest time for a server to take a connection."""
 DEAD_AFTER_S = 10
 """Seconds without a sign of life from the other machine after which a connection is given up."""
 
@@ -80,15 +77,46 @@ async def pipelined(
     return await pipe.execute(raise_on_error=raise_on_error)
 
 
-def _options(retries: int) -> dict[str, Any]:
-    return {
-        "socket_connect_timeout": 5,
-        "max_connections": MAX_CONNECTIONS,
-        "retry_on_error": [LostConnection, ConnectionTimeout] if retries else [],
+def how_to_connect(
+    kind: ModuleType,
+    address: Address,
+    host: str,
+    port: int,
+    *,
+    is_sentinel: bool = False,
+    **decided: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the class of a connection to one server, and its options; secrets are among them.
+
+    What the address says wins over `decided`, but it can say only what Turnline bears. The protocol
+    and the time-out are said, because redis-py 8 takes others by itself: RESP3, and 5 s, which
+    would end a read that blocks.
+
+    Args:
+        kind: `redis` or `redis.asyncio`.
+        address: How to come in.
+        host: Of the server, or the path of its socket; then the port is 0.
+        port: Of the server.
+        is_sentinel: Whether it is one, which has users of its own.
+        decided: Further options of redis-py.
+    """
+    if port:
+        connection_class = kind.SSLConnection if address.is_tls else kind.Connection
+        place: dict[str, Any] = {"host": host, "port": port, **_keeping_alive()}
+    else:
+        connection_class, place = kind.UnixDomainSocketConnection, {"path": host}
+    given = dict(address.sentinel_options if is_sentinel else address.options)
+    given.pop("max_connections", None)
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "retry": (AsyncRetry if kind is redis.asyncio else Retry)(NoBackoff(), 0),
+        "socket_connect_timeout": CONNECT_S,
+        "socket_timeout": None,
     }
+    return connection_class, {**place, **options, **decided, **given}
 
 
-def _keeping_alive(address: Address) -> dict[str, Any]:
+def _keeping_alive() -> dict[str, Any]:
     """Return options by which the kernel ends a connection whose other side vanished silently.
 
     Without them a reader that blocks on such a connection waits for ever, since it sends nothing
@@ -96,8 +124,6 @@ def _keeping_alive(address: Address) -> dict[str, Any]:
 
     Source: https://man7.org/linux/man-pages/man7/tcp.7.html
     """
-    if address.socket_path:
-        return {}
     wanted = {
         "TCP_KEEPIDLE": DEAD_AFTER_S // 2,
         "TCP_KEEPINTVL": 1,
@@ -107,84 +133,3 @@ def _keeping_alive(address: Address) -> dict[str, Any]:
     known = {getattr(socket, name, None): value for name, value in wanted.items()}
     known.pop(None, None)  # not on every system
     return {"socket_keepalive": True, "socket_keepalive_options": known}
-
-
-def open_async(url: str, *, retries: int) -> AsyncRedis:
-    """Return a client for the address of a server; nothing is sent yet.
-
-    Args:
-        url: Where the server is.
-        retries: Times a command is sent again after a lost connection; 0 where a command does not
-            bear repetition.
-
-    Raises:
-        InvalidAddress: It is none; see `turnline.contracts.addresses`.
-    """
-    retry = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), retries)
-    return cast("AsyncRedis", _Client.from_pool(pool_of(url, retry=retry, **_options(retries))))
-
-
-class _Client(redis.asyncio.Redis):
-    """A client that leaves nothing open: redis-py closes what is connected at that moment.
-
-    A command that is still on its way then, as one of a task that outlives the client, would
-    connect behind its back, and its connection would stay open in the pool for ever.
-    """
-
-    async def aclose(self, *args: Any, **options: Any) -> None:
-        """Close all connections, those in use when they come back."""
-        pool: Any = self.connection_pool
-        release = pool.release
-
-        async def close(connection: Any) -> None:
-            await release(connection)
-            await connection.disconnect()
-
-        pool.release = close
-        await super().aclose(*args, **options)
-
-
-def _pool(kind: ModuleType, url: str, **options: Any) -> Any:
-    """Return a pool of `redis` or `redis.asyncio` for an address.
-
-    What the address says wins over `options`, but it can say only what Turnline bears. The
-    protocol and the time-out are said, because redis-py 8 takes others by itself: RESP3, and 5 s,
-    which would end a read that blocks.
-    """
-    address = read_address(url)
-    if address.socket_path:
-        connection_class = kind.UnixDomainSocketConnection
-        place: dict[str, Any] = {"path": address.socket_path}
-    else:
-        connection_class = kind.SSLConnection if address.is_tls else kind.Connection
-        host, port = address.nodes[0]
-        place = {"host": host, "port": port}
-    decided = {"protocol": 2, "socket_timeout": None, **_keeping_alive(address), **options}
-    return kind.ConnectionPool(
-        connection_class=connection_class, **{**place, **decided, **address.options}
-    )
-
-
-def pool_of(url: str, **options: Any) -> redis.asyncio.ConnectionPool:
-    """Return a pool for a Redis address, of quicker connections.
-
-    Raises:
-        InvalidAddress: It is none; see `turnline.contracts.addresses`.
-    """
-    pool: redis.asyncio.ConnectionPool = _pool(redis.asyncio, url, **options)
-    pool.connection_class = quick(cast("Any", pool.connection_class))
-    return pool
-
-
-def open_sync(url: str, *, retries: int, timeout_s: float | None = None) -> SyncRedis:
-    """As `open_async`, blocking.
-
-    Args:
-        url: Where the server is.
-        retries: As in `open_async`.
-        timeout_s: Seconds for which a command waits for its reply; None: for as long as the
-            connection lives. More than any command blocks.
-    """
-    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
-    options = {**_options(retries), "socket_timeout": timeout_s, "retry": retry}
-    return cast("SyncRedis", redis.Redis.from_pool(_pool(redis, url, **options)))

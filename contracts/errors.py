@@ -9,6 +9,7 @@ TurnlineError
 │   ├── QueueFull                     too many conversations wait in this shard
 │   ├── QueueLate                     conversations wait too long for a worker in this shard
 │   └── StoreFull                     Redis has no memory left and evicts nothing
+├── StoreUnavailable(retry_after_s)   no server answered in time; it may have been accepted
 ├── TurnIdReused                      the id belongs to an earlier turn with another content
 ├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
 ├── ResultTimeout                     the turn goes on; ask again with the same receipt
@@ -68,6 +69,15 @@ class QueueLate(Refused):
 
 class StoreFull(Refused):
     """Redis has no memory left and, as it should, evicts nothing."""
+
+
+class StoreUnavailable(TurnlineError):
+    """No server carried it out in time, or the answer was lost: the same call may be made again."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """Say why, and when it is worth trying again (seconds)."""
+        super().__init__(f"{message}; try again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
 
 
 class TurnIdReused(TurnlineError):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from redis.exceptions import OutOfMemoryError
 
 from turnline.contracts.conversation import (
     ConversationSettings,
@@ -23,7 +22,6 @@ from turnline.contracts.errors import (
     QueueFull,
     QueueLate,
     Refused,
-    StoreFull,
     TurnIdReused,
 )
 from turnline.contracts.job_format import conversation_job
@@ -156,7 +154,7 @@ class Submission(NamedTuple):
     def outcome(self, reply: Any) -> Receipt | Exception:
         """As `receipt`, but returning the error: for batches."""
         if isinstance(reply, Exception):
-            return refused_by_server(reply)
+            return reply
         try:
             return self.receipt(reply)
         except (Refused, TurnIdReused) as error:
@@ -282,13 +280,6 @@ class TextAssembler:
             if event.offset <= known < event.offset + len(event.text):
                 self.text = self.text[: event.offset] + event.text
         return self.text != before
-
-
-def refused_by_server(error: Exception) -> Exception:
-    """Return the error a producer is told where Redis refused a submission."""
-    if isinstance(error, OutOfMemoryError):
-        return StoreFull("Redis has no memory left for new turns", retry_after_s=10)
-    return error
 
 
 def configure_message(conversation_id: str, settings: dict[str, Any]) -> Configure:

@@ -4,9 +4,15 @@ Without these names everything works, more slowly: what redis-py would do by its
 """
 
 import functools
+import inspect
+import socket
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import TimeoutError as ConnectionTimeout
 
 try:
     import hiredis
@@ -49,3 +55,64 @@ def quick(connection_class: Any) -> Any:
     if not hasattr(connection_class, "can_read"):  # redis-py 8 looks without reading
         quicker["can_read_destructive"] = can_read_destructive
     return type(connection_class.__name__, (connection_class,), quicker)
+
+
+_ELSEWHERE = frozenset({"ASK", "CLUSTERDOWN", "MOVED", "TRYAGAIN"})
+"""The server is well, but the slot is, or will soon be, at another one."""
+_DEMOTED = ("MASTERDOWN", "UNBLOCKED force unblock")
+"""A replica without its primary; what blocked commands hear of one that becomes a replica."""
+
+
+def watched(
+    connection_class: Any, demoted: Callable[[], object], doubtful: Callable[[], object]
+) -> Any:
+    """Return a connection class of redis-py (asyncio) that tells of answers from the wrong place.
+
+    Args:
+        connection_class: Whose `read_response` is watched.
+        demoted: Called where the server takes no writes: it is a replica, or loads its data.
+        doubtful: Called where another server has the slot, and where the connection was lost.
+    """
+
+    async def read_response(it: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return await connection_class.read_response(it, *args, **options)
+        except Exception as error:
+            hear(error, demoted, doubtful)
+            raise
+
+    return type(connection_class.__name__, (connection_class,), {"read_response": read_response})
+
+
+_LOST = (LostConnection, ConnectionTimeout, OSError)
+
+
+def hear(error: Exception, demoted: Callable[[], object], doubtful: Callable[[], object]) -> None:
+    """Tell what an error says about where the server stands; see `watched`."""
+    words = str(error) if isinstance(error, ResponseError) else ""
+    if isinstance(error, (ReadOnlyError, BusyLoadingError)) or words.startswith(_DEMOTED):
+        demoted()
+    elif words.partition(" ")[0] in _ELSEWHERE or isinstance(error, _LOST):
+        doubtful()
+
+
+def set_timeout(connection: Any, timeout_s: float | None) -> None:
+    """Let the next reads and writes of a blocking connection take so long; None: for ever."""
+    if (sock := getattr(connection, "_sock", None)) is not None:
+        sock.settimeout(timeout_s)
+
+
+def hang_up(connection: Any) -> None:
+    """End a blocking connection that another thread uses, which is to close it.
+
+    Closed here, its number could be another connection's by the time the other thread reads.
+    """
+    if (sock := getattr(connection, "_sock", None)) is not None:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def for_a_command(pool_class: Any) -> tuple[str, ...]:
+    """Return what `get_connection` has to be given: a word before redis-py 5.3, then nothing."""
+    command = inspect.signature(pool_class.get_connection).parameters.get("command_name")
+    return ("_",) if command is not None and command.default is inspect.Parameter.empty else ()

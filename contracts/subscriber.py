@@ -10,12 +10,10 @@ import logging
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
-from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.errors import WrongEventLoop
 from turnline.contracts.subscriber_link import GONE_AFTER_S, Heard, Link, Place, Slot, tag_of
 
@@ -24,26 +22,6 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 _MOST_DOUBLINGS: Final = 10
 log = logging.getLogger("turnline.subscriber")
-
-
-class OnlyPlace(NamedTuple):
-    """A server that never moves."""
-
-    address: str
-    pool: ConnectionPool
-
-
-def located_at(redis: AsyncRedis) -> Locate:
-    """Return a `locate` that finds everything at the server of a redis-py client."""
-    pool: Any = getattr(redis, "connection_pool")  # noqa: B009  not one of `AsyncRedis`
-    options: dict[str, Any] = pool.connection_kwargs
-    address = options.get("path") or f"{options.get('host')}:{options.get('port')}"
-    place = OnlyPlace(address, pool)
-
-    async def locate(_: str) -> Place:
-        return place
-
-    return locate
 
 
 def pause_s(failures: int) -> float:

@@ -18,11 +18,14 @@ import msgspec
 import uvloop
 from arq.connections import ArqRedis
 
-from turnline.contracts.connection import AsyncRedis, open_async, pool_of
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.conversation import ConversationSettings
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import ShardKeys
-from turnline.contracts.subscriber import Subscriber, located_at
+from turnline.contracts.opening import open_servers
+from turnline.contracts.routed import RoutedRedis
+from turnline.contracts.servers import AsyncServers
+from turnline.contracts.subscriber import Subscriber
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.ending import Listen, Watchdog, run_until_stopped
 from turnline.worker.errors import StartFailed
@@ -110,6 +113,7 @@ class _Shared(NamedTuple):
     """What the workers of all shards are made with."""
 
     worker_id: str
+    servers: AsyncServers
     services: "GrokServices"
     telemetry: Telemetry
     planner: Planner
@@ -128,6 +132,7 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
         StartFailed: The key, tools, agents or telemetry cannot be used as configured.
     """
     worker_id = f"{settings.worker_name}-{secrets.token_hex(4)}"
+    servers = open_servers(settings.redis_url)
     services = services_of(settings)
     telemetry = telemetry_of(settings, worker_id)
     checker = Checker()
@@ -140,9 +145,9 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
     )
     planner = Planner(toolbox, agents, limits, checker)
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
-    heard_at = open_async(settings.redis_url, retries=0)
-    subscriber = Subscriber(located_at(heard_at))
-    shared = _Shared(worker_id, services, telemetry, planner, cache, subscriber)
+    subscriber = Subscriber(servers.place)
+    servers.on_moved.append(subscriber.relocate)
+    shared = _Shared(worker_id, servers, services, telemetry, planner, cache, subscriber)
     parts = FleetParts(
         worker_id=worker_id,
         client=services.client,
@@ -161,7 +166,7 @@ def _worker(
     settings: Settings, shared: _Shared, shard: ShardKeys
 ) -> tuple[LeasedWorker, AsyncRedis]:
     """Make the worker of one shard, and the connection that its store uses."""
-    redis = open_async(settings.redis_url, retries=0)
+    redis = RoutedRedis(shared.servers)
     batcher = ScriptBatcher(redis)
     store = Conversations(
         redis,
@@ -191,7 +196,7 @@ def _worker(
         shard=shard,
         worker_id=shared.worker_id,
         redis_url=settings.redis_url,
-        redis=arq_redis(settings.redis_url, shard),
+        redis=arq_redis(shared.servers, shard),
         batcher=batcher,
         subscriber=shared.subscriber,
         times=LeaseSettings(
@@ -393,11 +398,10 @@ def driver_settings(settings: Settings) -> DriverSettings:
     )
 
 
-def arq_redis(url: str, shard: ShardKeys) -> ArqRedis:
+def arq_redis(servers: AsyncServers, shard: ShardKeys) -> ArqRedis:
     """Return ARQ's client for a shard's queue: `enqueue_job` puts plain jobs there."""
-    pool = pool_of(url, socket_connect_timeout=5)
     return ArqRedis(
-        pool,
+        servers.pool(shard.tag),
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         default_queue_name=shard.queue,

@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack
 from typing import Final, Literal, NamedTuple
 
 from turnline.contracts import TurnClient, TurnCompleted, UserMessage
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import conversation_keys, shard_keys
+from turnline.contracts.opening import open_async
 from turnline.ops.bench import systems
 from turnline.ops.bench.lab import Lab, new_id
 from turnline.ops.bench.measuring import cpu_s, redis_work
@@ -156,7 +157,7 @@ def _message(conversation_id: str, stream: str) -> UserMessage:
 
 async def by_idle_conversations(lab: Lab, *, rounds: int) -> Curve:
     """Measure turns beside more and more idle conversations, which stay."""
-    redis = open_async(lab.redis_url(TURNLINE), retries=0)
+    redis = open_async(lab.redis_url(TURNLINE))
     scenario = Scenario(
         name="idle", title="idle", model=INSTANT, conversations=10, systems=(TURNLINE,)
     )
@@ -213,7 +214,7 @@ async def by_workers(lab: Lab, *, rounds: int) -> list[Curve]:
     url, base_url = lab.redis_url("growth"), lab.model.base_url
     seen: dict[int, list[_OfFleet]] = {count: [] for count in _WORKERS}
     async with AsyncExitStack() as stack:
-        redis = open_async(url, retries=0)
+        redis = open_async(url)
         stack.push_async_callback(redis.aclose)
         client = await stack.enter_async_context(TurnClient.connect(url))
         programs: list[Child] = []

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.opening import open_async
 from turnline.ops.bench import systems
 from turnline.ops.bench.measuring import check_platform, rss_mb
 from turnline.ops.bench.scenarios import ABOUT, Model
@@ -118,7 +119,7 @@ async def open_lab() -> AsyncGenerator[Lab]:
         server = stack.enter_context(EmbeddedRedis(port=0, databases=16))
         process = systems.program("turnline.ops.simulator", *_SIMULATOR)
         model = SimulatedModel(stack.enter_context(process))
-        redis = open_async(server.url, retries=0)
+        redis = open_async(server.url)
         stack.push_async_callback(redis.aclose)
         yield Lab(server, redis, model, stack)
 

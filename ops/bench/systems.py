@@ -21,9 +21,10 @@ from turnline.contracts import (
     TurnFailed,
     UserMessage,
 )
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.conversation import AssistantEntry, ContextEntry, UserEntry
 from turnline.contracts.job_format import deserialize_job, serialize_job
+from turnline.contracts.opening import open_async
 from turnline.ops.bench import collector
 from turnline.ops.bench.baselines import arq_worker, raw_worker
 from turnline.ops.bench.scenarios import (
@@ -287,7 +288,7 @@ async def opened(
         return Direct(name, await exits.enter_async_context(client))
     if name in {TURNLINE, RESPONSES, UNTRACED, EXPORTING}:
         return await _turnline(name, redis_url, base_url, workers, exits)
-    redis = open_async(redis_url, retries=0)
+    redis = open_async(redis_url)
     exits.push_async_callback(redis.aclose)
     where = ("--redis", redis_url, "--base-url", base_url)
     if name == FLOOR:

@@ -10,7 +10,8 @@ from contextlib import closing
 from typing import Any, Final
 
 from turnline.contracts import TurnClient, UserMessage
-from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.connection import SyncRedis
+from turnline.contracts.opening import open_sync
 from turnline.contracts.replies import TERMINAL, AnyTerminal, TurnFailed
 from turnline.ops.bench.measuring import rss_mb
 from turnline.ops.bench.raw_http import Connection, RawServer, Request
@@ -180,7 +181,7 @@ async def drill(rounds: int, tell: Tell, *, kinds: Iterable[str] = ()) -> Drille
 async def _measure(stack: Stack, kind: str, n: int) -> list[Figure]:
     """Run one turn with such a reply and measure it."""
     most, began_s = 0.0, time.monotonic()
-    with closing(open_sync(stack.redis_url, retries=0)) as redis:
+    with closing(open_sync(stack.redis_url)) as redis:
         before = _memory(redis)
         async with TurnClient.connect(stack.redis_url) as client:
             name = f"endless-{kind.replace(' ', '-')}-{n}"

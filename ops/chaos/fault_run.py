@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 from redis.exceptions import RedisError
 
-from turnline.contracts.connection import open_sync
 from turnline.contracts.keys import shard_keys
+from turnline.contracts.opening import open_sync
 from turnline.ops.chaos.disturbances import (
     EVENT_FAULTS,
     FAULTS,
@@ -351,7 +351,7 @@ class Driver:
 
     def _wait_for_an_empty_queue(self) -> int:
         deadline = time.monotonic() + 10
-        with closing(open_sync(self._url, retries=3)) as redis:
+        with closing(open_sync(self._url, patience_s=3)) as redis:
             while True:
                 left = int(redis.execute_command("ZCARD", shard_keys(0).queue))
                 if not left or time.monotonic() > deadline:
@@ -367,7 +367,7 @@ class Driver:
 
     def _order(self, *words: str | int) -> bool:
         """Send Redis one command; return whether it was done."""
-        with closing(open_sync(self._url, retries=0)) as redis:
+        with closing(open_sync(self._url)) as redis:
             try:
                 redis.execute_command(*words)
             except (RedisError, OSError):

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from turnline.contracts.connection import open_sync
+from turnline.contracts.opening import open_sync
 from turnline.ops.chaos import clocks, sabotage
 from turnline.ops.chaos.checker import check
 from turnline.ops.chaos.disturbances import MALFORMED, planned
@@ -79,7 +79,7 @@ def run(options: Run, tell: Tell) -> Report:
         plan = planned(options.seed, options.seconds, scale=options.scale)
         outcome = driver.run(plan, options.seconds, options.seed)
         tell("checking")
-        with closing(open_sync(home.redis_url, retries=3)) as redis:
+        with closing(open_sync(home.redis_url, patience_s=3)) as redis:
             names = [chat.conversation for chat in outcome.journal.chats]
             evidence = gather(redis, SimAdmin(home.base_url), names)
     violations = check(outcome.journal.chats, evidence, outcome.disturbances)

@@ -8,9 +8,10 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from turnline.contracts import InvalidAddress, SyncTurnClient
 from turnline.contracts.addresses import read_address
-from turnline.contracts.client import RETRIES
-from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.connection import SyncRedis
 from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.contracts.opening import open_sync
+from turnline.contracts.patience import PATIENCE_S
 from turnline.contracts.protocol import Requests
 from turnline.ops.cli.failures import Failure
 
@@ -36,7 +37,7 @@ def connected(redis_url: str, shards: int = 1) -> Generator[Connection]:
         Failure: Nobody does, or the address is none.
     """
     check_answers(redis_url)
-    redis = open_sync(redis_url, retries=RETRIES)
+    redis = open_sync(redis_url, patience_s=PATIENCE_S)
     try:
         yield Connection(
             SyncTurnClient(redis, shards=shards),
@@ -60,7 +61,7 @@ def check_answers(redis_url: str) -> None:
         raise Failure(
             f"--redis (or TURNLINE_REDIS_URL) is not the address of a Redis: {error}."
         ) from None
-    redis = open_sync(redis_url, retries=0, timeout_s=ANSWER_S)
+    redis = open_sync(redis_url, timeout_s=ANSWER_S)
     try:
         redis.execute_command("PING")
     except AuthenticationError:

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
-from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.connection import SyncRedis
 from turnline.contracts.keys import shard_keys
+from turnline.contracts.opening import open_sync
 from turnline.ops.cli.failures import Failure
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.fleet.child import Child, ChildFailed
@@ -119,7 +120,7 @@ class Stack:
         else:
             self.redis = self._exit.enter_context(EmbeddedRedis(self._redis_directory))
             self.redis_url = self.redis.url
-        self._connection = open_sync(self.redis_url, retries=3)
+        self._connection = open_sync(self.redis_url, patience_s=3)
         self._exit.callback(self._connection.close)
 
     def _start_sim(self) -> None:

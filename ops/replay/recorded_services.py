@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.opening import open_async
 from turnline.ops.simulator.model.dialogues import ServiceCall, load_dialogues
 from turnline.worker.tools import Tool, ToolContext, tool
 
@@ -114,7 +115,7 @@ class _Service:
 @asynccontextmanager
 async def resources() -> AsyncGenerator[_Service, None]:
     """Open the recording and the ledger."""
-    redis = open_async(os.environ["TURNLINE_REDIS_URL"], retries=3)
+    redis = open_async(os.environ["TURNLINE_REDIS_URL"], patience_s=3)
     try:
         yield _Service(Recording(Path(os.environ["REPLAY_DIALOGUES"])), redis)
     finally:

@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from turnline.contracts import TextDelta, TurnClient, UserMessage
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.conversation import CallEntry, Usage, decode_context_entry
+from turnline.contracts.opening import open_async
 from turnline.contracts.protocol import TOTAL_FIELDS, Requests, read_totals
 from turnline.contracts.replies import decode_event, decode_record
 from turnline.contracts.scripts import text
@@ -171,7 +172,7 @@ class Replay:
         kept: list[Kept] = []
         faults: list[tuple[str, list[str]]] = []
         executed: ExecutedCalls | None = None
-        redis = open_async(self._stack.redis_url, retries=3)
+        redis = open_async(self._stack.redis_url, patience_s=3)
         try:
             if self._services is not None:
                 executed = await self._services.executed(redis, self._run)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from turnline.contracts import Receipt, TurnClient, UserMessage
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import conversation_keys, conversation_of, shard_keys
+from turnline.contracts.opening import open_async
 from turnline.contracts.scripts import run, text
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
@@ -186,7 +187,7 @@ async def hand(
     redis_url: str, sim: Simulator, environ: Mapping[str, str] | None = None, **more: Any
 ) -> AsyncIterator[Hand]:
     """Open a worker moved by hand; `environ` sets what its services read."""
-    redis = open_async(redis_url, retries=0)
+    redis = open_async(redis_url)
     services = GrokServices(settings_for(redis_url, sim, **environ or {}))
     try:
         yield Hand(redis, services, **more)

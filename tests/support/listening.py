@@ -2,11 +2,18 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 
 from tests.support.wait import wait_until
-from turnline.contracts.subscriber import Subscriber, located_at
+from turnline.contracts.subscriber import Subscriber
+from turnline.contracts.subscriber_link import Place
+
+
+class _There(NamedTuple):
+    pool: ConnectionPool
+    address: str = "there"
 
 
 class Heard(list[bytes]):
@@ -26,7 +33,12 @@ class Heard(list[bytes]):
 @asynccontextmanager
 async def listening(redis: Redis, *channels: str) -> AsyncIterator[Heard]:
     """Listen to sharded channels for a `with` block."""
-    heard, subscriber = Heard(), Subscriber(located_at(redis))
+    place = _There(redis.connection_pool)
+
+    async def locate(_: str) -> Place:
+        return place
+
+    heard, subscriber = Heard(), Subscriber(locate)
     try:
         for channel in channels:
             subscriber.listen(channel, heard)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError
 
-from turnline.contracts.connection import SyncRedis, open_sync
+from turnline.contracts.connection import SyncRedis
+from turnline.contracts.opening import open_sync
 from turnline.contracts.scripts import Call, run_sync, text
 from turnline.worker.lease import LeaseSettings
 
@@ -70,7 +71,7 @@ class Heartbeat:
         self._ticking = self._loop.call_later(self._times.heartbeat_s, self._tick)
 
     def _run(self) -> None:
-        redis = open_sync(self._redis_url, retries=0, timeout_s=self._times.lease_s)
+        redis = open_sync(self._redis_url, timeout_s=self._times.lease_s)
         try:
             while True:
                 if time.monotonic() - self._loop_seen_at < self._times.stall_s:

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 from redis.exceptions import (
@@ -22,8 +22,11 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as ConnectionTimeout
 
 from turnline.contracts.addresses import Address, read_address
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import shard_keys
+from turnline.contracts.opening import open_servers
+from turnline.contracts.routed import RoutedRedis
+from turnline.contracts.servers import AsyncServers, Server
 from turnline.worker.errors import StartFailed
 from turnline.worker.files import UnusableFile, read_text
 from turnline.worker.settings import Settings
@@ -86,25 +89,28 @@ class _Asking:
         self._warnings: list[str] = []
 
     async def all(self) -> RedisFound:
-        redis = open_async(self._settings.redis_url, retries=0)
+        servers = open_servers(self._settings.redis_url)
+        redis = cast("AsyncRedis", RoutedRedis(servers))
         try:
-            await self._answer(redis)
-            version = await self._about(redis)
-            await self._rights(redis)
+            await self._answer(servers)
+            found = [await self._about(server) for server in await servers.primaries()]
+            await self._rights(servers)
             await self._writes(redis)
             await self._shards(redis)
         except (RedisError, OSError) as error:
             raise self._failed(error) from None
         finally:
-            await redis.aclose()
-        return RedisFound(self._address.where, version, tuple(self._warnings))
+            await servers.aclose()
+        versions = ", ".join(dict.fromkeys(filter(None, found)))
+        return RedisFound(self._address.where, versions, tuple(self._warnings))
 
-    async def _answer(self, redis: AsyncRedis) -> None:
-        """Wait until it answers: not for long where nobody is there, longer while it loads."""
+    async def _answer(self, servers: AsyncServers) -> None:
+        """Wait until all answer: not for long where nobody is there, longer while one loads."""
         began_s = time.monotonic()
         while True:
             try:
-                await redis.execute_command("PING")
+                for server in await servers.primaries():
+                    await server.redis.execute_command("PING")
             except BusyLoadingError:
                 pass
             except NoPermissionError:
@@ -116,13 +122,17 @@ class _Asking:
                 return
             await asyncio.sleep(_PAUSE_S)
 
-    async def _about(self, redis: AsyncRedis) -> str:
-        """Judge what the server says of itself, as far as it does, and return its version."""
+    async def _about(self, server: Server) -> str:
+        """Judge what a server says of itself, as far as it does, and return its version."""
+        redis = server.redis
         info = _facts(await _allowed(lambda: redis.execute_command("INFO")))
         info = info or _facts(await _allowed(lambda: redis.execute_command("HELLO")))
         mode, role = (info.get(key, "") for key in ("redis_mode", "role"))
         if mode == "sentinel":
-            raise StartFailed(f"{self._where} is a Sentinel: name the server that it watches.")
+            raise StartFailed(
+                f"{self._where} is a Sentinel: write redis+sentinel://HOST:PORT/NAME/0, with the "
+                "name that it has for the primary."
+            )
         if role in {"slave", "replica"}:
             raise StartFailed(
                 f"{self._where} is a replica, which takes no writes: name its primary."
@@ -142,12 +152,18 @@ class _Asking:
             )
         if policy != "noeviction":
             self._warn(f"maxmemory-policy is {policy}: with a maxmemory, turns would be lost")
+        if self._address.kind == "sentinel" and info and "min_slaves_good_slaves" not in info:
+            self._warn(
+                "min-replicas-to-write is 0: a primary that is cut off goes on accepting turns, "
+                "which are lost when a replica takes over"
+            )
         return version
 
-    async def _rights(self, redis: AsyncRedis) -> None:
+    async def _rights(self, servers: AsyncServers) -> None:
         """Ask for the rights to every command, key and channel in use."""
         for number in self._settings.served_shards[:_MOST_SHARDS]:
-            refused, words = await missing(redis, shard_keys(number))
+            shard = shard_keys(number)
+            refused, words = await missing((await servers.place(shard.tag)).redis, shard)
             if refused:
                 named = ", ".join(refused[:_MOST_NAMED])
                 more = (
@@ -197,8 +213,8 @@ class _Asking:
                 what = f"has no memory left ({words})."
             case ResponseError() if words.startswith(("MOVED", "CLUSTERDOWN", "CROSSSLOT")):
                 what = (
-                    f"is a node of a cluster ({words}): Turnline needs one server that holds all "
-                    "of its shards."
+                    f"is a node of a cluster ({words}): write redis+cluster://HOST:PORT, with the "
+                    "host and port of one node or of several."
                 )
             case ResponseError():
                 what = f"cannot be used ({words})."

@@ -66,7 +66,7 @@ def build_commit(
     """Return what changes.
 
     Args:
-        ending: How the turn ends.
+        ending: How it ends.
         turn: The entries it used, and the context as it is to be.
         loaded: The conversation as it was.
         calls: Ledger entries of all attempts.
@@ -82,27 +82,26 @@ def build_commit(
     own_messages = (first if turn.context_replaced else len(loaded.messages), len(messages))
     first, size = bound_reasoning(messages, first, loaded.reasoning_bytes, reasoning_max_bytes)
     ends = _ends(turn, ending.event)
-    own = [used for used, end in ends if end is ending.event]
     record = partial(record_of, attempts=loaded.attempt, finished_at_ms=now_ms, worker=worker)
-    records = [
-        (used.turn_id, record(used, end, messages=own_messages if end is ending.event else (0, 0)))
-        for used, end in ends
-    ]
-    effects = Effects(
-        turn_id=(own or turn.used)[0].turn_id,
-        entries=[used.entry.entry_id for used, _ in ends],
-        messages=messages[first:],
-        rewrite=rewrite or first < own_messages[0],
-        reasoning_bytes=size,
-        settings=turn.settings if turn.settings_changed and not failed else None,
-        calls=calls,
-        turns=int(ending.event is not None or ending.counts),
-        events=[*ending.unpublished, *(end for _, end in ends)],
-        records=records,
-        copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),
-        next_attempt=loaded.attempt + 1 if ending.is_unread else 1,
+    of = {True: own_messages, False: (0, 0)}
+    records = [(it.turn_id, record(it, end, messages=of[end is ending.event])) for it, end in ends]
+    return Commit(
+        Effects(
+            turn_id=next((it for it, end in ends if end is ending.event), turn.used[0]).turn_id,
+            entries=[used.entry.entry_id for used, _ in ends],
+            messages=messages[first:],
+            rewrite=rewrite or first < own_messages[0],
+            reasoning_bytes=size,
+            settings=turn.settings if turn.settings_changed and not failed else None,
+            calls=calls,
+            turns=int(ending.event is not None or ending.counts),
+            events=[*ending.unpublished, *(end for _, end in ends)],
+            records=records,
+            copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),
+            next_attempt=loaded.attempt + 1 if ending.is_unread else 1,
+        ),
+        messages,
     )
-    return Commit(effects, messages)
 
 
 def _changed_messages(context: OpenAILLMContext) -> tuple[list[bytes], bool]:

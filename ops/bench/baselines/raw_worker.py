@@ -7,7 +7,8 @@ import click
 import msgspec
 import uvloop
 
-from turnline.contracts.connection import AsyncRedis, open_async
+from turnline.contracts.connection import AsyncRedis
+from turnline.contracts.opening import open_async
 from turnline.ops.bench.baselines.sse import BareModel
 
 JOBS: Final = "bench:jobs"
@@ -39,7 +40,7 @@ async def answer(redis: AsyncRedis, model: BareModel, entry_id: bytes, job: dict
 
 async def serve(redis_url: str, base_url: str, consumer: str, slots: int) -> None:
     """Take jobs for ever, up to `slots` at a time."""
-    redis, model = open_async(redis_url, retries=0), BareModel(base_url)
+    redis, model = open_async(redis_url), BareModel(base_url)
     free = asyncio.Semaphore(slots)
     running: set[asyncio.Task[None]] = set()
 

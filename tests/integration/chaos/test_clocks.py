@@ -5,8 +5,8 @@ import time
 import pytest
 
 from turnline.contracts import SyncTurnClient, TurnCompleted, TurnFailed, UserMessage
-from turnline.contracts.connection import open_sync
 from turnline.contracts.keys import shard_keys
+from turnline.contracts.opening import open_sync
 from turnline.ops.chaos import clocks, sabotage
 from turnline.ops.fleet.dead_letters import read_letters
 from turnline.ops.fleet.stack import Stack
@@ -44,7 +44,7 @@ def test_no_promise_hangs_on_a_workers_clock() -> None:
             record = client.record(in_time)
             assert record.worker == name
             assert record.accepted_at_ms <= record.finished_at_ms <= time.time() * 1000 + 100
-        redis = open_sync(stack.redis_url, retries=3)
+        redis = open_sync(stack.redis_url, patience_s=3)
         try:
             letters = read_letters(redis, [shard_keys(0)])
         finally:

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from tests.support.recordings import REPOSITORY
 from tests.support.wait import wait_until_sync
 from turnline.contracts import SyncTurnClient, UserMessage
-from turnline.contracts.connection import open_sync
 from turnline.contracts.keys import shard_keys
+from turnline.contracts.opening import open_sync
 from turnline.contracts.protocol import Requests
 from turnline.ops.cli.app import turnline
 from turnline.ops.fleet.stack import Stack
@@ -128,7 +128,7 @@ def test_waiting_conversations_have_an_age(redis_url: str) -> None:
 def test_running_and_deferred_conversations_are_told_apart(redis_url: str) -> None:
     """A lease makes the difference between two entries that are not due."""
     shard = shard_keys(0)
-    redis = open_sync(redis_url, retries=0)
+    redis = open_sync(redis_url)
     later_ms = 32_503_680_000_000
     for name in ("leased", "deferred"):
         redis.execute_command("ZADD", shard.queue, later_ms, f"{shard.tag}:{name}")
@@ -168,7 +168,7 @@ def test_a_dead_letter_is_listed_shown_and_replayed(run: Run, stack: Stack) -> N
 def test_a_broken_letter_can_only_be_dropped(run: Run, stack: Stack) -> None:
     """Bytes that are no message stay until somebody drops them."""
     shard = shard_keys(0)
-    redis = open_sync(stack.redis_url, retries=0)
+    redis = open_sync(stack.redis_url)
     redis.execute_command(
         *("XADD", shard.dead, "*", "c", "broken", "t", "t", "m", b"\xff{", "code", "x", "at", 1)
     )

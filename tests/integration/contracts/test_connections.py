@@ -4,15 +4,16 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import redis as redis_sync
-from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as ConnectionTimeout
 
 from tests.support.wait import wait_until
-from turnline.contracts.connection import DEAD_AFTER_S, open_async, open_sync
+from turnline.contracts.addresses import read_address
+from turnline.contracts.connection import DEAD_AFTER_S, how_to_connect
+from turnline.contracts.opening import open_async, open_servers, open_sync
+from turnline.contracts.routed import RoutedRedis
 
 
 @pytest.fixture
@@ -51,33 +52,29 @@ def is_watched(connected: socket.socket) -> bool:
 
 async def test_a_connection_asks_for_signs_of_life(silent: str) -> None:
     """A reader that blocks on a machine that is gone does not wait for ever."""
-    client = open_async(silent, retries=0)
-    assert isinstance(client, Redis)
-    connection = client.connection_pool.make_connection()
+    servers = open_servers(silent)
+    connection = (await servers.place("k")).pool.make_connection()
     await connection._connect()
     try:
         assert is_watched(connection._writer.get_extra_info("socket"))
     finally:
         await connection.disconnect()
-        await client.aclose()
+        await servers.aclose()
 
 
 async def test_a_blocking_connection_asks_for_signs_of_life(silent: str) -> None:
     """The same for the other client."""
-    client = open_sync(silent, retries=0)
-    assert isinstance(client, redis_sync.Redis)
-
-    connection: Any = client.connection_pool.make_connection()
-    connected = await asyncio.to_thread(connection._connect)
+    address = read_address(silent)
+    connection_class, options = how_to_connect(redis_sync, address, *address.nodes[0])
+    connected = await asyncio.to_thread(connection_class(**options)._connect)
 
     with connected:
         assert is_watched(connected)
-    client.close()
 
 
 async def test_a_blocking_command_may_be_given_a_time(silent: str) -> None:
     """Whoever must go on cannot wait for a server that says nothing."""
-    client = open_sync(silent, retries=0, timeout_s=0.05)
+    client = open_sync(silent, timeout_s=0.05)
 
     with pytest.raises(ConnectionTimeout):
         await asyncio.to_thread(client.execute_command, "PING")
@@ -88,14 +85,14 @@ async def test_a_blocking_command_may_be_given_a_time(silent: str) -> None:
 @pytest.mark.promise("P11")
 async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(redis_url: str) -> None:
     """Nobody hears of it, though commands are not sent again."""
-    client = open_async(redis_url, retries=0)
-    assert isinstance(client, Redis)
+    servers = open_servers(redis_url)
+    client, pool = RoutedRedis(servers), (await servers.place("k")).pool
     try:
         number = await client.execute_command("CLIENT", "ID")
-        other = open_async(redis_url, retries=0)
+        other = open_async(redis_url)
         await other.execute_command("CLIENT", "KILL", "ID", number)
         await other.aclose()
-        (connection,) = client.connection_pool._available_connections
+        (connection,) = pool._available_connections
         await wait_until(connection._reader.at_eof, "the client sees it")
 
         assert await client.execute_command("CLIENT", "ID") != number
@@ -108,9 +105,8 @@ async def test_a_reply_that_nobody_read_is_not_taken_for_the_next_ones(
     redis_url: str, *, read_from_the_socket: bool
 ) -> None:
     """A connection that comes back with more to be read is replaced."""
-    client = open_async(redis_url, retries=0)
-    assert isinstance(client, Redis)
-    pool = client.connection_pool
+    servers = open_servers(redis_url)
+    client, pool = RoutedRedis(servers), (await servers.place("k")).pool
     try:
         connection = pool.make_connection()  # versions of redis-py get one in different ways
         pool._in_use_connections.add(connection)
@@ -134,8 +130,8 @@ async def test_a_command_on_its_way_leaves_no_connection_to_a_closed_client(
     redis_url: str, steps: int
 ) -> None:
     """At whatever point of its connecting the client is closed."""
-    client = open_async(redis_url, retries=0)
-    assert isinstance(client, Redis)
+    servers = open_servers(redis_url)
+    client, pool = RoutedRedis(servers), (await servers.place("k")).pool
     command = asyncio.ensure_future(client.execute_command("ECHO", "x"))
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -143,6 +139,5 @@ async def test_a_command_on_its_way_leaves_no_connection_to_a_closed_client(
     await client.aclose()
     await asyncio.gather(command, return_exceptions=True)
 
-    pool = client.connection_pool
     assert not pool._in_use_connections
     assert [it for it in pool._available_connections if it.is_connected] == []

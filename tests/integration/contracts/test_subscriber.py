@@ -19,13 +19,12 @@ from redis.exceptions import RedisError
 from tests.support.processes import REPOSITORY
 from tests.support.wait import wait_until
 from turnline.contracts import WrongEventLoop, subscriber_link
-from turnline.contracts.connection import open_async
+from turnline.contracts.opening import open_servers
+from turnline.contracts.servers import Server
 from turnline.contracts.subscriber import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
-    OnlyPlace,
     Subscriber,
-    located_at,
     pause_s,
 )
 from turnline.ops.embedded import EmbeddedRedis, find_server
@@ -48,8 +47,8 @@ async def redis(server: EmbeddedRedis) -> AsyncIterator[Redis]:
 @pytest.fixture
 async def subscriber(server: EmbeddedRedis) -> AsyncIterator[Subscriber]:
     """A subscriber there."""
-    client = open_async(server.url, retries=0)
-    subscriber = Subscriber(located_at(client))
+    client = open_servers(server.url)
+    subscriber = Subscriber(client.place)
     yield subscriber
     await subscriber.aclose()
     await client.aclose()
@@ -257,8 +256,8 @@ async def _has_clients(redis: Redis, count: int) -> bool:
 async def test_channels_move_to_where_they_are_located(server: EmbeddedRedis, redis: Redis) -> None:
     """When the topology changes; those that stay are not disturbed."""
     with EmbeddedRedis(port=0) as second:
-        clients = [open_async(url, retries=0) for url in (server.url, second.url)]
-        places = [await located_at(client)("") for client in clients]
+        clients = [open_servers(url) for url in (server.url, second.url)]
+        places = [await client.place("") for client in clients]
         at = {"{a}": places[0], "{b}": places[0]}
 
         async def locate(channel: str) -> Any:
@@ -287,15 +286,15 @@ async def test_a_place_that_cannot_be_told_is_asked_for_again(
     redis: Redis, server: EmbeddedRedis
 ) -> None:
     """For ever, with pauses that grow."""
-    client = open_async(server.url, retries=0)
+    client = open_servers(server.url)
     asked = 0
 
-    async def locate(_: str) -> OnlyPlace:
+    async def locate(_: str) -> Server:
         nonlocal asked
         asked += 1
         if asked < 5:
             raise ConnectionError("nobody knows")
-        return await located_at(client)("")
+        return await client.place("")
 
     subscriber = Subscriber(locate)
     assert await listening(subscriber, "{s0}:a") == [None]
@@ -321,8 +320,8 @@ async def test_a_user_without_channels_is_served_once_it_has_them(
     await redis.execute_command(
         *("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@all", "resetchannels", "&{may}*")
     )
-    client = open_async(server.url.replace("redis://", "redis://reader:pw@"), retries=0)
-    subscriber = Subscriber(located_at(client))
+    client = open_servers(server.url.replace("redis://", "redis://reader:pw@"))
+    subscriber = Subscriber(client.place)
     may = await listening(subscriber, "{may}:x")
     heard: list[bytes | None] = []
     subscriber.listen("{not}:x", heard.append)
@@ -373,6 +372,10 @@ def free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
+def _url(node: Redis) -> str:
+    return f"redis+cluster://127.0.0.1:{node.connection_pool.connection_kwargs['port']}"
+
+
 async def _answers(client: Redis) -> bool:
     with contextlib.suppress(RedisError, OSError):
         return bool(await client.ping())
@@ -386,7 +389,8 @@ async def _serves(client: Redis) -> bool:
 @pytest.mark.promise("P11")
 async def test_a_slot_that_moves_away_is_looked_for(node: Redis) -> None:
     """Its channels are subscribed to where it turns up; the others hear on, undisturbed."""
-    subscriber = Subscriber(located_at(node))
+    servers = open_servers(_url(node))
+    subscriber = Subscriber(servers.place)
     moves = [await listening(subscriber, f"{{a}}:{n}") for n in range(3)]
     stays = await listening(subscriber, "{b}:x")
     (link,) = subscriber._links.values()
@@ -404,11 +408,13 @@ async def test_a_slot_that_moves_away_is_looked_for(node: Redis) -> None:
     assert stays == [None, b"x"]
     assert list(subscriber._links.values()) == [link]
     await subscriber.aclose()
+    await servers.aclose()
 
 
 async def test_a_channel_may_be_left_while_its_slot_is_away(node: Redis) -> None:
     """What the server says to that is an error, and harms nobody else."""
-    subscriber = Subscriber(located_at(node))
+    servers = open_servers(_url(node))
+    subscriber = Subscriber(servers.place)
     heard = await listening(subscriber, "{a}:x")
     stays = await listening(subscriber, "{b}:x")
     (link,) = subscriber._links.values()
@@ -423,6 +429,7 @@ async def test_a_channel_may_be_left_while_its_slot_is_away(node: Redis) -> None
     assert again == [None]
     assert list(subscriber._links.values()) == [link]
     await subscriber.aclose()
+    await servers.aclose()
 
 
 async def test_one_bad_listener_stops_nobody(
@@ -445,9 +452,9 @@ async def test_one_bad_listener_stops_nobody(
 
 async def test_closing_leaves_nothing(server: EmbeddedRedis, redis: Redis) -> None:
     """No task, no connection; closing twice is nothing."""
-    client = open_async(server.url, retries=0)
+    client = open_servers(server.url)
     tasks = asyncio.all_tasks()
-    subscriber = Subscriber(located_at(client))
+    subscriber = Subscriber(client.place)
     heard = await listening(subscriber, "{s0}:a")
     subscriber.listen("{s1}:a", heard.append)  # which is not subscribed to yet
 
@@ -476,12 +483,12 @@ async def test_another_event_loop_is_told_what_to_do(subscriber: Subscriber) -> 
 FORKS = """
 import asyncio, os, sys
 from turnline.contracts import WrongEventLoop
-from turnline.contracts.connection import open_async
-from turnline.contracts.subscriber import Subscriber, located_at
+from turnline.contracts.opening import open_servers
+from turnline.contracts.subscriber import Subscriber
 
 async def main():
-    client = open_async(sys.argv[1], retries=0)
-    subscriber = Subscriber(located_at(client))
+    client = open_servers(sys.argv[1])
+    subscriber = Subscriber(client.place)
     stands = asyncio.Event()
     subscriber.listen("{s0}:a", lambda _: stands.set())
     await stands.wait()

@@ -4,8 +4,8 @@ import socket
 import time
 
 from tests.support.wait import wait_until
-from turnline.contracts.connection import open_async
 from turnline.contracts.keys import shard_keys
+from turnline.contracts.opening import open_async
 from turnline.worker.store.traces import Traces
 from turnline.worker.telemetry.spans import Span, TurnSpans
 
@@ -20,7 +20,7 @@ async def test_traces_that_cannot_be_written_are_given_up_in_time() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        redis = open_async(f"redis://127.0.0.1:{silent.getsockname()[1]}", retries=0)
+        redis = open_async(f"redis://127.0.0.1:{silent.getsockname()[1]}")
         traces = Traces(redis, shard_keys(0), on_written=lambda *counts: written.append(counts))
         for number in range(200):
             turn = TurnSpans(

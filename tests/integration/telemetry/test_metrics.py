@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.integration.telemetry.watching import WatchedHand
 from tests.support.driving import SHARD, fleet, settings_for
 from turnline.contracts import TurnClient, UserMessage
-from turnline.contracts.connection import open_async
+from turnline.contracts.opening import open_async
 from turnline.ops.simulator import Simulator
 from turnline.worker.errors import StartFailed
 from turnline.worker.main import make_fleet
@@ -90,7 +90,7 @@ async def test_the_queue_is_measured(redis_url: str, redis: Redis, client: TurnC
     await redis.hset(SHARD.breakers, "x grok|until", 9 * 10**15)
     await redis.hset(SHARD.breakers, "x grok|failures", 12)
     await redis.xadd(SHARD.dead, {"c": "c"})
-    connection = open_async(redis_url, retries=0)
+    connection = open_async(redis_url)
 
     found = await read_gauges(connection, SHARD)
 

@@ -8,12 +8,18 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.integration.contracts.streams import Blocking
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand
-from turnline.contracts import InboxFull, InvalidMessage, SyncTurnClient, TurnClient, UserMessage
-from turnline.contracts.connection import open_async
+from turnline.contracts import (
+    InboxFull,
+    InvalidMessage,
+    StoreUnavailable,
+    SyncTurnClient,
+    TurnClient,
+    UserMessage,
+)
+from turnline.contracts.opening import open_async
 from turnline.contracts.producer_spans import SPAN, STATUS
 from turnline.contracts.protocol import Limits
 from turnline.worker.telemetry import names as n
@@ -125,16 +131,16 @@ async def test_what_is_refused_says_so_and_quotes_nothing(
 
 async def test_a_lost_connection_ends_the_span(exported: InMemorySpanExporter) -> None:
     """With what happened."""
-    redis = open_async("redis://127.0.0.1:1", retries=0)
+    redis = open_async("redis://127.0.0.1:1")
     with (
         trace.get_tracer("shop").start_as_current_span("checkout"),
-        pytest.raises(RedisConnectionError),
+        pytest.raises(StoreUnavailable),
     ):
-        await TurnClient(redis).submit(message())
+        await TurnClient(redis, patience_s=0.05).submit(message())
     await redis.aclose()
 
     (span,) = sends(exported)
-    assert (span.attributes or {})[n.ERROR_TYPE] == "ConnectionError"
+    assert (span.attributes or {})[n.ERROR_TYPE] == "StoreUnavailable"
 
 
 async def test_without_an_active_span_there_is_none(

@@ -7,7 +7,7 @@ from tests.integration.tools.bench import context, toolbox_of
 from tests.support.driving import Hand, ended, user
 from tests.support.recordings import recorded
 from turnline.contracts import TurnClient, TurnCompleted
-from turnline.contracts.connection import open_async
+from turnline.contracts.opening import open_async
 from turnline.worker.main import GrokServices
 from turnline.worker.settings import from_env
 from turnline.worker.tools import tool
@@ -50,7 +50,7 @@ async def test_recorded_streams_reach_their_second_answer(
     second = later.read_bytes().splitlines() if calls and later.exists() else list(SECOND)
 
     async with WireServer(streaming(*lines), streaming(*second)) as server:
-        redis = open_async(redis_url, retries=0)
+        redis = open_async(redis_url)
         services = GrokServices(
             from_env(
                 {

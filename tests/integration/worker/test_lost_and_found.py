@@ -27,9 +27,9 @@ from turnline.contracts import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
-from turnline.contracts.connection import open_async
 from turnline.contracts.conversation import CallEntry
 from turnline.contracts.keys import conversation_keys
+from turnline.contracts.opening import open_async
 from turnline.contracts.scripts import Call
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator
@@ -318,7 +318,7 @@ async def test_a_call_to_a_server_that_says_nothing_ends(monkeypatch: pytest.Mon
 
 @contextlib.asynccontextmanager
 async def batcher_on(url: str) -> AsyncIterator[ScriptBatcher]:
-    redis = open_async(url, retries=0)
+    redis = open_async(url)
     try:
         yield ScriptBatcher(redis)
     finally:

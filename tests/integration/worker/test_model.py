@@ -19,9 +19,9 @@ from redis.asyncio import Redis
 
 from tests.support.driving import SHARD
 from turnline.contracts import ConversationBusy, TurnClient, UserMessage
-from turnline.contracts.connection import open_async
 from turnline.contracts.conversation import CallEntry, Usage
 from turnline.contracts.keys import conversation_keys, conversation_of
+from turnline.contracts.opening import open_async
 from turnline.contracts.protocol import Limits
 from turnline.contracts.replies import TurnCompleted, TurnRecord
 from turnline.contracts.scripts import run, text
@@ -86,7 +86,7 @@ class QueueAndStore(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         url = self.server.url_of(next(self.numbers) % 512)
         self.redis = Redis.from_url(url)
-        self.raw = open_async(url, retries=0)
+        self.raw = open_async(url)
         self.do(self.redis.flushdb())
         self.client = TurnClient(self.raw, limits=Limits(queue_age_s=1e10))  # due since 0 here
         self.stores = [

@@ -14,10 +14,11 @@ from tests.support.driving import fleet
 from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted, UserMessage
-from turnline.contracts.connection import open_async
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import shard_keys
-from turnline.contracts.subscriber import Subscriber, located_at
+from turnline.contracts.opening import open_servers
+from turnline.contracts.routed import RoutedRedis
+from turnline.contracts.subscriber import Subscriber
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.lease import LeaseSettings
@@ -40,7 +41,8 @@ class Rig:
         async def run_conversation(ctx: dict[str, Any], conversation_id: str) -> Outcome:
             return await run(ctx, conversation_id)
 
-        redis = open_async(self.url, retries=0)
+        servers = open_servers(self.url)
+        redis: Any = RoutedRedis(servers)
         self.batchers.append(options.pop("batcher", ScriptBatcher)(redis))
         times = LeaseSettings(
             **{"lease_s": 0.6, "heartbeat_s": 0.1, "drain_s": 0.2, **options.pop("times", {})}
@@ -50,9 +52,9 @@ class Rig:
             shard=SHARD,
             worker_id=f"w{len(self.workers)}",
             redis_url=self.url,
-            redis=arq_redis(self.url, SHARD),
+            redis=arq_redis(servers, SHARD),
             batcher=self.batchers[-1],
-            subscriber=(subscriber := Subscriber(located_at(redis))),
+            subscriber=(subscriber := Subscriber(servers.place)),
             times=times,
             **options,
         )
@@ -273,7 +275,8 @@ async def test_plain_arq_jobs_and_cron_run_beside_conversations(
         func(flaky, name="flaky"),
         cron_jobs=[cron(tick, run_at_startup=True)],
     )
-    queue: ArqRedis = arq_redis(redis_url, SHARD)
+    servers = open_servers(redis_url)
+    queue: ArqRedis = arq_redis(servers, SHARD)
     sum_job = await queue.enqueue_job("add", 1, 2)
     flaky_job = await queue.enqueue_job("flaky")
     assert sum_job is not None
@@ -285,7 +288,7 @@ async def test_plain_arq_jobs_and_cron_run_beside_conversations(
     assert tries == [1, 2]
     await wait_until(lambda: ticks, "cron has run")
     await wait_until(lambda: _is_empty(redis), "the queue is empty")
-    await queue.aclose(close_connection_pool=True)
+    await servers.aclose()
 
 
 async def test_arqs_health_check_tells_that_a_worker_lives(
@@ -315,11 +318,12 @@ async def test_jobs_are_json_in_arqs_layout(
     assert data.startswith(b"{")
     job = deserialize_job(data)
     assert (job["f"], job["a"], job["k"]) == ("run_conversation", ["c"], {})
-    queue = arq_redis(redis_url, SHARD)
+    servers = open_servers(redis_url)
+    queue = arq_redis(servers, SHARD)
     (queued,) = await queue.queued_jobs()
     assert queued.function == "run_conversation"
     assert deserialize_job(serialize_job({"r": ValueError("x")}))["r"] == "ValueError('x')"
-    await queue.aclose(close_connection_pool=True)
+    await servers.aclose()
 
 
 @pytest.mark.promise("P2", "P3")

@@ -3,12 +3,13 @@
 import ssl
 
 import pytest
+import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turnline.contracts import InvalidAddress, SyncTurnClient, TurnClient, TurnlineError
 from turnline.contracts.addresses import OVERRIDDEN, Address, read_address, where
-from turnline.contracts.connection import open_async, open_sync
+from turnline.contracts.connection import how_to_connect
 
 SECRET = "s3cret"
 
@@ -409,16 +410,13 @@ def _read(url: str) -> Address | InvalidAddress:
 @pytest.mark.parametrize("name", sorted(OVERRIDDEN))
 def test_options_that_would_break_reading_are_overridden(name: str) -> None:
     """Both clients read bytes of RESP2, with their own time-outs, whatever the address asks for."""
-    for value in ("true", "3", "latin-1"):
-        url = f"redis://h?{name}={value}"
-        options = open_async(url, retries=0).connection_pool.connection_kwargs  # type: ignore[attr-defined]
-        assert options == open_async("redis://h", retries=0).connection_pool.connection_kwargs | {  # type: ignore[attr-defined]
-            "retry": options["retry"]
-        }
-        blocking = open_sync(url, retries=0, timeout_s=7).connection_pool.connection_kwargs  # type: ignore[attr-defined]
-        assert blocking["socket_timeout"] == 7
-        assert not blocking.get("decode_responses")
-        assert blocking.get("protocol") in {None, 2}
+    for kind in (redis, redis.asyncio):
+        _, plain = how_to_connect(kind, read_address("redis://h"), "h", 6379, socket_timeout=7)
+        for value in ("true", "3", "latin-1"):
+            address = read_address(f"redis://h?{name}={value}")
+            _, options = how_to_connect(kind, address, "h", 6379, socket_timeout=7)
+            assert options == plain | {"retry": options["retry"]}
+        assert (plain["socket_timeout"], plain["protocol"]) == (7, 2)
 
 
 async def test_producers_are_told_of_a_wrong_address() -> None:

@@ -6,8 +6,16 @@ from collections.abc import Generator
 from typing import Any, assert_type
 
 import pytest
+from redis.exceptions import ResponseError
 
-from turnline.contracts import Receipt, SyncTurnClient, TurnClient, TurnUnknown, UserMessage
+from turnline.contracts import (
+    Receipt,
+    StoreUnavailable,
+    SyncTurnClient,
+    TurnClient,
+    TurnUnknown,
+    UserMessage,
+)
 from turnline.contracts.replies import AnyEvent, TurnStarted, encode_event
 
 VERBS = [name for name in vars(TurnClient) if not name.startswith("_") and name != "connect"]
@@ -75,14 +83,16 @@ def test_type_checkers_see_the_types() -> None:
     assert callable(calls)
 
 
-async def test_it_runs_beside_an_event_loop_and_raises_what_redis_raises() -> None:
+async def test_it_runs_beside_an_event_loop_and_raises_what_is_in_the_way() -> None:
     """Where a loop runs in the same thread, too, and with a generator that is given up early."""
     receipt = Receipt(conversation_id="c", turn_id="t", status="accepted")
 
     with pytest.raises(TurnUnknown):
         SyncTurnClient(Answering(None)).result(receipt)
-    with pytest.raises(ConnectionError):
-        SyncTurnClient(Answering(ConnectionError())).record(receipt)
+    with pytest.raises(StoreUnavailable):
+        SyncTurnClient(Answering(ConnectionError()), patience_s=0.01).record(receipt)
+    with pytest.raises(ResponseError):
+        SyncTurnClient(Answering(ResponseError("ERR unknown command"))).record(receipt)
     started = encode_event(TurnStarted(conversation_id="c", turn_id="t"))
     events = SyncTurnClient(Answering([[b"c", [(b"1-1", {b"e": started})]]])).events(receipt)
     assert next(events).turn_id == "t"

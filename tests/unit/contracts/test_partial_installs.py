@@ -9,10 +9,13 @@ import pytest
 from tests.support.recordings import REPOSITORY
 
 PROGRAM = """
-import turnline.contracts, turnline.contracts.connection
+import asyncio
+import turnline.contracts, turnline.contracts.opening
 from turnline.contracts.trace_context import current
-pool = turnline.contracts.connection.pool_of("redis://127.0.0.1:1/0")
-packed = b"".join(pool.make_connection().pack_command("SET", "k", 1))
+async def connection():
+    servers = turnline.contracts.opening.open_servers("redis://127.0.0.1:1/0")
+    return (await servers.place("k")).pool.make_connection()
+packed = b"".join(asyncio.run(connection()).pack_command("SET", "k", 1))
 assert packed == b"*3\\r\\n$3\\r\\nSET\\r\\n$1\\r\\nk\\r\\n$1\\r\\n1\\r\\n", packed
 assert current().traceparent.startswith("00-")
 turnline.contracts.UserMessage(conversation_id="c", text="t")
