@@ -1,0 +1,84 @@
+"""A second without Redis: producers who submit meanwhile get their receipts, all of them."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from turnline.contracts import (
+    Receipt,
+    SyncTurnClient,
+    TurnClient,
+    UserMessage,
+)
+from turnline.ops.deployments import Proxy
+from turnline.ops.embedded import EmbeddedRedis
+
+PRODUCERS = 20
+AWAY_S = 1.0
+
+
+class Outage(NamedTuple):
+    """A server that can be away."""
+
+    url: str
+    begin: Callable[[], object]
+    end: Callable[[], object]
+
+
+@contextmanager
+def outage(kind: str, directory: Path) -> Generator[Outage]:
+    """Start a server that is killed, or whose proxy accepts and closes."""
+    port = None if kind == "unix" else 0
+    with EmbeddedRedis(directory, port=port) as server:
+        if kind != "proxy":
+            yield Outage(server.url, server.kill, server.restart)
+            return
+        with Proxy(int(server.url.rpartition(":")[2].partition("/")[0])) as proxy:
+
+            def begin() -> None:
+                proxy.accept_and_close()
+                proxy.cut()
+
+            yield Outage(proxy.url, begin, proxy.forward)
+
+
+def message(n: int) -> UserMessage:
+    return UserMessage(conversation_id=f"c{n}", text="Hi")
+
+
+async def submitted(url: str) -> list[Receipt]:
+    """Receipts of asyncio's client, of which one has a connection already."""
+    async with TurnClient.connect(url) as client:
+        return await asyncio.gather(*(client.submit(message(n)) for n in range(PRODUCERS)))
+
+
+def submitted_blocking(url: str) -> list[Receipt]:
+    """The same of the blocking client, shared by threads."""
+    with SyncTurnClient.connect(url) as client, ThreadPoolExecutor(PRODUCERS) as pool:
+        return [*pool.map(lambda n: client.submit(message(n)), range(PRODUCERS))]
+
+
+@pytest.mark.promise("P11")
+@pytest.mark.parametrize("kind", ["tcp", "unix", "proxy"])
+@pytest.mark.parametrize("client", ["async", "sync"])
+async def test_a_restart_costs_nobody_a_submit(kind: str, client: str, tmp_path: Path) -> None:
+    """Twenty at once, begun while the server is away: twenty receipts."""
+    with outage(kind, tmp_path) as away:
+        await submitted(away.url)
+        away.begin()
+        timer = threading.Timer(AWAY_S, away.end)
+        timer.start()
+
+        if client == "async":
+            receipts = await submitted(away.url)
+        else:
+            receipts = await asyncio.to_thread(submitted_blocking, away.url)
+
+        timer.join()
+        assert [it.status for it in receipts] == ["accepted"] * PRODUCERS
