@@ -9,10 +9,10 @@ TurnlineError
 │   ├── QueueFull                     too many conversations wait in this shard
 │   ├── QueueLate                     conversations wait too long for a worker in this shard
 │   └── StoreFull                     Redis has no memory left and evicts nothing
-├── StoreUnavailable(retry_after_s)   no server answered in time; it may have been accepted
 ├── TurnIdReused                      the id belongs to an earlier turn with another content
 ├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
 ├── ResultTimeout                     the turn goes on; ask again with the same receipt
+├── StoreUnavailable(retry_after_s)   no Redis takes it now; what was sent may have been carried out
 ├── StoreIncompatible                 the Redis at that address cannot be used as it is
 ├── WrongEventLoop                    make one client per event loop and process
 └── InvalidAddress(expected)          mend the address of Redis; nothing was opened
@@ -71,15 +71,6 @@ class StoreFull(Refused):
     """Redis has no memory left and, as it should, evicts nothing."""
 
 
-class StoreUnavailable(TurnlineError):
-    """No server carried it out in time, or the answer was lost: the same call may be made again."""
-
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        """Say why, and when it is worth trying again (seconds)."""
-        super().__init__(f"{message}; try again in {retry_after_s:g} s")
-        self.retry_after_s = retry_after_s
-
-
 class TurnIdReused(TurnlineError):
     """This turn id was accepted before with another content: choose a new id."""
 
@@ -90,6 +81,19 @@ class TurnUnknown(TurnlineError):
 
 class ResultTimeout(TurnlineError):
     """The turn has not ended within the time given. It goes on; ask again."""
+
+
+class StoreUnavailable(TurnlineError):
+    """No Redis answered, or took a write, for as long as the client waits; it may pass by itself.
+
+    What was sent may have been carried out all the same. Send it again under the same id.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: float) -> None:
+        """Say what the server says or does, and when it is worth trying again (seconds)."""
+        super().__init__(f"Redis is not available: {reason}; try again in {retry_after_s:g} s")
+        self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class StoreIncompatible(TurnlineError):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.refusals import is_passing, told
@@ -94,7 +94,10 @@ class PatientRedis:
         """Send a command until it is answered.
 
         Raises:
-            StoreUnavailable: It was not, in time, or the server refused it.
+            StoreUnavailable: It was not, in time.
+            StoreFull: The server has no memory left.
+            StoreIncompatible: The server refuses it, and will.
+            redis.exceptions.ResponseError: An answer for the code that sent it, such as NOSCRIPT.
             TimeoutError: Whoever waits has no more time; see `at_most`.
         """
         trying = _Trying(self._patience_s, self._waiting.silence_s)
@@ -104,7 +107,10 @@ class PatientRedis:
                 return await self._waiting.within(trying.left_s(args), sending)
             except (RedisError, OSError) as error:
                 if (pause_s := trying.pause_s(error)) is None:
-                    raise told(error) from error
+                    if (said := told(error)) is error:
+                        raise
+                    quotes = isinstance(error, ResponseError)  # maybe what was sent
+                    raise said from None if quotes else error
                 await self._waiting.sleep(pause_s)
 
     def pipeline(self, transaction: bool = False) -> "_PatientPipeline":  # noqa: FBT001, FBT002

@@ -8,6 +8,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from turnline.contracts.connection import AsyncRedis, Command
+from turnline.contracts.refusals import word
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -217,5 +218,5 @@ def read_tool_call(
 
 
 def is_group_lost(error: Exception) -> bool:
-    """Whether a reply stream went, and the group with it; Redis 7.0 has a word of its own."""
-    return str(error).startswith(("NOGROUP", "UNBLOCKED"))
+    """Whether a reply stream went, and the group with it."""
+    return word(error) == "NOGROUP"

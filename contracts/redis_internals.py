@@ -10,9 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as ConnectionTimeout
+
+from turnline.contracts.refusals import word
 
 try:
     import hiredis
@@ -59,8 +60,8 @@ def quick(connection_class: Any) -> Any:
 
 _ELSEWHERE = frozenset({"ASK", "CLUSTERDOWN", "MOVED", "TRYAGAIN"})
 """The server is well, but the slot is, or will soon be, at another one."""
-_DEMOTED = ("MASTERDOWN", "UNBLOCKED force unblock")
-"""A replica without its primary; what blocked commands hear of one that becomes a replica."""
+_DEMOTED = frozenset({"LOADING", "MASTERDOWN", "READONLY", "UNBLOCKED"})
+"""The server is a replica, is becoming one, or has only just started."""
 
 
 def watched(
@@ -89,10 +90,10 @@ _LOST = (LostConnection, ConnectionTimeout, OSError)
 
 def hear(error: Exception, demoted: Callable[[], object], doubtful: Callable[[], object]) -> None:
     """Tell what an error says about where the server stands; see `watched`."""
-    words = str(error) if isinstance(error, ResponseError) else ""
-    if isinstance(error, (ReadOnlyError, BusyLoadingError)) or words.startswith(_DEMOTED):
+    said = word(error)
+    if said in _DEMOTED:
         demoted()
-    elif words.partition(" ")[0] in _ELSEWHERE or isinstance(error, _LOST):
+    elif said in _ELSEWHERE or isinstance(error, _LOST):
         doubtful()
 
 

@@ -23,6 +23,7 @@ from turnline.contracts.addresses import Address
 from turnline.contracts.connection import AsyncRedis, how_to_connect
 from turnline.contracts.errors import WrongEventLoop
 from turnline.contracts.redis_internals import for_a_command, quick, watched
+from turnline.contracts.refusals import NoPrimary
 from turnline.contracts.sentinel_watch import SentinelWatch
 from turnline.contracts.topology import Node, WatchedPrimary, ask_around, slot_of, topology_of
 
@@ -90,7 +91,7 @@ class Servers(ABC):
             await self._wait_for_primary()
         if (server := self.known(slot)) is None:
             self._in_doubt = bool(self.topology.question)
-            raise LostConnection(self.topology.why_unknown)
+            raise NoPrimary(self.topology.why_unknown)
         return server
 
     async def place(self, key: str) -> Server:

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from redis.exceptions import AuthenticationError, RedisError
-from redis.exceptions import ConnectionError as LostConnection
 
 from turnline.contracts.addresses import Address
+from turnline.contracts.refusals import NoPrimary, reason
 
 SLOTS: Final = 16_384
+_MOST_NAMED: Final = 3
 PAUSE_S: Final = 10.0
 """Longest time for which a failover is waited for, or sentinels are taken to be behind."""
 
@@ -219,7 +220,7 @@ async def ask_around(topology: Topology, ask: Callable[[Node], Awaitable[Any]]) 
         try:
             answer = await ask(node)
         except (RedisError, OSError) as error:
-            failures.append(f"{node}: {error or type(error).__name__}")
+            failures.append(f"{node}: {reason(error)}")
             refused = error if isinstance(error, AuthenticationError) else refused
             continue
         if topology.learn(node, answer):
@@ -227,8 +228,10 @@ async def ask_around(topology: Topology, ask: Callable[[Node], Awaitable[Any]]) 
     if refused is not None:
         raise refused
     if not topology.primaries or len(failures) == len(topology.to_ask()):
-        raise LostConnection(
-            "nobody says where the primary is: " + (", ".join(failures) or "no answer names one")
+        more = len(failures) - _MOST_NAMED
+        named = failures[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else [])
+        raise NoPrimary(
+            "nobody says where the primary is: " + (", ".join(named) or "no answer names one")
         )
 
 

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from turnline.contracts import (
     Receipt,
+    StoreIncompatible,
     StoreUnavailable,
     SyncTurnClient,
     TurnClient,
@@ -91,7 +92,7 @@ async def test_it_runs_beside_an_event_loop_and_raises_what_is_in_the_way() -> N
         SyncTurnClient(Answering(None)).result(receipt)
     with pytest.raises(StoreUnavailable):
         SyncTurnClient(Answering(ConnectionError()), patience_s=0.01).record(receipt)
-    with pytest.raises(ResponseError):
+    with pytest.raises(StoreIncompatible):
         SyncTurnClient(Answering(ResponseError("ERR unknown command"))).record(receipt)
     started = encode_event(TurnStarted(conversation_id="c", turn_id="t"))
     events = SyncTurnClient(Answering([[b"c", [(b"1-1", {b"e": started})]]])).events(receipt)

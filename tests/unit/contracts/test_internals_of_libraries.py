@@ -6,11 +6,22 @@ from typing import Any, cast, get_args
 import msgspec
 import pytest
 import redis.asyncio as redis_async
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as LostConnection
 
 from turnline.contracts import InvalidMessage, messages
 from turnline.contracts.messages import Inbound, WhenBusy, decode
 from turnline.contracts.msgspec_sentences import TYPES, UNKNOWN, explain
-from turnline.contracts.redis_internals import quick
+from turnline.contracts.redis_internals import hear, quick
 
 
 @pytest.mark.parametrize("kind", [redis_async.Connection, redis_async.UnixDomainSocketConnection])
@@ -74,3 +85,31 @@ def test_a_sentence_of_a_later_version_is_answered_with_less(
 
     assert refused.value.expected == UNKNOWN
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "heard"),
+    [
+        (ResponseError("MASTERDOWN Link with MASTER is down"), ["demoted"]),
+        (MasterDownError("Link with MASTER is down"), ["demoted"]),
+        (ReadOnlyError("You can't write"), ["demoted"]),
+        (BusyLoadingError("it loads"), ["demoted"]),
+        (ResponseError("UNBLOCKED force unblock from blocking operation"), ["demoted"]),
+        (ResponseError("UNBLOCKED the stream key no longer exists"), []),
+        (ResponseError("MOVED 12182 127.0.0.1:7001"), ["doubtful"]),
+        (MovedError("12182 127.0.0.1:7001"), ["doubtful"]),
+        (ResponseError("ASK 12182 127.0.0.1:7001"), ["doubtful"]),
+        (AskError("12182 127.0.0.1:7001"), ["doubtful"]),
+        (TryAgainError("Multiple keys"), ["doubtful"]),
+        (ClusterDownError("Hash slot not served"), ["doubtful"]),
+        (LostConnection("Connection closed by server."), ["doubtful"]),
+        (ResponseError("NOREPLICAS Not enough good replicas to write."), []),
+    ],
+)
+def test_a_server_in_the_wrong_place_is_heard_of(error: Exception, heard: list[str]) -> None:
+    """redis-py 6 has classes for what is a word before, and drops the word."""
+    told: list[str] = []
+
+    hear(error, lambda: told.append("demoted"), lambda: told.append("doubtful"))
+
+    assert told == heard
