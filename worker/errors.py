@@ -23,6 +23,8 @@ or a model said, a request or response body, or a key: what the provider said ab
 import re
 from typing import Final
 
+REASONING_REFUSED: Final = "reasoning_refused"
+"""Code of a call whose earlier reasoning the model could not read."""
 _SAID_MAX_CHARS: Final = 1_000
 _UNPRINTABLE: Final = re.compile(
     r"[\x00-\x20\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ud800-\udfff\ufeff"

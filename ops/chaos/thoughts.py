@@ -6,7 +6,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from turnline.contracts.conversation import AssistantEntry, ContextEntry
-from turnline.contracts.replies import AnyTerminal, TurnCompleted
+from turnline.contracts.replies import AnyTerminal, TurnAbsorbed, TurnCompleted
 from turnline.ops.chaos.evidence import Left, Request
 
 REFUSED: Final = "reasoning_refused"
@@ -29,15 +29,18 @@ def check_thoughts(left: Left, answered: Sequence[Answered]) -> Iterator[Found]:
     """Yield (column, turn, what is wrong). The turns are in the order of the context.
 
     Where the model refused reasoning, the turn that repairs it and what was asked before it are
-    excused: the repair takes all of it out of the context.
+    excused: the repair takes all of it out of the context. What follows begins with the repaired
+    request, whatever became of the attempt that sent it.
     """
-    repaired = {call.turn_id for call in left.calls if call.error == REFUSED}
+    repaired = {_carrier(left, call.turn_id) for call in left.calls if call.error == REFUSED}
     last_repair = max((n for n, it in enumerate(answered) if it.turn in repaired), default=-1)
     former: dict[str, Answered] = {}
     for n, it in enumerate(answered):
         if it.turn in repaired:
             former = {}  # older revisions send in chat, too, what the repair takes out
         before = former.get(it.request.wire)
+        if it.turn in repaired and _was_refused(it.request):
+            continue  # interrupted before it was asked again: there is nothing to begin with
         former[it.request.wire] = it
         if before is not None:
             yield from _check_pair(before, it)
@@ -50,6 +53,17 @@ def check_thoughts(left: Left, answered: Sequence[Answered]) -> Iterator[Found]:
 def repairs(left: Left) -> int:
     """Count the calls whose earlier reasoning was refused."""
     return sum(call.error == REFUSED for call in left.calls)
+
+
+def _carrier(left: Left, turn: str) -> str:
+    """Return the turn that a turn became part of, in the end; itself if it did not."""
+    end = left.records[turn].terminal() if turn in left.records else None
+    return _carrier(left, end.into) if isinstance(end, TurnAbsorbed) and end.into else turn
+
+
+def _was_refused(request: Request) -> bool:
+    """Whether it is the one with the reasoning that the model refused, not the repaired one."""
+    return request.outcome == "error" and any(b'"role":' not in item for item in request.items)
 
 
 def _check_pair(before: Answered, it: Answered) -> Iterator[Found]:

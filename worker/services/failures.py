@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from turnline.worker.errors import (
+    REASONING_REFUSED,
     ContextTooLong,
     ProviderRejected,
     ProviderUnavailable,
@@ -66,7 +67,7 @@ _INVALID: Final = re.compile(
 _KINDS: Final[Mapping[str, re.Pattern[str]]] = {
     code: re.compile("|".join(words), re.IGNORECASE)
     for code, words in {
-        "reasoning_refused": (
+        REASONING_REFUSED: (
             "encrypted_content",
             "decode the compaction blob",
             "not issued to this caller",
@@ -252,7 +253,7 @@ def _refusal(failure: StreamFailed, status: int) -> Terminal | None:  # noqa: PL
 
 
 _WORDS: Final[Mapping[str, str]] = {
-    "reasoning_refused": "refuses the model's earlier reasoning",
+    REASONING_REFUSED: "refuses the model's earlier reasoning",
     "auth": "does not accept the API key",
     "permission": "does not permit this request",
     "credits": "reports that credits or the spending limit are used up",

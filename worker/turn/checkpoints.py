@@ -5,7 +5,8 @@ A step is one byte that says what it is, and what follows it:
     m<message>       an assistant message with tool calls, JSON; its calls are without results
     r<Finished>      the result of a call, JSON
     w<External>      a call that was sent out, JSON
-    c<ledger entry>  a model call, JSON: kept unless it says `abandoned`
+    c<ledger entry>  a model call, JSON: kept unless it says `abandoned`; where it was refused for
+                     earlier reasoning, all reasoning from before it is out of the context
     u<entry id>      the last entry of the inbox that belongs to this turn
     l<Lost>          an attempt that ended without a word, JSON; noted by the load that found out
     x<entry id>      rolled back for that entry: of what stands before it only the spend counts,
@@ -23,8 +24,10 @@ import msgspec
 from turnline.contracts.conversation import CallEntry
 from turnline.contracts.numbers import number
 from turnline.worker.effects import Copy
+from turnline.worker.errors import REASONING_REFUSED
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.context import IN_PROGRESS, Message
+from turnline.worker.pipeline.reply_items import REPLY_ITEMS
 from turnline.worker.turn.ports import Store
 
 
@@ -64,6 +67,13 @@ decode_lost = msgspec.json.Decoder(Lost).decode
 decode_external = msgspec.json.Decoder(External).decode
 
 
+class _Spent(msgspec.Struct):
+    error: str | None = None
+
+
+_decode_spent = msgspec.json.Decoder(_Spent).decode
+
+
 class Progress(NamedTuple):
     """How far earlier attempts came."""
 
@@ -77,6 +87,8 @@ class Progress(NamedTuple):
     """Calls that were sent out: call id to deadline, Redis' clock, ms."""
     answered: frozenset[str] = frozenset()
     """Of these, the ones whose `tool_result` was used."""
+    reasoning_refused: bool = False
+    """Whether the model could not read the reasoning of earlier turns, and was asked without it."""
 
 
 def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
@@ -91,6 +103,7 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
     wants_run = False
     deadlines: dict[str, int] = {}
     answered: set[str] = set()
+    refused = False
     done = None
     for step in steps:
         kind, data = step[:1], step[1:]
@@ -115,11 +128,14 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
             case b"w":
                 sent = decode_external(data)
                 deadlines[sent.call_id] = sent.deadline_at_ms
+            case b"c" if _decode_spent(data).error == REASONING_REFUSED:
+                refused = True  # also behind a rollback: the model still cannot read it
+                _drop_items(messages)
             case _:
                 pass
     if rollback is not None and done != rollback:
-        return Progress()
-    return Progress(messages, last_entry, wants_run, deadlines, frozenset(answered))
+        return Progress(reasoning_refused=refused)
+    return Progress(messages, last_entry, wants_run, deadlines, frozenset(answered), refused)
 
 
 def _placeholders(message: Message) -> list[Message]:
@@ -127,6 +143,11 @@ def _placeholders(message: Message) -> list[Message]:
         {"role": "tool", "content": IN_PROGRESS, "tool_call_id": call["id"]}
         for call in message.get("tool_calls") or ()
     ]
+
+
+def _drop_items(messages: Sequence[Message]) -> None:
+    for message in messages:
+        message.pop(REPLY_ITEMS, None)
 
 
 def _fill_in(messages: Sequence[Message], finished: Finished) -> None:

@@ -193,6 +193,8 @@ class TurnRun:
         """Answer a turn or refuse to; None if it was rolled back."""
         turn = draft.turn
         plan = self._plan(turn)
+        if draft.progress.reasoning_refused:
+            turn.context.drop_reply_items()  # as the attempt did that was told
         turn.context.add_messages(map(dict, draft.progress.messages))
         calls = OpenCalls(draft.progress, turn.context, plan, self._now_ms)
         refusal = self._refusal(turn.primary, plan)

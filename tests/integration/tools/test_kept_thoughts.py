@@ -177,6 +177,61 @@ async def test_refused_thoughts_are_left_out_once_and_for_good(
     assert "grok.reasoning_refused" in caplog.text
 
 
+@pytest.mark.parametrize("refused", [1, 2])
+@pytest.mark.parametrize("dies_at", range(0, 34, 2))
+async def test_a_crash_anywhere_forgets_no_repair(
+    bench: Bench, redis: Redis, refused: int, dies_at: int
+) -> None:
+    """Refused in the first or second round, thoughts of before stay out; those of behind stay."""
+    async with bench.hand(*Shop().tools, environ={"wire": "responses"}) as hand:
+        first = await bench.client.submit(user("hello"))
+        await hand.run_due()
+        await ended(bench.client, first, TurnCompleted)
+        receipt = await bench.client.submit(user("find and ship"))
+        script_refusal(bench.sim, refused)
+        await die(hand, dies_at)
+        done = await rounds_done(redis)
+        if 400 in statuses(bench.sim):
+            script_serial(bench.sim, rounds_done=done)
+        else:
+            script_refusal(bench.sim, refused, rounds_done=done)
+        await hand.run_due()
+        bench.sim.rules.clear()
+        await ended(bench.client, receipt, TurnCompleted)
+        more = await bench.client.submit(user("and now?"))
+        await hand.run_due()
+        await ended(bench.client, more, TurnCompleted)
+
+    refusal = statuses(bench.sim).index(400)
+    assert statuses(bench.sim).count(400) == 1
+    asked = [body["input"] for body in requests(bench.sim)]
+    for segment in (asked[: refusal + 1], asked[refusal + 1 :]):
+        for earlier, later in pairwise(segment):
+            assert later[: len(earlier)] == earlier
+    calls = [json.loads(raw) for raw in await redis.lrange("turnline:{s0}:c:c:calls", 0, -1)]
+    was_noted = any(call.get("error") == "reasoning_refused" for call in calls)
+    refused_items, kept = (
+        [item for item in items if item.get("type") == "reasoning"]
+        for items in (asked[refusal], asked[-1])
+    )
+    assert (refused_items[0] not in kept) == was_noted
+    assert [item for item in kept if item not in refused_items]
+
+
+def script_refusal(sim: Simulator, refused: int, *, rounds_done: int = 0) -> None:
+    """Let the model find, then ship, then answer, and refuse all thoughts in one round, once."""
+    sim.rules.clear()
+    at = refused - rounds_done
+    sim.inject("decrypt", nth=at)
+    for number, name in enumerate(("find", "ship")[rounds_done:], 1):
+        sim.inject(calling(name, {"number": 1}, loop="1"), nth=number + (number >= at))
+
+
+def statuses(sim: Simulator) -> list[int]:
+    """What each request was answered with."""
+    return [entry.status for entry in sim.ledger.entries()]
+
+
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_a_turn_without_its_thoughts_says_what_it_said(bench: Bench, stopped: bool) -> None:

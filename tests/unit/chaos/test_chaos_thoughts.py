@@ -12,7 +12,7 @@ from turnline.contracts.conversation import (
     ReplyItems,
     UserEntry,
 )
-from turnline.contracts.replies import TurnCompleted
+from turnline.contracts.replies import TurnAbsorbed, TurnCompleted, TurnRecord, encode_event
 from turnline.ops.chaos.evidence import Left, Request
 from turnline.ops.chaos.thoughts import Answered, check_thoughts, repairs
 from turnline.ops.simulator.request_ledger import Continuity
@@ -24,6 +24,11 @@ THOUGHTS = [
 
 def said(role: str, number: int) -> bytes:
     return b'{"role":"%b","content":"%d"}' % (role.encode(), number)
+
+
+def absorbed(turn: str, into: str) -> TurnRecord:
+    end = TurnAbsorbed(conversation_id="c", turn_id=turn, into=into)
+    return TurnRecord(state="absorbed", accepted_at_ms=1, event=msgspec.Raw(encode_event(end)))
 
 
 class World:
@@ -76,6 +81,15 @@ class World:
         self.left = msgspec.structs.replace(self.left, calls=(call,))
         bare = tuple(it for it in self.requests[number].items if b'"role"' in it)
         self.change(number, items=bare, continuity=Continuity(previous_seq=1, lost_reasoning=1))
+
+    def forget(self, number: int) -> None:
+        """Take the thought of an answer out of the context, and out of the requests behind it."""
+        context = list(self.left.context)
+        context[2 * number + 1] = msgspec.structs.replace(context[2 * number + 1], reply_items=None)
+        self.left = msgspec.structs.replace(self.left, context=tuple(context))
+        for later in range(number + 1, 3):
+            items = self.requests[later].items
+            self.change(later, items=tuple(it for it in items if it != THOUGHTS[number]))
 
     def columns(self) -> list[str]:
         answered = [
@@ -141,13 +155,43 @@ def test_a_request_that_does_not_begin_with_the_one_before_is_named(world: World
 def test_a_repair_is_excused_and_counted(world: World) -> None:
     """From the refusal on the context has no reasoning of before."""
     world.refuse(1)
-    later = (*world.requests[1].items, THOUGHTS[1], said("assistant", 1), said("user", 2))
-    world.change(2, items=later)
-    bare = msgspec.structs.replace(world.left.context[1], reply_items=None)
-    world.left = msgspec.structs.replace(
-        world.left, context=(world.left.context[0], bare, *world.left.context[2:])
-    )
+    world.forget(0)
 
     assert (world.columns(), repairs(world.left)) == ([], 1)
     world.change(2, items=world.requests[1].items)
     assert world.columns() == ["lost reasoning"]
+
+
+def test_a_repair_that_is_forgotten_is_named(world: World) -> None:
+    """The turn was answered without reasoning, and the next request holds it again."""
+    world.refuse(1)
+
+    assert world.columns() == ["broken prefix"]
+
+
+def test_a_refused_request_is_nothing_to_begin_with(world: World) -> None:
+    """The turn was interrupted before it asked again; any other request that failed is."""
+    whole = world.requests[1]
+    world.refuse(1)
+    world.forget(0)
+    world.change(1, items=whole.items, continuity=whole.continuity, outcome="error")
+    assert world.columns() == []
+    world.change(1, outcome="cut")
+
+    assert world.columns() == ["broken prefix"]
+
+
+def test_a_repair_stays_where_its_turn_is_rolled_back(world: World) -> None:
+    """The turn that its message became part of repairs the context, in the end; others do not."""
+    whole = world.requests[1]
+    world.refuse(2)
+    world.forget(0)
+    world.forget(1)
+    world.requests[1] = whole
+    (call,) = world.left.calls
+    calls = (msgspec.structs.replace(call, turn_id="a"),)
+    for last, columns in (("t2", []), ("t0", ["broken prefix", "lost reasoning"])):
+        records = {"a": absorbed("a", "b"), "b": absorbed("b", last)}
+        world.left = msgspec.structs.replace(world.left, calls=calls, records=records)
+
+        assert world.columns() == columns

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turnline.worker.errors import ProviderRejected
+from turnline.worker.errors import REASONING_REFUSED, ProviderRejected
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMUserAggregatorParams,
@@ -232,7 +232,7 @@ class GrokLLMService(OpenAILLMService):
                     code=error.code,
                     status=error.status,
                 ) from None
-            if error.code != "reasoning_refused" or begun or not context.drop_reply_items():
+            if error.code != REASONING_REFUSED or begun or not context.drop_reply_items():
                 raise
             log.warning("grok.reasoning_refused", extra={"model": self._model, "code": error.code})
         return await super()._make_call(context, run)
