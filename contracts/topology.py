@@ -49,6 +49,8 @@ class Topology:
 
     question: tuple[str, ...] = ()
     """The command that tells; none where an address says it all."""
+    is_unsettled = False
+    """Whether one of those who were asked says that a primary is being replaced."""
 
     def __init__(self, address: Address) -> None:
         """Know what the address says."""
@@ -121,12 +123,15 @@ class WatchedPrimary(Topology):
 
     def start_asking(self) -> None:
         """Compare only the answers of one round: sentinels may have been set up anew."""
-        self._epoch = -1
+        self._epoch, self.is_unsettled = -1, False
 
     def learn(self, asked: Node, answer: Any) -> bool:
         """Take the answer with the highest epoch: a sentinel that was cut off knows an old one."""
         del asked
         facts = _pairs(answer)
+        knows_better = time.monotonic() < self._left_until_s
+        if "failover_in_progress" in facts.get("flags", "") and not knows_better:
+            self.is_unsettled = True  # the one it names will lose what it takes from now on
         host, port, epoch = (facts.get(it, "") for it in ("ip", "port", "config-epoch"))
         if not (host and port.isdecimal() and epoch.isdecimal() and int(epoch) > self._epoch):
             return False
@@ -227,6 +232,8 @@ async def ask_around(topology: Topology, ask: Callable[[Node], Awaitable[Any]]) 
             return
     if refused is not None:
         raise refused
+    if topology.is_unsettled:
+        raise NoPrimary("a failover is under way")
     if not topology.primaries or len(failures) == len(topology.to_ask()):
         more = len(failures) - _MOST_NAMED
         named = failures[:_MOST_NAMED] + ([f"and {more} more"] if more > 0 else [])

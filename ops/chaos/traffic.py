@@ -27,6 +27,7 @@ from turnline.contracts import (
     Receipt,
     Refused,
     ResultTimeout,
+    StoreUnavailable,
     TextDelta,
     Transcription,
     TurnClient,
@@ -44,7 +45,7 @@ from turnline.ops.chaos.journal import Act, Chat, Journal, Kind, Sent, Shown, en
 
 REPLIES: Final = "chaos"
 """Name of the reply stream."""
-_LOST: Final = (RedisError, OSError)
+_LOST: Final = (StoreUnavailable, RedisError, OSError)
 _WORDS: Final = (
     "what comes next",
     "tell me more",
