@@ -16,7 +16,13 @@ from redis.exceptions import TimeoutError as ConnectionTimeout
 from turnline.contracts.addresses import Address
 from turnline.contracts.connection import Pipeline, SyncRedis, how_to_connect
 from turnline.contracts.patience import Waiting
-from turnline.contracts.redis_internals import for_a_command, hang_up, hear, set_timeout
+from turnline.contracts.redis_internals import (
+    connect_socket,
+    for_a_command,
+    hang_up,
+    hear,
+    set_timeout,
+)
 from turnline.contracts.sentinel_watch import SentinelWatch
 from turnline.contracts.servers import ASK_S, FAILOVER_S, LOOK_S, Server, Servers
 from turnline.contracts.topology import Node, WatchedPrimary
@@ -213,7 +219,9 @@ def _watched(
         finally:
             it.socket_timeout, it.socket_connect_timeout = told, told_connect
 
-    changed = {"read_response": read_response, "connect": connect}
+    changed: dict[str, Any] = {"read_response": read_response, "connect": connect}
+    if issubclass(connection_class, redis.UnixDomainSocketConnection):
+        changed["_connect"] = connect_socket
     return type(connection_class.__name__, (connection_class,), changed)
 
 

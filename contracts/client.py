@@ -17,7 +17,7 @@ from turnline.contracts.history import HistoryReading
 from turnline.contracts.keys import ConversationKeys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
 from turnline.contracts.opening import open_async
-from turnline.contracts.patience import PATIENCE_S, patient
+from turnline.contracts.patience import PATIENCE_S, at_most, patient
 from turnline.contracts.producer_spans import ProducerSpans
 from turnline.contracts.readers import (
     BLOCK_S,
@@ -42,6 +42,8 @@ from turnline.contracts.replies import (
 from turnline.contracts.scripts import run, text
 
 T = TypeVar("T")
+SLACK_S = 0.4
+"""Seconds beyond the time given that a last answer of the server may take."""
 FRESH_S = 0.05
 """First wait for the events of a turn just accepted, before its record is looked at."""
 
@@ -244,11 +246,22 @@ class TurnClient:
             ResultTimeout: It did not end in time. It goes on; ask again.
             TurnUnknown: The turn is not, or no longer, known.
         """
-        deadline = time.monotonic() + timeout_s
-        reading = self._reading(receipt, None)
+        try:
+            with at_most(timeout_s + SLACK_S):  # also where the server says nothing
+                done = await self._result(receipt, time.monotonic() + timeout_s)
+        except TimeoutError:
+            done = None
+        if done is None:
+            raise ResultTimeout(
+                f"turn {receipt.turn_id} did not end within {timeout_s:g} s; it goes on"
+            )
+        return done
+
+    async def _result(self, receipt: Receipt, deadline_s: float) -> AnyTerminal | None:
         if (done := (await self.record(receipt)).terminal()) is not None:
             return done
-        while (left_s := deadline - time.monotonic()) > 0:
+        reading = self._reading(receipt, None)
+        while (left_s := deadline_s - time.monotonic()) > 0:
             reply = await self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
             for event in reading.parse(reply):
                 if isinstance(event, TERMINAL):
@@ -257,9 +270,7 @@ class TurnClient:
                 done = (await self.record(receipt)).terminal()
                 if done is not None:
                     return done
-        raise ResultTimeout(
-            f"turn {receipt.turn_id} did not end within {timeout_s:g} s; it goes on"
-        )
+        return None
 
     async def interrupt(
         self, conversation_id: str, *, heard: str | None = None, turn_id: str | None = None

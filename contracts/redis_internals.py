@@ -103,6 +103,19 @@ def set_timeout(connection: Any, timeout_s: float | None) -> None:
         sock.settimeout(timeout_s)
 
 
+def connect_socket(connection: Any) -> socket.socket:
+    """Connect to a unix socket; redis-py 5.0 leaves one open that nobody listens to."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(connection.socket_connect_timeout)
+        sock.connect(connection.path)
+    except OSError:
+        sock.close()
+        raise
+    sock.settimeout(connection.socket_timeout)
+    return sock
+
+
 def hang_up(connection: Any) -> None:
     """End a blocking connection that another thread uses, which is to close it.
 

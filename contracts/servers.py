@@ -35,8 +35,6 @@ SILENCE_S: Final = 1.0
 FAILOVER_S: Final = 3.0
 """Longest wait for a new primary in the middle of a command."""
 LOOK_S: Final = 0.01
-_WAIT_S: Final = 20
-"""Longest wait for a connection where all are in use."""
 _LOST: Final = (LostConnection, ConnectionTimeout, OSError)
 _FOR_A_COMMAND: Final = for_a_command(redis.asyncio.ConnectionPool)
 
@@ -172,11 +170,11 @@ class Servers(ABC):
         """Close connections: those that are idle, or all; the others when they come back."""
 
 
-class _Pool(redis.asyncio.BlockingConnectionPool):
+class _Pool(redis.asyncio.ConnectionPool):
     """The connections to one server. Once closed, those in use are closed when they come back."""
 
     def __init__(self, lost: Callable[[], object], **options: Any) -> None:
-        cast("Any", super()).__init__(timeout=_WAIT_S, **options)
+        cast("Any", super()).__init__(**options)
         self._lost = lost
         self._is_closed = False
         self._taken_s: dict[Any, float] = {}

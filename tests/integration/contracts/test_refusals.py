@@ -447,6 +447,7 @@ async def test_a_server_that_is_away_is_told_of_by_what_it_does(node: Node) -> N
     judge(refusing, "it refuses connections", AWAY)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of redis-py 5.0
 async def test_a_socket_that_is_gone_may_come_back(tmp_path: Path) -> None:
     """A server that restarts makes it anew."""
     path = tmp_path / "s"

@@ -1,6 +1,8 @@
 """A second without Redis: producers who submit meanwhile get their receipts, all of them."""
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,8 @@ import pytest
 
 from turnline.contracts import (
     Receipt,
+    ResultTimeout,
+    StoreUnavailable,
     SyncTurnClient,
     TurnClient,
     UserMessage,
@@ -82,3 +86,31 @@ async def test_a_restart_costs_nobody_a_submit(kind: str, client: str, tmp_path:
 
         timer.join()
         assert [it.status for it in receipts] == ["accepted"] * PRODUCERS
+
+
+@pytest.mark.promise("P11")
+async def test_time_limits_hold_against_a_server_that_is_stopped(tmp_path: Path) -> None:
+    """It takes connections and commands, and answers none."""
+    loop = asyncio.get_running_loop()
+    with EmbeddedRedis(tmp_path, port=0) as server:
+        async with TurnClient.connect(server.url, patience_s=2) as client:
+            receipt = await client.submit(message(0))
+            with SyncTurnClient.connect(server.url, patience_s=2) as blocking:
+                blocking.usage("c0")
+                os.kill(server.pid, signal.SIGSTOP)
+                try:
+                    for limit_s in (0.5, 1.5):
+                        began_s = loop.time()
+                        with pytest.raises(ResultTimeout):
+                            await client.result(receipt, timeout_s=limit_s)
+                        assert loop.time() - began_s < limit_s + 0.5
+                        began_s = loop.time()
+                        with pytest.raises(ResultTimeout):
+                            await asyncio.to_thread(blocking.result, receipt, timeout_s=limit_s)
+                        assert loop.time() - began_s < limit_s + 0.5
+                    with pytest.raises(StoreUnavailable):
+                        await client.submit(message(1))
+                    with pytest.raises(StoreUnavailable):
+                        await asyncio.to_thread(blocking.history, "c0")
+                finally:
+                    os.kill(server.pid, signal.SIGCONT)
