@@ -258,9 +258,9 @@ class TurnClient:
         return done
 
     async def _result(self, receipt: Receipt, deadline_s: float) -> AnyTerminal | None:
+        reading = self._reading(receipt, None)
         if (done := (await self.record(receipt)).terminal()) is not None:
             return done
-        reading = self._reading(receipt, None)
         while (left_s := deadline_s - time.monotonic()) > 0:
             reply = await self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
             for event in reading.parse(reply):
