@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from tests.support.driving import SHARD, Hand, user
 from tests.support.listening import listening
 from tests.support.wait import wait_until
+from turnline.contracts.opening import open_async
 from turnline.contracts.scripts import run, text
+from turnline.ops.embedded import EmbeddedRedis
 from turnline.worker.effects import Effects
 from turnline.worker.outcome import Done
 from turnline.worker.queue.lua import ClaimArgs, WakeArgs, claim, wake
@@ -93,3 +96,17 @@ async def test_a_worker_that_ends_is_idle_no_more(redis: Redis, hand: Hand) -> N
         assert await run(hand.redis, wake(SHARD, WakeArgs("hand"))) == [b"woken", b"{s0}:c"]
         await wait_until(lambda: heard == [b"{s0}:c"], "the other one is woken")
     assert await idle(redis) == []
+
+
+@pytest.mark.promise("P11")
+async def test_an_idle_worker_hears_that_its_server_is_a_replica_now() -> None:
+    """Else it would look for work there for ever: nothing is due, and nothing is refused."""
+    with EmbeddedRedis() as server:
+        redis = open_async(server.url)
+        args = ClaimArgs(1, 1_000, "w")
+        await run(redis, claim(SHARD, args))
+        await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+        with pytest.raises(ReadOnlyError):
+            await run(redis, claim(SHARD, args))
+        await redis.aclose()

@@ -113,9 +113,13 @@ if has_room and reply[2] ~= 0 then
 else
   registered = redis.pcall('ZREM', idle, worker_id)
 end
-if type(registered) ~= 'number' and string.find(registered.err, 'WRONGTYPE') then  -- a full server refuses too
-  redis.call('DEL', idle)
-  repaired = true
+if type(registered) ~= 'number' then
+  if string.find(registered.err, 'WRONGTYPE') then
+    redis.call('DEL', idle)
+    repaired = true
+  elseif not string.find(registered.err, 'OOM') then  -- a worker of a full server looks now and then
+    return registered  -- as of a replica: whoever finds nothing there must hear that it is one
+  end
 end
 if reply[2] == 0 then
   wake_one(first[1])  -- more is due than this worker takes
