@@ -220,6 +220,11 @@ class AsyncServers(Servers):
         self._home: tuple[int, object] | None = None
         self._is_closed = False
 
+    def known(self, slot: int) -> Server | None:
+        """As in the base; refuses another event loop or process before anything is sent."""
+        self._check_home()
+        return super().known(slot)
+
     def pool(self, key: str) -> redis.asyncio.ConnectionPool:
         """Return a pool for other clients of redis-py: connections to the primary of one slot."""
         return _SlotPool(self, slot_of(key))
@@ -229,7 +234,6 @@ class AsyncServers(Servers):
         return [await sending[0]] if len(sending) == 1 else await asyncio.gather(*sending)
 
     async def _settle_doubt(self) -> None:
-        self._check_home()
         if not self._in_doubt:
             return
         if not self._watching:
@@ -270,7 +274,6 @@ class AsyncServers(Servers):
                 await self._settle_doubt()
 
     def _open(self, node: Node) -> Server:
-        self._check_home()
         kind, options = how_to_connect(redis.asyncio, self._address, *node)
         pool = _Pool(
             self.doubt,

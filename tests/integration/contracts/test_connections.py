@@ -10,6 +10,7 @@ import redis as redis_sync
 from redis.exceptions import TimeoutError as ConnectionTimeout
 
 from tests.support.wait import wait_until
+from turnline.contracts import TurnClient, WrongEventLoop
 from turnline.contracts.addresses import read_address
 from turnline.contracts.connection import DEAD_AFTER_S, how_to_connect
 from turnline.contracts.opening import open_async, open_servers, open_sync
@@ -141,3 +142,14 @@ async def test_a_command_on_its_way_leaves_no_connection_to_a_closed_client(
 
     assert not pool._in_use_connections
     assert [it for it in pool._available_connections if it.is_connected] == []
+
+
+async def test_a_client_says_that_it_belongs_to_one_event_loop(redis_url: str) -> None:
+    """Also one that has connections already: what comes over them would be another loop's."""
+    async with TurnClient.connect(redis_url) as client:
+        await client.usage("c")
+
+        with pytest.raises(WrongEventLoop, match="open one in each"):
+            await asyncio.to_thread(asyncio.run, client.usage("c"))
+
+        await client.usage("c")
