@@ -205,7 +205,7 @@ def _watched(
     def read_response(it: Any, *args: Any, **options: Any) -> Any:
         try:
             return connection_class.read_response(it, *args, **options)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is passed on
             hear(error, demoted, doubtful)
             raise
 

@@ -36,8 +36,8 @@ def open_async(url: str, *, patience_s: float = 0.0) -> AsyncRedis:
     return cast("AsyncRedis", PatientRedis(redis, patience_s, LOOP) if patience_s else redis)
 
 
-def open_blocking(url: str, *, patience_s: float = 0.0, timeout_s: float | None = None) -> Any:
-    """As `open_async`; what it returns blocks and never pauses (`blocking_servers.run`).
+def open_sync(url: str, *, patience_s: float = 0.0, timeout_s: float | None = None) -> SyncRedis:
+    """As `open_async`, for code that calls and does not await.
 
     Args:
         url: As in `open_async`.
@@ -45,16 +45,10 @@ def open_blocking(url: str, *, patience_s: float = 0.0, timeout_s: float | None 
         timeout_s: Seconds for which a command waits for its reply; None: for as long as the
             connection lives, or as patience lasts. More than any command blocks.
     """
-    servers = BlockingServers(
-        read_address(url), max_connections=MAX_CONNECTIONS, timeout_s=timeout_s
-    )
+    address = read_address(url)
+    servers = BlockingServers(address, max_connections=MAX_CONNECTIONS, timeout_s=timeout_s)
     redis = RoutedRedis(servers)
-    return PatientRedis(redis, patience_s, BLOCKING) if patience_s else redis
-
-
-def open_sync(url: str, *, patience_s: float = 0.0, timeout_s: float | None = None) -> SyncRedis:
-    """As `open_blocking`, for code that calls and does not await."""
-    return Blocking(open_blocking(url, patience_s=patience_s, timeout_s=timeout_s))
+    return Blocking(PatientRedis(redis, patience_s, BLOCKING) if patience_s else redis)
 
 
 class Blocking:

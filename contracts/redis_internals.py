@@ -78,7 +78,7 @@ def watched(
     async def read_response(it: Any, *args: Any, **options: Any) -> Any:
         try:
             return await connection_class.read_response(it, *args, **options)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is passed on
             hear(error, demoted, doubtful)
             raise
 

@@ -6,6 +6,7 @@ to the rest of Turnline: a table from slot to server that may change while it is
 
 import binascii
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
@@ -44,7 +45,7 @@ def slot_of(key: str) -> int:
     return binascii.crc_hqx(hashed.encode(), 0) % SLOTS
 
 
-class Topology:
+class Topology(ABC):
     """What is known of where the primaries are."""
 
     question: tuple[str, ...] = ()
@@ -76,15 +77,16 @@ class Topology:
         """Return whom to ask, in the order in which they are worth asking."""
         return self._seeds
 
+    @abstractmethod
     def learn(self, asked: Node, answer: Any) -> bool:
         """Take note of an answer; return whether nobody else need be asked.
 
         An answer that cannot be read is none.
         """
-        raise NotImplementedError
 
     def start_asking(self) -> None:
         """Forget what only counts within one round of questions."""
+        self.is_unsettled = False
 
     @property
     def is_paused(self) -> bool:
@@ -108,6 +110,11 @@ class OneServer(Topology):
         socket = (Node(address.socket_path, 0),) if address.socket_path else ()
         self._primaries = socket or self._seeds
 
+    def learn(self, asked: Node, answer: Any) -> bool:
+        """Nothing is asked, and nothing learnt."""
+        del asked, answer
+        return True
+
 
 class WatchedPrimary(Topology):
     """The primary that sentinels watch. All of them are asked; the newest answer counts."""
@@ -123,7 +130,8 @@ class WatchedPrimary(Topology):
 
     def start_asking(self) -> None:
         """Compare only the answers of one round: sentinels may have been set up anew."""
-        self._epoch, self.is_unsettled = -1, False
+        super().start_asking()
+        self._epoch = -1
 
     def learn(self, asked: Node, answer: Any) -> bool:
         """Take the answer with the highest epoch: a sentinel that was cut off knows an old one."""
@@ -244,7 +252,11 @@ async def ask_around(topology: Topology, ask: Callable[[Node], Awaitable[Any]]) 
 
 def topology_of(address: Address) -> Topology:
     """Return what an address says of where the primaries are."""
-    kinds = {"server": OneServer, "sentinel": WatchedPrimary, "cluster": ClusterSlots}
+    kinds: Mapping[str, Callable[[Address], Topology]] = {
+        "server": OneServer,
+        "sentinel": WatchedPrimary,
+        "cluster": ClusterSlots,
+    }
     return kinds[address.kind](address)
 
 
