@@ -1,8 +1,8 @@
 """A web service: POST a message, get the reply as server-sent events.
 
 `Idempotency-Key` becomes the turn id, so that a request that is sent again is the same turn.
-Back-pressure becomes 429 with Retry-After. One client serves all requests. Any web framework will
-do; this one is aiohttp's.
+Back-pressure becomes 429 with Retry-After; where Redis is away for longer than a browser should
+wait, 503. One client serves all requests. Any web framework will do; this one is aiohttp's.
 """
 
 import json
@@ -11,7 +11,13 @@ from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from turnline.contracts import InvalidMessage, Refused, TurnClient, UserMessage
+from turnline.contracts import (
+    InvalidMessage,
+    Refused,
+    StoreUnavailable,
+    TurnClient,
+    UserMessage,
+)
 from turnline.contracts.messages import new_turn_id
 
 REDIS_URL = os.environ.get("TURNLINE_REDIS_URL", "redis://127.0.0.1:6379/0")
@@ -20,7 +26,7 @@ CLIENT = web.AppKey("client", TurnClient)
 
 async def connected(app: web.Application) -> AsyncGenerator[None]:
     """Keep one client for the life of the service."""
-    async with TurnClient.connect(REDIS_URL) as app[CLIENT]:
+    async with TurnClient.connect(REDIS_URL, patience_s=3) as app[CLIENT]:
         yield
 
 
@@ -38,6 +44,10 @@ async def talk(request: web.Request) -> web.StreamResponse:
     except Refused as error:
         raise web.HTTPTooManyRequests(
             headers={"Retry-After": f"{error.retry_after_s or 1:.0f}"}
+        ) from error
+    except StoreUnavailable as error:
+        raise web.HTTPServiceUnavailable(
+            headers={"Retry-After": f"{error.retry_after_s:.0f}"}
         ) from error
     except (InvalidMessage, KeyError, TypeError, ValueError) as error:
         raise web.HTTPBadRequest(text=f"no such message: {error}") from error

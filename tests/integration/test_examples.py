@@ -195,6 +195,30 @@ def test_a_web_service(stack: Stack) -> None:
     assert b'"text"' in first[0]
 
 
+def test_a_web_service_without_redis_says_when_to_come_again(stack: Stack) -> None:
+    """503 with Retry-After, in seconds rather than minutes."""
+
+    async def ask(url: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.post(url, json={"text": "Hi"}) as it:
+            return it.status, it.headers.get("Retry-After", "")
+
+    with socket.socket() as nobody, socket.socket() as probe:
+        nobody.bind(("127.0.0.1", 0))  # and listens to nobody
+        probe.bind(("127.0.0.1", 0))
+        port, away = probe.getsockname()[1], f"redis://127.0.0.1:{nobody.getsockname()[1]}"
+        probe.close()
+
+        def listens() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        with program(stack, "web_service.py", PORT=str(port), TURNLINE_REDIS_URL=away):
+            wait_until_sync(listens, "the service listens")
+            answer = asyncio.run(ask(f"http://127.0.0.1:{port}/conversations/lotte/messages"))
+
+    assert answer == (503, "2")
+
+
 def test_every_example_is_listed_and_run() -> None:
     """A file that is added without a test, or without a line in the list, is noticed here."""
     listed = (EXAMPLES / "README.md").read_text()
