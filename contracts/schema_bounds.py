@@ -61,6 +61,8 @@ _FLAT_FORMATS: Final = frozenset(
 )
 _CONSTANT: Final = _FLAT | _MAPS | _LISTS | _ONES | {"$ref"}
 """Keywords whose own cost does not grow with the value."""
+_APPLYING: Final = _MAPS | _OTHER_MAPS | _LISTS | _ONES | _OTHER_ONES | {"$ref"}
+"""Keywords that may apply further schemas."""
 
 
 class BadSchema(ValueError):
@@ -194,7 +196,10 @@ class _Weighing:
         """Refuse a schema that applies itself to the same value: nothing would ever fit or not."""
         here = TopologicalSorter[int]()
         for schema, parts in self._parts.items():
-            if within := [id(part) for word, part in parts if word in _HERE]:
+            # Of schemas with parts: one that applies none is in no circle.
+            if within := [
+                id(part) for word, part in parts if word in _HERE and self._parts.get(id(part))
+            ]:
                 here.add(schema, *within)
         try:
             here.prepare()
@@ -228,6 +233,8 @@ class _Weighing:
 
     def _parts_of(self, rules: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield the schemas that a schema applies, each with its keyword."""
+        if _APPLYING.isdisjoint(rules):
+            return
         for word, value in rules.items():
             if isinstance(value, dict) and (word in _MAPS or word in _OTHER_MAPS):
                 for part in cast("dict[str, Any]", value).values():

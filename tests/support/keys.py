@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
+PERMANENT = (re.compile(r"turnline:\{s\d+\}:(token|idle)"),)
+"""Keys that a shard keeps for ever, each of bounded size."""
 _NOT_KEPT = {b"seen-time", b"active-time", b"radix-tree-keys", b"radix-tree-nodes"}
 
 
@@ -62,7 +64,9 @@ def _named(pairs: list[Any]) -> dict[bytes, Any]:
     return {name: value for name, value in named.items() if name not in _NOT_KEPT}
 
 
-async def assert_keys_expire(redis: Redis, permanent: Iterable[str | re.Pattern[str]] = ()) -> None:
+async def assert_keys_expire(
+    redis: Redis, permanent: Iterable[str | re.Pattern[str]] = PERMANENT
+) -> None:
     """Fail unless each key of the database has a time to live or is known to be permanent.
 
     Args:

@@ -109,7 +109,7 @@ async def test_a_call_goes_out_and_its_result_brings_the_turn_back(
     totals = await client.usage("c")
     assert (totals.calls, totals.usage) == (2, result.usage)
     assert await redis.exists("turnline:{s0}:queue") == 0
-    await assert_keys_expire(redis, permanent=["turnline:{s0}:token"])
+    await assert_keys_expire(redis)
 
 
 async def test_an_answer_while_the_turn_still_runs_is_not_missed(bench: Bench) -> None:

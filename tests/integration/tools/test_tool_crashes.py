@@ -83,7 +83,7 @@ async def assert_all_is_right(
     assert totals.usage == result.usage
     assert totals.calls - len(requests(sim)) in {0, 1}  # noted, but died before it was sent
     assert await redis.exists("turnline:{s0}:queue") == 0
-    await assert_keys_expire(redis, permanent=["turnline:{s0}:token"])
+    await assert_keys_expire(redis)
     return result
 
 

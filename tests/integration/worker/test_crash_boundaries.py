@@ -104,7 +104,7 @@ async def test_one_crash_anywhere_still_commits_the_turn_once(
     assert totals.calls - len(served) in {0, 1}  # noted, but died before it was sent
     assert totals.usage.total_tokens == served[-1].usage.total_tokens
     assert await redis.exists("turnline:{s0}:queue") == 0
-    await assert_keys_expire(redis, permanent=["turnline:{s0}:token", "turnline:{s0}:idle"])
+    await assert_keys_expire(redis)
 
 
 async def test_the_number_of_boundaries_is_known(hand: Hand, client: TurnClient) -> None:

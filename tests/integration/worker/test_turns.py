@@ -504,7 +504,7 @@ async def test_replies_fan_in_and_nothing_is_kept_for_ever(redis: Redis, hand: H
     assert first.turn_id == receipt.turn_id
     assert first.metadata == {"order": "7"}
     assert isinstance(second, TurnCompleted)
-    await assert_keys_expire(redis, permanent=["turnline:{s0}:token"])
+    await assert_keys_expire(redis)
 
 
 @pytest.mark.promise("P8")
