@@ -205,9 +205,8 @@ class ResponsesStream(ReplyStream):
             self._read_delta(kind, place, fields.get("delta"))
         elif kind == "response.function_call_arguments.done":
             self._complete_call(index, {"arguments": fields.get("arguments")})
-        elif kind in {"response.output_text.done", "response.refusal.done"}:
-            whole = words_of_part(fields)
-            self._complete(place, whole, is_refusal=kind == "response.refusal.done")
+        elif (part := _whole_part(kind, fields)) is not None:
+            self._complete(place, words_of_part(part), is_refusal=bool(part.get("refusal")))
         elif kind == "response.output_item.added" and item is not None:
             self._read_added(index, item)
         elif kind == "response.output_item.done" and item is not None:
@@ -216,7 +215,13 @@ class ResponsesStream(ReplyStream):
             at = index_of(fields, "annotation_index")
             self._cite(place, at, fields.get("annotation"), self._starts.get(place))
         elif not kind.startswith("response."):
-            self.unread = self.unread or bool(fields.get("delta") or fields.get("text"))
+            self._read_unknown(fields)
+
+    def _read_unknown(self, fields: Fields) -> None:
+        said = bool(fields.get("delta") or fields.get("text"))
+        if said and "type" not in fields:  # it could belong to the text that came
+            raise Unreadable
+        self.unread = self.unread or said
 
     def _read_delta(self, kind: str, place: tuple[int, int], delta: Any) -> None:
         if kind in {_TEXT, _REFUSAL}:
@@ -225,6 +230,8 @@ class ResponsesStream(ReplyStream):
             self._read_thought(place[0], string_of(delta))
         elif kind == _ARGUMENTS:
             self._events += self._calls.add(place[0], string_of(delta))
+        elif isinstance(delta, str) and "_call" not in kind:  # else of a tool that the provider ran
+            self.unread = self.unread or bool(delta)
 
     # Items
 
@@ -461,3 +468,13 @@ class ResponsesStream(ReplyStream):
                 for at, item in enumerate(output)
             )
         )
+
+
+def _whole_part(kind: str, fields: Fields) -> Fields | None:
+    """Return the part of a message that an event tells as a whole, if it does."""
+    if kind in {"response.output_text.done", "response.refusal.done"}:
+        return fields
+    if kind != "response.content_part.done":
+        return None
+    part = as_object(fields.get("part"))
+    return part if part and part.get("type") in {"output_text", "refusal"} else None

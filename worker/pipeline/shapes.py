@@ -350,7 +350,7 @@ def failure_of(value: Mapping[str, Any]) -> StreamFailed | None:
     if (nested := as_object(error)) is not None:
         if any(nested.values()):
             code = nested.get("code") or nested.get("type") or whole_number(value.get("status"))
-            return failed(code, nested.get("message"))
+            return failed(code, nested.get("message"), nested.get("param"))
     elif error:
         return failed(value.get("code"), error)
     status = as_object(value.get("base_resp"))
@@ -379,6 +379,6 @@ def _is_fine(code: object) -> bool:
     return str(code).lower() in {"0", "200", "ok", "success"}
 
 
-def failed(code: object, message: object) -> StreamFailed:
-    """Return the error of a code and a message of any type."""
-    return StreamFailed(whole_characters(str(code or "")), whole_characters(str(message or "")))
+def failed(code: object, message: object, param: object = "") -> StreamFailed:
+    """Return the error of a code, a message and what it is about, of any type."""
+    return StreamFailed(*(whole_characters(str(it or "")) for it in (code, message, param)))

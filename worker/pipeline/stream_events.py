@@ -78,6 +78,8 @@ class StreamFailed(msgspec.Struct, frozen=True, gc=False):
 
     code: str
     message: str
+    param: str = ""
+    """The part of the request that it is about, if it says so."""
 
 
 class NotAStream(msgspec.Struct, frozen=True, gc=False):

@@ -59,6 +59,9 @@ _DETAILS: Final = (
 )
 
 
+_REPORTED: Final = ("input_tokens", "output_tokens", "total_tokens")
+
+
 def counts_of(value: Any) -> Counts | None:
     """Read a usage report under the names that are in use; None if it reports no tokens."""
     if not isinstance(value, dict):
@@ -80,10 +83,12 @@ def counts_of(value: Any) -> Counts | None:
 def response_usage(report: Fields) -> ProviderUsage | None:
     """Read the report of `/v1/responses`, which counts reasoning as output; None if it is none.
 
+    One whose tokens are no counts is none: half of it would be taken for all.
+
     Where its sum says that reasoning stands beside the output, it is read so.
     """
     counts = counts_of(report)
-    if counts is None:
+    if counts is None or not all(_is_count(report.get(key)) for key in _REPORTED):
         return None
     usage = usage_of(counts)
     visible, thought = usage.completion_tokens, usage.reasoning_tokens
@@ -98,6 +103,11 @@ def response_usage(report: Fields) -> ProviderUsage | None:
         total_tokens=total,
         server_tool_calls=max(0, min(calls, TOKENS_MAX)),
     )
+
+
+def _is_count(value: Any) -> bool:
+    number = whole_number(value)
+    return value is None or (number is not None and 0 <= number <= TOKENS_MAX)
 
 
 def counts_in(frame: Fields, choices: Iterable[Fields]) -> Counts | None:

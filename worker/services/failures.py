@@ -71,6 +71,9 @@ _KINDS: Final[Mapping[str, re.Pattern[str]]] = {
             "encrypted_content",
             "decode the compaction blob",
             "not issued to this caller",
+            "items are not persisted",
+            r"\bitem with id\b.{0,200}\bnot found",
+            r"\bof type ['\"`]?reasoning\b",
             "variant of untagged enum ModelInput",
         ),
         "unsupported_parameter": ("live search is deprecated", "unsupported_parameter"),
@@ -190,7 +193,8 @@ def _kind(failure: StreamFailed) -> str:
     """Return the code for what a request has that the provider refuses; "" if it does not say."""
     if _PARAMETER.search(failure.message):
         return "unsupported_parameter"
-    text = f"{failure.code} {failure.message[:_MOST_OF_A_MESSAGE]}"
+    param, words = (it[:_MOST_OF_A_MESSAGE] for it in (failure.param, failure.message))
+    text = f"{failure.code} {param} {words}"
     return next((code for code, pattern in _KINDS.items() if pattern.search(text)), "")
 
 

@@ -163,10 +163,12 @@ def need_model(settings: Settings, listed: tuple[Model, ...]) -> None:
         return
     names = sorted({plain(it.name, 80, [settings.api_key.value]) for it in listed})
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    serves = f"It serves {', '.join(names[:_MOST_NAMED])}{more}. Set TURNLINE_MODEL to one of them"
+    if not names:
+        serves = "It lists no models. Set TURNLINE_BASE_URL to a provider that does"
     raise StartFailed(
-        f"{where} does not serve the model {name}{_fate(name)}. It serves "
-        f"{', '.join(names[:_MOST_NAMED]) or 'none'}{more}. Set TURNLINE_MODEL to one of them, "
-        "or TURNLINE_CHECK_MODEL=false if you know better."
+        f"{where} does not serve the model {name}{_fate(name)}. {serves}, or "
+        "TURNLINE_CHECK_MODEL=false if you know better."
     )
 
 

@@ -67,7 +67,7 @@ async def refusal(port: int, model: str = "grok-4.3", named: str = "") -> str:
         (LIST.decode().encode("utf-16"), "no list of models"),
         (b'{"data":[{"id":"\xe9"}]}', "no list of models"),
         (b"[" * 100_000, "no list of models"),
-        (b'{"data":[]}', "It serves none"),
+        (b'{"data":[]}', "It lists no models. Set TURNLINE_BASE_URL to a"),
         (b'{"data":[{"id":"b"},{"id":"b"},null,7,{"id":"a"}]}', "It serves a, b. "),
         (b'{"data":[{"id":"a\\u001b[2J\\u202eb\\n"}]}', "It serves a [2J b. "),
         (b'{"data":[{"id":"%b"}]}' % (b"x" * 100_000), "It serves xxx"),

@@ -165,6 +165,15 @@ ODD_STREAMS = {
     "the_end_alone": [WHOLE[-1]],
     "the_end_and_the_opening": [*WHOLE[:2], WHOLE[-1]],
     "no_item_done": without(WHOLE, "output_item.done"),
+    "content_parts_alone": [
+        *opening(),
+        *(
+            event("response.content_part.done", part=part, output_index=1, content_index=n)
+            for n, part in enumerate(ITEMS[1]["content"])
+        ),
+        *(it for n in (2, 3) for it in events_of(n, ITEMS[n])),
+        ending([]),
+    ],
     "no_opening": WHOLE[2:],
     "another_end": [*WHOLE[:-1], {**WHOLE[-1], "type": "response.done"}],
     "numbers_repeat": [{**it, "sequence_number": 7} for it in WHOLE],
@@ -263,6 +272,12 @@ CONTRADICTIONS = {
         event("response.output_text.delta", delta="more", output_index=0),
     ],
     "a_missing_piece": event("response.output_text.done", text="Hello here there", output_index=0),
+    "a_content_part": event(
+        "response.content_part.done",
+        part={"type": "output_text", "text": "Hello"},
+        output_index=0,
+    ),
+    "text_without_a_type": {"delta": " more", "output_index": 0},
 }
 
 
@@ -275,7 +290,13 @@ def test_a_contradiction_is_no_reply(case: str, empty: bool) -> None:
     more = last if isinstance(last, list) else [last]
     begun = [*events_of(0, message("Hello there")), *events_of(1, call)]
 
-    reply = replied(*opening(), *begun, *more, ending([] if empty else [message("x")]))
+    reply = replied(
+        *opening(),
+        *begun,
+        *more,
+        ending([] if empty else [message("x")]),
+        named=all("type" in it for it in more),
+    )
 
     assert reply.end == "MalformedFrame"
 
@@ -375,6 +396,20 @@ def test_what_a_cut_response_leaves() -> None:
     assert replied(*begun, shorter) == ("Hello", [], [], "length")
 
 
+@pytest.mark.parametrize("kind", ["response.audio_transcript.delta", "output_text.delta"])
+def test_words_of_a_kind_that_is_not_known_are_no_reply(kind: str) -> None:
+    """They are not told; the reader refuses a reply that has nothing else."""
+    stream = ResponsesStream()
+    odd = event(kind, delta="Hi", output_index=0)
+    whole = [it for it in whole_stream(message("Hi")) if "delta" not in it]
+
+    events = stream.feed(sse([*opening(), odd, ending([])]))
+
+    assert stream.unread
+    assert reply_of(events).said == ("", [])
+    assert replied(*whole[:2], odd, *whole[2:]).said == ("Hi", [])
+
+
 ERROR = {"code": "server_error", "message": "The model failed."}
 FAILURES: dict[str, tuple[Fields, StreamFailed]] = {
     "failed": (ending([], "failed", error=ERROR), StreamFailed(*ERROR.values())),
@@ -391,6 +426,10 @@ FAILURES: dict[str, tuple[Fields, StreamFailed]] = {
     "cancelled": (ending([], "done", status="cancelled"), StreamFailed("failed", "")),
     "completed_with_error": (ending([], error=ERROR), StreamFailed(*ERROR.values())),
     "flat": (event("error", param=None, **ERROR), StreamFailed(*ERROR.values())),
+    "with_param": (
+        event("error", error={**ERROR, "param": "input[1]"}),
+        StreamFailed(ERROR["code"], ERROR["message"], "input[1]"),
+    ),
     "nested": (event("error", status=400, error=ERROR), StreamFailed(*ERROR.values())),
     "nested_without_code": (
         event("error", status=400, error={"message": "m"}),
@@ -685,8 +724,11 @@ USAGES: dict[str, tuple[Any, ProviderUsage | None]] = {
     ),
     "beyond_belief": (
         {"input_tokens": 5, "output_tokens": 10**30, "num_server_side_tools_used": -1},
-        ProviderUsage(5, 0, 0, 0, 5),
+        None,
     ),
+    "half": ({"input_tokens": 5, "output_tokens": 9.5, "total_tokens": 14.5}, None),
+    "negative": ({"input_tokens": -5, "output_tokens": 9, "total_tokens": 4}, None),
+    "words": ({"input_tokens": 5, "output_tokens": "many", "total_tokens": 5}, None),
 }
 
 

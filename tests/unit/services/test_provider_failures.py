@@ -142,6 +142,9 @@ def test_error_frames(code: str, text: str, error: type[WorkerError], named: str
 
 
 REFUSED = [
+    ("reasoning_refused", "Could not decode encrypted_content of a reasoning item."),
+    ("reasoning_refused", "Item with id 'rs_1' not found. Items are not persisted when `store` is"),
+    ("reasoning_refused", "Item 'rs_1' of type 'reasoning' was provided without what followed it."),
     ("invalid_tool_schema", "Invalid request content: Invalid function schema."),
     ("invalid_tool_schema", "The root of the schema of tool 'find' must be an object."),
     ("invalid_tool_schema", "Invalid schema for function 'find': None is not of type 'object'"),
@@ -184,6 +187,15 @@ def test_each_known_kind_of_refusal_has_its_code(code: str, text: str) -> None:
         assert failure.said is not None
         assert text in failure.said.text
         assert text not in f"{failure!r} {failure} {vars(failure)} {failure.said}"
+
+
+def test_what_an_error_is_about_tells_its_kind() -> None:
+    """Some providers name the part of the request beside a message that says little."""
+    error = {"message": "Invalid value.", "type": "t", "param": "input[3].encrypted_content"}
+
+    assert failure_of_response(400, {}, json.dumps({"error": error}).encode()).code == (
+        "reasoning_refused"
+    )
 
 
 def test_the_providers_words_are_bounded_and_clean() -> None:

@@ -192,9 +192,12 @@ class GrokLLMService(OpenAILLMService):
             refused |= {"frequency_penalty", "presence_penalty", "logit_bias"}
         if not takes.stop:
             refused.add("stop")
-        effort = fields.get("reasoning_effort")
-        if takes.efforts is not None and effort not in takes.efforts:
-            refused.add("reasoning_effort")
+        if "reasoning_effort" in fields:
+            effort = takes.nearest_effort(fields["reasoning_effort"])
+            if effort is None:
+                refused.add("reasoning_effort")
+            else:
+                fields["reasoning_effort"] = effort
         if "tools" not in fields:
             refused.add("tool_choice")
         for name in refused.intersection(fields):

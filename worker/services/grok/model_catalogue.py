@@ -17,6 +17,10 @@ _MOST_NAMES: Final = 100
 """Other names of one model that are believed."""
 
 
+EFFORTS: Final = ("none", "low", "medium", "high", "xhigh")
+"""All that `reasoning_effort` may be, the least first."""
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One model. None stands for what is not known."""
 
@@ -54,6 +58,18 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     def thinks(self, effort: str | None) -> bool:
         """Tell whether it is known to think, asked with this effort."""
         return bool(self.reasons) and (effort or self.default_effort) != "none"
+
+    def nearest_effort(self, asked: str) -> str | None:
+        """Return the effort to ask for: the most that it takes and is not above, else its least.
+
+        None where it takes none. One that is not known is left to a model that is not known.
+        """
+        if self.efforts is None or asked in self.efforts:
+            return asked
+        if asked not in EFFORTS:
+            return None
+        below = [it for it in self.efforts if it in EFFORTS[: EFFORTS.index(asked)]]
+        return next(reversed(below), next(iter(self.efforts), None))
 
     def is_retired(self, today: date) -> bool:
         """Tell whether xAI has ceased to serve it, going by the table."""
