@@ -70,10 +70,13 @@ class SyncTurnClient:
         shards: int = 1,
         limits: Limits | None = None,
         patience_s: float = PATIENCE_S,
+        wait_replicas: int = 0,
     ) -> None:
         """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
         patient = PatientRedis(AsIfAsync(redis), patience_s, BLOCKING)
-        self._client = TurnClient(cast("Any", patient), shards=shards, limits=limits)
+        self._client = TurnClient(
+            cast("Any", patient), shards=shards, limits=limits, wait_replicas=wait_replicas
+        )
 
     @classmethod
     @contextmanager
@@ -84,11 +87,18 @@ class SyncTurnClient:
         shards: int = 1,
         limits: Limits | None = None,
         patience_s: float = PATIENCE_S,
+        wait_replicas: int = 0,
     ) -> Generator[Self, None, None]:
         """Open a client for an address; close it at the end. See `TurnClient.connect`."""
         redis = open_sync(url)
         try:
-            yield cls(redis, shards=shards, limits=limits, patience_s=patience_s)
+            yield cls(
+                redis,
+                shards=shards,
+                limits=limits,
+                patience_s=patience_s,
+                wait_replicas=wait_replicas,
+            )
         finally:
             redis.close()
 

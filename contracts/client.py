@@ -28,6 +28,7 @@ from turnline.contracts.readers import (
     read_terminal,
     read_tool_call,
 )
+from turnline.contracts.replication import confirmation, confirmed
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -62,6 +63,7 @@ class TurnClient:
         shards: int = 1,
         limits: protocol.Limits | None = None,
         patience_s: float = PATIENCE_S,
+        wait_replicas: int = 0,
     ) -> None:
         """Wrap a redis-py client that does not decode responses.
 
@@ -71,8 +73,12 @@ class TurnClient:
             limits: How much may wait, and how long things are kept.
             patience_s: How long a verb waits for a server that is away, before it raises
                 `StoreUnavailable`.
+            wait_replicas: How many replicas `submit` waits for, 0.2 s at most. The receipt says
+                how many have the message; one with fewer may be lost when the primary is.
         """
-        self._redis = cast("AsyncRedis", patient(redis, patience_s))
+        self._patient = patient(redis, patience_s)
+        self._redis = cast("AsyncRedis", self._patient)
+        self._wait_replicas = wait_replicas
         self._make = protocol.Requests(shards=shards, limits=limits)
 
     @classmethod
@@ -84,6 +90,7 @@ class TurnClient:
         shards: int = 1,
         limits: protocol.Limits | None = None,
         patience_s: float = PATIENCE_S,
+        wait_replicas: int = 0,
     ) -> AsyncGenerator[Self, None]:
         """Open a client for a server, one behind sentinels, or a cluster; close it at the end.
 
@@ -93,13 +100,20 @@ class TurnClient:
             shards: As for the class.
             limits: As for the class.
             patience_s: As for the class.
+            wait_replicas: As for the class.
 
         Raises:
             InvalidAddress: The address is none.
         """
         redis = open_async(url)
         try:
-            yield cls(redis, shards=shards, limits=limits, patience_s=patience_s)
+            yield cls(
+                redis,
+                shards=shards,
+                limits=limits,
+                patience_s=patience_s,
+                wait_replicas=wait_replicas,
+            )
         finally:
             await redis.aclose()
 
@@ -119,6 +133,11 @@ class TurnClient:
         """
         with ProducerSpans(self._make, [message]) as sending:
             (submission,) = sending.submissions
+            if self._wait_replicas:
+                (outcome,) = sending.outcomes(await self._put(sending.submissions))
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return outcome
             reply = await run(self._redis, submission.call)
             receipt = submission.receipt(reply)
             sending.outcomes([receipt])
@@ -134,16 +153,25 @@ class TurnClient:
             InvalidMessage: One of the messages breaks the contract; nothing was sent.
         """
         with ProducerSpans(self._make, messages) as sending:
-            submissions = sending.submissions
-            if not submissions:
-                return []
-            teach = ("SCRIPT LOAD", submissions[0].call.script.text)
-            _, *replies = await pipelined(
-                self._redis, [teach, *(s.call.words for s in submissions)]
-            )
-            return sending.outcomes(
-                [s.outcome(reply) for s, reply in zip(submissions, replies, strict=True)]
-            )
+            return sending.outcomes(await self._put(sending.submissions))
+
+    async def _put(self, submissions: Sequence[protocol.Submission]) -> list[Receipt | Exception]:
+        """Put messages in with one round trip, and wait for replicas if that is asked for."""
+        if not submissions:
+            return []
+        teach = ("SCRIPT LOAD", submissions[0].call.script.text)
+        commands = [teach, *(it.call.words for it in submissions)]
+        replicas = None
+        if self._wait_replicas:
+            shards = (self._make.names(it.conversation_id)[0].written for it in submissions)
+            commands += confirmation(dict.fromkeys(shards), self._wait_replicas)
+            replies = await self._patient.send_together(commands, all_or_none=True)
+            replicas = confirmed(replies[-1])
+        else:
+            replies = await pipelined(self._redis, commands)
+        return [
+            it.outcome(reply, replicas) for it, reply in zip(submissions, replies[1:], strict=False)
+        ]
 
     async def ask(
         self,

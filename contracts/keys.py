@@ -50,6 +50,8 @@ class ShardKeys(NamedTuple):
     JSON)."""
     fleet: str
     """Hash, permanent: settings that all parties must share (number of shards)."""
+    written: str
+    """String, expires: written where WAIT needs a write of its connection to wait for."""
 
 
 class ConversationKeys(NamedTuple):
@@ -122,6 +124,7 @@ def shard_keys(shard: int) -> ShardKeys:
         breakers=base + "breakers",
         traces=base + "traces",
         fleet=base + "fleet",
+        written=base + "written",
     )
 
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.refusals import is_passing, told
-from turnline.contracts.routing import key_of
+from turnline.contracts.routing import is_script, key_of
 
 T = TypeVar("T")
 PATIENCE_S: Final = 10.0
@@ -123,8 +123,8 @@ class PatientRedis:
 
         Args:
             commands: Those on one key are carried out in their order.
-            all_or_none: Whether one that failed lets all be sent again; such commands only read.
-                Else the replies hold errors, and only what failed is sent again.
+            all_or_none: Whether one that failed lets all be sent again: commands that only read,
+                or that have to be on one connection. Else only what failed is sent again.
         """
         trying = _Trying(self._patience_s, self._waiting.silence_s)
         replies: list[Any] = [None] * len(commands)
@@ -221,12 +221,13 @@ def _to_repeat(
     behind that one. What has no key, such as teaching a script, goes with the rest.
     """
     failed = [n for n, it in enumerate(replies) if isinstance(it, Exception) and is_passing(it)]
-    if all_or_none:
-        return range(len(commands)) if failed else ()
     done_at = {
         key_of(commands[n]): n for n, it in enumerate(replies) if not isinstance(it, Exception)
     }
     again = {n for n in failed if done_at.get(key_of(commands[n]), -1) < n}
+    if all_or_none:
+        is_late = len(again) < len(failed) and any(is_script(it) for it in commands)
+        return range(len(commands)) if failed and not is_late else ()
     if again:
         again |= {n for n, it in enumerate(commands) if key_of(it) is None}
     return sorted(again)

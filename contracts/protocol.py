@@ -112,8 +112,8 @@ class Submission(NamedTuple):
     digest: str
     trace_id: str
 
-    def receipt(self, reply: Sequence[Any]) -> Receipt:
-        """Read submit.lua's answer.
+    def receipt(self, reply: Sequence[Any], replicas: int | None = None) -> Receipt:
+        """Read submit.lua's answer; `replicas` have it, if that was asked for.
 
         Raises:
             Refused: Nothing was accepted.
@@ -129,6 +129,7 @@ class Submission(NamedTuple):
                     position=number,
                     after=text(detail),
                     trace_id=self.trace_id,
+                    replicas=replicas,
                 )
             case "duplicate":
                 record = decode_record(detail)
@@ -143,6 +144,7 @@ class Submission(NamedTuple):
                     status="duplicate",
                     after=record.after,
                     trace_id=record.trace_id or self.trace_id,
+                    replicas=replicas,
                 )
             case word if word in _REFUSALS:
                 error, reason, retry_after_s = _REFUSALS[word]
@@ -151,12 +153,12 @@ class Submission(NamedTuple):
             case _:
                 raise AssertionError(f"submit.lua answered {word}")
 
-    def outcome(self, reply: Any) -> Receipt | Exception:
+    def outcome(self, reply: Any, replicas: int | None = None) -> Receipt | Exception:
         """As `receipt`, but returning the error: for batches."""
         if isinstance(reply, Exception):
             return reply
         try:
-            return self.receipt(reply)
+            return self.receipt(reply, replicas)
         except (Refused, TurnIdReused) as error:
             return error
 

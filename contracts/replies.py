@@ -234,6 +234,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: str = "0-0"
     """Position in the event stream just before this turn's first event."""
     trace_id: str = ""
+    replicas: int | None = None
+    """Replicas that had the message when the receipt was made; None if none were waited for."""
 
     @property
     def accepted(self) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -33,8 +33,10 @@ def sentinels() -> Iterator[Sentinels]:
 class Producers:
     """An asyncio and a blocking producer who submit all the time, and what they see."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, wait_replicas: int = 0) -> None:
         self._address = address
+        self._wait_replicas = wait_replicas
+        self.confirmed: list[tuple[str, str]] = []
         self.receipts = 0
         self.blocking_receipts = 0
         self.longest_s = 0.0
@@ -42,7 +44,9 @@ class Producers:
         self._is_over = threading.Event()
 
     async def submit(self) -> None:
-        async with TurnClient.connect(self._address, shards=SHARDS) as client:
+        async with TurnClient.connect(
+            self._address, shards=SHARDS, wait_replicas=self._wait_replicas
+        ) as client:
             await asyncio.gather(*(self._talk(client, f"c{n}") for n in range(12)))
 
     async def _talk(self, client: TurnClient, conversation: str) -> None:
@@ -51,6 +55,8 @@ class Producers:
             receipt = await client.submit(UserMessage(conversation_id=conversation, text="Hi"))
             self.longest_s = max(self.longest_s, time.monotonic() - began_s)
             self.accepted.append((conversation, receipt.turn_id))
+            if (receipt.replicas or 0) >= self._wait_replicas:
+                self.confirmed.append((conversation, receipt.turn_id))
             self.receipts += 1
             await asyncio.sleep(0.01)
 
@@ -85,11 +91,14 @@ class Producers:
 
         await wait_until(enough, "both go on", timeout_s=30)
 
-    async def lost(self) -> list[tuple[str, str]]:
-        """What was accepted and is not there."""
+    async def lost(
+        self, accepted: Sequence[tuple[str, str]] | None = None
+    ) -> list[tuple[str, str]]:
+        """What was accepted, all or these, and is not there."""
+        accepted = self.accepted if accepted is None else accepted
         async with TurnClient.connect(self._address, shards=SHARDS) as client:
-            known = {it: set(await _turns(client, it)) for it in {it for it, _ in self.accepted}}
-        return [(it, turn) for it, turn in self.accepted if turn.encode() not in known[it]]
+            known = {it: set(await _turns(client, it)) for it in {it for it, _ in accepted}}
+        return [(it, turn) for it, turn in accepted if turn.encode() not in known[it]]
 
 
 async def _turns(client: TurnClient, conversation: str) -> list[bytes]:

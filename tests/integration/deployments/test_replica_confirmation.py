@@ -1,0 +1,115 @@
+"""A receipt says how many replicas have the message, and what they have is never lost."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.deployments.test_clients_follow import Producers
+from turnline.contracts import Receipt, StoreIncompatible, SyncTurnClient, TurnClient, UserMessage
+from turnline.contracts.replication import WAIT_MS
+from turnline.contracts.topology import slot_of
+from turnline.ops.deployments import Cluster, Node, Sentinels
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[Sentinels]:
+    """A primary, two replicas, three sentinels."""
+    with Sentinels() as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three primaries, three replicas."""
+    with Cluster() as deployment:
+        yield deployment
+
+
+def said(conversation: str, turn_id: str = "t") -> UserMessage:
+    return UserMessage(conversation_id=conversation, turn_id=turn_id, text="Hi")
+
+
+@pytest.mark.promise("P11")
+async def test_a_receipt_says_how_many_replicas_have_the_message(sentinels: Sentinels) -> None:
+    """Both clients; also of a message that was in already; none where nobody asked."""
+    async with TurnClient.connect(sentinels.address, wait_replicas=2) as client:
+        assert (await client.submit(said("asked"))).replicas == 2
+        assert (await client.submit(said("asked"))).replicas == 2
+    with SyncTurnClient.connect(sentinels.address, wait_replicas=1) as blocking:
+        receipt = await asyncio.to_thread(blocking.submit, said("blocking"))
+    assert receipt.replicas is not None
+    assert receipt.replicas >= 1
+    async with TurnClient.connect(sentinels.address) as client:
+        assert (await client.submit(said("unasked"))).replicas is None
+
+
+@pytest.mark.promise("P11")
+async def test_replicas_that_do_not_answer_are_not_counted(sentinels: Sentinels) -> None:
+    """The message is in, in bounded time; also one that was in before, on another connection."""
+    replicas = sentinels.replicas
+    async with TurnClient.connect(sentinels.address) as client:
+        await client.submit(said("frozen", "known"))
+    for replica in replicas:
+        replica.freeze()
+    try:
+        began_s = time.monotonic()
+        async with TurnClient.connect(sentinels.address, wait_replicas=1) as client:
+            known = await client.submit(said("frozen", "known"))
+            (new,) = await client.submit_many([said("frozen", "new")])
+        took_s = time.monotonic() - began_s
+    finally:
+        for replica in replicas:
+            replica.wake()
+        sentinels.mend()
+
+    assert isinstance(new, Receipt)
+    assert [(it.status, it.replicas) for it in (known, new)] == [("duplicate", 0), ("accepted", 0)]
+    assert 2 * WAIT_MS / 1000 <= took_s < 2 * WAIT_MS / 1000 + 1.5
+
+
+@pytest.mark.promise("P11")
+async def test_all_servers_of_a_batch_are_asked(cluster: Cluster) -> None:
+    """The receipts say what holds for each of them; one that lost its replica has none."""
+    primary = cluster.primary_of(slot_of("{s0}"))
+    (replica,) = cluster.replicas_of(primary)
+    messages = [said(f"c{n}") for n in range(48)]
+    async with TurnClient.connect(cluster.address, shards=6, wait_replicas=1) as client:
+        whole = await client.submit_many(messages)
+        replica.freeze()
+        try:
+            without = await client.submit_many(messages)
+        finally:
+            replica.wake()
+            cluster.mend()
+
+    assert {getattr(it, "replicas", it) for it in whole} == {1}
+    assert {getattr(it, "replicas", it) for it in without} == {0}
+
+
+@pytest.mark.promise("P11")
+async def test_what_a_replica_has_survives_its_primary(sentinels: Sentinels) -> None:
+    """The primary is killed under producers who wait for a replica; who has most succeeds it."""
+    producers = Producers(sentinels.address, wait_replicas=1)
+
+    def kill() -> Node:
+        primary = sentinels.primary
+        primary.kill()
+        return primary
+
+    await producers.while_they_submit(kill)
+
+    assert len(producers.confirmed) > 60
+    assert await producers.lost(producers.confirmed) == []
+    sentinels.mend()
+
+
+async def test_a_server_that_forbids_it_is_named(sentinels: Sentinels) -> None:
+    """The producer asked for what cannot be had."""
+    primary = sentinels.primary
+    primary.ask("ACL", "SETUSER", "w", "on", ">pw", "~*", "&*", "+@all", "-wait")
+    address = primary.url.replace("redis://", "redis://w:pw@")
+    async with TurnClient.connect(address, wait_replicas=1) as client:
+        with pytest.raises(StoreIncompatible, match="the command WAIT"):
+            await client.submit(said("forbidden"))
