@@ -68,6 +68,7 @@ class SyncTurnClient:
         redis: SyncRedis,
         *,
         shards: int = 1,
+        prefix: str = "",
         limits: Limits | None = None,
         patience_s: float = PATIENCE_S,
         wait_replicas: int = 0,
@@ -75,7 +76,11 @@ class SyncTurnClient:
         """Wrap a redis-py client that does not decode responses; see `TurnClient`."""
         patient = PatientRedis(AsIfAsync(redis), patience_s, BLOCKING)
         self._client = TurnClient(
-            cast("Any", patient), shards=shards, limits=limits, wait_replicas=wait_replicas
+            cast("Any", patient),
+            shards=shards,
+            prefix=prefix,
+            limits=limits,
+            wait_replicas=wait_replicas,
         )
 
     @classmethod
@@ -85,6 +90,7 @@ class SyncTurnClient:
         url: str,
         *,
         shards: int = 1,
+        prefix: str = "",
         limits: Limits | None = None,
         patience_s: float = PATIENCE_S,
         wait_replicas: int = 0,
@@ -95,6 +101,7 @@ class SyncTurnClient:
             yield cls(
                 redis,
                 shards=shards,
+                prefix=prefix,
                 limits=limits,
                 patience_s=patience_s,
                 wait_replicas=wait_replicas,

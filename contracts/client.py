@@ -61,6 +61,7 @@ class TurnClient:
         redis: AsyncRedis,
         *,
         shards: int = 1,
+        prefix: str = "",
         limits: protocol.Limits | None = None,
         patience_s: float = PATIENCE_S,
         wait_replicas: int = 0,
@@ -70,6 +71,8 @@ class TurnClient:
         Args:
             redis: The connection pool to use.
             shards: Number of shards of the fleet; must be the workers' number.
+            prefix: Name of the fleet where several share a server: up to 32 letters, digits, `_`
+                and `-`; must be the workers'.
             limits: How much may wait, and how long things are kept.
             patience_s: How long a verb waits for a server that is away, before it raises
                 `StoreUnavailable`.
@@ -79,7 +82,7 @@ class TurnClient:
         self._patient = patient(redis, patience_s)
         self._redis = cast("AsyncRedis", self._patient)
         self._wait_replicas = wait_replicas
-        self._make = protocol.Requests(shards=shards, limits=limits)
+        self._make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
 
     @classmethod
     @asynccontextmanager
@@ -88,6 +91,7 @@ class TurnClient:
         url: str,
         *,
         shards: int = 1,
+        prefix: str = "",
         limits: protocol.Limits | None = None,
         patience_s: float = PATIENCE_S,
         wait_replicas: int = 0,
@@ -98,6 +102,7 @@ class TurnClient:
             url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://h:p,h:p/NAME/DB` or
                 `redis+cluster://h:p,h:p` (and `rediss+...`).
             shards: As for the class.
+            prefix: As for the class.
             limits: As for the class.
             patience_s: As for the class.
             wait_replicas: As for the class.
@@ -110,6 +115,7 @@ class TurnClient:
             yield cls(
                 redis,
                 shards=shards,
+                prefix=prefix,
                 limits=limits,
                 patience_s=patience_s,
                 wait_replicas=wait_replicas,

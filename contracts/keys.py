@@ -2,8 +2,10 @@
 
 A shard is a hash tag: all keys of a conversation, the queue that holds it and ARQ's keys of its job
 carry `{s<n>}`, so that every script stays within one slot of a cluster (docs/adr/0005-shards.md).
+Fleets that share a server have prefixes: `{<prefix>-s<n>}`.
 """
 
+import re
 import zlib
 from typing import NamedTuple
 
@@ -104,9 +106,24 @@ def shard_of(conversation_id: str, shards: int) -> int:
     return zlib.crc32(conversation_id.encode()) % shards if shards > 1 else 0
 
 
-def shard_keys(shard: int) -> ShardKeys:
-    """Return the names of one shard."""
-    tag = f"{{s{shard}}}"
+def fleet_keys(shards: int, prefix: str = "") -> tuple[ShardKeys, ...]:
+    """Return the names of all shards of a fleet.
+
+    Raises:
+        ValueError: The prefix is none; the text says what is.
+    """
+    if not re.fullmatch("[A-Za-z0-9_-]{0,32}", prefix):
+        raise ValueError("expected up to 32 letters, digits, `_` and `-` of ASCII")
+    return tuple(shard_keys(n, prefix) for n in range(shards))
+
+
+def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
+    """Return the names of one shard.
+
+    A prefix stands within the hash tag, where ARQ's keys have it too; those of two fleets differ,
+    because the tag ends with the shard.
+    """
+    tag = f"{{{prefix}-s{shard}}}" if prefix else f"{{s{shard}}}"
     base = f"{PREFIX}:{tag}:"
     return ShardKeys(
         tag=tag,

@@ -30,7 +30,7 @@ from turnline.contracts.keys import (
     ConversationKeys,
     ShardKeys,
     conversation_keys,
-    shard_keys,
+    fleet_keys,
     shard_of,
 )
 from turnline.contracts.messages import (
@@ -166,18 +166,19 @@ class Submission(NamedTuple):
 class Requests:
     """Builds commands for a fleet of a given number of shards."""
 
-    def __init__(self, *, shards: int = 1, limits: Limits | None = None) -> None:
+    def __init__(self, *, shards: int = 1, limits: Limits | None = None, prefix: str = "") -> None:
         """Prepare names and limits; nothing is sent.
 
         Raises:
-            ValueError: Records would go before the turns they keep from being accepted twice.
+            ValueError: Records would go before the turns they keep from being accepted twice; or
+                the prefix is none.
         """
         self.limits = limits or Limits()
         if self.limits.records <= self.limits.inbox:
             raise ValueError("limits: records must be more than inbox")
         # What waits keeps its record, by which it is known when it is sent again.
         self._headroom = min(HEADROOM, self.limits.records - self.limits.inbox - 1)
-        self.shards = tuple(shard_keys(n) for n in range(shards))
+        self.shards = fleet_keys(shards, prefix)
         self._schemas = Schemas()
 
     def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:

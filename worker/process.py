@@ -113,7 +113,7 @@ class Fleet:
 
     async def _open(self) -> None:
         for number in self._settings.served_shards:
-            worker, redis = self.parts.make_worker(shard_keys(number))
+            worker, redis = self.parts.make_worker(shard_keys(number, self._settings.prefix))
             self.workers.append(worker)
             self._connections.append(redis)
         await self.parts.telemetry.open()

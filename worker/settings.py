@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from turnline.contracts.addresses import host_and_port, read_address, where
 from turnline.contracts.errors import InvalidAddress
+from turnline.contracts.keys import fleet_keys
 from turnline.worker.files import UnusableFile, read_text
 
 PREFIX = "TURNLINE_"
@@ -82,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Conversations that this worker runs at once."""
     shards: Annotated[int, Meta(ge=1, le=16_384)] = 1
     """Hash tags the fleet's conversations are spread over; the same for all workers and clients."""
+    prefix: str = ""
+    """Name of the fleet where several share a server; the same for all workers and clients."""
     serve_shards: str = "all"
     """Shards this worker serves: `all`, or numbers from 0, separated by commas."""
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] = 1.8
@@ -289,6 +292,10 @@ def _check(settings: Settings) -> None:
             f"{PREFIX}STALL_S: more than {PREFIX}HEARTBEAT_S ({settings.heartbeat_s:g} s)"
         )
     _ = settings.served_shards
+    try:
+        fleet_keys(0, settings.prefix)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}PREFIX: {error}") from None
     try:
         read_address(settings.redis_url)
     except InvalidAddress as error:

@@ -191,7 +191,8 @@ def _channel(
     known = {
         "tag": {
             "description": "Hash tag of the conversation's shard, braces included: `{s<n>}`, n "
-            "being the CRC-32 of the conversation id's UTF-8, modulo the number of shards.",
+            "being the CRC-32 of the conversation id's UTF-8, modulo the number of shards; of a "
+            "fleet with a prefix `{<prefix>-s<n>}`.",
             "examples": [shard_keys(0).tag],
         },
         "conversation_id": {"description": "As in the messages."},

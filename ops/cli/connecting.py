@@ -19,7 +19,7 @@ Connect = Callable[[], AbstractContextManager[Connection]]
 
 
 def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--redis` and `--shards`; the command gets `connect`, a `Connect` to that server."""
+    """Add the options that name a fleet; the command gets `connect`, a `Connect` to it."""
 
     @click.option(
         "--redis",
@@ -38,9 +38,15 @@ def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Shards of the fleet; the workers' number.",
     )
+    @click.option(
+        "--prefix",
+        envvar="TURNLINE_PREFIX",
+        default="",
+        help="Name of the fleet where several share a server; the workers' prefix.",
+    )
     @wraps(command)
-    def run(*, redis_url: str, shards: int, **others: Any) -> Any:
-        return command(connect=partial(connected, redis_url, shards), **others)
+    def run(*, redis_url: str, shards: int, prefix: str, **others: Any) -> Any:
+        return command(connect=partial(connected, redis_url, shards, prefix), **others)
 
     return run
 

@@ -9,7 +9,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from turnline.contracts import InvalidAddress, SyncTurnClient
 from turnline.contracts.addresses import read_address
 from turnline.contracts.connection import SyncRedis
-from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.contracts.keys import ShardKeys
 from turnline.contracts.opening import open_sync
 from turnline.contracts.patience import PATIENCE_S
 from turnline.contracts.protocol import Requests
@@ -30,20 +30,24 @@ class Connection(NamedTuple):
 
 
 @contextmanager
-def connected(redis_url: str, shards: int = 1) -> Generator[Connection]:
+def connected(redis_url: str, shards: int = 1, prefix: str = "") -> Generator[Connection]:
     """Open a connection, having asked whether anybody answers.
 
     Raises:
-        Failure: Nobody does, or the address is none.
+        Failure: Nobody does, or the address or the prefix is none.
     """
+    try:
+        requests = Requests(shards=shards, prefix=prefix)
+    except ValueError as error:
+        raise Failure(f"--prefix (or TURNLINE_PREFIX): {error}.") from None
     check_answers(redis_url)
     redis = open_sync(redis_url, patience_s=PATIENCE_S)
     try:
         yield Connection(
-            SyncTurnClient(redis, shards=shards),
+            SyncTurnClient(redis, shards=shards, prefix=prefix),
             redis,
-            Requests(shards=shards),
-            tuple(shard_keys(n) for n in range(shards)),
+            requests,
+            requests.shards,
         )
     finally:
         redis.close()

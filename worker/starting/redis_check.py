@@ -162,7 +162,7 @@ class _Asking:
     async def _rights(self, servers: AsyncServers) -> None:
         """Ask for the rights to every command, key and channel in use."""
         for number in self._settings.served_shards[:_MOST_SHARDS]:
-            shard = shard_keys(number)
+            shard = shard_keys(number, self._settings.prefix)
             refused, words = await missing((await servers.place(shard.tag)).redis, shard)
             if refused:
                 named = ", ".join(refused[:_MOST_NAMED])
@@ -177,7 +177,7 @@ class _Asking:
     async def _writes(self, redis: AsyncRedis) -> None:
         """Write a key to each shard, and delete it."""
         for number in self._settings.served_shards[:_MOST_SHARDS]:
-            key = f"{shard_keys(number).fleet}:try"
+            key = f"{shard_keys(number, self._settings.prefix).fleet}:try"
             try:
                 await redis.execute_command("SET", key, "", "PX", _TRY_MS)
                 await redis.execute_command("DEL", key)
@@ -186,7 +186,8 @@ class _Asking:
 
     async def _shards(self, redis: AsyncRedis) -> None:
         """Compare the number of shards with the fleet's; the first worker says it."""
-        fleet, shards = shard_keys(0).fleet, self._settings.shards
+        fleet = shard_keys(0, self._settings.prefix).fleet
+        shards = self._settings.shards
         known = await redis.execute_command("HGET", fleet, "shards")
         if known is None:  # only then: a full server would refuse it
             await redis.execute_command("HSETNX", fleet, "shards", shards)
