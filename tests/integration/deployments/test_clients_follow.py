@@ -182,6 +182,18 @@ async def test_a_killed_primary_behind_sentinels_is_replaced(sentinels: Sentinel
     sentinels.mend()
 
 
+async def test_messages_for_all_servers_are_submitted_at_once(cluster: Cluster) -> None:
+    """Also where none of the servers knows the script yet."""
+    for node in cluster.primaries:
+        node.command("SCRIPT", "FLUSH")
+    messages = [UserMessage(conversation_id=f"many{n}", text="Hi") for n in range(50)]
+
+    async with TurnClient.connect(cluster.address, shards=SHARDS) as client:
+        outcomes = await client.submit_many(messages)
+
+    assert [getattr(it, "status", it) for it in outcomes] == ["accepted"] * 50
+
+
 @pytest.mark.promise("P11")
 async def test_an_address_that_accepts_and_closes_is_waited_for(cluster: Cluster) -> None:
     """As a load balancer without a server does; then the caller is told, in time."""
