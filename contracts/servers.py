@@ -185,6 +185,9 @@ class _Pool(redis.asyncio.ConnectionPool):
         except _LOST:
             self._lost()
             raise
+        if self._is_closed:  # while it connected: nobody watches it
+            await self.release(connection)
+            raise LostConnection("the server is no primary any more")
         self._taken_s[connection] = asyncio.get_running_loop().time()
         return connection
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import redis as redis_sync
+from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as ConnectionTimeout
 
 from tests.support.wait import wait_until
@@ -142,6 +143,23 @@ async def test_a_command_on_its_way_leaves_no_connection_to_a_closed_client(
 
     assert not pool._in_use_connections
     assert [it for it in pool._available_connections if it.is_connected] == []
+
+
+@pytest.mark.promise("P11")
+async def test_a_command_that_is_still_connecting_hears_that_its_server_was_left(
+    silent: str,
+) -> None:
+    """Nobody would watch its connection: it would wait for all of its time, and in vain."""
+    servers = open_servers(silent)
+    place = await servers.place("k")
+    sending = asyncio.create_task(place.redis.execute_command("PING"))
+    await wait_until(lambda: bool(place.pool._in_use_connections), "it connects")
+
+    await place.pool.close_all(in_use=True)
+
+    with pytest.raises(LostConnection):
+        await asyncio.wait_for(sending, 2)
+    await servers.aclose()
 
 
 async def test_a_client_says_that_it_belongs_to_one_event_loop(redis_url: str) -> None:
