@@ -23,10 +23,11 @@ from turnline.contracts.numbers import number as read_number
 
 CHEAP_STEPS: Final = 250_000
 """Rules times bytes up to which a check runs in the event loop: some 20 ms at the very worst."""
-CHECK_S: Final = 0.03
+CHECK_S: Final = 0.05
 """Processor seconds for each begun 100 KB of what is checked."""
 _CHECK_BYTES: Final = 100_000
-_CHECK_MAX_S: Final = 1.0
+_CHECK_MAX_S: Final = 2.0
+"""Twice what the largest reply takes on a core that nothing else uses."""
 _MEMORY_BYTES: Final = 1024 * 1024 * 1024
 """Of addresses, those of the interpreter included."""
 _WAIT_S: Final = 30.0

@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ class Holder(NamedTuple):
     claim: str
 
 
+@functools.cache
 def holders(folder: Path = REPOSITORY / "tests") -> list[Holder]:
     """Return all marked tests, sorted by file, in the order in which they stand there."""
     return [
