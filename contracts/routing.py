@@ -20,7 +20,7 @@ def key_of(words: Sequence[Arg]) -> str | None:
     name, second, _ = str(words[0]).partition(" ")
     if name in _SCRIPTS:
         return _text(words[3]) if int(words[2]) else None
-    if name.partition(" ")[0] in _KEYLESS or len(words) < 2:  # also `SCRIPT LOAD` as one word
+    if name in _KEYLESS or len(words) < 2:
         return None
     if name in _BEHIND_STREAMS:
         return _text(words[words.index("STREAMS") + 1])
