@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from turnline.contracts.conversation import AssistantEntry, UserEntry
+from turnline.contracts.keys import shard_of
 from turnline.contracts.protocol import TextAssembler
 from turnline.contracts.replies import (
     TERMINAL,
@@ -33,11 +34,11 @@ from turnline.ops.chaos.thoughts import Answered, check_thoughts
 
 Column = Literal[
     "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken",
-    "lost reasoning", "broken prefix",
+    "lost reasoning", "broken prefix", "producer errors", "lost by failover", "shown, then lost",
 ]  # fmt: skip
 COLUMNS: Final[tuple[Column, ...]] = (
     "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken",
-    "lost reasoning", "broken prefix",
+    "lost reasoning", "broken prefix", "producer errors", "lost by failover", "shown, then lost",
 )  # fmt: skip
 PERMANENT: Final = frozenset({"queue", "wake", "idle", "token", "workers", "fleet"})
 """The shard's keys that may stay for ever, by the last part of their names. They do not grow."""
@@ -52,10 +53,15 @@ class Violation(msgspec.Struct, frozen=True, kw_only=True):
     conversation: str
     turn: str = ""
     what: str
+    by: str = ""
+    """Kind of the failover that explains it, if one does."""
 
 
 def check(
-    chats: Sequence[Chat], evidence: Evidence, disturbances: Sequence[Disturbance]
+    chats: Sequence[Chat],
+    evidence: Evidence,
+    disturbances: Sequence[Disturbance],
+    shards: int = 1,
 ) -> list[Violation]:
     """Check every promise for every conversation."""
     found = list(_check_keys(chats, evidence))
@@ -68,9 +74,17 @@ def check(
             evidence.left.get(chat.conversation, Left()),
             evidence.requests.get(chat.conversation, ()),
             evidence.replies,
-            disturbances,
+            concerning(disturbances, chat.conversation, shards),
         ).run()
     return found
+
+
+def concerning(
+    disturbances: Sequence[Disturbance], conversation: str, shards: int
+) -> list[Disturbance]:
+    """Return the disturbances that may have been felt in a conversation."""
+    shard = shard_of(conversation, shards)
+    return [it for it in disturbances if it.concerns(shard)]
 
 
 class ChatCheck:

@@ -11,7 +11,8 @@ import msgspec
 
 from turnline.ops.chaos import drills, session
 from turnline.ops.chaos.figures import Name, progress
-from turnline.ops.chaos.report import show, show_drill
+from turnline.ops.chaos.report import Report, show, show_drill
+from turnline.ops.chaos.run_options import Deployment, Run, Wires
 from turnline.ops.chaos.sabotage import SABOTAGES
 from turnline.ops.cli.output import console, say
 from turnline.ops.cli.sigterm import ends_in_order
@@ -40,10 +41,34 @@ _ROUNDS: Final[Mapping[Name, int]] = {
 )
 @click.option(
     "--wire",
-    type=click.Choice(get_args(session.Wires)),
+    type=click.Choice(get_args(Wires)),
     default="responses",
     show_default=True,
     help="How workers talk to the model; both: every second one in either way.",
+)
+@click.option(
+    "--cluster",
+    "deployment",
+    flag_value="cluster",
+    help="On a Redis cluster: three primaries, three replicas.",
+)
+@click.option(
+    "--sentinel",
+    "deployment",
+    flag_value="sentinel",
+    help="On a primary with two replicas and three sentinels.",
+)
+@click.option(
+    "--shards",
+    type=click.IntRange(1, 1024),
+    help="Of the fleet, with --cluster or --sentinel.  [default: 6 with --cluster, else 1]",
+)
+@click.option(
+    "--wait-replicas",
+    type=click.IntRange(0, 2),
+    default=0,
+    show_default=True,
+    help="Replicas that producers wait for, with --cluster or --sentinel.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
@@ -70,7 +95,10 @@ def chaos(
     seed: int | None,
     workers: int,
     conversations: int,
-    wire: session.Wires,
+    wire: Wires,
+    deployment: Deployment | None,
+    shards: int | None,
+    wait_replicas: int,
     as_json: bool,
     keep: Path | None,
     upgrade_from: str | None,
@@ -80,35 +108,61 @@ def chaos(
     """Kill, stop and cut off a fleet under load, then check every promise.
 
     \b
-    Starts a private Redis, a simulated Grok and workers; producers and readers talk while workers
-    are killed, frozen and told to end, Redis is restarted, filled and cut off, and the model fails
-    in every way it can. When all is quiet, everything is read back. Exit code 1: a promise was
-    broken, and it says which and where.
+    Producers and readers talk while workers are killed, frozen and told to end, Redis is restarted,
+    filled and cut off (several servers: killed, frozen, replaced, slots moved), and the model fails
+    in every way it can. Then everything is read back. Exit code 1: a promise was broken. What a
+    crash lost that no replica had is shown, and breaks none.
 
     \b
     Examples:
       turnline chaos --minutes 10 --seed 7 --wire both
+      turnline chaos --cluster --shards 48 --minutes 10 --wait-replicas 1
       turnline chaos --drill kill
       turnline chaos --upgrade-from HEAD~1
     """  # noqa: D301  click's mark
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
     if drill is not None:
         _drill(drill, as_json=as_json, seed=seed)
-    options = session.Run(
+    options = Run(
         seconds=minutes * 60,
         seed=seed,
         workers=workers,
         conversations=conversations,
         wire=wire,
+        deployment=deployment or "server",
+        shards=_shards(deployment, shards, alone=bool(upgrade_from or keep)),
+        wait_replicas=wait_replicas if deployment is not None else 0,
         sabotage=sabotage,
         upgrade_from=upgrade_from,
         keep=keep,
-        command=f"turnline chaos --minutes {minutes:g} --seed {seed} --workers {workers} "
-        f"--conversations {conversations} --wire {wire}",
     )
     say(console(stderr=True), f"seed {seed}")
     with ends_in_order(), progress() as tell:
-        report = session.run(options, tell)
+        report = session.run(msgspec.structs.replace(options, command=_command(options)), tell)
+    _finish(report, as_json=as_json)
+
+
+def _shards(deployment: Deployment | None, shards: int | None, *, alone: bool) -> int:
+    """Return how many shards the fleet has, if the options go together."""
+    if deployment is not None and alone:
+        raise click.UsageError("--upgrade-from and --keep need the one private Redis.")
+    if deployment is None and shards is not None:
+        raise click.UsageError("--shards needs --cluster or --sentinel.")
+    return shards or (6 if deployment == "cluster" else 1)
+
+
+def _command(run: Run) -> str:
+    """Return the command that repeats a run."""
+    where = f" --{run.deployment} --shards {run.shards}" if run.deployment != "server" else ""
+    where += f" --wait-replicas {run.wait_replicas}" if run.wait_replicas else ""
+    return (
+        f"turnline chaos --minutes {run.seconds / 60:g} --seed {run.seed} --workers {run.workers} "
+        f"--conversations {run.conversations} --wire {run.wire}{where}"
+    )
+
+
+def _finish(report: Report, *, as_json: bool) -> NoReturn:
+    """Show a report and exit."""
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1))
     else:

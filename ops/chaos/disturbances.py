@@ -7,8 +7,9 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 Kind = Literal[
-    "kill", "stop", "term", "redis-kill", "redis-clean", "redis-full", "flush", "cut", "outage"
-]
+    "kill", "stop", "term", "redis-kill", "redis-clean", "redis-full", "flush", "cut", "outage",
+    "primary-kill", "primary-stop", "failover", "replica-kill", "slot-move",
+]  # fmt: skip
 PER_MINUTE: Final[Mapping[Kind, float]] = {
     "kill": 23.0,
     "stop": 7.0,
@@ -21,8 +22,23 @@ PER_MINUTE: Final[Mapping[Kind, float]] = {
     "outage": 0.5,
 }
 """`cut` ends Redis connections, `outage` makes the model fail for a few calls in a row."""
-HITS_REDIS: Final = frozenset({"redis-kill", "redis-clean", "redis-full", "cut"})
-ALWAYS: Final[tuple[Kind, ...]] = ("redis-kill", "redis-clean")
+_ON_ONE_SERVER: Final = frozenset({"redis-kill", "redis-clean", "redis-full"})
+SENTINEL_PER_MINUTE: Final[Mapping[Kind, float]] = {
+    **{kind: rate for kind, rate in PER_MINUTE.items() if kind not in _ON_ONE_SERVER},
+    "primary-kill": 1.5,
+    "primary-stop": 1.5,
+    "failover": 3.0,
+    "replica-kill": 1.0,
+}
+"""The same where there are several servers: their loss stands for restarts of the only one."""
+CLUSTER_PER_MINUTE: Final[Mapping[Kind, float]] = {**SENTINEL_PER_MINUTE, "slot-move": 3.0}
+"""The same in a cluster."""
+HITS_REDIS: Final = frozenset(
+    {*_ON_ONE_SERVER, "cut", "primary-kill", "primary-stop", "failover", "slot-move"}
+)
+ALWAYS: Final[frozenset[Kind]] = frozenset(
+    {"redis-kill", "redis-clean", "primary-kill", "primary-stop", "failover", "slot-move"}
+)
 """Happen at least once in a run, however short."""
 
 FAULTS: Final[Mapping[str, float]] = {
@@ -124,7 +140,17 @@ class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
     from_ms: float
     """Wall clock, ms since the Unix epoch."""
     to_ms: float
-    """When it was undone: the worker runs again, Redis answers again."""
+    """When it was undone: the worker runs again, Redis answers again, all servers agree."""
+    node: str = ""
+    """Name of the server struck, where there are several."""
+    shards: frozenset[int] | None = None
+    """Whose shards were on it; None: all of them, or it has nothing to do with them."""
+    failed_over: bool = False
+    """Whether another server took over from it."""
+
+    def concerns(self, shard: int) -> bool:
+        """Whether it may have been felt in a shard."""
+        return self.shards is None or shard in self.shards
 
 
 _LASTS_S: Final[Mapping[Kind, tuple[float, float]]] = {
@@ -134,21 +160,31 @@ _LASTS_S: Final[Mapping[Kind, tuple[float, float]]] = {
     "redis-kill": (0.0, 1.0),
     "redis-clean": (0.0, 1.0),
     "redis-full": (0.1, 0.8),
+    "primary-kill": (0.2, 5.0),
+    "primary-stop": (0.3, 6.0),
+    "replica-kill": (0.2, 3.0),
 }
 
 
-def planned(seed: int, seconds: float, *, scale: float = 1.0) -> list[Planned]:
+def planned(
+    seed: int,
+    seconds: float,
+    *,
+    scale: float = 1.0,
+    per_minute: Mapping[Kind, float] = PER_MINUTE,
+) -> list[Planned]:
     """Draw what happens in a run.
 
     Args:
         seed: The same seed gives the same plan.
         seconds: How long the run takes; the last tenth of a second is left alone.
         scale: Multiplies how often everything happens.
+        per_minute: What happens, and how often.
     """
     found: list[Planned] = []
-    for kind, per_minute in PER_MINUTE.items():
+    for kind, rate in per_minute.items():
         rng = random.Random(f"{seed} {kind}")
-        every_s = 60 / (per_minute * scale)
+        every_s = 60 / (rate * scale)
         if kind in ALWAYS:
             every_s = min(every_s, seconds / 1.5)
         at_s = every_s * rng.uniform(0.3, 1.0)

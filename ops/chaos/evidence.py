@@ -1,10 +1,14 @@
 """Reads back what a run left: conversations, reply stream, dead letters, keys, model calls."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Final, Literal
 
 import msgspec
 
+from turnline.contracts.addresses import read_address
+from turnline.contracts.blocking_servers import BlockingServers, run
 from turnline.contracts.connection import SyncRedis
 from turnline.contracts.conversation import (
     CallEntry,
@@ -13,7 +17,8 @@ from turnline.contracts.conversation import (
     Usage,
     decode_context_entry,
 )
-from turnline.contracts.keys import ConversationKeys, conversation_keys, shard_keys
+from turnline.contracts.keys import ConversationKeys, conversation_keys, shard_keys, shard_of
+from turnline.contracts.opening import Blocking, open_sync
 from turnline.contracts.protocol import TOTAL_FIELDS, read_totals
 from turnline.contracts.replies import AnyEvent, TurnRecord, decode_event, decode_record
 from turnline.contracts.scripts import text
@@ -24,6 +29,7 @@ from turnline.ops.simulator.request_ledger import Continuity
 _decode_call = msgspec.json.Decoder(CallEntry).decode
 _MANY: Final = 1_000_000
 _PAGE: Final = 1_000
+_ANSWER_S: Final = 10.0
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,31 +88,42 @@ class Evidence(msgspec.Struct, kw_only=True):
     """By conversation id, oldest first."""
 
 
-def gather(redis: SyncRedis, sim: SimAdmin, conversations: Iterable[str]) -> Evidence:
-    """Read everything back.
+def gather(url: str, sim: SimAdmin, conversations: Iterable[str], shards: int = 1) -> Evidence:
+    """Read everything back, from all shards, wherever they are.
+
+    Args:
+        url: Address of the servers.
+        sim: The model.
+        conversations: Their names.
+        shards: How many the fleet has.
 
     Raises:
         LedgerIncomplete: The simulator dropped part of its record.
         redis.exceptions.RedisError: Redis does not answer.
     """
-    shard = shard_keys(0)
     requests: dict[str, list[Request]] = {}
     for entry in sim.entries():
         requests.setdefault(entry.conversation_id or "", []).append(_request(entry))
-    replies: dict[str, int] = {}
-    for _, fields in redis.execute_command("XRANGE", shard.reply_prefix + REPLIES, "-", "+"):
-        turn = decode_event(fields[b"e"]).turn_id
-        replies[turn] = replies.get(turn, 0) + 1
-    return Evidence(
-        left={name: _left(redis, conversation_keys(shard.tag, name)) for name in conversations},
-        replies=replies,
-        dead=[
-            (text(fields[b"c"]), text(fields[b"t"]), text(fields[b"code"]))
-            for _, fields in redis.execute_command("XRANGE", shard.dead, "-", "+")
-        ],
-        lives=dict(_lives(redis)),
-        requests=requests,
-    )
+    replies: Counter[str] = Counter()
+    dead: list[tuple[str, str, str]] = []
+    with closing(open_sync(url, patience_s=3)) as redis:
+        for shard in map(shard_keys, range(shards)):
+            copies = redis.execute_command("XRANGE", shard.reply_prefix + REPLIES, "-", "+")
+            replies.update(decode_event(fields[b"e"]).turn_id for _, fields in copies)
+            dead += [
+                (text(fields[b"c"]), text(fields[b"t"]), text(fields[b"code"]))
+                for _, fields in redis.execute_command("XRANGE", shard.dead, "-", "+")
+            ]
+        return Evidence(
+            left={
+                name: _left(redis, conversation_keys(shard_keys(shard_of(name, shards)).tag, name))
+                for name in conversations
+            },
+            replies=replies,
+            dead=dead,
+            lives=dict(_lives_everywhere(url)),
+            requests=requests,
+        )
 
 
 def _left(redis: SyncRedis, keys: ConversationKeys) -> Left:
@@ -156,6 +173,16 @@ def _was_trimmed(info: Any) -> bool:
         return False
     facts = dict(zip(map(text, info[::2]), info[1::2], strict=True))
     return bool(facts["entries-added"] != facts["length"])
+
+
+def _lives_everywhere(url: str) -> Iterator[tuple[str, int]]:
+    """Visit every key of every primary."""
+    servers = BlockingServers(read_address(url), max_connections=2, timeout_s=_ANSWER_S)
+    try:
+        for server in run(servers.primaries()):
+            yield from _lives(Blocking(server.redis))
+    finally:
+        run(servers.aclose())
 
 
 def _lives(redis: SyncRedis) -> Iterator[tuple[str, int]]:

@@ -2,7 +2,6 @@
 
 import os
 import sched
-import signal
 import subprocess
 import sys
 import time
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from redis.exceptions import RedisError
 
 from turnline.contracts.keys import shard_keys
 from turnline.contracts.opening import open_sync
 from turnline.ops.chaos.disturbances import (
     EVENT_FAULTS,
     FAULTS,
+    HITS_REDIS,
     MALFORMED,
     Disturbance,
     Kind,
@@ -26,11 +25,14 @@ from turnline.ops.chaos.disturbances import (
 )
 from turnline.ops.chaos.journal import Journal, decode_journal
 from turnline.ops.chaos.simulated import SimAdmin
+from turnline.ops.chaos.stores import Store, Strike
 from turnline.ops.chaos.traffic import TrafficPlan
 from turnline.ops.fleet.child import ROOT
 from turnline.ops.fleet.stack import Stack
 
 _TICK_S: Final = 0.05
+_REST_S: Final = 60.0
+"""Longest time for everything to be undone at the end."""
 _FEWEST: Final = 2
 """At least so many workers are left alone at any time."""
 
@@ -116,6 +118,7 @@ class Driver:
     def __init__(
         self,
         home: Stack,
+        store: Store,
         workers: Sequence[Worker],
         traffic: TrafficPlan,
         *,
@@ -126,16 +129,15 @@ class Driver:
         """Prepare; nothing is disturbed yet.
 
         Args:
-            home: Has the private Redis and the simulator.
+            home: Has the simulator.
+            store: The Redis of the fleet.
             workers: All of them, running.
             traffic: What producers and readers do.
             tell: Called with a line about what is happening.
             traffic_env: Further variables for the traffic process.
             malformed: Scenarios for the few conversations whose replies are malformed.
         """
-        assert home.redis is not None
-        self._redis = home.redis
-        self._url = home.redis_url
+        self._store = store
         self._sim = SimAdmin(home.base_url)
         self._workers = workers
         self._traffic = traffic
@@ -149,15 +151,12 @@ class Driver:
         """What is still to be undone."""
         self._last_return_ms = 0.0
         """When Redis was last back after it was away."""
-        self._redis_down = False
-        self._full = False
         self._deaths: list[str] = []
         self._refused_starts = 0
 
     def run(self, plan: Iterable[Planned], seconds: float, seed: int) -> Outcome:
         """Let the traffic flow for a time and disturb it as planned; then wait for rest."""
         began_s = time.monotonic()
-        self._make_durable()
         self._sim.add_faults(FAULTS, seed)
         self._sim.add_faults(EVENT_FAULTS, seed + 2, path="*/responses")
         # A name with one digit: the first ten conversations.
@@ -204,14 +203,9 @@ class Driver:
             "kill": self._end,
             "stop": self._stop,
             "term": self._end,
-            "redis-kill": self._restart_redis,
-            "redis-clean": self._restart_redis,
-            "redis-full": self._fill_redis,
-            "flush": self._flush,
-            "cut": self._cut,
             "outage": self._outage,
         }
-        if not strikes[planned.kind](planned):
+        if not strikes.get(planned.kind, self._strike_store)(planned):
             self._strikes.enter(0.2, 0, self._strike, (planned,))  # not now, but soon
 
     def _undo(self, after_s: float, action: Callable[..., None], *args: object) -> None:
@@ -233,37 +227,12 @@ class Driver:
         self._undo(planned.lasts_s, self._resume, worker, at_ms)
         return True
 
-    def _restart_redis(self, planned: Planned) -> bool:
-        if self._redis_down or self._full:
-            return False
+    def _strike_store(self, planned: Planned) -> bool:
         at_ms = now_ms()
-        if planned.kind == "redis-kill":
-            self._redis.kill()
-        else:
-            os.kill(self._redis.pid, signal.SIGTERM)
-            self._redis.wait()
-        self._redis_down = True
-        self._undo(planned.lasts_s, self._start_redis, planned.kind, at_ms)
-        return True
-
-    def _fill_redis(self, planned: Planned) -> bool:
-        if self._redis_down or self._full or not self._order("CONFIG", "SET", "maxmemory", 1):
+        struck = self._store.strike(planned)
+        if struck is None:
             return False
-        at_ms = now_ms()
-        self._full = True
-        self._undo(planned.lasts_s, self._empty_redis, at_ms)
-        return True
-
-    def _flush(self, planned: Planned) -> bool:
-        if self._order("SCRIPT", "FLUSH"):
-            self._note(planned.kind, "", now_ms())
-        return True
-
-    def _cut(self, planned: Planned) -> bool:
-        kind = "pubsub" if planned.victim < 0.5 else "normal"
-        if self._order("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"):
-            self._note(planned.kind, "", now_ms())
-            self._last_return_ms = now_ms()
+        self._undo(planned.lasts_s, self._restore, planned.kind, struck, at_ms)
         return True
 
     def _outage(self, planned: Planned) -> bool:
@@ -291,20 +260,21 @@ class Driver:
         worker.resume()
         self._note("stop", worker.name, at_ms)
 
-    def _start_redis(self, kind: Kind, at_ms: float) -> None:
-        self._redis.restart()
-        self._make_durable()
-        self._redis_down = False
-        self._note(kind, "", at_ms)
-        self._last_return_ms = now_ms()
-
-    def _empty_redis(self, at_ms: float) -> None:
-        if not self._order("CONFIG", "SET", "maxmemory", 0):
-            self._undo(0.1, self._empty_redis, at_ms)
+    def _restore(self, kind: Kind, struck: Strike, at_ms: float) -> None:
+        if not struck.undo():
+            self._undo(0.1, self._restore, kind, struck, at_ms)
             return
-        self._full = False
-        self._note("redis-full", "", at_ms)
-        self._last_return_ms = now_ms()
+        done = Disturbance(
+            kind=kind,
+            from_ms=at_ms,
+            to_ms=now_ms(),
+            node=struck.node,
+            shards=struck.shards,
+            failed_over=struck.failed_over,
+        )
+        self._done.append(done)
+        if kind in HITS_REDIS:
+            self._last_return_ms = now_ms()
 
     # -- running --------------------------------------------------------------------------------
 
@@ -314,7 +284,7 @@ class Driver:
             if worker.down or worker.is_running:
                 continue
             code, words = worker.last_words()
-            was_away = self._redis_down or self._full or self._last_return_ms >= worker.started_ms
+            was_away = self._store.is_away or self._last_return_ms >= worker.started_ms
             if code == 2 and was_away:
                 self._refused_starts += 1
             else:
@@ -328,7 +298,7 @@ class Driver:
     def _calm(self) -> int:
         """Undo everything; return how many model calls met a fault."""
         self._tell("waiting for the last turns")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _REST_S
         for each in self._repairs.queue:  # at once
             self._repairs.cancel(each)
             self._repairs.enter(0, 0, each.action, each.argument)
@@ -351,25 +321,13 @@ class Driver:
 
     def _wait_for_an_empty_queue(self) -> int:
         deadline = time.monotonic() + 10
-        with closing(open_sync(self._url, patience_s=3)) as redis:
+        queues = [shard_keys(n).queue for n in range(self._store.shards)]
+        with closing(open_sync(self._store.url, patience_s=3)) as redis:
             while True:
-                left = int(redis.execute_command("ZCARD", shard_keys(0).queue))
+                left = sum(int(redis.execute_command("ZCARD", queue)) for queue in queues)
                 if not left or time.monotonic() > deadline:
                     return left
                 time.sleep(_TICK_S)
 
     def _note(self, kind: Kind, worker: str, from_ms: float) -> None:
         self._done.append(Disturbance(kind=kind, worker=worker, from_ms=from_ms, to_ms=now_ms()))
-
-    def _make_durable(self) -> None:
-        """Have Redis write to disk before it answers, so that a killed one has lost nothing."""
-        self._order("CONFIG", "SET", "appendfsync", "always")
-
-    def _order(self, *words: str | int) -> bool:
-        """Send Redis one command; return whether it was done."""
-        with closing(open_sync(self._url)) as redis:
-            try:
-                redis.execute_command(*words)
-            except (RedisError, OSError):
-                return False
-        return True

@@ -28,6 +28,10 @@ class Sent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Producer's clock, ms since the Unix epoch: before the first submission."""
     answered_ms: float = 0.0
     """When the first answer came; 0 if none did."""
+    slowest_from_ms: float = 0.0
+    """When the call to the client began that took longest."""
+    slowest_ms: float = 0.0
+    """How long it took."""
 
 
 class Shown(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -53,16 +57,34 @@ class Chat(msgspec.Struct, kw_only=True):
     shown: list[Shown] = []
     followed: list[str] = []
     """Ids of all events, as a follower of the whole conversation saw them."""
+    followed_ends: list[str] = []
+    """Those of them that ended a turn."""
     followed_to_end: bool = False
     resumed: int = 0
     """Times the follower connected again."""
     forgotten: bool = False
+    forgotten_at_ms: float = 0.0
+    """When that was answered; 0 if it was not."""
+
+
+class ClientError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error that a producer or a reader was told instead of an answer."""
+
+    conversation: str
+    verb: str
+    """Of the client, such as `submit`."""
+    at_ms: float
+    """Wall clock, ms since the Unix epoch."""
+    took_ms: float
+    what: str
 
 
 class Journal(msgspec.Struct, kw_only=True):
     """Everything that one traffic process noted."""
 
     chats: list[Chat] = []
+    errors: list[ClientError] = []
+    """What the clients gave up."""
     defects: list[str] = []
     """Errors of clients that no producer or reader should ever see."""
 

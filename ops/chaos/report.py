@@ -6,17 +6,20 @@ from collections.abc import Sequence
 import msgspec
 from rich.console import Console
 
-from turnline.ops.chaos.checker import COLUMNS, Violation
+from turnline.ops.chaos.checker import COLUMNS, Column, Violation
 from turnline.ops.chaos.evidence import Evidence
 from turnline.ops.chaos.fault_run import Outcome
 from turnline.ops.chaos.figures import Drilled, percentile
 from turnline.ops.chaos.journal import Chat
+from turnline.ops.chaos.outages import longest_outages_s, name_of
 from turnline.ops.chaos.recovery import recoveries_s
+from turnline.ops.chaos.run_options import Run
 from turnline.ops.chaos.spending import token_difference
 from turnline.ops.chaos.thoughts import repairs
 from turnline.ops.cli.output import say, table
 
 _NAMED = 12
+_OF_FAILOVERS: frozenset[Column] = frozenset({"lost by failover", "shown, then lost"})
 """Violations that are printed one by one."""
 
 
@@ -62,23 +65,30 @@ class Report(msgspec.Struct, kw_only=True):
     """From a SIGKILL to the first new text of a turn that it cut off; faults and later
     disturbances included."""
     recoveries: int
+    failovers: dict[str, int]
+    """How often another server took over, by what was done."""
+    lost_by_failover: dict[str, int]
+    """The columns of what failovers lost, by what was done."""
+    longest_outages_s: dict[str, float]
+    """Slowest call of a producer, by what was done to the servers meanwhile."""
+    client_patience_s: float
+    """After how long without a server a client gives up."""
     named: list[Violation]
     deaths: list[str]
     defects: list[str]
 
     @property
     def is_clean(self) -> bool:
-        """Whether every promise was kept."""
-        return not any(self.violations.values())
+        """Whether every promise was kept. That a crash loses what no replica had is none."""
+        broken = {name: n for name, n in self.violations.items() if name not in _OF_FAILOVERS}
+        return not any(broken.values()) and not self.lost_by_failover.get("failover", 0)
 
 
 def judge(
     outcome: Outcome,
     evidence: Evidence,
     violations: Sequence[Violation],
-    *,
-    command: str,
-    seed: int,
+    run: Run,
 ) -> Report:
     """Count everything."""
     chats = [chat for chat in outcome.journal.chats if not chat.forgotten]
@@ -90,8 +100,8 @@ def judge(
     recoveries = recoveries_s((it.events for it in left), kills)
     shown = [shown for chat in chats for shown in chat.shown]
     return Report(
-        command=command,
-        seed=seed,
+        command=run.command,
+        seed=run.seed,
         seconds=round(outcome.seconds, 1),
         turns=sum(sent.outcome == "accepted" for chat in chats for sent in chat.sent),
         conversations=len(chats),
@@ -116,6 +126,10 @@ def judge(
         recovery_p99_s=round(percentile(recoveries, 0.99), 2),
         slowest_recovery_s=round(recoveries[-1], 2) if recoveries else 0.0,
         recoveries=len(recoveries),
+        failovers=dict(Counter(name_of(it) for it in outcome.disturbances if it.failed_over)),
+        lost_by_failover=dict(Counter(it.by for it in found if it.by)),
+        longest_outages_s=longest_outages_s(outcome.journal, outcome.disturbances, run.shards),
+        client_patience_s=run.client_patience_s,
         named=found[:200],
         deaths=outcome.deaths,
         defects=outcome.journal.defects,
@@ -140,6 +154,14 @@ def _of_the_run(outcome: Outcome) -> list[Violation]:
     if not outcome.is_done:
         broken.append("producers and readers did not come to an end")
     found = [Violation(column="broken", conversation="", what=what) for what in broken]
+    found += [
+        Violation(
+            column="producer errors",
+            conversation=it.conversation,
+            what=f"{it.verb} after {it.took_ms / 1000:.1f} s: {it.what}",
+        )
+        for it in outcome.journal.errors
+    ]
     if outcome.on_queue:
         what = f"{outcome.on_queue} conversations were left on the queue"
         found.append(Violation(column="lost", conversation="", what=what))
@@ -183,11 +205,26 @@ def show(report: Report, to: Console) -> None:
         f"{report.recoveries} turns cut off by kills. Also {others}; "
         f"{report.refused_starts} starts while Redis was away.",
     )
+    _show_servers(report, to)
     for violation in report.named[:_NAMED]:
         where = " ".join(filter(None, (violation.conversation, violation.turn)))
-        say(to, f"{violation.column}: {where}: {violation.what}", "red")
+        by = f" ({violation.by})" if violation.by else ""
+        say(to, f"{violation.column}: {where}: {violation.what}{by}", "red")
     if len(report.named) > _NAMED:
         say(to, f"... and {sum(report.violations.values()) - _NAMED} more", "red")
+
+
+def _show_servers(report: Report, to: Console) -> None:
+    """Print how often servers were replaced, and how long producers waited."""
+    failovers = ", ".join(f"{count} {kind}" for kind, count in sorted(report.failovers.items()))
+    if failovers:
+        say(to, f"Failovers: {failovers}.")
+    outages = ", ".join(f"{kind} {s:.2f} s" for kind, s in sorted(report.longest_outages_s.items()))
+    say(
+        to,
+        f"Longest call of a producer by disturbance: {outages or 'none'}; "
+        f"clients have {report.client_patience_s:g} s of patience.",
+    )
 
 
 def show_drill(drilled: Drilled, to: Console) -> None:

@@ -1,63 +1,44 @@
 """One run from start to finish: the fleet, its traffic, the disturbances and the check."""
 
 import tempfile
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
-
-from turnline.contracts.opening import open_sync
 from turnline.ops.chaos import clocks, sabotage
 from turnline.ops.chaos.checker import check
 from turnline.ops.chaos.disturbances import MALFORMED, planned
 from turnline.ops.chaos.evidence import gather
+from turnline.ops.chaos.failover_losses import attributed
 from turnline.ops.chaos.fault_run import Driver, Worker
 from turnline.ops.chaos.figures import Tell
 from turnline.ops.chaos.report import Report, judge
+from turnline.ops.chaos.run_options import Run
 from turnline.ops.chaos.simulated import SimAdmin
+from turnline.ops.chaos.stores import DURABLE, BehindSentinels, OnCluster, OneServer, Store
 from turnline.ops.chaos.traffic import TrafficPlan
 from turnline.ops.chaos.upgrade import old_workers, worker_beside
+from turnline.ops.deployments import Cluster, Sentinels
 from turnline.ops.fleet.stack import Stack
 
 _CLOCKS_OFF_S: Final = 3600.0
 _SIM_OPTIONS: Final = ("--ttft-ms", "40", "--ledger-entries", "0")
 
 
-Wires = Literal["chat", "responses", "both"]
-"""How workers talk to the model; both: every second one in either way."""
-
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done."""
-
-    seconds: float
-    seed: int
-    wire: Wires = "responses"
-    workers: int = 6
-    conversations: int = 40
-    think_s: float = 1.5
-    forgotten: float = 0.08
-    patience_s: float = 90.0
-    itl_ms: float = 4.0
-    """Time between two words of the model."""
-    scale: float = 1.0
-    """Multiplies how often everything happens."""
-    sabotage: str | None = None
-    upgrade_from: str | None = None
-    """A revision of this repository; half of the workers are of it."""
-    keep: Path | None = None
-    """Where Redis keeps its data; they stay there."""
-    command: str = "turnline chaos"
-
-
 def run(options: Run, tell: Tell) -> Report:
     """Carry a run out and check it. From the main thread only."""
     with ExitStack() as exits:
         scratch = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="turnline-chaos-")))
-        home, workers = _fleet(options, scratch, exits)
+        store = _several(options, exits)
+        home, workers = _fleet(options, scratch, exits, store.url if store else None)
+        if store is None:
+            assert home.redis is not None
+            store = OneServer(home.redis)
         traffic = TrafficPlan(
-            redis_url=home.redis_url,
+            redis_url=store.url,
+            shards=options.shards,
+            client_patience_s=options.client_patience_s,
+            wait_replicas=options.wait_replicas,
             journal=str(scratch / "journal.json"),
             prefix=f"chaos-{options.seed}",
             seed=options.seed,
@@ -70,25 +51,46 @@ def run(options: Run, tell: Tell) -> Report:
         malformed = MALFORMED if not options.upgrade_from else dict[str, float]()
         driver = Driver(
             home,
+            store,
             workers,
             traffic,
             tell=tell,
             traffic_env=sabotage.environment(options.sabotage or ""),
             malformed=malformed,
         )
-        plan = planned(options.seed, options.seconds, scale=options.scale)
+        plan = planned(
+            options.seed, options.seconds, scale=options.scale, per_minute=store.per_minute
+        )
         outcome = driver.run(plan, options.seconds, options.seed)
         tell("checking")
-        with closing(open_sync(home.redis_url, patience_s=3)) as redis:
-            names = [chat.conversation for chat in outcome.journal.chats]
-            evidence = gather(redis, SimAdmin(home.base_url), names)
-    violations = check(outcome.journal.chats, evidence, outcome.disturbances)
-    return judge(outcome, evidence, violations, command=options.command, seed=options.seed)
+        chats, done = outcome.journal.chats, outcome.disturbances
+        names = [chat.conversation for chat in chats]
+        evidence = gather(store.url, SimAdmin(home.base_url), names, options.shards)
+    found = check(chats, evidence, done, options.shards)
+    return judge(
+        outcome, evidence, attributed(found, chats, evidence, done, options.shards), options
+    )
 
 
-def _fleet(options: Run, scratch: Path, exits: ExitStack) -> tuple[Stack, list[Worker]]:
-    """Start Redis, the model and all workers, for as long as `exits` is not left."""
+def _several(options: Run, exits: ExitStack) -> Store | None:
+    """Start the servers, unless the fleet has one."""
+    match options.deployment:
+        case "cluster":
+            cluster = exits.enter_context(Cluster(options=DURABLE))
+            return OnCluster(cluster, options.shards)
+        case "sentinel":
+            watched = exits.enter_context(Sentinels(options=DURABLE))
+            return BehindSentinels(watched, options.shards)
+        case "server":
+            return None
+
+
+def _fleet(
+    options: Run, scratch: Path, exits: ExitStack, redis_url: str | None
+) -> tuple[Stack, list[Worker]]:
+    """Start the model, all workers, and Redis if there is none, until `exits` is left."""
     env = {
+        "TURNLINE_SHARDS": str(options.shards),
         "TURNLINE_LOG_LEVEL": "warning",
         **sabotage.environment(options.sabotage or ""),
         **clocks.environment(_CLOCKS_OFF_S),
@@ -100,6 +102,7 @@ def _fleet(options: Run, scratch: Path, exits: ExitStack) -> tuple[Stack, list[W
     home = exits.enter_context(
         Stack(
             options.workers - old - chatting,
+            redis_url=redis_url,
             redis_directory=options.keep or scratch / "redis",
             sim_options=(*_SIM_OPTIONS, *model),
             worker_env={"TURNLINE_WIRE": wire, **env},

@@ -18,7 +18,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 import uvloop
-from redis.exceptions import RedisError
 
 from turnline.contracts import (
     Configure,
@@ -26,9 +25,6 @@ from turnline.contracts import (
     Interrupt,
     Receipt,
     Refused,
-    ResultTimeout,
-    StoreUnavailable,
-    TextDelta,
     Transcription,
     TurnClient,
     TurnUnknown,
@@ -38,14 +34,14 @@ from turnline.contracts import (
 )
 from turnline.contracts.conversation import SettingsChange
 from turnline.contracts.messages import Inbound
-from turnline.contracts.protocol import TextAssembler
+from turnline.contracts.patience import PATIENCE_S
 from turnline.contracts.replies import TERMINAL
 from turnline.ops.chaos import sabotage
 from turnline.ops.chaos.journal import Act, Chat, Journal, Kind, Sent, Shown, encode_journal
+from turnline.ops.chaos.turn_reader import GIVEN_UP, PAUSE_S, Errors, TurnReader, closable, now_ms
 
 REPLIES: Final = "chaos"
 """Name of the reply stream."""
-_LOST: Final = (StoreUnavailable, RedisError, OSError)
 _WORDS: Final = (
     "what comes next",
     "tell me more",
@@ -54,13 +50,19 @@ _WORDS: Final = (
     "ça va où ça",
     "how so",
 )
-_PAUSE_S: Final = 0.1
+_LOOK_S: Final = 2.0
+"""After so long without news a producer asks what became of its turns."""
 
 
 class TrafficPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What the process is to do."""
 
     redis_url: str
+    shards: int = 1
+    client_patience_s: float = PATIENCE_S
+    """After how long without a server a client gives up."""
+    wait_replicas: int = 0
+    """Replicas that producers wait for."""
     journal: str
     """Path of the file to write."""
     prefix: str
@@ -76,76 +78,19 @@ class TrafficPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How long to wait for the end of all turns when the talking is over."""
 
 
-class _Reader:
-    """Shows one turn, by one of the three ways there are."""
-
-    def __init__(self, client: TurnClient, receipt: Receipt, shown: Shown, seed: int) -> None:
-        self.shown = shown
-        self.begun = asyncio.Event()
-        """Set when text was shown, or the turn is over."""
-        self._client = client
-        self._receipt = receipt
-        self._rng = random.Random(seed)
-        self._screen = TextAssembler()
-
-    async def run(self) -> None:
-        """Read to the end, connecting again as often as it takes."""
-        try:
-            while not self.shown.ended:
-                try:
-                    await self._read()
-                except (*_LOST, ResultTimeout):
-                    await asyncio.sleep(_PAUSE_S)
-                except TurnUnknown:
-                    self.shown.ended = "unknown"
-                self.shown.resumed += 1
-        finally:
-            self.begun.set()
-
-    async def _read(self) -> None:
-        match self.shown.by:
-            case "events":
-                await self._read_events()
-            case "text":
-                async with aclosing(_generator(self._client.text(self._receipt))) as texts:
-                    async for text in texts:
-                        self.shown.text = text
-                        self.begun.set()
-                self.shown.ended = "text"
-            case "result":
-                end = await self._client.result(self._receipt, timeout_s=5)
-                self.shown.text = getattr(end, "text", "")
-                self.shown.ended = type(end).__name__
-
-    async def _read_events(self) -> None:
-        shown, screen = self.shown, self._screen
-        after = shown.ids[-1] if shown.ids else None
-        async with aclosing(_generator(self._client.events(self._receipt, after=after))) as events:
-            async for event in events:
-                shown.ids.append(event.event_id)
-                screen.feed(event)
-                shown.text = screen.text
-                if isinstance(event, TERMINAL):
-                    shown.ended = type(event).__name__
-                    return
-                if isinstance(event, TextDelta):
-                    self.begun.set()
-                if self._rng.random() < 0.05:
-                    return  # leaves, and resumes after the last event it saw
-
-
-def _generator(iterator: Any) -> Any:
-    """Return an async iterator as the generator it is, so that it can be closed."""
-    return iterator
-
-
 class _Talk:
     """One conversation: moves of its producers, its follower and its readers."""
 
     def __init__(
-        self, client: TurnClient, chat: Chat, rng: random.Random, quiet: asyncio.Event
+        self,
+        client: TurnClient,
+        chat: Chat,
+        rng: random.Random,
+        quiet: asyncio.Event,
+        errors: Errors,
     ) -> None:
         self._client = client
+        self._errors = errors
         self._chat = chat
         self._rng = rng
         self._quiet = quiet
@@ -205,9 +150,23 @@ class _Talk:
                 if time.monotonic() > deadline:
                     return False
             try:
-                await asyncio.wait_for(self._progress.wait(), 1.0)
+                await asyncio.wait_for(self._progress.wait(), _LOOK_S)
             except TimeoutError:
-                continue
+                await self._look_for(accepted - self._over)
+
+    async def _look_for(self, turns: set[str]) -> None:
+        """Wait no more for turns that nobody knows any more. What was lost, the checker says."""
+        for turn in turns:
+            receipt = Receipt(
+                conversation_id=self._chat.conversation, turn_id=turn, status="accepted"
+            )
+            try:
+                await self._client.record(receipt)
+            except TurnUnknown:
+                self._over.add(turn)
+                self._progress.set()
+            except GIVEN_UP as error:
+                self._errors.note(receipt.conversation_id, "record", now_ms(), error)
 
     # -- moves ----------------------------------------------------------------------------------
 
@@ -216,7 +175,7 @@ class _Talk:
         await self._until_over(reader)
 
     async def _burst(self) -> None:
-        reader: _Reader | None = None
+        reader: TurnReader | None = None
         for _ in range(self._rng.randint(2, 5)):
             reader = await self._say(self._text())
         await self._until_over(reader)
@@ -236,7 +195,7 @@ class _Talk:
     async def _fragments(self) -> None:
         """Write in pieces, the last one marked as such or not."""
         count = self._rng.randint(2, 3)
-        reader: _Reader | None = None
+        reader: TurnReader | None = None
         for n in range(count):
             final = n == count - 1 and self._rng.random() < 0.7
             reader = await self._say(self._text(), kind="user" if final else "fragment")
@@ -290,14 +249,14 @@ class _Talk:
     async def _forget(self) -> None:
         """Ask to forget the conversation while a turn of it runs."""
         await self._until_begun(await self._say(self._text(), watch=True))
+        began_ms = now_ms()
+        try:
+            await self._client.forget(self._chat.conversation)
+        except GIVEN_UP as error:
+            self._errors.note(self._chat.conversation, "forget", began_ms, error)
+        else:
+            self._chat.forgotten_at_ms = now_ms()
         self._chat.forgotten = True
-        while True:
-            try:
-                await self._client.forget(self._chat.conversation)
-            except _LOST:
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                return
 
     # -- pieces ---------------------------------------------------------------------------------
 
@@ -325,14 +284,15 @@ class _Talk:
 
     async def _say(
         self, text: str, *, kind: Kind = "user", act: Act = "", watch: bool = False
-    ) -> _Reader | None:
+    ) -> TurnReader | None:
         sent, message = self._message(text, kind=kind, act=act)
         return self._read(await self._send(sent, message), watch=watch)
 
     async def _send(self, sent: Sent, message: Inbound) -> Receipt | None:
-        """Submit until there is an answer; None if it was refused for good."""
-        sent.begun_ms = sent.begun_ms or _now_ms()
+        """Submit, again while it is refused for now; None without a receipt."""
+        sent.begun_ms = sent.begun_ms or now_ms()
         while True:
+            began_ms = now_ms()
             try:
                 receipt = await self._client.submit(message)
             except ConversationBusy:
@@ -340,15 +300,18 @@ class _Talk:
                 return None
             except Refused:
                 await asyncio.sleep(self._rng.uniform(0.05, 0.3))
-            except _LOST:
-                await asyncio.sleep(_PAUSE_S)
+            except GIVEN_UP as error:
+                self._errors.note(self._chat.conversation, "submit", began_ms, error)
+                return None
             else:
+                if (took_ms := now_ms() - began_ms) > sent.slowest_ms:
+                    sent.slowest_from_ms, sent.slowest_ms = began_ms, took_ms
                 sent.outcome = "accepted"
                 sent.accepts += receipt.accepted
-                sent.answered_ms = sent.answered_ms or _now_ms()
+                sent.answered_ms = sent.answered_ms or now_ms()
                 return receipt
 
-    def _read(self, receipt: Receipt | None, *, watch: bool = False) -> _Reader | None:
+    def _read(self, receipt: Receipt | None, *, watch: bool = False) -> TurnReader | None:
         """Show the turn to a reader, or to nobody."""
         chance = self._rng.random()
         if receipt is None or (chance < 0.15 and not watch):
@@ -357,7 +320,7 @@ class _Talk:
         by = "events" if chance < 0.75 or watch else "text" if chance < 0.85 else "result"
         shown = Shown(turn=receipt.turn_id, by=by)
         self._chat.shown.append(shown)
-        reader = _Reader(self._client, receipt, shown, self._rng.getrandbits(32))
+        reader = TurnReader(self._client, receipt, shown, self._rng.getrandbits(32), self._errors)
         task = asyncio.create_task(reader.run())
         self._tasks.add(task)
         task.add_done_callback(self._read_to_the_end)
@@ -369,11 +332,11 @@ class _Talk:
         if not task.cancelled():
             task.result()  # an unexpected error goes to the loop's handler
 
-    async def _until_begun(self, reader: _Reader | None) -> None:
+    async def _until_begun(self, reader: TurnReader | None) -> None:
         if reader is not None:
             await _within(reader.begun.wait(), 10)
 
-    async def _until_over(self, reader: _Reader | None) -> None:
+    async def _until_over(self, reader: TurnReader | None) -> None:
         if reader is not None:
             while not reader.shown.ended and not self._quiet.is_set():
                 self._progress.clear()
@@ -384,18 +347,21 @@ class _Talk:
         chat = self._chat
         while True:
             after = chat.followed[-1] if chat.followed else "0-0"
+            began_ms = now_ms()
             try:
                 follow = self._client.follow(chat.conversation, after=after)
-                async with aclosing(_generator(follow)) as events:
+                async with aclosing(closable(follow)) as events:
                     async for event in events:
                         chat.followed.append(event.event_id)
                         if isinstance(event, TERMINAL):
+                            chat.followed_ends.append(event.event_id)
                             self._over.add(event.turn_id)
                             self._progress.set()
                         if self._rng.random() < 0.01:
                             break
-            except _LOST:
-                await asyncio.sleep(_PAUSE_S)
+            except GIVEN_UP as error:
+                self._errors.note(chat.conversation, "follow", began_ms, error)
+                await asyncio.sleep(PAUSE_S)
             chat.resumed += 1
 
 
@@ -404,13 +370,10 @@ async def _within(awaitable: Any, seconds: float) -> None:
         await asyncio.wait_for(awaitable, seconds)
 
 
-def _now_ms() -> float:
-    return time.time() * 1000
-
-
 async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
     """Talk in many conversations until `quiet`, then wait for the end of all turns."""
     journal, rng = Journal(), random.Random(plan.seed)
+    errors = Errors(journal)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: journal.defects.append(_words(context)))
 
@@ -421,11 +384,16 @@ async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
             journal.chats.append(chat)
             count += 1
             try:
-                await _Talk(client, chat, rng, quiet).run(plan)
+                await _Talk(client, chat, rng, quiet, errors).run(plan)
             except Exception as error:  # noqa: BLE001  whatever a client raises is a finding
                 journal.defects.append(_words({"exception": error}))
 
-    async with TurnClient.connect(plan.redis_url) as client:
+    async with TurnClient.connect(
+        plan.redis_url,
+        shards=plan.shards,
+        patience_s=plan.client_patience_s,
+        wait_replicas=plan.wait_replicas,
+    ) as client:
         seeds = [rng.getrandbits(64) for _ in range(plan.conversations)]
         await asyncio.gather(*(slot(n, random.Random(seed)) for n, seed in enumerate(seeds)))
     return journal

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.support.lengths import length
+from tests.support.lengths import first_of, length
 from turnline.ops.chaos import session
 from turnline.ops.chaos.report import Report
+from turnline.ops.chaos.run_options import Deployment, Run, Wires
 
 SEED = 20_261_122
 
@@ -16,12 +17,16 @@ def run(
     patience_s: float,
     sabotage: str | None = None,
     itl_ms: float = 4,
-    wire: session.Wires = "responses",
+    wire: Wires = "responses",
+    deployment: Deployment = "server",
+    shards: int = 1,
 ) -> Report:
-    options = session.Run(
+    options = Run(
         seconds=seconds,
         seed=SEED,
         wire=wire,
+        deployment=deployment,
+        shards=shards,
         workers=4,
         conversations=20,
         think_s=0.5,
@@ -43,12 +48,30 @@ def test_seconds_of_chaos_break_no_promise() -> None:
 
     assert report.named == [], report.command
     assert report.token_difference == 0
-    assert report.turns > 100
+    assert report.turns > 5 * seconds
     assert report.kills >= 5
     assert report.stops >= 1
     assert report.redis_restarts >= 2
     assert report.faults > 10
     assert min(report.wires["chat"], report.wires["responses"]) > 20
+
+
+@pytest.mark.promise("P1", "P2", "P3", "P4", "P6", "P7", "P13")
+@pytest.mark.parametrize(("deployment", "shards"), first_of([("cluster", 6), ("sentinel", 1)]))
+@pytest.mark.timeout(300)
+def test_seconds_of_failovers_break_no_promise(deployment: Deployment, shards: int) -> None:
+    """Primaries killed, frozen, replaced, slots moved: no producer or reader is told an error.
+
+    What a crash loses because no replica had it yet is in a column of its own.
+    """
+    seconds, scale = length((15, 2), (20, 1.5))
+    report = run(seconds, scale=scale, patience_s=60, deployment=deployment, shards=shards)
+
+    assert [it for it in report.named if not it.by] == [], report.command
+    assert report.lost_by_failover.get("failover", 0) == 0, report.named
+    assert report.turns > 5 * seconds
+    assert sum(report.failovers.values()) >= 1
+    assert report.redis_restarts == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Parts of `turnline chaos` that decide by themselves: plan, recovery, sabotage, report."""
 
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 from turnline.contracts.replies import AnyEvent, TextDelta, TurnStarted
 from turnline.ops.chaos.disturbances import (
     ALWAYS,
+    CLUSTER_PER_MINUTE,
     EVENT_FAULTS,
     FAULTS,
     MALFORMED,
     PER_MINUTE,
+    SENTINEL_PER_MINUTE,
     Disturbance,
+    Kind,
     planned,
 )
 from turnline.ops.chaos.figures import percentile
@@ -49,7 +53,20 @@ def test_the_shortest_run_restarts_redis_both_ways(seed: int) -> None:
     """However short, a run has the rare disturbances too."""
     kinds = {each.kind for each in planned(seed, 20)}
 
-    assert kinds >= {*ALWAYS, "kill", "stop"}
+    assert kinds >= {"redis-kill", "redis-clean", "kill", "stop"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("per_minute", [CLUSTER_PER_MINUTE, SENTINEL_PER_MINUTE])
+def test_the_shortest_run_of_several_servers_replaces_a_primary_in_each_way(
+    seed: int, per_minute: Mapping[Kind, float]
+) -> None:
+    """Killed, frozen, as planned; what needs one private server is left out."""
+    kinds = {each.kind for each in planned(seed, 20, per_minute=per_minute)}
+
+    assert kinds >= ALWAYS & per_minute.keys()
+    assert not kinds & {"redis-kill", "redis-clean", "redis-full"}
+    assert ("slot-move" in kinds) == (per_minute is CLUSTER_PER_MINUTE)
 
 
 def test_every_fault_is_one_that_the_simulator_knows() -> None:
@@ -57,7 +74,7 @@ def test_every_fault_is_one_that_the_simulator_knows() -> None:
     for scenario in {**FAULTS, **EVENT_FAULTS, **MALFORMED}:
         assert catalogue.read(scenario)
     assert sum(FAULTS.values()) + sum(EVENT_FAULTS.values()) < 0.35
-    assert set(ALWAYS) <= PER_MINUTE.keys()
+    assert PER_MINUTE.keys() | CLUSTER_PER_MINUTE.keys() >= ALWAYS
 
 
 def started(attempt: int, worker: str, at_ms: int) -> TurnStarted:
