@@ -110,8 +110,7 @@ def chaos(
     \b
     Producers and readers talk while workers are killed, frozen and told to end, Redis is restarted,
     filled and cut off (several servers: killed, frozen, replaced, slots moved), and the model fails
-    in every way it can. Then everything is read back. Exit code 1: a promise was broken. What a
-    crash lost that no replica had is shown, and breaks none.
+    in every way. Then everything is read back. Exit code 1: a promise was broken.
 
     \b
     Examples:
