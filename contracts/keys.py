@@ -112,8 +112,10 @@ def fleet_keys(shards: int, prefix: str = "") -> tuple[ShardKeys, ...]:
     Raises:
         ValueError: The prefix is none; the text says what is.
     """
-    if not re.fullmatch("[A-Za-z0-9_-]{0,32}", prefix):
-        raise ValueError("expected up to 32 letters, digits, `_` and `-` of ASCII")
+    if not re.fullmatch("[A-Za-z0-9_-]{0,32}", prefix) or re.search("(^|-)s[0-9]", prefix):
+        raise ValueError(
+            "expected up to 32 letters, digits, `_` and `-` of ASCII, and no part like `s0`"
+        )
     return tuple(shard_keys(n, prefix) for n in range(shards))
 
 

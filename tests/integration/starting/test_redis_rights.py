@@ -11,6 +11,7 @@ from tests.integration.starting.answering import answering, http
 from tests.support.recordings import REPOSITORY
 from turnline.contracts.keys import shard_keys
 from turnline.ops.embedded import EmbeddedRedis
+from turnline.ops.fleet.access import commands, rules
 from turnline.worker.errors import StartFailed
 from turnline.worker.settings import from_env
 from turnline.worker.starting import redis_check
@@ -86,7 +87,8 @@ def test_the_documented_rights_are_those_asked_for() -> None:
     documented = Path(REPOSITORY, "docs/starting.md").read_text()
     (line,) = re.findall(r"ACL SETUSER worker .*", documented)
 
-    assert sorted(word[1:].upper() for word in line.split() if word.startswith("+")) == NEEDED
+    assert line == f"ACL SETUSER worker reset on >PASSWORD {rules('worker')}"
+    assert {it.lower() for it in NEEDED} <= commands("worker")
 
 
 async def test_the_rights_that_are_asked_for_are_enough(tcp_server: EmbeddedRedis, admin) -> None:

@@ -13,7 +13,7 @@ from turnline.ops.cli.app import turnline
 from turnline.ops.simulator import Simulator
 from turnline.worker.settings import SettingsError, from_env
 
-FLEETS = ("", "a", "a-s1", "B_2")
+FLEETS = ("", "a", "a-s", "B_2")
 
 
 @pytest.mark.promise("P1", "P2")
@@ -39,7 +39,7 @@ async def test_fleets_share_a_server(redis_url: str, redis: Redis, sim: Simulato
         assert shown.exit_code == code, shown.output
 
 
-@pytest.mark.parametrize("prefix", ["{x}", "a b", "a:b", "x" * 33, "ä"])
+@pytest.mark.parametrize("prefix", ["{x}", "s1", "a-s1-b", "a b", "a:b", "x" * 33, "ä"])
 def test_a_name_that_cannot_be_one_is_refused(prefix: str) -> None:
     """By workers, clients and commands alike; the text says what may be."""
     with pytest.raises(SettingsError, match="TURNLINE_PREFIX"):
