@@ -7,16 +7,18 @@ A coroutine pauses only where it waits for something. Given a Redis whose comman
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, get_args
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, cast, get_args, overload
 
 from turnline.contracts.blocking_servers import BLOCKING, AsIfAsync, run
+from turnline.contracts.blocking_streams import BlockingStreams
 from turnline.contracts.client import TurnClient
 from turnline.contracts.connection import SyncRedis
 from turnline.contracts.opening import open_sync
 from turnline.contracts.patience import PATIENCE_S, PatientRedis
 from turnline.contracts.protocol import Limits
+from turnline.contracts.replies import AnyEvent, Receipt
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,13 +37,13 @@ def _returning(
 
 
 def _yielding(
-    verb: Callable[Concatenate[TurnClient, P], AsyncGenerator[T, None]],
+    verb: Callable[Concatenate[TurnClient, P], AsyncIterator[T]],
 ) -> Callable[Concatenate[Any, P], Generator[T, None, None]]:
     """Make an async generator's verb one of `SyncTurnClient`, which yields."""
 
     @functools.wraps(verb)
     def iterate(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
-        items = verb(self._client, *args, **kwargs)
+        items: Any = verb(self._client, *args, **kwargs)
         try:
             while True:
                 yield run(anext(items))
@@ -51,9 +53,26 @@ def _yielding(
             run(items.aclose())
 
     signature = inspect.signature(verb)
-    returned: Any = Generator[(*get_args(signature.return_annotation), None)]  # type: ignore[misc]
+    item: Any = get_args(signature.return_annotation)[0]
+    returned: Any = Generator[item, None, None]
     vars(iterate)["__signature__"] = signature.replace(return_annotation=returned)
     return iterate
+
+
+class _EventsVerb(Protocol):
+    @overload
+    def __call__(
+        self, receipt: Receipt, *, after: str | None = None
+    ) -> Generator[AnyEvent, None, None]: ...
+    @overload
+    def __call__(
+        self, receipt: Receipt, *, after: str | None = None, keep_alive_s: float
+    ) -> Generator[AnyEvent | None, None, None]: ...
+
+
+def _overloaded(verb: Callable[..., Any]) -> Any:
+    """Make a verb that yields, whose types stand beside it."""
+    return _yielding(verb)
 
 
 class SyncTurnClient:
@@ -81,6 +100,7 @@ class SyncTurnClient:
             prefix=prefix,
             limits=limits,
             wait_replicas=wait_replicas,
+            streams=BlockingStreams(patient),
         )
 
     @classmethod
@@ -112,7 +132,7 @@ class SyncTurnClient:
     submit = _returning(TurnClient.submit)
     submit_many = _returning(TurnClient.submit_many)
     ask = _returning(TurnClient.ask)
-    events = _yielding(TurnClient.events)
+    events: _EventsVerb = _overloaded(TurnClient.events)
     text = _yielding(TurnClient.text)
     follow = _yielding(TurnClient.follow)
     result = _returning(TurnClient.result)

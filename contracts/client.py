@@ -7,26 +7,34 @@ import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast, overload
 
 from turnline.contracts import protocol
 from turnline.contracts.connection import AsyncRedis, pipelined
 from turnline.contracts.conversation import Totals
-from turnline.contracts.errors import ResultTimeout, TurnIdReused, TurnUnknown
+from turnline.contracts.errors import (
+    ResultTimeout,
+    StoreUnavailable,
+    TurnIdReused,
+    TurnUnknown,
+)
+from turnline.contracts.event_iterators import ConversationEvents, Events, TurnEvents
 from turnline.contracts.history import HistoryReading
 from turnline.contracts.keys import ConversationKeys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
+from turnline.contracts.noticed_streams import noticed_streams
 from turnline.contracts.opening import open_async
 from turnline.contracts.patience import PATIENCE_S, at_most, patient
 from turnline.contracts.producer_spans import ProducerSpans
 from turnline.contracts.readers import (
-    BLOCK_S,
+    READ,
     TAKE_OVER_S,
     GroupReader,
     StreamReading,
     TurnReading,
     read_terminal,
     read_tool_call,
+    until_the_next_look_s,
 )
 from turnline.contracts.replication import confirmation, confirmed
 from turnline.contracts.replies import (
@@ -38,22 +46,20 @@ from turnline.contracts.replies import (
     ToolRequest,
     TurnRecord,
     decode_record,
-    is_end,
 )
 from turnline.contracts.scripts import run, text
+from turnline.contracts.waiting import Streams
 
 T = TypeVar("T")
 SLACK_S = 0.4
 """Seconds beyond the time given that a last answer of the server may take."""
-FRESH_S = 0.05
-"""First wait for the events of a turn just accepted, before its record is looked at."""
 
 
 class TurnClient:
     """Submit turns and read what becomes of them, from asyncio.
 
-    Use one per process: it holds a pool of connections and may be shared by all tasks. Every open
-    iterator takes one connection.
+    Use one per process: it holds a pool of connections and may be shared by all tasks of an event
+    loop. All that is waited for, thousands of open iterators too, takes two connections a server.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class TurnClient:
         limits: protocol.Limits | None = None,
         patience_s: float = PATIENCE_S,
         wait_replicas: int = 0,
+        streams: Streams | None = None,
     ) -> None:
         """Wrap a redis-py client that does not decode responses.
 
@@ -78,9 +85,11 @@ class TurnClient:
                 `StoreUnavailable`.
             wait_replicas: How many replicas `submit` waits for, 0.2 s at most. The receipt says
                 how many have the message; one with fewer may be lost when the primary is.
+            streams: How to wait for what comes; by default, for notices.
         """
         self._patient = patient(redis, patience_s)
         self._redis = cast("AsyncRedis", self._patient)
+        self._streams = streams or noticed_streams(self._patient)
         self._wait_replicas = wait_replicas
         self._make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
 
@@ -111,17 +120,23 @@ class TurnClient:
             InvalidAddress: The address is none.
         """
         redis = open_async(url)
+        client = cls(
+            redis,
+            shards=shards,
+            prefix=prefix,
+            limits=limits,
+            patience_s=patience_s,
+            wait_replicas=wait_replicas,
+        )
         try:
-            yield cls(
-                redis,
-                shards=shards,
-                prefix=prefix,
-                limits=limits,
-                patience_s=patience_s,
-                wait_replicas=wait_replicas,
-            )
+            yield client
         finally:
+            await client.aclose()
             await redis.aclose()
+
+    async def aclose(self) -> None:
+        """End all waiting. The redis-py client that was given is left open."""
+        await self._streams.aclose()
 
     async def submit(self, message: Inbound | bytes) -> Receipt:
         """Put one message into its conversation: one round trip, one script.
@@ -200,20 +215,38 @@ class TurnClient:
 
         Raises:
             ResultTimeout: The turn goes on; its result can still be asked for.
+            StoreUnavailable: It may have been accepted; no server said so in time.
         """
         message = protocol.question(conversation_id, text, response_type, agent)
-        return await self.result(await self.submit(message), timeout_s=timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            with at_most(timeout_s + SLACK_S):  # also where the server says nothing
+                receipt = await self.submit(message)
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"turn {message.turn_id} is not known to be accepted", retry_after_s=5
+            ) from None
+        return await self.result(receipt, timeout_s=max(0.0, deadline_s - time.monotonic()))
 
-    async def events(
-        self, receipt: Receipt, *, after: str | None = None
-    ) -> AsyncGenerator[AnyEvent, None]:
+    @overload
+    def events(self, receipt: Receipt, *, after: str | None = None) -> Events[AnyEvent]: ...
+    @overload
+    def events(
+        self, receipt: Receipt, *, after: str | None = None, keep_alive_s: float
+    ) -> Events[AnyEvent | None]: ...
+    def events(
+        self, receipt: Receipt, *, after: str | None = None, keep_alive_s: float | None = None
+    ) -> Events[Any]:
         """Yield the events of one turn until its terminal one.
+
+        A step of the iteration may be cancelled, as by `asyncio.wait_for`: the next one goes on.
 
         Args:
             receipt: From `submit`, in this or any other process.
             after: `event_id` of the last event already seen; the iteration goes on behind it.
                 Behind the terminal event there is nothing. An empty one, as of an event that came
                 from the turn's record, is none.
+            keep_alive_s: Yield None each time that so many seconds pass without an event.
 
         Raises:
             InvalidCursor: `after` (or `receipt.after`) is no `event_id`; nothing was sent.
@@ -221,21 +254,13 @@ class TurnClient:
         """
         after = protocol.read_cursor(after) if after else None
         reading = self._reading(receipt, after)
-        done: AnyTerminal | None = None
-        wait_s = FRESH_S if receipt.accepted and after is None else 0.0
-        while True:
-            reply = await self._redis.execute_command(*reading.command(wait_s))
-            for event in reading.parse(reply):
-                yield event
-                if isinstance(event, TERMINAL):
-                    return
-            if done is not None and reading.caught_up:
-                if not (after and await self._is_end(receipt, after)):  # its event was trimmed
-                    yield done
-                return
-            if done is None and reading.is_time_to_look(reply):
-                done = (await self.record(receipt)).terminal()
-                wait_s = BLOCK_S if done is None else 0.0
+        is_fresh = receipt.accepted and after is None
+        return TurnEvents(
+            *(self._streams, reading, lambda: self.record(receipt)),
+            seen=after,
+            is_fresh=is_fresh,
+            keep_alive_s=keep_alive_s,
+        )
 
     async def text(self, receipt: Receipt) -> AsyncGenerator[str, None]:
         """Yield the whole reply so far, each time it changed; the last is the committed text.
@@ -252,26 +277,18 @@ class TurnClient:
                 if reply.feed(event):
                     yield reply.text
 
-    async def follow(
-        self, conversation_id: str, *, after: str = "$"
-    ) -> AsyncGenerator[AnyEvent, None]:
+    def follow(self, conversation_id: str, *, after: str = "$") -> Events[AnyEvent]:
         """Yield all events of a conversation, from now on or behind an `event_id`; never ends.
+
+        A step of the iteration may be cancelled, as by `asyncio.wait_for`: the next one goes on.
 
         Raises:
             InvalidCursor: `after` is neither `$` nor an `event_id`; nothing was sent.
         """
-        stream = self._keys(conversation_id).events
-        if after == "$":
-            newest = await self._redis.execute_command("XREVRANGE", stream, "+", "-", "COUNT", 1)
-            after = text(newest[0][0]) if newest else "0-0"
-        else:
+        if after != "$":
             after = protocol.read_cursor(after)
-        following = StreamReading(stream, after)
-        while True:
-            for event in following.parse(
-                await self._redis.execute_command(*following.command(BLOCK_S))
-            ):
-                yield event
+        reading = StreamReading(self._keys(conversation_id).events, after)
+        return ConversationEvents(self._streams, reading, None)
 
     async def result(self, receipt: Receipt, *, timeout_s: float = 600) -> AnyTerminal:
         """Wait for the event that ends a turn.
@@ -280,9 +297,10 @@ class TurnClient:
             ResultTimeout: It did not end in time. It goes on; ask again.
             TurnUnknown: The turn is not, or no longer, known.
         """
+        reading = self._reading(receipt, None)
         try:
-            with at_most(timeout_s + SLACK_S):  # also where the server says nothing
-                done = await self._result(receipt, time.monotonic() + timeout_s)
+            async with self._streams.within(timeout_s + SLACK_S):  # also if a server says nothing
+                done = await self._result(receipt, reading, time.monotonic() + timeout_s)
         except TimeoutError:
             done = None
         if done is None:
@@ -291,19 +309,25 @@ class TurnClient:
             )
         return done
 
-    async def _result(self, receipt: Receipt, deadline_s: float) -> AnyTerminal | None:
-        reading = self._reading(receipt, None)
+    async def _result(
+        self, receipt: Receipt, reading: TurnReading, deadline_s: float
+    ) -> AnyTerminal | None:
         if (done := (await self.record(receipt)).terminal()) is not None:
             return done
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            reply = await self._redis.execute_command(*reading.command(min(left_s, BLOCK_S)))
-            for event in reading.parse(reply):
-                if isinstance(event, TERMINAL):
-                    return event
-            if reading.is_time_to_look(reply):
-                done = (await self.record(receipt)).terminal()
-                if done is not None:
-                    return done
+        opened = self._streams.open([reading.stream], READ)
+        try:
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                look_s = until_the_next_look_s(self._streams.look_s)
+                found = await opened.read([reading.after], min(left_s, look_s))
+                for event in reading.parse(found):
+                    if isinstance(event, TERMINAL):
+                        return event
+                if reading.is_time_to_look(found):
+                    done = (await self.record(receipt)).terminal()
+                    if done is not None:
+                        return done
+        finally:
+            opened.close()
         return None
 
     async def interrupt(
@@ -350,7 +374,7 @@ class TurnClient:
             TurnUnknown: The turn is not, or no longer, known.
         """
         turns = self._keys(receipt.conversation_id).turns
-        data = await self._redis.execute_command("HGET", turns, receipt.turn_id)
+        data = await self._streams.execute(turns, "HGET", turns, receipt.turn_id)
         if data is None:
             raise TurnUnknown(
                 f"turn {receipt.turn_id} of {receipt.conversation_id} is not known: it was never "
@@ -452,19 +476,15 @@ class TurnClient:
         self,
         streams: Sequence[str],
         read: Callable[[bytes, str], T | None],
-        names: tuple[str, str],
+        group: tuple[str, str],
         batch: int,
         idle_s: float | None,
     ) -> AsyncGenerator[T, None]:
         kept_ms = self._make.limits.retention_ms
-        return GroupReader(
-            self._redis, streams, read, names, batch=batch, idle_s=idle_s, retention_ms=kept_ms
-        ).items()
-
-    async def _is_end(self, receipt: Receipt, event_id: str) -> bool:
-        stream = self._keys(receipt.conversation_id).events
-        entries = await self._redis.execute_command("XRANGE", stream, event_id, event_id)
-        return any(is_end(fields[b"e"], receipt.turn_id) for _, fields in entries)
+        reader = GroupReader(
+            *(self._streams, streams, read, group), batch=batch, idle_s=idle_s, retention_ms=kept_ms
+        )
+        return reader.items()
 
     def _keys(self, conversation_id: str) -> ConversationKeys:
         return self._make.names(conversation_id)[1]

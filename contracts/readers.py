@@ -1,13 +1,13 @@
 """Where readers of streams stand: what they send next, and how they read the replies."""
 
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 from redis.exceptions import ResponseError
 
-from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.refusals import word
 from turnline.contracts.replies import (
     TERMINAL,
@@ -18,12 +18,14 @@ from turnline.contracts.replies import (
     read_event,
 )
 from turnline.contracts.scripts import text
+from turnline.contracts.waiting import Found, OpenStreams, Streams
 
 T = TypeVar("T")
 BLOCK_S = 5.0
-"""Longest single wait on a stream; after each, the turn's record is looked at."""
+"""Longest time for which one command waits, and a group trusts that nothing was left behind."""
 READ_COUNT = 512
 """Events read at once."""
+READ: Final = ("XREAD", "COUNT", READ_COUNT)
 LOOK_S = 5.0
 """Longest time for which a reader trusts the event stream alone."""
 TAKE_OVER_S = 300.0
@@ -36,27 +38,22 @@ class StreamReading:
     """Where a reader of an event stream stands."""
 
     def __init__(self, stream: str, after: str) -> None:
-        """Stand behind the event id `after` ("$": only what is yet to come)."""
-        self._stream = stream
-        self._after = after
+        """Stand behind the event id `after`."""
+        self.stream = stream
+        self.after = after
         self.caught_up = False
         """Whether the last reply went up to the stream's end."""
 
-    def command(self, wait_s: float) -> Command:
-        """Read what has come since, waiting for at most `wait_s` if nothing has."""
-        block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s else ()
-        return ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", self._stream, self._after)
-
-    def parse(self, reply: Any) -> Iterator[AnyEvent]:
+    def parse(self, found: Found) -> Iterator[AnyEvent]:
         """Yield the events of a reply and move on behind each.
 
         What a later version writes and this one does not know is passed over.
         """
-        self.caught_up = sum(len(entries) for _, entries in reply or ()) < READ_COUNT
-        for _, entries in reply or ():
+        self.caught_up = sum(len(entries) for _, entries in found) < READ_COUNT
+        for _, entries in found:
             for entry_id, fields in entries:
-                self._after = text(entry_id)
-                event = read_event(fields.get(b"e", b""), self._after)
+                self.after = text(entry_id)
+                event = read_event((fields or {}).get(b"e", b""), self.after)
                 if event is not None:
                     yield event
 
@@ -67,14 +64,14 @@ class TurnReading(StreamReading):
     def __init__(self, stream: str, after: str, turn_id: str) -> None:
         """Stand behind `after` and heed only `turn_id`."""
         super().__init__(stream, after)
-        self._turn_id = turn_id
+        self.turn_id = turn_id
         self._look_at_s = 0.0
 
-    def parse(self, reply: Any) -> Iterator[AnyEvent]:
+    def parse(self, found: Found) -> Iterator[AnyEvent]:
         """Yield this turn's events."""
-        return (event for event in super().parse(reply) if event.turn_id == self._turn_id)
+        return (event for event in super().parse(found) if event.turn_id == self.turn_id)
 
-    def is_time_to_look(self, reply: Any) -> bool:
+    def is_time_to_look(self, found: Found) -> bool:
         """Whether to look at the turn's record now.
 
         That is when a read brought nothing, and now and then while only other turns' events come:
@@ -83,7 +80,7 @@ class TurnReading(StreamReading):
         if not self.caught_up:
             return False
         now_s = time.monotonic()
-        if reply and now_s < self._look_at_s:
+        if found and now_s < self._look_at_s:
             return False
         self._look_at_s = now_s + LOOK_S
         return True
@@ -98,10 +95,10 @@ class GroupReader(Generic[T]):
 
     def __init__(
         self,
-        redis: AsyncRedis,
-        streams: Sequence[str],
+        streams: Streams,
+        names: Sequence[str],
         read: Callable[[bytes, str], T | None],
-        names: tuple[str, str],
+        group: tuple[str, str],
         *,
         batch: int,
         idle_s: float | None,
@@ -110,90 +107,96 @@ class GroupReader(Generic[T]):
         """Prepare to read; nothing is sent yet.
 
         Args:
-            redis: Where the streams are.
-            streams: Keys, one per shard.
+            streams: How they are waited for.
+            names: Keys, one per shard.
             read: Decodes an entry, given its id; None for one that is of no use.
-            names: Of the group whose entries are read, and of the consumer who reads.
+            group: Names of the group whose entries are read, and of the consumer who reads.
             batch: Entries read at once, and taken over at once from each stream.
             idle_s: Seconds since delivery after which an entry counts as abandoned; None: never.
             retention_ms: Expiry of a stream that is made here.
         """
-        self._redis = redis
         self._streams = streams
         self._names = names
+        self._group = group
         self._read = read
         self._batch = batch
         self._idle_s = idle_s
         self._retention_ms = retention_ms
         self._from = "0"
-        self._cursors = dict.fromkeys(streams, "0-0")
+        self._cursors = dict.fromkeys(names, "0-0")
         self._look_at_s = 0.0
 
     async def items(self) -> AsyncGenerator[T, None]:
         """Yield what comes; each is acknowledged when the next one is asked for. Never ends."""
         await self._create()
-        while True:
-            found = False
-            for stream, entries in await self._next():
-                for entry_id, fields in entries:
-                    found = True
-                    data = fields.get(b"e") if fields else None  # without: forgotten meanwhile
-                    item = None if data is None else self._read(data, text(entry_id))
-                    if item is not None:
-                        yield item
-                    await self._redis.execute_command("XACK", stream, self._names[0], entry_id)
-            if not found:  # when idle, look again for what a lost connection took with it
-                self._from = ">" if self._from == "0" else "0"
+        words = ("XREADGROUP", "GROUP", *self._group, "COUNT", self._batch)
+        opened = self._streams.open(self._names, words)
+        try:
+            while True:
+                found = await self._next(opened)
+                for stream, entries in found:
+                    for entry_id, fields in entries:
+                        data = fields.get(b"e") if fields else None  # without: forgotten meanwhile
+                        item = None if data is None else self._read(data, text(entry_id))
+                        if item is not None:
+                            yield item
+                        acknowledge = ("XACK", stream, self._group[0], entry_id)
+                        await self._streams.execute(stream, *acknowledge)
+                if not found:  # when idle, look again for what a lost connection took with it
+                    self._from = ">" if self._from == "0" else "0"
+        finally:
+            opened.close()
 
     async def _create(self) -> None:
         """Create the group where it is missing."""
-        for stream in self._streams:
+        for name in self._names:
             try:
-                await self._redis.execute_command(
-                    *("XGROUP", "CREATE", stream, self._names[0], "0", "MKSTREAM")
+                await self._streams.execute(
+                    name, "XGROUP", "CREATE", name, self._group[0], "0", "MKSTREAM"
                 )
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
-            await self._redis.execute_command("PEXPIRE", stream, self._retention_ms)
+            await self._streams.execute(name, "PEXPIRE", name, self._retention_ms)
 
-    async def _next(self) -> Any:
-        """Return what others left behind, or what is new, as XREADGROUP gives it."""
+    async def _next(self, opened: OpenStreams) -> Found:
+        """Return what others left behind, or what is new; nothing if there is none."""
         try:
             if abandoned := await self._take_over():
                 return abandoned
-            return (
-                await self._redis.execute_command(
-                    *("XREADGROUP", "GROUP", *self._names, "COUNT", self._batch),
-                    *(("BLOCK", int(BLOCK_S * 1000)) if self._from == ">" else ()),
-                    *("STREAMS", *self._streams, *(self._from for _ in self._streams)),
-                )
-                or ()
-            )
+            after = [self._from] * len(self._names)
+            return await opened.read(after, BLOCK_S if self._from == ">" else 0)
         except ResponseError as error:
             if not is_group_lost(error):
                 raise
             await self._create()
-            return ()
+            return []
 
-    async def _take_over(self) -> list[tuple[str, Any]]:
-        """Take what was abandoned, if it is time to look, in the shape of XREADGROUP's reply."""
+    async def _take_over(self) -> Found:
+        """Take what was abandoned, if it is time to look."""
         now_s = time.monotonic()
         if self._idle_s is None or now_s < self._look_at_s:
             return []
         self._look_at_s = now_s + self._idle_s / _LOOKS
         idle_ms = int(self._idle_s * 1000)
-        taken: list[tuple[str, Any]] = []
+        taken: Found = []
         for stream, cursor in self._cursors.items():
-            following, entries, *_ = await self._redis.execute_command(
-                *("XAUTOCLAIM", stream, *self._names, idle_ms, cursor, "COUNT", self._batch)
-            )
+            claim = ("XAUTOCLAIM", stream, *self._group, idle_ms, cursor, "COUNT", self._batch)
+            following, entries, *_ = await self._streams.execute(stream, *claim)
             self._cursors[stream] = text(following)
             if self._cursors[stream] != "0-0":  # there may be more
                 self._look_at_s = 0.0
             if entries:
                 taken.append((stream, entries))
         return taken
+
+
+def until_the_next_look_s(longest_s: float) -> float:
+    """Return how long to wait before a turn's record is looked at.
+
+    Readers that came together do not look together: thousands of looks would hold up all else.
+    """
+    return longest_s * random.uniform(0.6, 1.0)
 
 
 def read_terminal(data: bytes, entry_id: str) -> AnyTerminal | None:

@@ -56,16 +56,19 @@ class Subscriber:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
-    def listen(self, channel: str, heard: Heard) -> None:
+    def listen(self, channel: str, heard: Heard) -> bool:
         """Have `heard` called in the event loop with the bytes of each message of a channel.
 
         It is called with None once the channel is subscribed to, and each time it is again: what
         was published before may have been lost. It must be quick, and leave no error to others.
 
+        Returns:
+            Whether it is called with None within a round trip, as things are.
+
         Raises:
             WrongEventLoop: It was used first in another event loop, or before a fork.
         """
-        loop = self._at_home()
+        loop = self.at_home()
         name = channel.encode()
         tag = tag_of(name)
         slot = self._slots.get(tag)
@@ -75,17 +78,24 @@ class Subscriber:
         listeners = slot.channels.get(name, ())
         slot.channels[name] = (*listeners, heard)
         if slot.link is None:
-            return
+            return False
         if not listeners:
             slot.link.change((name,))
         if slot.link.is_confirmed(name):  # so no confirmation follows
             loop.call_soon(self._begin, name, heard)
+        return slot.link.is_live and not slot.failures
+
+    def is_heard(self, channel: str) -> bool:
+        """Return whether the server has said that it sends what is published on a channel."""
+        name = channel.encode()
+        slot = self._slots.get(tag_of(name))
+        return slot is not None and slot.link is not None and slot.link.is_confirmed(name)
 
     def leave(self, channel: str, heard: Heard) -> None:
         """End what `listen` with the same arguments began, if it was not ended before."""
         if self._is_closed:
             return
-        self._at_home()
+        self.at_home()
         name = channel.encode()
         slot = self._slots.get(tag_of(name))
         listeners = list(slot.channels.get(name, ())) if slot is not None else []
@@ -102,7 +112,7 @@ class Subscriber:
     def relocate(self) -> None:
         """Look for all slots again, because some may have moved; those that have not stay."""
         if not self._is_closed and self._home is not None:
-            self._at_home()
+            self.at_home()
             for slot in self._slots.values():
                 slot.failures = min(slot.failures, 1)
                 slot.look_again.set()
@@ -110,7 +120,7 @@ class Subscriber:
     async def aclose(self) -> None:
         """Stop listening and close the connections."""
         if not self._is_closed and self._home is not None:
-            self._at_home()
+            self.at_home()
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
@@ -220,7 +230,12 @@ class Subscriber:
         if slot is not None and heard in slot.channels[channel]:
             _call(heard, None)
 
-    def _at_home(self) -> asyncio.AbstractEventLoop:
+    def at_home(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that it belongs to, which is the running one.
+
+        Raises:
+            WrongEventLoop: It was used first in another event loop, or before a fork.
+        """
         if self._home is None:
             self._home = (os.getpid(), asyncio.get_running_loop())
         process, loop = self._home

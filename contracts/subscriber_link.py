@@ -141,6 +141,8 @@ class Link:
         """
         self.place = place
         self.slots: set[Slot] = set()
+        self.is_live = False
+        """Whether the connection stands."""
         self._hearer = hearer
         self._owner_of = owner_of
         self._subscribed: set[bytes] = set()  # once all that was sent is done
@@ -195,11 +197,13 @@ class Link:
         async with asyncio.timeout(GONE_AFTER_S):
             await connection.connect()
         self._heard_at = asyncio.get_running_loop().time()
+        self.is_live = True
         reading = asyncio.create_task(self._read(connection))
         reading.add_done_callback(lambda _: self._has_changes.set())
         try:
             await self._write(connection, reading)
         finally:
+            self.is_live = False
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 

@@ -29,6 +29,7 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read precedes every write
+  I3  whoever reads the events is told on the channel of their name, behind the writes
 ]]
 local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue =
   unpack(KEYS, 1, 12)
@@ -68,4 +69,5 @@ redis.call('ZREM', queue, job_id)
 if holder then
   notify(string.match(holder, '%S+$'))
 end
+redis.pcall('SPUBLISH', events, 'gone')  -- without the right to, readers look now and then
 return {'forgotten', gone}

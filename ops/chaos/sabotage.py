@@ -133,9 +133,9 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
         _lua(
             LuaPatch(
                 "commit",
-                "each(function() redis.call('XADD', events, ",
-                "each(function() if not string.find(ARGV[at], '\"text_delta\"') and "
-                "string.find(turn_id, '1$') then return 1 end redis.call('XADD', events, ",
+                "ids[#ids + 1] = redis.call('XADD', events, ",
+                "if not string.find(ARGV[at], '\"text_delta\"') and string.find(turn_id, '1$') "
+                "then return 1 end ids[#ids + 1] = redis.call('XADD', events, ",
             )
         ),
     ),

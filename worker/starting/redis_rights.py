@@ -88,6 +88,16 @@ def rights(shard: ShardKeys) -> Iterator[Right]:
     yield Right("SUNSUBSCRIBE", ("SUNSUBSCRIBE", news + CONVERSATION))
     for prefix in (waking, news):
         yield Right(f"SSUBSCRIBE to {prefix}*", ("SSUBSCRIBE", prefix + CONVERSATION))
+    for label, stream in _read_streams(shard):
+        yield Right(f"SPUBLISH to {label}", ("SPUBLISH", stream, ""))
+
+
+def _read_streams(shard: ShardKeys) -> Iterator[tuple[str, str]]:
+    """Yield (how to name it, key) for every kind of stream that clients wait for."""
+    events = conversation_keys(shard.tag, CONVERSATION).events
+    yield events.replace(CONVERSATION, "*"), events
+    yield f"{shard.reply_prefix}*", shard.reply_prefix + CONVERSATION
+    yield shard.tool_calls, shard.tool_calls
 
 
 def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,13 @@ from typing import Any
 import pytest
 
 from tests.integration.contracts.streams import Blocking
-from turnline.contracts import SyncTurnClient, TurnClient, readers
-from turnline.contracts import client as client_module
+from turnline.contracts import (
+    SyncTurnClient,
+    TurnClient,
+    blocking_streams,
+    noticed_streams,
+    readers,
+)
 from turnline.contracts.protocol import Limits
 
 LIMITS = Limits(inbox=5, queue=3, records=8)
@@ -34,6 +39,6 @@ async def client(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterato
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers look at the record, and at what they took before, after 50 ms."""
-    for module in (client_module, readers):
-        monkeypatch.setattr(module, "BLOCK_S", 0.05)
-    monkeypatch.setattr(readers, "LOOK_S", 0.05)
+    monkeypatch.setattr(readers, "BLOCK_S", 0.05)
+    for module in (readers, noticed_streams, blocking_streams):
+        monkeypatch.setattr(module, "LOOK_S", 0.05)

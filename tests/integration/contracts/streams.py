@@ -10,6 +10,8 @@ from redis.asyncio import Redis
 from turnline.contracts import Receipt, SyncTurnClient, TextDelta, TurnCompleted, TurnStarted
 from turnline.contracts.keys import conversation_keys, shard_keys
 from turnline.contracts.replies import AnyEvent, AnyTerminal, TurnRecord, encode_event
+from turnline.contracts.scripts import run
+from turnline.worker.store import lua
 
 SHARD = shard_keys(0)
 KEYS = conversation_keys(SHARD.tag, "c")
@@ -46,13 +48,22 @@ async def take(items: AsyncIterator[Any], count: int) -> list[Any]:
 
 
 async def publish(redis: Redis, *events: AnyEvent) -> list[str]:
-    """Append events to their conversation's stream; returns their ids."""
-    names = [conversation_keys(SHARD.tag, event.conversation_id).events for event in events]
-    ids = [
-        await redis.xadd(name, {"e": encode_event(event)})
-        for name, event in zip(names, events, strict=True)
-    ]
-    return [entry_id.decode() for entry_id in ids]
+    """Append events to their conversation's stream and say so; returns their ids."""
+    ids: list[str] = []
+    for event in events:
+        name = conversation_keys(SHARD.tag, event.conversation_id).events
+        ids.append((await redis.xadd(name, {"e": encode_event(event)})).decode())
+        await redis.execute_command("SPUBLISH", name, "")
+    return ids
+
+
+async def emit(redis: Redis, *events: AnyEvent) -> None:
+    """Append events of one conversation as a worker does."""
+    keys = conversation_keys(SHARD.tag, events[0].conversation_id)
+    await redis.set(keys.in_progress, "7 w1", px=60_000)
+    args = lua.EmitArgs("7 w1", b"", 10_000, 60_000, "", 0, [encode_event(it) for it in events])
+    answer, _ = await run(redis, lua.emit(keys, args))
+    assert answer == b"emitted"
 
 
 async def finish(redis: Redis, receipt: Receipt, end: AnyTerminal) -> None:
@@ -64,6 +75,7 @@ async def finish(redis: Redis, receipt: Receipt, end: AnyTerminal) -> None:
     async with redis.pipeline(transaction=True) as pipe:
         pipe.xadd(keys.events, {"e": encode_event(end)})
         pipe.hset(keys.turns, receipt.turn_id, msgspec.json.encode(record))
+        pipe.execute_command("SPUBLISH", keys.events, "")
         await pipe.execute()
 
 
@@ -75,6 +87,7 @@ async def reply(redis: Redis, stream: str, end: AnyTerminal) -> str:
     keys = conversation_keys(SHARD.tag, end.conversation_id)
     await redis.rpush(keys.copies, f"{name} {entry_id}")
     await redis.pexpire(keys.copies, 60_000)
+    await redis.execute_command("SPUBLISH", name, "")
     return entry_id
 
 
@@ -83,12 +96,12 @@ async def hold(redis: Redis, worker: str = "w1") -> None:
     await redis.set(KEYS.in_progress, f"7 {worker}", px=60_000)
 
 
-async def waits(redis: Redis, command: str) -> bool:
-    """Whether somebody is blocked in this command on this test's database."""
+async def waits(redis: Redis, stream: str = KEYS.events) -> bool:
+    """Whether somebody hears the notices of a stream, or is blocked on this test's database."""
     mine = str(redis.connection_pool.connection_kwargs["db"])
-    return any(
-        (client["cmd"], client["db"]) == (command, mine) and "b" in client["flags"]
-        for client in await redis.client_list()
+    _, listeners = await redis.execute_command("PUBSUB", "SHARDNUMSUB", stream)
+    return listeners or any(
+        client["db"] == mine and "b" in client["flags"] for client in await redis.client_list()
     )
 
 

@@ -50,7 +50,7 @@ async def test_readers_go_on_after_a_restart(client: Any, server: EmbeddedRedis)
         events = client.events(receipt)
         seen = [await anext(events), await anext(events)]
         waiting = asyncio.create_task(anext(events))
-        await wait_until(lambda: waits(redis, "xread"), "the reader waits")
+        await wait_until(lambda: waits(redis), "the reader waits")
 
     await restart(server)
 

@@ -65,7 +65,7 @@ async def test_events_are_seen_as_they_happen(client: Any, redis: Redis, receipt
     """A reader that came first waits."""
     events = client.events(receipt)
     first = asyncio.create_task(anext(events))
-    await wait_until(lambda: waits(redis, "xread"), "the reader waits")
+    await wait_until(lambda: waits(redis), "the reader waits")
 
     await publish(redis, *whole_turn())
 
@@ -97,9 +97,13 @@ async def test_what_a_browser_makes_up_is_no_position(
     """It is refused by name before anything is sent, wherever it stands."""
     forged = msgspec.structs.replace(receipt, after=after)
     before = await _commands(redis)
-    for verb in (client.events(receipt, after=after), client.events(forged), client.text(forged)):
+    for begin in (
+        lambda: client.events(receipt, after=after),
+        lambda: client.events(forged),
+        lambda: client.text(forged),
+    ):
         with pytest.raises(InvalidCursor):
-            await anext(verb)
+            await anext(begin())
     with pytest.raises(InvalidCursor):
         await client.result(forged)
     if after != "$":
@@ -197,7 +201,7 @@ async def test_a_reader_learns_of_the_end_while_other_turns_go_on(
     task = asyncio.create_task(chatter())
     reading = asyncio.create_task(anext(client.events(receipt)))
     result = asyncio.create_task(client.result(receipt))
-    await wait_until(lambda: waits(redis, "xread"), "the readers wait")
+    await wait_until(lambda: waits(redis), "the readers wait")
     record = TurnRecord(state="completed", accepted_at_ms=1, event=msgspec.Raw(encode_event(DONE)))
     await redis.hset(KEYS.turns, "t", msgspec.json.encode(record))
 
@@ -231,6 +235,7 @@ class Rushed:
         self._redis = redis
         self._happening = happening
         self.has_happened = False
+        self.connection_pool = redis.connection_pool
 
     async def execute_command(self, *args: Any) -> Any:
         """Send a command."""
@@ -256,8 +261,11 @@ async def test_events_that_come_while_the_record_is_looked_at_are_not_skipped(
 
     rushed = Rushed(redis, happening)
 
-    events = [event async for event in TurnClient(cast("AsyncRedis", rushed)).events(receipt)]
+    client = TurnClient(cast("AsyncRedis", rushed))
 
+    events = [event async for event in client.events(receipt)]
+
+    await client.aclose()
     assert rushed.has_happened
     assert len(events) == READ_COUNT + 11
     assert events[-1].event_id
@@ -280,7 +288,7 @@ async def test_a_forgotten_turn_ends_its_readers(
     """They do not wait for what will never come."""
     events = client.events(receipt)
     waiting = [asyncio.create_task(anext(events)), asyncio.create_task(client.result(receipt))]
-    await wait_until(lambda: waits(redis, "xread"), "the readers wait")
+    await wait_until(lambda: waits(redis), "the readers wait")
 
     assert await client.forget("c")
 
@@ -292,7 +300,7 @@ async def test_a_forgotten_turn_ends_its_readers(
 async def test_a_result_is_the_terminal_event(client: Any, redis: Redis, receipt: Receipt) -> None:
     """Whenever it is asked for: before it is there, from the stream, from a duplicate's receipt."""
     waiting = asyncio.create_task(client.result(receipt))
-    await wait_until(lambda: waits(redis, "xread"), "the reader waits")
+    await wait_until(lambda: waits(redis), "the reader waits")
     await publish(redis, *whole_turn()[:-1])
     await finish(redis, receipt, DONE)
 
@@ -362,7 +370,7 @@ async def test_following_begins_now_or_behind_an_event(client: Any, redis: Redis
     ids = await publish(redis, *whole_turn("a"))
     live = client.follow("c")
     first = asyncio.create_task(anext(live))
-    await wait_until(lambda: waits(redis, "xread"), "the reader waits")
+    await wait_until(lambda: waits(redis), "the reader waits")
 
     await publish(redis, *whole_turn("b"))
 
@@ -377,7 +385,7 @@ async def test_following_a_new_conversation_sees_its_first_event(client: Any, re
     """There is no stream yet when the reader comes."""
     live = client.follow("c")
     first = asyncio.create_task(anext(live))
-    await wait_until(lambda: waits(redis, "xread"), "the reader waits")
+    await wait_until(lambda: waits(redis), "the reader waits")
 
     await publish(redis, *whole_turn())
 

@@ -98,7 +98,7 @@ async def test_the_group_survives_the_loss_of_its_stream(
     assert await texts(replies, 1) == ["reply 0"]
     waiting = asyncio.create_task(anext(replies))
     if is_waiting:
-        await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+        await wait_until(lambda: waits(redis, STREAM), "the reader waits")
 
     await redis.delete(STREAM)
     await reply(redis, "inbox", done(1))
@@ -125,7 +125,7 @@ async def test_a_reply_stream_expires(client: Any, redis: Redis) -> None:
     """Also one that nobody ever wrote to."""
     waiting = asyncio.create_task(anext(client.replies("inbox", "group", "one")))
     await wait_until(lambda: redis.exists(STREAM), "the group is created")
-    await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+    await wait_until(lambda: waits(redis, STREAM), "the reader waits")
 
     await assert_keys_expire(redis)
 
@@ -175,7 +175,7 @@ async def test_what_a_waiting_consumer_meets_later_is_taken_over_too(
     replies = client.replies("inbox", "group", "one", take_over_s=0.2)
     assert await texts(replies, 1) == ["reply 0"]
     waiting = asyncio.create_task(anext(replies))
-    await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+    await wait_until(lambda: waits(redis, STREAM), "the reader waits")
     async with redis.pipeline(transaction=True) as pipe:
         pipe.xadd(STREAM, {"e": encode_event(done(1))})
         pipe.xreadgroup("group", "gone", {STREAM: ">"})
@@ -195,7 +195,7 @@ async def test_what_is_being_worked_on_is_left_alone(
     await leave(redis, STREAM, "group", 400_000)
     replies = client.replies("inbox", "group", "one", take_over_s=take_over_s)
     waiting = asyncio.create_task(anext(replies))
-    await wait_until(lambda: waits(redis, "xreadgroup"), "the reader waits")
+    await wait_until(lambda: waits(redis, STREAM), "the reader waits")
 
     await reply(redis, "inbox", done(1))
 

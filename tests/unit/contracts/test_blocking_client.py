@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Generator
-from typing import Any, assert_type
+from typing import Any, assert_type, get_args
 
 import pytest
 from redis.exceptions import ResponseError
@@ -19,7 +19,11 @@ from turnline.contracts import (
 )
 from turnline.contracts.replies import AnyEvent, TurnStarted, encode_event
 
-VERBS = [name for name in vars(TurnClient) if not name.startswith("_") and name != "connect"]
+VERBS = [
+    name
+    for name in vars(TurnClient)
+    if not name.startswith("_") and name not in {"connect", "aclose"}
+]
 
 
 class Answering:
@@ -55,6 +59,9 @@ def test_both_clients_have_the_verb(verb: str) -> None:
     returned = str(expected.return_annotation)
     if "AsyncGenerator" in returned:
         returned = returned.replace("AsyncGenerator", "Generator").replace("None]", "None, None]")
+    elif ".Events[" in returned:
+        of = str(get_args(expected.return_annotation)[0])
+        returned = f"collections.abc.Generator[{of}, None, None]"
 
     assert inspect.signature(other).parameters == expected.parameters
     assert str(inspect.signature(other).return_annotation) == returned
@@ -77,6 +84,9 @@ def test_type_checkers_see_the_types() -> None:
         assert_type(client.submit(message=UserMessage(conversation_id="c", text="t")), Receipt)
         assert_type(client.submit_many([b"{}"]), list[Receipt | Exception])
         assert_type(client.events(receipt, after="1-1"), Generator[AnyEvent, None, None])
+        keeping = client.events(receipt, keep_alive_s=1)
+        assert_type(keeping, Generator[AnyEvent | None, None, None])
+        assert_type(client.follow("c"), Generator[AnyEvent, None, None])
         assert_type(client.forget("c"), bool)
         client.submit(1)  # type: ignore[arg-type]
         client.ask("c")  # type: ignore[call-arg]
@@ -112,4 +122,4 @@ async def test_what_would_wait_for_a_loop_is_a_bug() -> None:
     client._client._redis = type("", (), {"execute_command": execute_command})()
 
     with pytest.raises(AssertionError, match="waits for an event loop"):
-        next(client.follow("c", after="0-0"))
+        client.usage("c")

@@ -22,6 +22,7 @@ Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write
   I3  steps and copies are written together, once
+  I4  whoever reads a shared stream is told on the channel of its name, behind the writes
 ]]
 local steps, state, in_progress, copies = unpack(KEYS, 1, 4)
 local lease, retention_ms, known, limits = unpack(ARGV, 1, 4)
@@ -39,6 +40,7 @@ for i = at, at + ARGV[at - 1] - 1 do
   length = redis.call('RPUSH', steps, ARGV[i])
   at = i + 1
 end
+local grown = {}  -- streams
 for _ = 1, ARGV[at] do
   local stream, words = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
   local id = redis.call('XADD', stream, 'MAXLEN', '~', shared_limit, '*',
@@ -50,8 +52,12 @@ for _ = 1, ARGV[at] do
     redis.call('XDEL', oldest, at_id)  -- `forget` could no longer find it
   end
   redis.call('PEXPIRE', copies, retention_ms)
+  grown[stream] = true
   at = at + 2 + words
 end
 redis.call('HDEL', state, 'call')
 redis.call('PEXPIRE', steps, retention_ms)
+for stream in pairs(grown) do
+  redis.pcall('SPUBLISH', stream, '')  -- without the right to, readers look now and then
+end
 return {'checkpointed', length}

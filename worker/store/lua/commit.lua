@@ -44,6 +44,7 @@ Invariants
   I3  context, totals, ledger, records and events change together, once per turn
   I4  a conversation with a message in its inbox stays on the queue
   I5  the first write is one that a full server refuses: nothing is removed and then not replaced
+  I6  whoever reads a stream is told on the channel of its name, behind the writes
 ]]
 local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
   idle = unpack(KEYS, 1, 14)
@@ -77,6 +78,18 @@ local function wake_one(due_id)
   end
 end
 
+-- Tell whoever reads a stream what was added behind which entry; where that is much, only that something was.
+-- Without rights to channels nobody hears it: readers look by themselves now and then.
+local function tell(stream, behind, ids, added)
+  local words, bytes = {behind}, 0
+  for i, id in ipairs(ids) do
+    words[i + 1] = id .. ' ' .. #added[i]
+    bytes = bytes + #added[i]
+  end
+  redis.pcall('SPUBLISH', stream,
+    bytes > 16384 and '' or table.concat(words, ' ') .. '\n' .. table.concat(added))
+end
+
 local record = redis.call('HGET', turns, turn_id)
 local done = record and string.sub(record, 1, 19) ~= '{"state":"accepted"'
 local held = redis.call('GET', in_progress) == lease
@@ -98,6 +111,7 @@ end
 if not held then
   return {'fenced'}
 end
+local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
 local calls_limit, events_limit, copies_limit, shared_limit =
   string.match(limits, '^(%d+) (%d+) (%d+) (%d+)$')
 local function each(visit)
@@ -121,7 +135,12 @@ if each(function() redis.call('RPUSH', calls, ARGV[at]) return 1 end) > 0 then
   redis.call('LTRIM', calls, -calls_limit, -1)
 end
 each(function() redis.call('HINCRBY', state, ARGV[at], ARGV[at + 1]) return 2 end)
-each(function() redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[at]) return 1 end)
+local ids, added, shared_grown = {}, {}, {}
+each(function()
+  ids[#ids + 1] = redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[at])
+  added[#added + 1] = ARGV[at]
+  return 1
+end)
 each(function() redis.call('HSET', turns, ARGV[at], ARGV[at + 1]) return 2 end)
 local copied = each(function()
   local stream, words = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1])
@@ -130,6 +149,7 @@ local copied = each(function()
   redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - retention_ms))
   redis.call('PEXPIRE', stream, retention_ms)
   redis.call('RPUSH', copies, stream .. ' ' .. id)
+  shared_grown[stream] = true
   return 2 + words
 end)
 for _ = 1, copied > 0 and redis.call('LLEN', copies) - copies_limit or 0 do
@@ -143,6 +163,12 @@ redis.call('DEL', steps)
 redis.call('HDEL', state, 'call', 'emitted')
 for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
   redis.call('PEXPIRE', key, retention_ms)
+end
+if ids[1] then
+  tell(events, last and last[1] or '0-0', ids, added)
+end
+for stream in pairs(shared_grown) do
+  redis.pcall('SPUBLISH', stream, '')
 end
 local epoch, length = redis.call('HGET', state, 'epoch'), redis.call('LLEN', context)
 local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)

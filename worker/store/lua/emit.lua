@@ -1,5 +1,5 @@
 --[[
-emit: publish events of a running turn, unless the caller lost its lease.
+emit: write events of a running turn, unless the caller lost its lease.
 
 KEYS[1]  events       stream  capped
 KEYS[2]  state        hash    `call`: the model call in flight; `head`; `emitted`: the last batch
@@ -20,10 +20,23 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write
-  I3  nothing of a turn follows its terminal event, and nothing is published twice
+  I3  nothing of a turn follows its terminal event, and nothing is written twice
+  I4  whoever reads the stream is told on the channel of its name, behind the writes
 ]]
 local events, state, in_progress = unpack(KEYS)
 local lease, call, events_limit, retention_ms, entry_id, batch = unpack(ARGV, 1, 6)
+
+-- Tell whoever reads a stream what was added behind which entry; where that is much, only that something was.
+-- Without rights to channels nobody hears it: readers look by themselves now and then.
+local function tell(stream, behind, ids, added)
+  local words, bytes = {behind}, 0
+  for i, id in ipairs(ids) do
+    words[i + 1] = id .. ' ' .. #added[i]
+    bytes = bytes + #added[i]
+  end
+  redis.pcall('SPUBLISH', stream,
+    bytes > 16384 and '' or table.concat(words, ' ') .. '\n' .. table.concat(added))
+end
 
 if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
@@ -32,14 +45,17 @@ local head, emitted = unpack(redis.call('HMGET', state, 'head', 'emitted'))
 if entry_id ~= '' and (head ~= entry_id or tonumber(emitted or 0) >= tonumber(batch)) then
   return {'emitted', 0}
 end
+local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
 redis.call('HSET', state, 'emitted', batch)
 if call ~= '' then
   redis.call('HSET', state, 'call', call)
 end
+local ids = {}
 for i = 7, #ARGV do
-  redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[i])
+  ids[i - 6] = redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[i])
 end
 if redis.call('PTTL', events) == -1 then
   redis.call('PEXPIRE', events, retention_ms)
 end
+tell(events, last and last[1] or '0-0', ids, {unpack(ARGV, 7)})
 return {'emitted', #ARGV - 6}
