@@ -67,6 +67,42 @@ class SyncRedis(AnyRedis[Any, list[Any]], Protocol):
         ...
 
 
+class RawConnection(Protocol):
+    """The part in use of redis-py's asyncio connections, for those who keep one for themselves."""
+
+    socket_timeout: float | None
+    """Seconds for a reply; None: no limit."""
+
+    async def connect(self) -> None:
+        """Connect, unless it is connected."""
+        ...
+
+    async def disconnect(self, nowait: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Close it; `nowait`: without waiting until it is closed."""
+        ...
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
+        """Return the bytes of commands."""
+        ...
+
+    async def send_packed_command(
+        self,
+        command: list[bytes],
+        check_health: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        """Send the bytes of commands."""
+        ...
+
+    async def read_response(
+        self,
+        disable_decoding: bool = False,  # noqa: FBT001, FBT002
+        *,
+        disconnect_on_error: bool = True,
+    ) -> Any:
+        """Return the next reply; an error is raised."""
+        ...
+
+
 async def pipelined(
     redis: AsyncRedis, commands: Iterable[Command], *, raise_on_error: bool = False
 ) -> list[Any]:

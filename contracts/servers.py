@@ -78,6 +78,10 @@ class Servers(ABC):
             server = self._servers[node] = self._open(node)
         return server
 
+    def has(self, server: Server) -> bool:
+        """Whether connections to a server are still in use, and were not given up."""
+        return self._servers.get(server.node) is server
+
     async def find(self, slot: int) -> Server:
         """Return the primary of a slot, having asked where it is if that is in doubt.
 

@@ -11,7 +11,7 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError, ResponseError
 
-from turnline.contracts.connection import Command
+from turnline.contracts.connection import Command, RawConnection
 
 Heard: TypeAlias = Callable[[bytes | None], object]
 PING_AFTER_S = 2.0
@@ -39,31 +39,6 @@ class Place(Protocol):
     def pool(self) -> ConnectionPool:
         """Makes the connections."""
         ...
-
-
-class _Connection(Protocol):
-    """The part of redis-py's asyncio connections in use."""
-
-    socket_timeout: float | None
-
-    async def connect(self) -> None: ...
-
-    async def disconnect(self, nowait: bool = False) -> None: ...  # noqa: FBT001, FBT002
-
-    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]: ...
-
-    async def send_packed_command(
-        self,
-        command: list[bytes],
-        check_health: bool = True,  # noqa: FBT001, FBT002
-    ) -> None: ...
-
-    async def read_response(
-        self,
-        disable_decoding: bool = False,  # noqa: FBT001, FBT002
-        *,
-        disconnect_on_error: bool = True,
-    ) -> Any: ...
 
 
 class Slot:
@@ -174,7 +149,7 @@ class Link:
 
     async def run(self, pause_s: float) -> None:
         """Connect after a pause and carry the slots for as long as the connection lives."""
-        connection: _Connection | None = None
+        connection: RawConnection | None = None
         error: Exception | None = None
         try:
             await asyncio.sleep(pause_s)
@@ -188,11 +163,11 @@ class Link:
             if connection is not None:
                 await _close(connection, is_alive=error is None)
 
-    def _new_connection(self) -> _Connection:
-        made: _Connection = cast("Any", self.place.pool).make_connection()
+    def _new_connection(self) -> RawConnection:
+        made: RawConnection = cast("Any", self.place.pool).make_connection()
         return made
 
-    async def _serve(self, connection: _Connection) -> None:
+    async def _serve(self, connection: RawConnection) -> None:
         connection.socket_timeout = None  # silence is no fault; whether it is death, `_write` asks
         async with asyncio.timeout(GONE_AFTER_S):
             await connection.connect()
@@ -207,7 +182,7 @@ class Link:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _write(self, connection: _Connection, reading: "asyncio.Task[None]") -> None:
+    async def _write(self, connection: RawConnection, reading: "asyncio.Task[None]") -> None:
         """Send what has changed, and ask a silent server whether it is there.
 
         Returns when nobody has needed the connection for a while.
@@ -272,7 +247,7 @@ class Link:
                     self._confirmed.difference_update(part)
         return commands
 
-    async def _read(self, connection: _Connection) -> None:
+    async def _read(self, connection: RawConnection) -> None:
         """Hand on what comes; ends only by an exception."""
         loop = asyncio.get_running_loop()
         while True:
@@ -341,7 +316,7 @@ class Link:
             raise LostConnection("the server has left a command unanswered")
 
 
-async def _close(connection: _Connection, *, is_alive: bool) -> None:
+async def _close(connection: RawConnection, *, is_alive: bool) -> None:
     """Close a connection; one of a server that may be gone without waiting for it."""
     with contextlib.suppress(RedisError, OSError, TimeoutError):
         async with asyncio.timeout(_CLOSE_S):

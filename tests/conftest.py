@@ -48,6 +48,7 @@ SHARING = (
     "tests/integration/deployments/test_cluster_deployment.py",
     "tests/integration/deployments/test_proxy.py",
     "tests/integration/deployments/test_sentinels_deployment.py",
+    "tests/integration/deployments/test_workers_share_servers.py",
 )
 """Those of these files whose tests share processes."""
 

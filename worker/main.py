@@ -18,14 +18,10 @@ import msgspec
 import uvloop
 from arq.connections import ArqRedis
 
-from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.conversation import ConversationSettings
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import ShardKeys
-from turnline.contracts.opening import open_servers
-from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.servers import AsyncServers
-from turnline.contracts.subscriber import Subscriber
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.ending import Listen, Watchdog, run_until_stopped
 from turnline.worker.errors import StartFailed
@@ -34,6 +30,7 @@ from turnline.worker.pipeline.calls import CallObserver
 from turnline.worker.process import Fleet, FleetParts, Found
 from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
+from turnline.worker.queue.links import Links
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.grok.model_catalogue import BUILT_IN, Model
@@ -113,12 +110,11 @@ class _Shared(NamedTuple):
     """What the workers of all shards are made with."""
 
     worker_id: str
-    servers: AsyncServers
+    links: Links
     services: "GrokServices"
     telemetry: Telemetry
     planner: Planner
     cache: ContextCache
-    subscriber: Subscriber
 
 
 def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: None) -> Fleet:
@@ -132,7 +128,7 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
         StartFailed: The key, tools, agents or telemetry cannot be used as configured.
     """
     worker_id = f"{settings.worker_name}-{secrets.token_hex(4)}"
-    servers = open_servers(settings.redis_url)
+    links = Links(settings.redis_url, lease_settings(settings))
     services = services_of(settings)
     telemetry = telemetry_of(settings, worker_id)
     checker = Checker()
@@ -145,9 +141,7 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
     )
     planner = Planner(toolbox, agents, limits, checker)
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
-    subscriber = Subscriber(servers.place)
-    servers.on_moved.append(subscriber.relocate)
-    shared = _Shared(worker_id, servers, services, telemetry, planner, cache, subscriber)
+    shared = _Shared(worker_id, links, services, telemetry, planner, cache)
     parts = FleetParts(
         worker_id=worker_id,
         client=services.client,
@@ -156,20 +150,16 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
         checker=checker,
         telemetry=telemetry,
         learn=services.learn,
-        subscriber=subscriber,
+        links=links,
         make_worker=partial(_worker, settings, shared),
     )
     return Fleet(settings, parts, on_serving)
 
 
-def _worker(
-    settings: Settings, shared: _Shared, shard: ShardKeys
-) -> tuple[LeasedWorker, AsyncRedis]:
-    """Make the worker of one shard, and the connection that its store uses."""
-    redis = RoutedRedis(shared.servers)
-    batcher = ScriptBatcher(redis)
+def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWorker:
+    """Make the worker of one shard."""
+    batcher = shared.links.pipelines.of(shard.tag)
     store = Conversations(
-        redis,
         batcher,
         shard,
         cache=shared.cache,
@@ -178,10 +168,10 @@ def _worker(
     driver = ConversationDriver(
         store,
         shared.services,
-        Breakers(redis, batcher, shard),
+        Breakers(batcher, shard),
         shard,
         driver_settings(settings),
-        observer=_observer(settings, shared.telemetry, redis, shard),
+        observer=_observer(settings, shared.telemetry, batcher, shard),
         planner=shared.planner,
     )
     facts = {
@@ -191,31 +181,23 @@ def _worker(
         "model": settings.model,
         "started_at_ms": int(time.time() * 1000),
     }
-    worker = LeasedWorker(
+    return LeasedWorker(
         [run_conversation],
         shard=shard,
         worker_id=shared.worker_id,
-        redis_url=settings.redis_url,
-        redis=arq_redis(shared.servers, shard),
+        redis=arq_redis(shared.links.servers, shard),
         batcher=batcher,
-        subscriber=shared.subscriber,
-        times=LeaseSettings(
-            lease_s=settings.lease_s,
-            heartbeat_s=settings.heartbeat_s,
-            stall_s=settings.stall_s,
-            poll_s=settings.poll_s,
-            drain_s=settings.drain_s,
-        ),
+        links=shared.links,
+        times=lease_settings(settings),
         about=lambda: facts,
         prefetch=partial(store.prefetch, worker_id=shared.worker_id),
         max_jobs=max(1, settings.slots // len(settings.served_shards)),
         ctx={"driver": driver},
     )
-    return worker, redis
 
 
 def _observer(
-    settings: Settings, telemetry: Telemetry, redis: AsyncRedis, shard: ShardKeys
+    settings: Settings, telemetry: Telemetry, batcher: ScriptBatcher, shard: ShardKeys
 ) -> Observer:
     def count(sent: int, dropped: int) -> None:
         telemetry.meters.spans_sent.add(sent, "redis")
@@ -224,12 +206,12 @@ def _observer(
     store = None
     if settings.trace_store:
         limits = TraceLimits(kept=settings.trace_store)
-        store = Traces(redis, shard, limits=limits, on_written=count)
+        store = Traces(batcher, shard, limits=limits, on_written=count)
     return telemetry.observer(
         shard=shard.tag.strip("{}"),
         queue=shard.queue,
         store=store,
-        gauges=lambda: read_gauges(redis, shard),
+        gauges=lambda: read_gauges(batcher, shard),
     )
 
 
@@ -378,6 +360,17 @@ def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:
             os.environ,
             version=version,
         )
+
+
+def lease_settings(settings: Settings) -> LeaseSettings:
+    """Return the times of the lease table."""
+    return LeaseSettings(
+        lease_s=settings.lease_s,
+        heartbeat_s=settings.heartbeat_s,
+        stall_s=settings.stall_s,
+        poll_s=settings.poll_s,
+        drain_s=settings.drain_s,
+    )
 
 
 def driver_settings(settings: Settings) -> DriverSettings:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import ShardKeys, shard_keys
-from turnline.contracts.subscriber import Subscriber
 from turnline.worker.ending import CLOSE_S, within
 from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
+from turnline.worker.queue.links import Links
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.model_catalogue import Model
 from turnline.worker.services.provider_client import ProviderClient
@@ -51,9 +50,10 @@ class FleetParts(NamedTuple):
     telemetry: Telemetry
     learn: Callable[[Sequence[Model]], None]
     """Told of the models that the provider lists."""
-    subscriber: Subscriber
-    make_worker: Callable[[ShardKeys], tuple[LeasedWorker, AsyncRedis]]
-    """Makes the worker of a shard, and the connection that its store uses."""
+    links: Links
+    """Connections to Redis."""
+    make_worker: Callable[[ShardKeys], LeasedWorker]
+    """Makes the worker of a shard."""
 
 
 class Fleet:
@@ -70,7 +70,6 @@ class Fleet:
         self._end_by_s: float | None = None
         self.workers: list[LeasedWorker] = []
         """One for each shard, while they serve."""
-        self._connections: list[AsyncRedis] = []
         self._starting: asyncio.Task[Any] | None = None
         self.has_served = False
 
@@ -113,9 +112,8 @@ class Fleet:
 
     async def _open(self) -> None:
         for number in self._settings.served_shards:
-            worker, redis = self.parts.make_worker(shard_keys(number, self._settings.prefix))
-            self.workers.append(worker)
-            self._connections.append(redis)
+            keys = shard_keys(number, self._settings.prefix)
+            self.workers.append(self.parts.make_worker(keys))
         await self.parts.telemetry.open()
         with log_if_slow("the resources of the tools"):
             await self.parts.toolbox.start()
@@ -178,8 +176,7 @@ class Fleet:
             ("resources", 0.5, [self.parts.toolbox.stop()]),
             ("checks", 0.5, [self.parts.checker.close()]),
             ("telemetry", 0.8, [self.parts.telemetry.close()]),
-            ("subscriber", 0.5, [self.parts.subscriber.aclose()]),
-            ("redis", 0.5, [connection.aclose() for connection in self._connections]),
+            ("redis", 0.5, [self.parts.links.aclose()]),
             ("provider", 1.0, [self.parts.client.close()]),
         ]
         for what, share, closing in parts:
@@ -195,9 +192,7 @@ def _consume_exception(serving: "asyncio.Future[Any]") -> None:
 
 async def _close_worker(worker: LeasedWorker) -> None:
     """Close a worker, also where Redis is away."""
-    connections = worker.pool
     try:
         await worker.close()
     except (RedisError, OSError) as error:
         log.warning("worker.untold", extra={"error": type(error).__name__})
-        await connections.aclose(close_connection_pool=True)

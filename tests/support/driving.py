@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from turnline.contracts import Receipt, TurnClient, UserMessage
 from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import conversation_keys, conversation_of, shard_keys
-from turnline.contracts.opening import open_async
+from turnline.contracts.opening import open_servers
+from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.scripts import run, text
 from turnline.ops.simulator import Simulator
-from turnline.worker.batching import ScriptBatcher
+from turnline.worker.batching import Pipelines, ScriptBatcher
 from turnline.worker.lease import Lease
 from turnline.worker.main import GrokServices
 from turnline.worker.outcome import Outcome
@@ -100,12 +101,18 @@ class Hand:
     """Its provider, where the worker is a fixture."""
 
     def __init__(
-        self, redis: AsyncRedis, services: GrokServices, *, cache_bytes: int = 1 << 20, **more: Any
+        self,
+        pipelines: Pipelines,
+        services: GrokServices,
+        *,
+        cache_bytes: int = 1 << 20,
+        **more: Any,
     ) -> None:
-        """Build the parts of a worker around one connection."""
-        self.redis = redis
-        self.batcher = ScriptBatcher(redis)
-        self.store = Conversations(redis, self.batcher, SHARD, cache=ContextCache(cache_bytes))
+        """Build the parts of a worker around connections."""
+        self.redis = cast("AsyncRedis", RoutedRedis(pipelines.servers))
+        self.pipelines = pipelines
+        self.batcher = self.pipelines.of(SHARD.tag)
+        self.store = Conversations(self.batcher, SHARD, cache=ContextCache(cache_bytes))
         self.services = services
         self.settings = DriverSettings(worker_name="hand", aggregation_timeout_s=0.05, **more)
         self.planner = Planner()
@@ -113,7 +120,7 @@ class Hand:
 
     def driver(self, store: Any = None) -> ConversationDriver:
         """Build the driver, around another store if given."""
-        breakers = Breakers(self.redis, self.batcher, SHARD)
+        breakers = Breakers(self.batcher, SHARD)
         return ConversationDriver(
             *(store or self.store, self.services, breakers, SHARD, self.settings),
             self.observer,
@@ -183,16 +190,30 @@ class Hand:
 
 
 @asynccontextmanager
+async def batcher_on(url: str, **more: Any) -> AsyncIterator[ScriptBatcher]:
+    """What runs scripts of the first shard on a server."""
+    servers = open_servers(url)
+    pipelines = Pipelines(servers, **more)
+    try:
+        yield pipelines.of(SHARD.tag)
+    finally:
+        await pipelines.close()
+        await servers.aclose()
+
+
+@asynccontextmanager
 async def hand(
     redis_url: str, sim: Simulator, environ: Mapping[str, str] | None = None, **more: Any
 ) -> AsyncIterator[Hand]:
     """Open a worker moved by hand; `environ` sets what its services read."""
-    redis = open_async(redis_url)
+    servers = open_servers(redis_url)
     services = GrokServices(settings_for(redis_url, sim, **environ or {}))
+    pipelines = Pipelines(servers)
     try:
-        yield Hand(redis, services, **more)
+        yield Hand(pipelines, services, **more)
     finally:
-        await redis.aclose()
+        await pipelines.close()
+        await servers.aclose()
         await services.client.close()
 
 

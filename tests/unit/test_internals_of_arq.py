@@ -13,7 +13,7 @@ from turnline.contracts import keys
 from turnline.worker.queue import leased_worker
 from turnline.worker.queue.leased_worker import LeasedWorker
 
-OVERRIDDEN = {"main", "_poll_iteration", "finish_job"}
+OVERRIDDEN = {"main", "_poll_iteration", "finish_job", "record_health", "close"}
 
 
 def names_on_self(node: ast.AST, *contexts: type[ast.expr_context]) -> set[str]:

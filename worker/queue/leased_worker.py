@@ -10,31 +10,35 @@ Source: docs/adr/0002-the-queue-is-the-lease-table.md
 import asyncio
 import contextlib
 import logging
+import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import arq.worker
 import msgspec
 from arq.connections import ArqRedis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.job_format import FUNCTION, deserialize_job, serialize_job
 from turnline.contracts.keys import ShardKeys, conversation_of
 from turnline.contracts.scripts import Call, text
-from turnline.contracts.subscriber import Subscriber
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.lease import Lease, LeaseSettings
 from turnline.worker.logs import facts_of
 from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.queue import lua
-from turnline.worker.queue.heartbeat import Heartbeat
+from turnline.worker.queue.links import Links
 from turnline.worker.states import LeaseEvent
 
 log = logging.getLogger("turnline.queue")
 SWEEP_S = 5.0
 """What runs looks into its inbox so often, since news of it may have been lost."""
+_AWAY_S = 0.2
+"""Pause before a server is asked again that could not be reached, or refused."""
+_EARLY = 0.01
+"""Part of a poll interval by which a poll may come too early and be the one that was meant."""
 HAND_OVER_S = 1.0
 """Seconds that turns get to leave their notes when they are handed over."""
 
@@ -74,10 +78,9 @@ class LeasedWorker(arq.worker.Worker):
         *,
         shard: ShardKeys,
         worker_id: str,
-        redis_url: str,
         redis: ArqRedis,
         batcher: ScriptBatcher,
-        subscriber: Subscriber,
+        links: Links,
         times: LeaseSettings | None = None,
         about: Callable[[], dict[str, Any]] = dict,
         prefetch: Callable[[str], Any] = lambda _: None,
@@ -90,10 +93,9 @@ class LeasedWorker(arq.worker.Worker):
             functions: ARQ functions; the one named `run_conversation` runs conversations.
             shard: Whose queue to serve.
             worker_id: Unique name, without spaces.
-            redis_url: For the heartbeat's own connection.
-            redis: ARQ's client.
-            batcher: Shared with the store, so that their calls travel together.
-            subscriber: Hears of work, and of messages for what runs.
+            redis: ARQ's client, for its own jobs and for cron; closed by whoever made it.
+            batcher: The shard's, shared with the store, so that their calls travel together.
+            links: Hear of work, and of messages for what runs; renew the leases.
             times: See `LeaseSettings`.
             about: What the worker says about itself (JSON object), shown by `turnline queue`.
             prefetch: Sends the load of a conversation which the claim sent just before will
@@ -121,10 +123,8 @@ class LeasedWorker(arq.worker.Worker):
         self.worker_id = worker_id
         self.stopped = asyncio.Event()
         self._shard = shard
-        self._redis = cast("AsyncRedis", redis)
-        self._redis_url = redis_url
         self._batcher = batcher
-        self._subscriber = subscriber
+        self._links = links
         self._times = times or LeaseSettings()
         self._about = about
         self._send_prefetch = prefetch
@@ -133,6 +133,8 @@ class LeasedWorker(arq.worker.Worker):
         self._active: dict[str, _Active] = {}
         self._plain: dict[str, int] = {}
         self._swept_at = 0.0
+        # The processes of a host, which share a clock, do not all look at the same moment.
+        self._phase_s = zlib.crc32(worker_id.encode()) / 2**32 * self._times.poll_s
         self._look = asyncio.Event()
         """Set when there may be something to claim."""
         self._handing_over = asyncio.Event()
@@ -145,30 +147,29 @@ class LeasedWorker(arq.worker.Worker):
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
-        heartbeat = Heartbeat(
-            self._times, self._redis_url, self._active_leases, self._renewal, self._lose
-        )
         wakes, news = (
             it + self.worker_id for it in (self._shard.wake_prefix, self._shard.channel_prefix)
         )
         try:
-            self._subscriber.listen(wakes, self._heard_wake)
-            self._subscriber.listen(news, self._heard_news)
-            heartbeat.start()
+            self._links.subscriber.listen(wakes, self._heard_wake)
+            self._links.subscriber.listen(news, self._heard_news)
+            self._links.heartbeat.watch(self)
             while self.allow_pick_jobs:
                 try:
                     await self._poll_iteration()
-                    if self.burst and await self.pool.zcard(self.queue_name) == 0:
+                    self._links.refusals.worked(self.tag)
+                    if self.burst and await self._batcher.send("ZCARD", self.queue_name) == 0:
                         break
                 except (RedisError, OSError) as error:
-                    log.warning("queue.unreachable", extra={"error": type(error).__name__})
-                    await self._sleep(0.2)
+                    if isinstance(error, ResponseError):  # the batcher says that it is away
+                        self._links.refusals.failed(error, self.tag)
+                    await self._sleep(_AWAY_S)
             finishing = asyncio.gather(*self.tasks.values()) if self.burst else self._finish()
             await asyncio.gather(self._leave(), finishing)
         finally:
-            self._subscriber.leave(wakes, self._heard_wake)
-            self._subscriber.leave(news, self._heard_news)
-            await heartbeat.stop()
+            self._links.subscriber.leave(wakes, self._heard_wake)
+            self._links.subscriber.leave(news, self._heard_news)
+            self._links.heartbeat.leave(self)
             self.stopped.set()
 
     def drain(self) -> None:
@@ -228,9 +229,9 @@ class LeasedWorker(arq.worker.Worker):
         if self.burst:
             await self._sleep(min(due_s, 0.01))
         elif self.job_counter >= self.max_jobs:
-            await self._sleep(self._times.poll_s)
+            await self._sleep(self._until_poll_s())
         elif len(claims) < free and due_s > 0:
-            await self._sleep(due_s)
+            await self._sleep(min(due_s, self._until_poll_s()))
 
     async def _claim(self, count: int) -> tuple[list[_Claim], int]:
         """Return what was claimed, and in how many ms more is due.
@@ -254,11 +255,17 @@ class LeasedWorker(arq.worker.Worker):
             try:
                 claims.append(_Claim(text(name), text(lease), payload))
             except UnicodeDecodeError:  # nobody's: no conversation and no job has such a name
-                await self._redis.execute_command("ZREM", self._shard.queue, name)
+                await self._batcher.send("ZREM", self._shard.queue, name)
         for claim in claims:
             if prefetch is not None and claim.job_id == prefetch.job_id:
                 claim.prefetch = prefetch
         return claims, int(next_ms)
+
+    def _until_poll_s(self) -> float:
+        """Return the time until all shards of the process look for work, in one round trip."""
+        poll_s, now_s = self._times.poll_s, self.loop.time()
+        polled = math.floor((now_s - self._phase_s) / poll_s + _EARLY)
+        return (polled + 1) * poll_s + self._phase_s - now_s
 
     async def _sleep(self, longest_s: float) -> None:
         """Wait until there may be something to claim, or for so long at most."""
@@ -272,7 +279,7 @@ class LeasedWorker(arq.worker.Worker):
 
     def _start(self, claim: _Claim) -> None:
         if (before := self._active.get(claim.job_id)) is not None:  # its lease had lapsed
-            self._lose([(claim.job_id, before.value)])
+            self.lose([(claim.job_id, before.value)])
         self.job_counter += 1
         conversation_id = conversation_of(claim.job_id, self._shard.tag)
         if conversation_id is None:
@@ -333,6 +340,34 @@ class LeasedWorker(arq.worker.Worker):
             incr_score,
             keep_in_progress,
         )
+
+    async def record_health(self) -> None:
+        """Do what ARQ does, in the pipeline that all shards share: they begin together."""
+        now_s = time.time()
+        if now_s - self._last_health_check < self.health_check_interval:
+            return
+        self._last_health_check = now_s
+        queued = await self._batcher.send("ZCARD", self.queue_name)
+        counts = cast("Any", self)  # ARQ gives them no types
+        info = (
+            f"{time.strftime('%b-%d %H:%M:%S')} j_complete={counts.jobs_complete} "
+            f"j_failed={counts.jobs_failed} j_retried={counts.jobs_retried} "
+            f"j_ongoing={self.job_counter} queued={queued}"
+        )
+        life_ms = int((self.health_check_interval + 1) * 1000)
+        await self._batcher.send("PSETEX", self.health_check_key, life_ms, info)
+
+    async def close(self) -> None:
+        """Stop what runs; say that the worker is gone. The connections are the process's.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: Redis did not hear it.
+        """
+        self.hand_over()
+        await asyncio.gather(*self.tasks.values())
+        await self._batcher.send("DEL", self.health_check_key)
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
 
     async def _run_conversation(self, claim: _Claim, lease: Lease) -> None:
         """Run a conversation; however that ends, its entry leaves the queue only by `release`."""
@@ -411,7 +446,7 @@ class LeasedWorker(arq.worker.Worker):
         for job_id in self._active:
             self._notify(job_id)
 
-    def _lose(self, lost: Sequence[tuple[str, str]]) -> None:
+    def lose(self, lost: Sequence[tuple[str, str]]) -> None:
         """Stop what is no longer ours: (job id, lease) pairs from the heartbeat."""
         for job_id, value in lost:
             active = self._active.get(job_id)
@@ -424,11 +459,17 @@ class LeasedWorker(arq.worker.Worker):
             log.warning("lease.lost", extra={"job_id": job_id})
             active.task.cancel()
 
-    def _active_leases(self) -> list[tuple[str, str]]:
+    @property
+    def tag(self) -> str:
+        """Hash tag of the shard."""
+        return self._shard.tag
+
+    def active_leases(self) -> list[tuple[str, str]]:
         """Return (job id, lease) of all that runs at the moment."""
         return [(job_id, active.value) for job_id, active in list(self._active.items())]
 
-    def _renewal(self, active: Sequence[tuple[str, str]]) -> Call:
+    def renewal(self, active: Sequence[tuple[str, str]]) -> Call:
+        """Return the call that renews these leases."""
         about = {"running": len(active), "slots": self.max_jobs, **self._about()}
         return lua.renew(
             self._shard,

@@ -8,12 +8,10 @@ the turns. Source: https://martinfowler.com/bliki/CircuitBreaker.html
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
-from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.scripts import Call, text
 from turnline.worker.batching import ScriptBatcher
@@ -28,7 +26,6 @@ class Breakers:
 
     def __init__(
         self,
-        redis: AsyncRedis,
         batcher: ScriptBatcher,
         shard: ShardKeys,
         *,
@@ -37,18 +34,16 @@ class Breakers:
         pause_s: float = 2.0,
         cap_s: float = 30.0,
     ) -> None:
-        """Use the shard's connection.
+        """Use the shard's batcher.
 
         Args:
-            redis: For fetching the view.
-            batcher: For everything else.
+            batcher: Sends what is asked.
             shard: Whose breakers.
             threshold: Failures in a row, over all workers, that open a breaker.
             conversations: How many conversations have to share them.
             pause_s: How long it stays open before one call may try.
             cap_s: The pause doubles with each failed try, up to this.
         """
-        self._redis = redis
         self._batcher = batcher
         self._shard = shard
         self._pause_ms = int(pause_s * 1000)
@@ -100,10 +95,8 @@ class Breakers:
     async def _look(self) -> None:
         """Fetch which names have failed lately anywhere."""
         try:
-            view: Mapping[Any, Any] = await self._redis.execute_command(
-                "HGETALL", self._shard.breakers
-            )
-            self._suspects = {text(field).rpartition("|")[0] for field in view}
+            view: Sequence[bytes] = await self._batcher.send("HGETALL", self._shard.breakers)
+            self._suspects = {text(field).rpartition("|")[0] for field in view[::2]}
             self._seen_at = time.monotonic()
         except (RedisError, OSError):
             pass  # the next turn looks again

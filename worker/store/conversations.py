@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from redis.exceptions import RedisError
 
-from turnline.contracts.connection import Arg, AsyncRedis
+from turnline.contracts.connection import Arg
 from turnline.contracts.conversation import CallEntry, ConversationSettings
 from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_keys
 from turnline.contracts.protocol import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
@@ -54,15 +54,13 @@ class Conversations:
 
     def __init__(
         self,
-        redis: AsyncRedis,
         batcher: ScriptBatcher,
         shard: ShardKeys,
         *,
         cache: ContextCache,
         limits: StoreLimits | None = None,
     ) -> None:
-        """Use the shard's connection; `cache` may be shared by shards."""
-        self._redis = redis
+        """Use the shard's batcher; `cache` may be shared by shards."""
         self._batcher = batcher
         self._shard = shard
         self._cache = cache
@@ -133,8 +131,7 @@ class Conversations:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        reply = await self._behind(after, lease.keys.inbox, "COUNT", self._limits.batch)
-        return [Entry(text(entry_id), fields) for entry_id, fields in reply]
+        return await self._behind(after, lease.keys.inbox, "COUNT", self._limits.batch)
 
     async def shown(self, lease: Lease, after: str, turn_id: str) -> str:
         """Return what the latest attempt at a turn has shown to readers so far.
@@ -143,20 +140,18 @@ class Conversations:
             StoreUnavailable: Redis did not answer.
         """
         assembler = TextAssembler()
-        for entry_id, fields in await self._behind(after, lease.keys.events):
-            event = read_event(fields.get(b"e", b""), text(entry_id))
+        for entry in await self._behind(after, lease.keys.events):
+            event = read_event(entry.fields.get(b"e", b""), entry.entry_id)
             if event is not None and event.turn_id == turn_id:
                 assembler.feed(event)
         return assembler.text
 
-    async def _behind(self, after: str, stream: str, *options: Arg) -> Sequence[Any]:
+    async def _behind(self, after: str, stream: str, *options: Arg) -> list[Entry]:
         try:
-            reply: Sequence[Any] = await self._redis.execute_command(
-                "XRANGE", stream, f"({after}", "+", *options
-            )
+            reply = await self._batcher.send("XRANGE", stream, f"({after}", "+", *options)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"XRANGE: {type(error).__name__}") from None
-        return reply
+        return _read_entries(reply)
 
     async def emit(
         self,
@@ -312,7 +307,7 @@ async def _prefetched_reply(prefetch: _Prefetch, lease: Lease) -> list[Any] | No
 
 
 def _read_entries(reply: Any) -> list[Entry]:
-    """Read inbox entries as XRANGE gives them inside a script."""
+    """Read entries of a stream as XRANGE gives them."""
     return [
         Entry(text(entry_id), dict(zip(words[::2], words[1::2], strict=False)))
         for entry_id, words in reply

@@ -1,10 +1,11 @@
 """Reads how a shard stands, for metrics: what waits, since when, what failed."""
 
+import asyncio
 from typing import NamedTuple
 
-from turnline.contracts.connection import AsyncRedis, pipelined
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.scripts import text
+from turnline.worker.batching import ScriptBatcher
 
 
 class ShardGauges(NamedTuple):
@@ -21,13 +22,13 @@ class ShardGauges(NamedTuple):
     breakers_open: int
 
 
-async def read_gauges(redis: AsyncRedis, shard: ShardKeys) -> ShardGauges:
+async def read_gauges(batcher: ScriptBatcher, shard: ShardKeys) -> ShardGauges:
     """Read them.
 
     Raises:
-        redis.exceptions.RedisError: The server did not answer.
+        redis.exceptions.RedisError, OSError: The server did not answer.
     """
-    seconds, micros = await redis.execute_command("TIME")
+    seconds, micros = await batcher.send("TIME")
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     commands = (
         ("ZCARD", shard.queue),
@@ -36,11 +37,13 @@ async def read_gauges(redis: AsyncRedis, shard: ShardKeys) -> ShardGauges:
         ("XLEN", shard.dead),
         ("HGETALL", shard.breakers),
     )
-    total, due, first, dead, breakers = await pipelined(redis, commands, raise_on_error=True)
+    total, due, first, dead, breakers = await asyncio.gather(
+        *(batcher.send(*command) for command in commands)
+    )
     oldest_ms = now_ms - float(first[1]) if first else 0.0
     is_open = [
         field
-        for field, value in breakers.items()
+        for field, value in zip(breakers[::2], breakers[1::2], strict=True)
         if text(field).endswith("|until") and float(value) > now_ms
     ]
     return ShardGauges(

@@ -6,11 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from redis.exceptions import RedisError
-
-from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import ShardKeys, conversation_keys
-from turnline.contracts.scripts import Call, run_together
+from turnline.contracts.scripts import Call
+from turnline.worker.batching import ScriptBatcher
 from turnline.worker.store.lua import KeepTraceArgs, KeepTraceKeys, keep_trace
 
 _BATCH = 64
@@ -66,21 +64,21 @@ class Traces:
 
     def __init__(
         self,
-        redis: AsyncRedis,
+        batcher: ScriptBatcher,
         shard: ShardKeys,
         *,
         limits: TraceLimits | None = None,
         on_written: Callable[[int, int], object] = lambda _sent, _dropped: None,
     ) -> None:
-        """Write through `redis`.
+        """Write through `batcher`.
 
         Args:
-            redis: The shard's connection.
+            batcher: The shard's.
             shard: Whose traces.
             limits: See `TraceLimits`.
             on_written: Told how many spans were written and how many dropped.
         """
-        self._redis = redis
+        self._batcher = batcher
         self._shard = shard
         self._limits = limits or TraceLimits()
         self._on_written = on_written
@@ -128,12 +126,15 @@ class Traces:
                 spans = sum(trace.spans for trace in batch)
                 try:
                     async with asyncio.timeout(_PATIENCE_S):
-                        replies = await run_together(self._redis, [*map(self._call, batch)])
+                        replies = await asyncio.gather(
+                            *(self._batcher.run(self._call(trace)) for trace in batch),
+                            return_exceptions=True,
+                        )
                     answered = zip(batch, replies, strict=True)
                     dropped = sum(
-                        it.spans for it, reply in answered if isinstance(reply, RedisError)
+                        it.spans for it, reply in answered if isinstance(reply, BaseException)
                     )
-                except (RedisError, OSError, TimeoutError):
+                except TimeoutError:
                     dropped = spans
                 self._on_written(spans - dropped, dropped)
         finally:

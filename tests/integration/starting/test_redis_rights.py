@@ -74,12 +74,12 @@ def test_every_command_in_use_is_asked_for() -> None:
     ]:
         used |= set(re.findall(r"redis\.p?call\('([A-Z]+)'", path.read_text()))
     for path in Path(REPOSITORY, "worker").rglob("*.py"):
-        used |= set(re.findall(r"execute_command\(\s*\"([A-Z]+)\"", path.read_text()))
+        used |= set(re.findall(r"(?:execute_command|send)\(\s*\"([A-Z]+)\"", path.read_text()))
     # Done without, for metrics only, or what producers send.
     optional = {"INFO", "HELLO", "PING", "PUBLISH", "ZCOUNT"}
 
     assert used - set(NEEDED) <= optional
-    assert set(COMMANDS) - used <= {"PSETEX", "LPUSH"}  # ARQ's
+    assert set(COMMANDS) - used <= {"LPUSH"}
 
 
 def test_the_documented_rights_are_those_asked_for() -> None:

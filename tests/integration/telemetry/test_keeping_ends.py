@@ -5,7 +5,8 @@ import time
 
 from tests.support.wait import wait_until
 from turnline.contracts.keys import shard_keys
-from turnline.contracts.opening import open_async
+from turnline.contracts.opening import open_servers
+from turnline.worker.batching import Pipelines
 from turnline.worker.store.traces import Traces
 from turnline.worker.telemetry.spans import Span, TurnSpans
 
@@ -20,8 +21,11 @@ async def test_traces_that_cannot_be_written_are_given_up_in_time() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        redis = open_async(f"redis://127.0.0.1:{silent.getsockname()[1]}")
-        traces = Traces(redis, shard_keys(0), on_written=lambda *counts: written.append(counts))
+        servers = open_servers(f"redis://127.0.0.1:{silent.getsockname()[1]}")
+        pipelines = Pipelines(servers)
+        traces = Traces(
+            pipelines.of("{s0}"), shard_keys(0), on_written=lambda *counts: written.append(counts)
+        )
         for number in range(200):
             turn = TurnSpans(
                 conversation_id="c",
@@ -36,7 +40,8 @@ async def test_traces_that_cannot_be_written_are_given_up_in_time() -> None:
             began_s = time.monotonic()
             await traces.close(within_s=0.2)
             took_s = time.monotonic() - began_s
-            await redis.aclose()
+            await pipelines.close()
+            await servers.aclose()
 
     assert took_s < 1
     assert written == [(0, 2 * (200 - 64))]

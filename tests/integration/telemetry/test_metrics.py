@@ -8,9 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.integration.telemetry.watching import WatchedHand
-from tests.support.driving import SHARD, fleet, settings_for
+from tests.support.driving import SHARD, batcher_on, fleet, settings_for
 from turnline.contracts import TurnClient, UserMessage
-from turnline.contracts.opening import open_async
 from turnline.ops.simulator import Simulator
 from turnline.worker.errors import StartFailed
 from turnline.worker.main import make_fleet
@@ -90,11 +89,9 @@ async def test_the_queue_is_measured(redis_url: str, redis: Redis, client: TurnC
     await redis.hset(SHARD.breakers, "x grok|until", 9 * 10**15)
     await redis.hset(SHARD.breakers, "x grok|failures", 12)
     await redis.xadd(SHARD.dead, {"c": "c"})
-    connection = open_async(redis_url)
+    async with batcher_on(redis_url) as batcher:
+        found = await read_gauges(batcher, SHARD)
 
-    found = await read_gauges(connection, SHARD)
-
-    await connection.aclose()
     assert (found.due, found.running, found.dead, found.breakers_open) == (2, 1, 1, 1)
     assert 59 < found.oldest_s < 70
 

@@ -92,7 +92,7 @@ class Mortal:
 
 async def die(hand: WatchedHand) -> None:
     """A killed worker: it tells nobody, and its lease ends."""
-    victim = Hand(hand.redis, hand.services)
+    victim = Hand(hand.pipelines, hand.services)
     lease = await hand.must_claim()
     await victim.driver(Mortal(hand.store)).run(lease)
     await hand.expire(lease)

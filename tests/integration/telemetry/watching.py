@@ -56,7 +56,7 @@ class WatchedHand(Hand):
     """A `Hand` with telemetry, on the connection of another one."""
 
     def __init__(self, worker: Hand, kept: KeptSpans, **more: Any) -> None:
-        super().__init__(worker.redis, worker.services)
+        super().__init__(worker.pipelines, worker.services)
         self.kept = kept
         self.meters = TurnMeters()
         self.observer = Recording(

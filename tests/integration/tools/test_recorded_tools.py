@@ -7,7 +7,8 @@ from tests.integration.tools.bench import context, toolbox_of
 from tests.support.driving import Hand, ended, user
 from tests.support.recordings import recorded
 from turnline.contracts import TurnClient, TurnCompleted
-from turnline.contracts.opening import open_async
+from turnline.contracts.opening import open_servers
+from turnline.worker.batching import Pipelines
 from turnline.worker.main import GrokServices
 from turnline.worker.settings import from_env
 from turnline.worker.tools import tool
@@ -50,7 +51,8 @@ async def test_recorded_streams_reach_their_second_answer(
     second = later.read_bytes().splitlines() if calls and later.exists() else list(SECOND)
 
     async with WireServer(streaming(*lines), streaming(*second)) as server:
-        redis = open_async(redis_url)
+        servers = open_servers(redis_url)
+        pipelines = Pipelines(servers)
         services = GrokServices(
             from_env(
                 {
@@ -60,11 +62,12 @@ async def test_recorded_streams_reach_their_second_answer(
                 }
             )
         )
-        hand = Hand(redis, services)
+        hand = Hand(pipelines, services)
         hand.planner = Planner(toolbox_of(add, multiply, weather))
         receipt = await client.submit(user("2 and 3: sum and product?"))
         await hand.run_due()
-        await redis.aclose()
+        await pipelines.close()
+        await servers.aclose()
         await services.client.close()
 
     result = await ended(client, receipt, TurnCompleted)

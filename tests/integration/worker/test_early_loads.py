@@ -11,9 +11,9 @@ from tests.integration.worker.test_queue import Rig, rig, user
 from tests.support.driving import SHARD, Hand, are_idle
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, UserMessage
-from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.conversation import CallEntry
-from turnline.contracts.opening import open_async
+from turnline.contracts.opening import open_servers
+from turnline.worker.batching import Pipelines
 from turnline.worker.outcome import Done, Outcome
 
 __all__ = ["rig"]
@@ -22,10 +22,12 @@ OPEN_CALL = CallEntry(call_id="x", turn_id="x", attempt=1, model="m", state="unk
 
 @pytest.fixture
 async def hand(redis_url: str) -> AsyncIterator[Hand]:
-    redis: AsyncRedis = open_async(redis_url)
+    servers = open_servers(redis_url)
     services: Any = None  # no model is called here
-    yield Hand(redis, services)
-    await redis.aclose()
+    pipelines = Pipelines(servers)
+    yield Hand(pipelines, services)
+    await pipelines.close()
+    await servers.aclose()
 
 
 async def _steps(hand: Hand, name: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from redis.asyncio import Redis
 
-from tests.support.driving import Hand, ended, fleet, requests, user
+from tests.support.driving import Hand, batcher_on, ended, fleet, requests, user
 from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted, TurnFailed
@@ -18,7 +18,6 @@ from turnline.contracts.keys import shard_keys
 from turnline.ops.cli.dead import dead
 from turnline.ops.fleet.dead_letters import letter_of
 from turnline.ops.simulator import Simulator
-from turnline.worker.batching import ScriptBatcher
 from turnline.worker.outcome import Parked
 from turnline.worker.pipeline.stream import CompletionStream
 from turnline.worker.states import LeaseEvent
@@ -225,14 +224,17 @@ async def test_a_few_conversations_that_always_fail_hold_up_nobody(
 
 
 @contextlib.asynccontextmanager
-async def breakers(redis: Redis) -> AsyncIterator[Breakers]:
+async def breakers(redis_url: str) -> AsyncIterator[Breakers]:
     """Breakers as one worker has them."""
-    yield Breakers(redis, ScriptBatcher(redis), SHARD)
+    async with batcher_on(redis_url) as batcher:
+        yield Breakers(batcher, SHARD)
 
 
-async def test_a_probe_that_fails_does_not_hold_off_who_has_not_failed(redis: Redis) -> None:
+async def test_a_probe_that_fails_does_not_hold_off_who_has_not_failed(
+    redis: Redis, redis_url: str
+) -> None:
     """The pause grows for those that fail; a newcomer is let through, and closes it for all."""
-    async with breakers(redis) as ours:
+    async with breakers(redis_url) as ours:
         for n in range(10):
             await ours.failed("x", f"odd-{n % 5}")
         assert 1.9 < await ours.wait_s("x", "odd-0") <= 2.0
@@ -252,9 +254,9 @@ async def test_a_probe_that_fails_does_not_hold_off_who_has_not_failed(redis: Re
         assert await redis.exists(SHARD.breakers) == 0
 
 
-async def test_failures_of_few_conversations_do_not_open_a_breaker(redis: Redis) -> None:
+async def test_failures_of_few_conversations_do_not_open_a_breaker(redis_url: str) -> None:
     """A hundred failures of four conversations are theirs; the fifth makes it the provider's."""
-    async with breakers(redis) as ours:
+    async with breakers(redis_url) as ours:
         for n in range(100):
             await ours.failed("x", f"c{n % 4}")
             assert await ours.wait_s("x", "c0") == 0
@@ -263,9 +265,11 @@ async def test_failures_of_few_conversations_do_not_open_a_breaker(redis: Redis)
         assert await ours.wait_s("x", "c0") > 0
 
 
-async def test_a_breaker_that_an_older_worker_closed_begins_anew(redis: Redis) -> None:
+async def test_a_breaker_that_an_older_worker_closed_begins_anew(
+    redis: Redis, redis_url: str
+) -> None:
     """Who failed before a success is not counted, though an older version leaves the marks."""
-    async with breakers(redis) as ours:
+    async with breakers(redis_url) as ours:
         for n in range(4):
             await ours.failed("x", f"c{n}")
         await redis.hdel(SHARD.breakers, "x|failures", "x|until", "x|pause", "x|probe")

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
-from tests.support.driving import SHARD, Hand, ended, fleet, user
+from tests.support.driving import SHARD, Hand, batcher_on, ended, fleet, user
 from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from turnline.contracts import (
@@ -29,7 +29,6 @@ from turnline.contracts import (
 )
 from turnline.contracts.conversation import CallEntry
 from turnline.contracts.keys import conversation_keys
-from turnline.contracts.opening import open_async
 from turnline.contracts.scripts import Call
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator
@@ -59,9 +58,7 @@ async def due_in_ms(redis: Redis) -> float:
 
 def limited(hand: Hand, **limits: int) -> Conversations:
     """A store that keeps less."""
-    return Conversations(
-        hand.redis, hand.batcher, SHARD, cache=ContextCache(0), limits=StoreLimits(**limits)
-    )
+    return Conversations(hand.batcher, SHARD, cache=ContextCache(0), limits=StoreLimits(**limits))
 
 
 async def parked_by(hand: Hand) -> tuple[Lease, Parked]:
@@ -164,7 +161,7 @@ async def test_an_interrupt_while_the_provider_fails_ends_the_turn_as_interrupte
     sim.inject(scenario, times=None)
     receipt = await client.submit(user("hi"))
     store = LateStore(hand.store, client)
-    breakers = LateBreakers(hand.redis, hand.batcher, SHARD)
+    breakers = LateBreakers(hand.batcher, SHARD)
     breakers.store = store
     driver = ConversationDriver(store, hand.services, breakers, SHARD, hand.settings)
 
@@ -265,9 +262,9 @@ async def test_a_batch_of_events_that_is_tried_again_is_not_overtaken(
     receipt = await client.submit(user("hi"))
     lease = await hand.must_claim()
     entry_id = (await hand.store.load(lease)).entries[0].entry_id
-    batcher = LossyBatcher(hand.redis)
+    batcher = LossyBatcher(hand.pipelines, SHARD.tag)
     writer = EventWriter(
-        Conversations(hand.redis, batcher, SHARD, cache=ContextCache(0)),
+        Conversations(batcher, SHARD, cache=ContextCache(0)),
         lease,
         {"conversation_id": "c", "turn_id": receipt.turn_id, "attempt": 1, "trace_id": ""},
         entry_id=entry_id,
@@ -302,27 +299,17 @@ async def test_a_call_that_cannot_be_sent_ends_for_all_that_travel_with_it(redis
 
 
 @pytest.mark.promise("P11")
-async def test_a_call_to_a_server_that_says_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_to_a_server_that_says_nothing_ends() -> None:
     """As one that could not be reached: callers try again, on a new connection."""
-    monkeypatch.setattr("turnline.worker.batching._SILENCE_S", 0.05)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-        async with batcher_on(url) as batcher:
+        async with batcher_on(url, silence_s=0.05) as batcher:
             began_s = time.monotonic()
             with pytest.raises(OSError):
                 await batcher.run(any_call("x"))
             assert time.monotonic() - began_s < 2
-
-
-@contextlib.asynccontextmanager
-async def batcher_on(url: str) -> AsyncIterator[ScriptBatcher]:
-    redis = open_async(url)
-    try:
-        yield ScriptBatcher(redis)
-    finally:
-        await redis.aclose()
 
 
 class Wire:
@@ -378,7 +365,7 @@ async def test_a_worker_notices_connections_that_vanished_without_a_word(
     sim: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scripts, and the ear for work and interrupts, each begin again on new ones."""
-    monkeypatch.setattr("turnline.worker.batching._SILENCE_S", 0.2)
+    monkeypatch.setattr("turnline.worker.batching.SILENCE_S", 0.2)
     for name in ("PING_AFTER_S", "GONE_AFTER_S"):
         monkeypatch.setattr(f"turnline.contracts.subscriber_link.{name}", 0.2)
     with EmbeddedRedis() as server:
@@ -459,7 +446,7 @@ async def test_traces_that_forget_could_not_find_are_not_kept(redis: Redis, hand
     """As with replies: what is noted no longer is deleted."""
     receipt = await hand.client.submit(user("hi"))
     await hand.run_one()
-    traces = Traces(hand.redis, SHARD, limits=TraceLimits(copies=2))
+    traces = Traces(hand.batcher, SHARD, limits=TraceLimits(copies=2))
     for n in range(4):
         turn = TurnSpans(
             conversation_id="c", turn_id=receipt.turn_id, trace_id=f"{n:032}", attempt=1, spans=[]

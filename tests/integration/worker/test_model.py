@@ -21,12 +21,13 @@ from tests.support.driving import SHARD
 from turnline.contracts import ConversationBusy, TurnClient, UserMessage
 from turnline.contracts.conversation import CallEntry, Usage
 from turnline.contracts.keys import conversation_keys, conversation_of
-from turnline.contracts.opening import open_async
+from turnline.contracts.opening import open_servers
 from turnline.contracts.protocol import Limits
 from turnline.contracts.replies import TurnCompleted, TurnRecord
+from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.scripts import run, text
 from turnline.ops.embedded import EmbeddedRedis
-from turnline.worker.batching import ScriptBatcher
+from turnline.worker.batching import Pipelines
 from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.errors import LeaseLost
 from turnline.worker.lease import Lease
@@ -86,13 +87,13 @@ class QueueAndStore(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         url = self.server.url_of(next(self.numbers) % 512)
         self.redis = Redis.from_url(url)
-        self.raw = open_async(url)
+        servers = open_servers(url)
+        self.raw: Any = RoutedRedis(servers)
+        self.pipelines = Pipelines(servers)
         self.do(self.redis.flushdb())
         self.client = TurnClient(self.raw, limits=Limits(queue_age_s=1e10))  # due since 0 here
         self.stores = [
-            Conversations(
-                self.raw, ScriptBatcher(self.raw), SHARD, cache=ContextCache(4096 * worker)
-            )
+            Conversations(self.pipelines.of(SHARD.tag), SHARD, cache=ContextCache(4096 * worker))
             for worker in WORKERS
         ]
         self.model = {name: Told() for name in CONVERSATIONS}
@@ -113,6 +114,7 @@ class QueueAndStore(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.do(self.redis.aclose())
+        self.do(self.pipelines.close())
         self.do(self.raw.aclose())
         self.loop.close()
 

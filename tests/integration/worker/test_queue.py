@@ -17,14 +17,12 @@ from turnline.contracts import TurnClient, TurnCompleted, UserMessage
 from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import shard_keys
 from turnline.contracts.opening import open_servers
-from turnline.contracts.routed import RoutedRedis
-from turnline.contracts.subscriber import Subscriber
 from turnline.ops.simulator import Simulator
-from turnline.worker.batching import ScriptBatcher
 from turnline.worker.lease import LeaseSettings
 from turnline.worker.main import arq_redis
 from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.queue.leased_worker import LeasedWorker
+from turnline.worker.queue.links import Links
 
 SHARD = shard_keys(0)
 
@@ -34,40 +32,36 @@ class Rig:
 
     def __init__(self, redis_url: str) -> None:
         self.url = redis_url
-        self.batchers: list[Any] = []
-        self.workers: list[tuple[LeasedWorker, asyncio.Task[None], Any, Any]] = []
+        self.workers: list[tuple[LeasedWorker, asyncio.Task[None], Links]] = []
 
     def start(self, run: Any, *more: Any, **options: Any) -> LeasedWorker:
         async def run_conversation(ctx: dict[str, Any], conversation_id: str) -> Outcome:
             return await run(ctx, conversation_id)
 
-        servers = open_servers(self.url)
-        redis: Any = RoutedRedis(servers)
-        self.batchers.append(options.pop("batcher", ScriptBatcher)(redis))
         times = LeaseSettings(
             **{"lease_s": 0.6, "heartbeat_s": 0.1, "drain_s": 0.2, **options.pop("times", {})}
         )
+        links = Links(self.url, times)
+        batcher = options.pop("wrap", lambda it: it)(links.pipelines.of(SHARD.tag))
         worker = LeasedWorker(
             [func(run_conversation, name="run_conversation"), *more],
             shard=SHARD,
             worker_id=f"w{len(self.workers)}",
-            redis_url=self.url,
-            redis=arq_redis(servers, SHARD),
-            batcher=self.batchers[-1],
-            subscriber=(subscriber := Subscriber(servers.place)),
+            redis=arq_redis(links.servers, SHARD),
+            batcher=batcher,
+            links=links,
             times=times,
             **options,
         )
-        self.workers.append((worker, asyncio.create_task(worker.main()), redis, subscriber))
+        self.workers.append((worker, asyncio.create_task(worker.main()), links))
         return worker
 
     async def stop(self) -> None:
-        for worker, task, redis, subscriber in self.workers:
+        for worker, task, links in self.workers:
             worker.drain()
             await task
             await worker.close()
-            await subscriber.aclose()
-            await redis.aclose()
+            await links.aclose()
 
 
 @pytest.fixture

@@ -155,23 +155,31 @@ async def test_a_worker_that_ends_passes_on_what_it_was_woken_for(
     await wait_until(lambda: are_idle(redis, 1), "only the other one is idle")
 
 
-class Gated(ScriptBatcher):
-    """Holds back the answers to claims while its gate is closed."""
+class Gate:
+    """Holds back the answers to a worker's claims while it is closed."""
 
-    def __init__(self, redis: Any) -> None:
-        super().__init__(redis)
-        self.gate = asyncio.Event()
-        self.gate.set()
+    def __init__(self) -> None:
+        self.is_open = asyncio.Event()
+        self.is_open.set()
         self.answered = 0
+        self._batcher: Any = None
+
+    def __call__(self, batcher: ScriptBatcher) -> "Gate":
+        """Stand before a batcher."""
+        self._batcher = batcher
+        return self
+
+    def send(self, *words: Any) -> "asyncio.Future[Any]":
+        return self._batcher.send(*words)
 
     def run(self, call: Call) -> "asyncio.Future[Any]":
-        answer = super().run(call)
+        answer = self._batcher.run(call)
         return asyncio.ensure_future(self._held(answer)) if call.script.name == "claim" else answer
 
     async def _held(self, answer: "asyncio.Future[Any]") -> Any:
         reply = await answer
         self.answered += 1
-        await self.gate.wait()
+        await self.is_open.wait()
         return reply
 
 
@@ -181,15 +189,15 @@ async def test_a_wake_up_that_overtakes_the_answer_to_a_claim_is_not_lost(
 ) -> None:
     """The claim found nothing, and before its answer is read something is due."""
     ran = Ran(redis)
-    worker = rig.start(ran, times=NEVER, batcher=Gated)
+    worker = rig.start(ran, times=NEVER, wrap=(gate := Gate()))
     await ran.by_each(client, 1)
-    rig.batchers[0].gate.clear()
+    gate.is_open.clear()
     worker._look.set()
-    answered = rig.batchers[0].answered
-    await wait_until(lambda: rig.batchers[0].answered > answered, "the claim is answered")
+    answered = gate.answered
+    await wait_until(lambda: gate.answered > answered, "the claim is answered")
     await client.submit(user())
     await wait_until(worker._look.is_set, "it has heard of that")
-    rig.batchers[0].gate.set()
+    gate.is_open.set()
 
     await wait_until(lambda: ran, "it runs")
 
@@ -209,20 +217,19 @@ async def test_a_slot_that_was_freed_during_a_claim_is_used_at_once(
         await eat(redis, ctx)
         return Done()
 
-    rig.start(run, times=NEVER, batcher=Gated, max_jobs=2)
+    rig.start(run, times=NEVER, wrap=(gate := Gate()), max_jobs=2)
     await wait_until(lambda: are_idle(redis, 1), "it is idle")
     await client.submit(user("long"))
     await wait_until(lambda: running == ["long"], "the first runs")
     await wait_until(lambda: are_idle(redis, 1), "the second slot is free")
-    batcher = rig.batchers[0]
-    batcher.gate.clear()
-    answered = batcher.answered
+    gate.is_open.clear()
+    answered = gate.answered
     for name in ("one", "two"):
         await client.submit(user(name))
-    await wait_until(lambda: batcher.answered > answered, "one is claimed")
+    await wait_until(lambda: gate.answered > answered, "one is claimed")
     go_on.set()
     await wait_until(lambda: _is_off(redis, "long"), "the first has ended")
-    batcher.gate.set()
+    gate.is_open.set()
 
     await wait_until(lambda: sorted(running) == ["long", "one", "two"], "both run")
 

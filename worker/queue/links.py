@@ -1,0 +1,57 @@
+"""What a worker process has of Redis: connections to each server, shared by all of its shards.
+
+One connection for scripts and commands, one for what is published, one for the heartbeat; and a
+pool for ARQ's own jobs, which opens connections only for those.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+
+from turnline.contracts.opening import open_servers
+from turnline.contracts.servers import AsyncServers
+from turnline.contracts.subscriber import Subscriber
+from turnline.worker.batching import Pipelines
+from turnline.worker.lease import LeaseSettings
+from turnline.worker.outage_log import Outage
+from turnline.worker.queue.heartbeat import Heartbeat
+
+log = logging.getLogger("turnline.queue")
+
+
+class Links:
+    """Connections of one event loop, and of the heartbeat's thread."""
+
+    def __init__(self, url: str, times: LeaseSettings) -> None:
+        """Send nothing yet.
+
+        Args:
+            url: Of Redis.
+            times: Of the heartbeat.
+
+        Raises:
+            InvalidAddress: See `turnline.contracts.addresses`.
+        """
+        self.servers = open_servers(url)
+        self.pipelines = Pipelines(self.servers)
+        self.subscriber = Subscriber(self.servers.place)
+        self.servers.on_moved.append(self.subscriber.relocate)
+        self.heartbeat = Heartbeat(times, lambda: _opened(url))
+        self.refusals = Outage(log, "queue.refused", "queue.accepted", "")
+        """Whether some shard's server refuses to have its queue looked at."""
+
+    async def aclose(self) -> None:
+        """Stop the heartbeat, wait for what is under way, and close the connections."""
+        await self.heartbeat.stop()
+        await self.subscriber.aclose()
+        await self.pipelines.close()
+        await self.servers.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _opened(url: str) -> AsyncGenerator[AsyncServers, None]:
+    servers = open_servers(url)
+    try:
+        yield servers
+    finally:
+        await servers.aclose()
