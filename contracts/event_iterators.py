@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Generic, Self, TypeVar, cast
 
 from turnline.contracts.readers import (
@@ -18,6 +19,8 @@ from turnline.contracts.scripts import text
 from turnline.contracts.waiting import OpenStreams, Streams
 
 E = TypeVar("E", bound=AnyEvent | None)
+SLACK_S = 0.4
+"""Seconds beyond the time of a keep-alive that an answer of the server may take."""
 FRESH_S = 0.05
 """First wait for the events of a turn just accepted, before its record is looked at."""
 
@@ -61,11 +64,20 @@ class Events(AsyncIterator[E], ABC, Generic[E]):
             if left_s <= 0:
                 self._keep_alive_at_s = None
                 return cast("E", None)
-            await self._step(left_s)
+            await self._step_within(left_s)
             if self._is_over:
                 self._close()
         self._keep_alive_at_s = None
         return cast("E", self._events.popleft())
+
+    async def _step_within(self, left_s: float) -> None:
+        """Step, and leave a server that says nothing in time for the keep-alive."""
+        if left_s == math.inf:
+            await self._step(left_s)
+            return
+        with suppress(TimeoutError):
+            async with self._streams.within(left_s + SLACK_S):
+                await self._step(left_s)
 
     async def aclose(self) -> None:
         """End the iteration."""
@@ -134,7 +146,7 @@ class TurnEvents(Events[E]):
         super().__init__(streams, reading, keep_alive_s)
         self._record = record
         self._seen = seen
-        self._wait_s = FRESH_S if is_fresh else 0.0
+        self._look_at_s = time.monotonic() + FRESH_S if is_fresh else 0.0
         self._is_to_look = False
         self._done: AnyEvent | None = None
 
@@ -142,17 +154,22 @@ class TurnEvents(Events[E]):
         if self._is_to_look:
             self._done = (await self._record()).terminal()
             self._is_to_look = False
-            self._wait_s = 0.0 if self._done else until_the_next_look_s(self._streams.look_s)
+            if self._done is None:
+                self._look_at_s = time.monotonic() + until_the_next_look_s(self._streams.look_s)
             return
         reading = self._reading
-        found = await self._open().read([reading.after], min(wait_s, self._wait_s))
+        began_s = time.monotonic()
+        limit_s = 0.0 if self._done else min(wait_s, max(0.0, self._look_at_s - began_s))
+        found = await self._open().read([reading.after], limit_s)
         for event in reading.parse(found):
             self._events.append(event)
             if isinstance(event, TERMINAL):
                 self._is_over = True
                 return
         if self._done is None:
-            self._is_to_look = reading.is_time_to_look(found)
+            now_s = time.monotonic()
+            if found or now_s >= self._look_at_s or now_s < began_s + limit_s:  # or it may be gone
+                self._is_to_look = reading.is_time_to_look(found)
         elif reading.caught_up:
             if not await self._has_seen_the_end():  # its event was trimmed
                 self._events.append(self._done)

@@ -97,8 +97,14 @@ async def test_time_limits_hold_against_a_server_that_is_stopped(tmp_path: Path)
             receipt = await client.submit(message(0))
             with SyncTurnClient.connect(server.url, patience_s=2) as blocking:
                 blocking.usage("c0")
+                events = client.events(receipt, keep_alive_s=0.2)
+                assert await anext(events) is None
                 os.kill(server.pid, signal.SIGSTOP)
                 try:
+                    began_s = loop.time()
+                    assert await anext(events) is None
+                    assert next(blocking.events(receipt, keep_alive_s=0.2)) is None
+                    assert loop.time() - began_s < 2 * (0.2 + 0.5)
                     for limit_s in (0.5, 1.5):
                         began_s = loop.time()
                         with pytest.raises(ResultTimeout):
