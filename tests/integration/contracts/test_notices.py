@@ -251,7 +251,8 @@ async def test_readers_without_rights_to_channels_look_now_and_then(
 
             assert (await asyncio.wait_for(waiting, 5)).offset == n
             opened: Any = events._opened
-            assert opened._pause_s == noticed_streams.UNHEARD_SWEEP_S
+            if n:  # the first may have come with the read that a confirmation is followed by
+                assert opened._pause_s == noticed_streams.UNHEARD_SWEEP_S
 
 
 @pytest.mark.usefixtures("no_sweeps")
