@@ -87,11 +87,11 @@ class TurnClient:
                 how many have the message; one with fewer may be lost when the primary is.
             streams: How to wait for what comes; by default, for notices.
         """
+        self._make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
         self._patient = patient(redis, patience_s)
         self._redis = cast("AsyncRedis", self._patient)
         self._streams = streams or noticed_streams(self._patient)
         self._wait_replicas = wait_replicas
-        self._make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
 
     @classmethod
     @asynccontextmanager
