@@ -3,6 +3,8 @@
 It needs msgspec and redis-py, and nothing of workers or tools.
 """
 
+import logging
+
 from turnline.contracts.blocking_client import SyncTurnClient
 from turnline.contracts.client import TurnClient
 from turnline.contracts.errors import (
@@ -82,3 +84,6 @@ __all__ = [
     "UserStoppedSpeaking",
     "WrongEventLoop",
 ]
+
+# A library's log is its user's: without a handler, Python would print bare names of events.
+logging.getLogger("turnline").addHandler(logging.NullHandler())

@@ -143,8 +143,13 @@ def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
         breakers=base + "breakers",
         traces=base + "traces",
         fleet=base + "fleet",
-        written=base + "written",
+        written=written_key(tag),
     )
+
+
+def written_key(tag: str) -> str:
+    """Return `ShardKeys.written` of the shard with this hash tag."""
+    return f"{PREFIX}:{tag}:written"
 
 
 def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:

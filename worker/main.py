@@ -46,6 +46,7 @@ from turnline.worker.store.breakers import Breakers
 from turnline.worker.store.cache import ContextCache
 from turnline.worker.store.conversations import Conversations, StoreLimits
 from turnline.worker.store.gauges import read_gauges
+from turnline.worker.store.replicas import Replicas
 from turnline.worker.store.traces import TraceLimits, Traces
 from turnline.worker.telemetry.attributes import CallPlace
 from turnline.worker.telemetry.setup import Telemetry, TelemetrySettings, TracedHeaders
@@ -128,7 +129,9 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
         StartFailed: The key, tools, agents or telemetry cannot be used as configured.
     """
     worker_id = f"{settings.worker_name}-{secrets.token_hex(4)}"
-    links = Links(settings.redis_url, lease_settings(settings))
+    links = Links(
+        settings.redis_url, lease_settings(settings), wait_replicas=settings.wait_replicas
+    )
     services = services_of(settings)
     telemetry = telemetry_of(settings, worker_id)
     checker = Checker()
@@ -159,9 +162,15 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
 def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWorker:
     """Make the worker of one shard."""
     batcher = shared.links.pipelines.of(shard.tag)
+    confirmations = shared.links.confirmations
     store = Conversations(
         batcher,
         shard,
+        replicas=(
+            Replicas(confirmations.of(shard.tag), shard, settings.wait_replicas)
+            if confirmations is not None
+            else None
+        ),
         cache=shared.cache,
         limits=StoreLimits(retention_ms=int(settings.retention_days * 86_400_000)),
     )

@@ -85,6 +85,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Hash tags the fleet's conversations are spread over; the same for all workers and clients."""
     prefix: str = ""
     """Name of the fleet where several share a server; the same for all workers and clients."""
+    wait_replicas: Annotated[int, Meta(ge=0, le=16)] = 0
+    """Replicas that the end of a turn waits for, 0.2 s at most, before the worker goes on."""
     serve_shards: str = "all"
     """Shards this worker serves: `all`, or numbers from 0, separated by commas."""
     lease_s: Annotated[float, Meta(ge=0.05, le=3_600)] = 1.8

@@ -22,7 +22,7 @@ def commands(role: Role) -> frozenset[str]:
     """Return the commands that a party calls, in lower case; `a|b` is a subcommand."""
     match role:
         case "worker":
-            called = {str(it.words[0]).lower() for it in rights(shard_keys(0))}
+            called = {str(it.words[0]).lower() for it in rights(shard_keys(0))} | {"wait"}
         case "producer":
             called = {*_PRODUCER.split()}
         case "operator":

@@ -22,18 +22,21 @@ log = logging.getLogger("turnline.queue")
 class Links:
     """Connections of one event loop, and of the heartbeat's thread."""
 
-    def __init__(self, url: str, times: LeaseSettings) -> None:
+    def __init__(self, url: str, times: LeaseSettings, *, wait_replicas: int = 0) -> None:
         """Send nothing yet.
 
         Args:
             url: Of Redis.
             times: Of the heartbeat.
+            wait_replicas: How many replicas are waited for behind a commit.
 
         Raises:
             InvalidAddress: See `turnline.contracts.addresses`.
         """
         self.servers = open_servers(url)
         self.pipelines = Pipelines(self.servers)
+        # Whoever waits for replicas holds up what comes behind it on its connection.
+        self.confirmations = Pipelines(self.servers) if wait_replicas else None
         self.subscriber = Subscriber(self.servers.place)
         self.servers.on_moved.append(self.subscriber.relocate)
         self.heartbeat = Heartbeat(times, lambda: _opened(url))
@@ -44,7 +47,8 @@ class Links:
         """Stop the heartbeat, wait for what is under way, and close the connections."""
         await self.heartbeat.stop()
         await self.subscriber.aclose()
-        await self.pipelines.close()
+        for pipelines in filter(None, (self.confirmations, self.pipelines)):
+            await pipelines.close()
         await self.servers.aclose()
 
 

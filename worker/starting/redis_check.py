@@ -97,6 +97,8 @@ class _Asking:
             await self._rights(servers)
             await self._writes(redis)
             await self._shards(redis)
+            if self._settings.wait_replicas:
+                await redis.execute_command("WAIT", 0, 1)  # whether it may be called
         except (RedisError, OSError) as error:
             raise self._failed(error) from None
         finally:

@@ -21,6 +21,7 @@ from turnline.worker.lease import Lease
 from turnline.worker.states import LeaseEvent
 from turnline.worker.store import lua
 from turnline.worker.store.cache import CachedContext, ContextCache
+from turnline.worker.store.replicas import Replicas
 
 _encode = msgspec.json.Encoder().encode
 _PATIENCE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 2.0)
@@ -59,9 +60,14 @@ class Conversations:
         *,
         cache: ContextCache,
         limits: StoreLimits | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
-        """Use the shard's batcher; `cache` may be shared by shards."""
+        """Use the shard's batcher; `cache` may be shared by shards.
+
+        `replicas` are waited for behind each commit.
+        """
         self._batcher = batcher
+        self._replicas = replicas
         self._shard = shard
         self._cache = cache
         self._limits = limits = limits or StoreLimits()
@@ -250,11 +256,14 @@ class Conversations:
                 length = int(reply[2])
                 self._remember(lease, effects, text(reply[1] or b""), length)
                 lease.advance(LeaseEvent.GIVEN_UP if outcome == "released" else LeaseEvent.KEPT)
-                return Committed(outcome, length, _read_entries(reply[3]), int(reply[4]))
+                done = Committed(outcome, length, _read_entries(reply[3]), int(reply[4]))
             case _:
                 lease.advance(LeaseEvent.KEPT)
                 self._cache.drop(lease.conversation_id)
-                return Committed("duplicate", 0, [], 0)
+                done = Committed("duplicate", 0, [], 0)
+        if self._replicas is not None:
+            await self._replicas.have_it()
+        return done
 
     def _remember(self, lease: Lease, effects: Effects, epoch: str, length: int) -> None:
         """Bring the cache up to what was committed, or drop what no longer matches."""

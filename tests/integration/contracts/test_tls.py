@@ -65,12 +65,12 @@ async def outcome(url: str) -> str:
     message = UserMessage(conversation_id="c", turn_id="t", text="hi")
     said: list[str] = []
     try:
-        async with TurnClient.connect(url, patience_s=0.3) as client:
+        async with TurnClient.connect(url, patience_s=2) as client:
             said.append((await client.submit(message)).status)
     except (StoreIncompatible, StoreUnavailable) as error:
         said.append(str(error))
     try:
-        with SyncTurnClient.connect(url, patience_s=0.3) as blocking:
+        with SyncTurnClient.connect(url, patience_s=2) as blocking:
             said.append((await asyncio.to_thread(blocking.submit, message)).status)
     except (StoreIncompatible, StoreUnavailable) as error:
         said.append(str(error))

@@ -1,16 +1,27 @@
 """A receipt says how many replicas have the message, and what they have is never lost."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.deployments.test_clients_follow import Producers
-from turnline.contracts import Receipt, StoreIncompatible, SyncTurnClient, TurnClient, UserMessage
+from tests.support.driving import ended, fleet
+from tests.support.wait import wait_until
+from turnline.contracts import (
+    Receipt,
+    StoreIncompatible,
+    SyncTurnClient,
+    TurnClient,
+    TurnCompleted,
+    UserMessage,
+)
 from turnline.contracts.replication import WAIT_MS
 from turnline.contracts.topology import slot_of
 from turnline.ops.deployments import Cluster, Node, Sentinels
+from turnline.ops.simulator import Simulator
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +114,35 @@ async def test_what_a_replica_has_survives_its_primary(sentinels: Sentinels) -> 
     assert len(producers.confirmed) > 60
     assert await producers.lost(producers.confirmed) == []
     sentinels.mend()
+
+
+@pytest.mark.promise("P11")
+async def test_a_worker_goes_on_once_replicas_have_the_end_of_a_turn(
+    sentinels: Sentinels, sim: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In bounded time where they do not keep up, which is logged once, and so is their return."""
+    caplog.set_level(logging.INFO, "turnline.queue")
+    replicas = sentinels.replicas
+    async with (
+        TurnClient.connect(sentinels.address) as client,
+        fleet(sentinels.address, sim, wait_replicas="1"),
+    ):
+        await ended(client, await client.submit(said("first", "t")), TurnCompleted)
+        for replica in replicas:
+            replica.freeze()
+        try:
+            for n in range(2):
+                await ended(client, await client.submit(said("frozen", f"t{n}")), TurnCompleted)
+            await wait_until(lambda: "replicas.behind" in caplog.messages, "it is logged")
+        finally:
+            for replica in replicas:
+                replica.wake()
+            sentinels.mend()
+        for n in range(2):
+            await ended(client, await client.submit(said("woken", f"t{n}")), TurnCompleted)
+        await wait_until(lambda: "replicas.back" in caplog.messages, "it is logged")
+    told = [it for it in caplog.messages if it.startswith("replicas.")]
+    assert told == ["replicas.behind", "replicas.back"]
 
 
 async def test_a_server_that_forbids_it_is_named(sentinels: Sentinels) -> None:

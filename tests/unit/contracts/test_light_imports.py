@@ -28,3 +28,15 @@ def test_the_contracts_load_little_beside_redis() -> None:
     assert not packages & HEAVY
     assert not {name for name in added if name.startswith(("turnline.worker", "turnline.ops"))}
     assert len(added) < 90
+
+
+def test_a_producer_who_sets_up_no_log_reads_nothing() -> None:
+    """Names of events without their fields would tell nobody anything."""
+    program = (
+        "import logging, turnline.contracts;"
+        "logging.getLogger('turnline.subscriber').warning('subscriber.lost')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert run.stderr == ""
