@@ -184,11 +184,15 @@ class _Pool(redis.asyncio.ConnectionPool):
         self._taken_s: dict[Any, float] = {}
 
     async def get_connection(self, *_: Any, **__: Any) -> Any:
+        connecting = object()  # it may wait for the server's words already
+        self._taken_s[connecting] = asyncio.get_running_loop().time()
         try:
             connection = await cast("Any", super()).get_connection(*_FOR_A_COMMAND)
         except _LOST:
             self._lost()
             raise
+        finally:
+            del self._taken_s[connecting]
         if self._is_closed:  # while it connected: nobody watches it
             await self.release(connection)
             raise LostConnection("the server is no primary any more")

@@ -16,6 +16,7 @@ from turnline.contracts.addresses import read_address
 from turnline.contracts.connection import DEAD_AFTER_S, how_to_connect
 from turnline.contracts.opening import open_async, open_servers, open_sync
 from turnline.contracts.routed import RoutedRedis
+from turnline.contracts.servers import SILENCE_S
 
 
 @pytest.fixture
@@ -159,6 +160,24 @@ async def test_a_command_that_is_still_connecting_hears_that_its_server_was_left
 
     with pytest.raises(LostConnection):
         await asyncio.wait_for(sending, 2)
+    await servers.aclose()
+
+
+@pytest.mark.promise("P11")
+async def test_a_server_that_says_nothing_to_a_greeting_is_silent(silent: str) -> None:
+    """A connection that is being made counts: where the primary is, is asked then too."""
+    servers = open_servers(silent.replace("//", "//user:pw@"))
+    place = await servers.place("k")
+    sending = asyncio.create_task(place.redis.execute_command("PING"))
+    await wait_until(lambda: bool(place.pool._in_use_connections), "it connects")
+    now_s = asyncio.get_running_loop().time()
+
+    assert not place.pool.is_silent(now_s)
+    assert place.pool.is_silent(now_s + 2 * SILENCE_S)
+
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert not place.pool.is_silent(now_s + 100)
     await servers.aclose()
 
 
