@@ -36,7 +36,7 @@ from turnline.contracts.readers import (
     read_tool_call,
     until_the_next_look_s,
 )
-from turnline.contracts.replication import confirmation, confirmed
+from turnline.contracts.replication import confirmation, put_and_wait
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -83,8 +83,8 @@ class TurnClient:
             limits: How much may wait, and how long things are kept.
             patience_s: How long a verb waits for a server that is away, before it raises
                 `StoreUnavailable`.
-            wait_replicas: How many replicas `submit` waits for, 0.2 s at most. The receipt says
-                how many have the message; one with fewer may be lost when the primary is.
+            wait_replicas: How many replicas `submit` waits for, 0.2 s and once more at most. The
+                receipt says how many have the message: with fewer it may be lost with the primary.
             streams: How to wait for what comes; by default, for notices.
         """
         self._make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
@@ -182,17 +182,12 @@ class TurnClient:
             return []
         teach = ("SCRIPT LOAD", submissions[0].call.script.text)
         commands = [teach, *(it.call.words for it in submissions)]
-        replicas = None
-        if self._wait_replicas:
-            shards = (self._make.names(it.conversation_id)[0].written for it in submissions)
-            commands += confirmation(dict.fromkeys(shards), self._wait_replicas)
-            replies = await self._patient.send_together(commands, all_or_none=True)
-            replicas = confirmed(replies[-1])
-        else:
-            replies = await pipelined(self._redis, commands)
-        return [
-            it.outcome(reply, replicas) for it, reply in zip(submissions, replies[1:], strict=False)
-        ]
+        if not self._wait_replicas:
+            _, *replies = await pipelined(self._redis, commands)
+            return [it.outcome(reply) for it, reply in zip(submissions, replies, strict=True)]
+        shards = (self._make.names(it.conversation_id)[0].written for it in submissions)
+        commands += confirmation(dict.fromkeys(shards), self._wait_replicas)
+        return await put_and_wait(self._patient, submissions, commands, self._wait_replicas)
 
     async def ask(
         self,

@@ -149,6 +149,11 @@ class PatientRedis:
         except (RedisError, OSError) as error:
             return [error] * len(commands)
 
+    def doubt(self) -> None:
+        """Have it asked where the primaries are, before the next command."""
+        if (servers := getattr(self.redis, "servers", None)) is not None:
+            servers.doubt()
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self.redis.aclose()

@@ -25,9 +25,9 @@ PER_MINUTE: Final[Mapping[Kind, float]] = {
 _ON_ONE_SERVER: Final = frozenset({"redis-kill", "redis-clean", "redis-full"})
 SENTINEL_PER_MINUTE: Final[Mapping[Kind, float]] = {
     **{kind: rate for kind, rate in PER_MINUTE.items() if kind not in _ON_ONE_SERVER},
-    "primary-kill": 1.5,
-    "primary-stop": 1.5,
-    "failover": 3.0,
+    "primary-kill": 2.5,
+    "primary-stop": 2.5,
+    "failover": 7.0,
     "replica-kill": 1.0,
 }
 """The same where there are several servers: their loss stands for restarts of the only one."""
