@@ -3,6 +3,8 @@
 A server answers for the last write of the connection that asks. A message that is submitted again
 writes nothing, and the connection may be another one: so each pipeline writes something of its own
 before it asks, behind all that it is asked for.
+
+Source: docs/adr/0037-waiting-for-replicas-is-a-second-question.md
 """
 
 from collections.abc import Iterable, Sequence
