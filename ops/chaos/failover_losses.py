@@ -51,7 +51,12 @@ def _moved(violation: Violation, guilty: Disturbance, chat: Chat, left: Left) ->
 
 
 def _column(violation: Violation, chat: Chat, left: Left) -> Column:
-    """Tell what was acknowledged from pieces of a reply, which was made again."""
+    """Tell what was acknowledged from pieces of a reply, which was made again.
+
+    A message is not, if its producer was told that too few replicas have it.
+    """
+    if any(it.is_unsafe for it in chat.sent if it.turn == violation.turn):
+        return "shown, then lost"
     are_pieces = violation.what.startswith(_READERS) and not any(_acknowledged_and_gone(chat, left))
     return "shown, then lost" if are_pieces else "lost by failover"
 

@@ -24,6 +24,8 @@ class Sent(msgspec.Struct, kw_only=True, omit_defaults=True):
     outcome: Outcome = "unanswered"
     accepts: int = 0
     """How many submissions of it were answered `accepted`."""
+    is_unsafe: bool = False
+    """Whether its producer waited for replicas, and each receipt said that too few have it."""
     begun_ms: float = 0.0
     """Producer's clock, ms since the Unix epoch: before the first submission."""
     answered_ms: float = 0.0

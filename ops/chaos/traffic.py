@@ -88,8 +88,11 @@ class _Talk:
         rng: random.Random,
         quiet: asyncio.Event,
         errors: Errors,
+        *,
+        wait_replicas: int,
     ) -> None:
         self._client = client
+        self._wait_replicas = wait_replicas
         self._errors = errors
         self._chat = chat
         self._rng = rng
@@ -306,6 +309,8 @@ class _Talk:
             else:
                 if (took_ms := now_ms() - began_ms) > sent.slowest_ms:
                     sent.slowest_from_ms, sent.slowest_ms = began_ms, took_ms
+                is_unsafe = (receipt.replicas or 0) < self._wait_replicas
+                sent.is_unsafe = is_unsafe and (sent.is_unsafe or sent.outcome != "accepted")
                 sent.outcome = "accepted"
                 sent.accepts += receipt.accepted
                 sent.answered_ms = sent.answered_ms or now_ms()
@@ -384,7 +389,8 @@ async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
             journal.chats.append(chat)
             count += 1
             try:
-                await _Talk(client, chat, rng, quiet, errors).run(plan)
+                talk = _Talk(client, chat, rng, quiet, errors, wait_replicas=plan.wait_replicas)
+                await talk.run(plan)
             except Exception as error:  # noqa: BLE001  whatever a client raises is a finding
                 journal.defects.append(_words({"exception": error}))
 

@@ -117,6 +117,17 @@ def test_pieces_that_were_shown_are_told_from_an_end(
     assert found.column == column
 
 
+def test_a_message_that_too_few_replicas_have_is_not_acknowledged() -> None:
+    """Its producer was told so, and may submit it again."""
+    talked = chat()
+    talked.sent[1].is_unsafe = True
+    evidence = Evidence(left={"c": Left(log=("c.0",))}, replies={}, dead=[], lives={}, requests={})
+
+    (found,) = attributed([LOST], [talked], evidence, [failover()], SHARDS)
+
+    assert found.column == "shown, then lost"
+
+
 def test_a_producers_longest_call_counts_where_and_when_a_server_was_struck() -> None:
     """Calls in other shards and at other times do not; calls that failed do."""
     talked = chat()
