@@ -213,6 +213,13 @@ class _Pool(redis.asyncio.ConnectionPool):
         self._is_closed = True
         await self.disconnect(inuse_connections=in_use)
 
+    async def leave(self) -> None:
+        """Close all connections, in the end also those that are being made at the moment."""
+        await self.close_all(in_use=True)
+        while self._taken_s:
+            await asyncio.sleep(LOOK_S)
+            await self.disconnect(inuse_connections=True)
+
 
 class AsyncServers(Servers):
     """Connections for asyncio, of one event loop."""
@@ -297,7 +304,9 @@ class AsyncServers(Servers):
         return Server(node, pool, cast("AsyncRedis", redis.asyncio.Redis(connection_pool=pool)))
 
     def _close(self, server: Server, *, in_use: bool) -> None:
-        closing = asyncio.get_running_loop().create_task(server.pool.close_all(in_use=in_use))
+        pool = server.pool
+        work = pool.leave() if in_use else pool.close_all(in_use=False)
+        closing = asyncio.get_running_loop().create_task(work)
         self._tasks.add(closing)
         closing.add_done_callback(self._tasks.discard)
 

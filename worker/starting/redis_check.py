@@ -25,6 +25,7 @@ from turnline.contracts.addresses import Address, read_address
 from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import shard_keys
 from turnline.contracts.opening import open_servers
+from turnline.contracts.refusals import reason
 from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.servers import AsyncServers, Server
 from turnline.worker.errors import StartFailed
@@ -222,7 +223,7 @@ class _Asking:
             case ResponseError():
                 what = f"cannot be used ({words})."
             case _:
-                what = f"cannot be used ({kind}: {words}). {_START_ONE}"
+                what = f"cannot be used: {reason(error)} ({kind}: {words}). {_START_ONE}"
         return StartFailed(f"{self._where} {what}")
 
     def _warn(self, text: str) -> None:

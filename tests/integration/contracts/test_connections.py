@@ -147,19 +147,23 @@ async def test_a_command_on_its_way_leaves_no_connection_to_a_closed_client(
 
 
 @pytest.mark.promise("P11")
+@pytest.mark.parametrize("credentials", ["//", "//user:pw@"])
+@pytest.mark.parametrize("steps", range(1, 7))
 async def test_a_command_that_is_still_connecting_hears_that_its_server_was_left(
-    silent: str,
+    silent: str, credentials: str, steps: int
 ) -> None:
     """Nobody would watch its connection: it would wait for all of its time, and in vain."""
-    servers = open_servers(silent)
+    servers = open_servers(silent.replace("//", credentials))
     place = await servers.place("k")
     sending = asyncio.create_task(place.redis.execute_command("PING"))
-    await wait_until(lambda: bool(place.pool._in_use_connections), "it connects")
+    for _ in range(steps):
+        await asyncio.sleep(0)
 
-    await place.pool.close_all(in_use=True)
+    leaving = asyncio.create_task(place.pool.leave())
 
     with pytest.raises(LostConnection):
         await asyncio.wait_for(sending, 2)
+    await leaving
     await servers.aclose()
 
 

@@ -182,7 +182,8 @@ async def test_the_end_of_a_trimmed_turn_is_in_its_record(
     async with asyncio.timeout(3):
         assert [event async for event in client.events(receipt)] == [DONE]
         assert await client.result(receipt) == DONE
-        await publish(redis, *whole_turn("other") * 200)
+    await publish(redis, *whole_turn("other") * 200)
+    async with asyncio.timeout(3):
         assert [event async for event in client.events(receipt)] == [DONE]
         assert await client.result(receipt, timeout_s=0) == DONE
 

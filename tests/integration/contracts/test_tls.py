@@ -93,8 +93,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(redis: Redis) ->
     """Nothing of a message goes to whoever has taken the server's place."""
     async with behind_tls(redis) as url:
         said = await outcome(url)
-    assert said.count("its certificate is not accepted") == 2
-    assert said.count("certificate") >= 3
+    assert said.count("its certificate is not accepted") == 3
     assert await redis.dbsize() == 0
 
 
@@ -102,7 +101,7 @@ async def test_a_certificate_for_another_name_is_refused(redis: Redis) -> None:
     """Unless the address says that names do not matter."""
     async with behind_tls(redis, "elsewhere") as url:
         said = await outcome(f"{url}?{CA}")
-        assert said.count("certificate") >= 3
+        assert said.count("its certificate is not accepted") == 3
         assert await redis.dbsize() == 0
         options = f"{CA}&ssl_check_hostname=false"
         assert await outcome(f"{url}?{options}") == "accepted; duplicate; started"
