@@ -1,6 +1,7 @@
 """The context: who owns the lists, what stays bytes, what a commit appends."""
 
 import json
+import time
 import timeit
 
 import msgspec
@@ -238,9 +239,11 @@ def test_a_turn_costs_the_same_after_a_thousand_messages() -> None:
             context.encoded_request_messages()
             context.new_messages_encoded()
 
-        return min(timeit.repeat(turn, number=20, repeat=5))
+        return timeit.timeit(turn, time.process_time, number=20)
 
-    assert cost_s(1000) < 20 * cost_s(10), "a hundred times as many messages"
+    # By turns, and the least of many: a shared core does half as much, now and then.
+    few_s, many_s = map(min, zip(*((cost_s(10), cost_s(1000)) for _ in range(15)), strict=True))
+    assert many_s < 20 * few_s, "a hundred times as many messages"
 
 
 MESSAGES = st.lists(
