@@ -5,7 +5,7 @@ Usage: ops/run matrix [--quick] [PYTEST_ARGUMENT...]
 Servers are Debian's Redis (package redis-server) and the Valkey in the wheel; Pythons are 3.11 to
 3.14, on PATH or under pyenv. --quick, which .ci/run takes: everything on the first Python with
 Valkey, what depends on the server on Redis, the unit tests on the other Pythons. Only the first of
-these takes the arguments for pytest: what they lengthen is run at length once.
+these takes the arguments for pytest: what they lengthen is run once.
 """
 
 import os

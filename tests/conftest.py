@@ -54,18 +54,15 @@ SHARING = (
 
 # Chosen with --hypothesis-profile. `default` repeats itself from run to run; the others search, and
 # print how to repeat what they find. `ci` does not shrink that: it may take five minutes, and the
-# limit of a CI step would end it before it names the test.
+# limit of a CI step would end it before it names the test. Tests that have a short and a full
+# length (tests/support/lengths.py) run in full with `full` and `long`.
 _COMMON = settings(
     deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.register_profile("default", _COMMON, max_examples=50, derandomize=True)
-settings.register_profile(
-    "ci",
-    _COMMON,
-    max_examples=200,
-    derandomize=False,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-)
+_SEARCH = settings(_COMMON, derandomize=False, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+settings.register_profile("ci", _SEARCH, max_examples=100)
+settings.register_profile("full", _SEARCH, max_examples=200)
 settings.register_profile("long", _COMMON, max_examples=5_000, derandomize=False)
 settings.load_profile("default")
 

@@ -1,4 +1,4 @@
-"""How far a test goes: short with the default profile, in full with `--hypothesis-profile=ci`."""
+"""How far a test goes: short where somebody waits, in full with `--hypothesis-profile=full`."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -6,8 +6,8 @@ from typing import TypeVar
 from hypothesis import settings
 
 T = TypeVar("T")
-IS_SHORT = settings.get_current_profile_name() == "default"
-"""Whether this is the run of somebody who waits for it; `.ci/run` takes the profile `ci`."""
+IS_SHORT = settings.get_current_profile_name() in {"default", "ci"}
+"""Whether somebody waits for the run, as for `ops/run test` and `.ci/run`."""
 
 
 def length(short: T, full: T) -> T:
