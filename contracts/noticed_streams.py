@@ -43,6 +43,7 @@ LOOK_S = 120.0
 """Time for which a reader trusts a stream that stays silent: notices tell of its end, too."""
 MOST_KEPT = 64
 """Entries kept for a reader who does not ask for them; what more comes is read when it does."""
+_CLOSED: Final = "the client was closed"
 _TICK_S: Final = 0.05
 """What is due is done on a common clock, so that what follows travels together."""
 
@@ -125,7 +126,7 @@ class NoticedStreams:
         if self._leaving is not None:
             self._leaving.cancel()
         for reader in tuple(self._waiting):
-            reader.failed(reader.cursors[0], LostConnection("the client was closed"))
+            reader.failed(reader.cursors[0], LostConnection(_CLOSED))
         for batches in self._batches.values():
             await batches.aclose()
         await self._subscriber.aclose()
@@ -150,7 +151,13 @@ class NoticedStreams:
     # -- who waits ------------------------------------------------------------------------------
 
     def waits(self, reader: "_Open") -> None:
-        """Take note that a reader waits."""
+        """Take note that a reader waits.
+
+        Raises:
+            redis.exceptions.ConnectionError: The client was closed: nobody would wake it.
+        """
+        if self._is_closed:
+            raise LostConnection(_CLOSED)
         self._waiting.add(reader)
 
     def waits_no_more(self, reader: "_Open") -> None:
@@ -232,22 +239,23 @@ class _Open:
         return found
 
     async def _read(self, after: Sequence[str], wait_s: float) -> None:
-        wait = self._wait = self._loop.create_future()
-        self._must_answer, self._may_be_gone = wait_s <= 0 or self._may_be_gone, False
-        self._ends_s = math.inf if self._must_answer else self._loop.time() + wait_s
-        for cursor, its_after in zip(self.cursors, after, strict=True):
-            cursor.stand(its_after)
-            if cursor.is_behind or self._must_answer:
-                self._owner.read(cursor)
-        self._set_alarm()
         self._owner.waits(self)
+        wait = self._wait = self._loop.create_future()
         try:
+            self._must_answer, self._may_be_gone = wait_s <= 0 or self._may_be_gone, False
+            self._ends_s = math.inf if self._must_answer else self._loop.time() + wait_s
+            for cursor, its_after in zip(self.cursors, after, strict=True):
+                cursor.stand(its_after)
+                if cursor.is_behind or self._must_answer:
+                    self._owner.read(cursor)
+            self._set_alarm()
             await wait
         finally:
             self._wait = None
             self._owner.waits_no_more(self)
 
     def close(self) -> None:
+        self._end_wait()  # of another task
         if self._alarm is not None:
             self._alarm.cancel()
         for cursor in self.cursors:
@@ -298,7 +306,8 @@ class _Open:
         if notice.may_be_gone:
             self._may_be_gone = self._must_answer = True
         if self._is_kept(cursor, notice):
-            self._end_wait()
+            if self._found:  # else all of it was read before it was told
+                self._end_wait()
             return
         cursor.is_behind = True
         if self.is_waiting:

@@ -205,9 +205,9 @@ class Batches:
                 asked, self._asked = self._asked[:_MOST], self._asked[_MOST:]
                 commands = [*(it.command for it in reads), *(command for command, _ in asked)]
                 replies = await self._replies(commands)
+                self._answer(asked, replies[len(reads) :])
                 for read, reply in zip(reads, replies, strict=False):
                     self._hand_out(read, reply)
-                self._answer(asked, replies[len(reads) :])
         except asyncio.CancelledError:
             self._answer(asked, [LostConnection("the client was closed")] * len(asked))
             raise
@@ -237,11 +237,15 @@ class Batches:
             return [error] * len(commands)
 
     def _hand_out(self, read: _Read, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            for cursor in read.fail(reply):
+        error = reply if isinstance(reply, Exception) else None
+        if error is None:
+            try:
+                read.hand_out(reply)
+            except Exception as odd:  # noqa: BLE001  whoever waits must hear of it, or waits for ever
+                error = odd
+        if error is not None:
+            for cursor in read.fail(error):
                 self.read(cursor)
-        else:
-            read.hand_out(reply)
 
     @staticmethod
     def _answer(

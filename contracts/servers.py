@@ -36,6 +36,7 @@ FAILOVER_S: Final = 3.0
 """Longest wait for a new primary in the middle of a command."""
 LOOK_S: Final = 0.01
 _LOST: Final = (LostConnection, ConnectionTimeout, OSError)
+_LEFT: Final = "the server is no primary any more"
 _FOR_A_COMMAND: Final = for_a_command(redis.asyncio.ConnectionPool)
 
 
@@ -195,9 +196,14 @@ class _Pool(redis.asyncio.ConnectionPool):
             del self._taken_s[connecting]
         if self._is_closed:  # while it connected: nobody watches it
             await self.release(connection)
-            raise LostConnection("the server is no primary any more")
+            raise LostConnection(_LEFT)
         self._taken_s[connection] = asyncio.get_running_loop().time()
         return connection
+
+    def get_available_connection(self) -> Any:
+        if self._is_closed:  # whoever queued for a place does not begin to connect
+            raise LostConnection(_LEFT)
+        return cast("Any", super()).get_available_connection()
 
     async def release(self, connection: Any) -> None:
         self._taken_s.pop(connection, None)

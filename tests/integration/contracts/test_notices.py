@@ -355,3 +355,30 @@ async def test_a_reader_with_a_backlog_is_given_it_in_order(
 
     await writing
     assert numbers(seen) == list(range(900))
+
+
+async def test_whoever_asks_after_the_client_was_closed_is_told(server: EmbeddedRedis) -> None:
+    """Nobody would wake such a reader."""
+    async with TurnClient.connect(server.url) as client:
+        receipt = await client.submit(UserMessage(conversation_id="c", text="hi"))
+        events = client.events(receipt, keep_alive_s=0.01)
+        assert await anext(events) is None
+
+    with pytest.raises((LostConnection, RuntimeError)):
+        await asyncio.wait_for(anext(events), 2)
+
+
+async def test_an_iterator_may_be_closed_while_another_task_waits_in_it(
+    server: EmbeddedRedis, redis: Redis
+) -> None:
+    """As a handler of disconnections does."""
+    async with TurnClient.connect(server.url) as client:
+        receipt = await client.submit(UserMessage(conversation_id="c", text="hi"))
+        events = client.events(receipt)
+        step = asyncio.ensure_future(anext(events))
+        await wait_until(lambda: waits(redis), "it waits for notices")
+
+        await events.aclose()
+
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(step, 2)
