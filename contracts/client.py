@@ -36,7 +36,7 @@ from turnline.contracts.readers import (
     read_tool_call,
     until_the_next_look_s,
 )
-from turnline.contracts.replication import confirmation, put_and_wait
+from turnline.contracts.replication import put_and_wait
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -180,14 +180,14 @@ class TurnClient:
         """Put messages in with one round trip, and wait for replicas if that is asked for."""
         if not submissions:
             return []
+        if self._wait_replicas:
+            shards = (self._make.names(it.conversation_id)[0].written for it in submissions)
+            behind = [*zip(shards, submissions, strict=True)]
+            return await put_and_wait(self._patient, behind, self._wait_replicas)
         teach = ("SCRIPT LOAD", submissions[0].call.script.text)
         commands = [teach, *(it.call.words for it in submissions)]
-        if not self._wait_replicas:
-            _, *replies = await pipelined(self._redis, commands)
-            return [it.outcome(reply) for it, reply in zip(submissions, replies, strict=True)]
-        shards = (self._make.names(it.conversation_id)[0].written for it in submissions)
-        commands += confirmation(dict.fromkeys(shards), self._wait_replicas)
-        return await put_and_wait(self._patient, submissions, commands, self._wait_replicas)
+        _, *replies = await pipelined(self._redis, commands)
+        return [it.outcome(reply) for it, reply in zip(submissions, replies, strict=True)]
 
     async def ask(
         self,

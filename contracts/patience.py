@@ -226,13 +226,12 @@ def _to_repeat(
     behind that one. What has no key, such as teaching a script, goes with the rest.
     """
     failed = [n for n, it in enumerate(replies) if isinstance(it, Exception) and is_passing(it)]
-    done_at = {
-        key_of(commands[n]): n for n, it in enumerate(replies) if not isinstance(it, Exception)
-    }
-    again = {n for n in failed if done_at.get(key_of(commands[n]), -1) < n}
+    done = [n for n, it in enumerate(replies) if not isinstance(it, Exception)]
     if all_or_none:
-        is_late = len(again) < len(failed) and any(is_script(it) for it in commands)
+        is_late = any(is_script(commands[n]) for n in done)  # what they wrote has its place already
         return range(len(commands)) if failed and not is_late else ()
+    done_at = {key_of(commands[n]): n for n in done}
+    again = {n for n in failed if done_at.get(key_of(commands[n]), -1) < n}
     if again:
         again |= {n for n, it in enumerate(commands) if key_of(it) is None}
     return sorted(again)

@@ -7,8 +7,8 @@ before it asks, behind all that it is asked for.
 Source: docs/adr/0037-waiting-for-replicas-is-a-second-question.md
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -23,46 +23,67 @@ WAIT_MS: Final = 200
 _WRITTEN_MS: Final = 60_000
 
 
-def confirmation(written: Iterable[str], replicas: int) -> list[Command]:
+def confirmation(written: str, replicas: int) -> list[Command]:
     """Return the end of a pipeline: its last reply is the number of replicas that have it all.
 
     Args:
-        written: A key of each shard that the pipeline writes to; see `ShardKeys.written`.
+        written: Key of the shard that the pipeline writes to; see `ShardKeys.written`.
         replicas: How many to wait for, for `WAIT_MS` at most.
     """
-    writes: list[Command] = [("SET", key, "", "PX", _WRITTEN_MS) for key in written]
-    return [*writes, ("WAIT", replicas, WAIT_MS)]
+    return [("SET", written, "", "PX", _WRITTEN_MS), ("WAIT", replicas, WAIT_MS)]
 
 
 async def put_and_wait(
-    redis: PatientRedis, submissions: Sequence[Submission], commands: Sequence[Command], wanted: int
+    redis: PatientRedis, submissions: Sequence[tuple[str, Submission]], wanted: int
 ) -> list[Receipt | Exception]:
-    """Put messages in and wait for replicas; twice, where they are fewer than wanted.
-
-    A primary without replicas may have been replaced and not know it yet, as one that was stopped
-    for a while. So it is asked where the primary is before the messages are put in again.
+    """Put messages in and wait for replicas; return what became of each, in the order given.
 
     Args:
         redis: Where to.
-        submissions: In order.
-        commands: One that teaches the script, one for each submission, `confirmation`.
+        submissions: Each behind the key `ShardKeys.written` of its shard.
         wanted: How many replicas.
 
     Raises:
         StoreIncompatible: The server does not let WAIT be called.
     """
-    outcomes = await _put(redis, submissions, commands)
-    receipts = [it for it in outcomes if isinstance(it, Receipt)]
-    if all((it.replicas or 0) >= wanted for it in receipts):
-        return outcomes
-    redis.doubt()
-    again = await _put(redis, submissions, commands)
-    return [_both(*pair) for pair in zip(outcomes, again, strict=True)]
+    shards: dict[str, list[int]] = {}
+    for place, (key, _) in enumerate(submissions):
+        shards.setdefault(key, []).append(place)
+    outcomes: dict[int, Receipt | Exception] = {}
+    for key, places in shards.items():
+        found = await _put_into_shard(redis, key, [submissions[n][1] for n in places], wanted)
+        outcomes |= zip(places, found, strict=True)
+    return [outcomes[place] for place in range(len(submissions))]
+
+
+async def _put_into_shard(
+    redis: PatientRedis, key: str, submissions: Sequence[Submission], wanted: int
+) -> list[Receipt | Exception]:
+    """Put messages in; twice, where fewer replicas have them than wanted.
+
+    A primary without replicas may have been replaced and not know it yet, as one that was stopped
+    for a while. So it is asked where the primary is before the messages are put in again. What was
+    refused is not: it would come behind what was accepted.
+    """
+    outcomes = await _put(redis, key, submissions, wanted)
+    unsafe = {n: it for n, it in enumerate(outcomes) if _is_unsafe(it, wanted)}
+    if unsafe:
+        redis.doubt()
+        again = await _put(redis, key, [submissions[n] for n in unsafe], wanted)
+        for n, it in zip(unsafe, again, strict=True):
+            outcomes[n] = _both(outcomes[n], it)
+    return outcomes
+
+
+def _is_unsafe(outcome: Receipt | Exception, wanted: int) -> bool:
+    return isinstance(outcome, Receipt) and (outcome.replicas or 0) < wanted
 
 
 async def _put(
-    redis: PatientRedis, submissions: Sequence[Submission], commands: Sequence[Command]
+    redis: PatientRedis, key: str, submissions: Sequence[Submission], wanted: int
 ) -> list[Receipt | Exception]:
+    teach = ("SCRIPT LOAD", submissions[0].call.script.text)
+    commands = [teach, *(it.call.words for it in submissions), *confirmation(key, wanted)]
     _, *replies = await redis.send_together(commands, all_or_none=True)
     having = replies[-1]
     if isinstance(having, Exception) and not isinstance(having, StoreUnavailable):
@@ -76,12 +97,3 @@ def _both(first: Receipt | Exception, again: Receipt | Exception) -> Receipt | E
     if isinstance(first, Receipt) and isinstance(again, Receipt) and not again.accepted:
         return msgspec.structs.replace(first, replicas=again.replicas)
     return again
-
-
-def least(one: Any, other: Any) -> Any:
-    """Return which of two servers' replies to the same command promises less."""
-    if isinstance(one, Exception):
-        return one
-    if isinstance(one, int) and isinstance(other, int):
-        return min(one, other)
-    return other

@@ -6,7 +6,6 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from turnline.contracts.connection import Command
-from turnline.contracts.replication import least
 from turnline.contracts.routing import key_of
 from turnline.contracts.servers import Server, Servers
 from turnline.contracts.topology import slot_of
@@ -52,8 +51,8 @@ class _RoutedPipeline:
         answers = await self._servers.together([self._send(*part) for part in parts])
         for (_, places), answer in zip(parts, answers, strict=True):
             for place, reply in zip(places, answer, strict=True):
-                first = replies[place]
-                replies[place] = reply if first is None else least(first, reply)
+                if not isinstance(replies[place], Exception):  # of several servers
+                    replies[place] = reply
         if raise_on_error:
             for reply in replies:
                 if isinstance(reply, Exception):

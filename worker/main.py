@@ -116,6 +116,7 @@ class _Shared(NamedTuple):
     telemetry: Telemetry
     planner: Planner
     cache: ContextCache
+    replicas: Replicas | None
 
 
 def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: None) -> Fleet:
@@ -144,7 +145,9 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
     )
     planner = Planner(toolbox, agents, limits, checker)
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
-    shared = _Shared(worker_id, links, services, telemetry, planner, cache)
+    confirmations = links.confirmations
+    replicas = Replicas(confirmations, settings.wait_replicas) if confirmations else None
+    shared = _Shared(worker_id, links, services, telemetry, planner, cache, replicas)
     parts = FleetParts(
         worker_id=worker_id,
         client=services.client,
@@ -162,15 +165,10 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
 def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWorker:
     """Make the worker of one shard."""
     batcher = shared.links.pipelines.of(shard.tag)
-    confirmations = shared.links.confirmations
     store = Conversations(
         batcher,
         shard,
-        replicas=(
-            Replicas(confirmations.of(shard.tag), shard, settings.wait_replicas)
-            if confirmations is not None
-            else None
-        ),
+        replicas=shared.replicas,
         cache=shared.cache,
         limits=StoreLimits(retention_ms=int(settings.retention_days * 86_400_000)),
     )

@@ -262,7 +262,7 @@ class Conversations:
                 self._cache.drop(lease.conversation_id)
                 done = Committed("duplicate", 0, [], 0)
         if self._replicas is not None:
-            await self._replicas.have_it()
+            await self._replicas.have_it(self._shard.tag)
         return done
 
     def _remember(self, lease: Lease, effects: Effects, epoch: str, length: int) -> None:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from redis import Redis
 
 from tests.integration.deployments.test_clients_follow import Producers
 from tests.support.driving import ended, fleet
 from tests.support.wait import wait_until
 from turnline.contracts import (
+    InboxFull,
+    Interrupt,
     Receipt,
     StoreIncompatible,
     SyncTurnClient,
@@ -18,10 +21,15 @@ from turnline.contracts import (
     TurnCompleted,
     UserMessage,
 )
+from turnline.contracts.keys import conversation_keys, shard_of
+from turnline.contracts.opening import open_servers
+from turnline.contracts.protocol import Limits
 from turnline.contracts.replication import WAIT_MS
 from turnline.contracts.topology import slot_of
 from turnline.ops.deployments import Cluster, Node, Sentinels
 from turnline.ops.simulator import Simulator
+from turnline.worker.batching import Pipelines
+from turnline.worker.store.replicas import Replicas
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ async def test_replicas_that_do_not_answer_are_not_counted(sentinels: Sentinels)
 
 @pytest.mark.promise("P11")
 async def test_all_servers_of_a_batch_are_asked(cluster: Cluster) -> None:
-    """The receipts say what holds for each of them; one that lost its replica has none."""
+    """The receipts say what holds where each message is; one that lost its replica has none."""
     primary = cluster.primary_of(slot_of("{s0}"))
     (replica,) = cluster.replicas_of(primary)
     messages = [said(f"c{n}") for n in range(48)]
@@ -96,7 +104,10 @@ async def test_all_servers_of_a_batch_are_asked(cluster: Cluster) -> None:
             cluster.mend()
 
     assert {getattr(it, "replicas", it) for it in whole} == {1}
-    assert {getattr(it, "replicas", it) for it in without} == {0}
+    hit = {n for n in range(6) if cluster.primary_of(slot_of(f"{{s{n}}}")) is primary}
+    expected = [0 if shard_of(it.conversation_id, 6) in hit else 1 for it in messages]
+    assert [getattr(it, "replicas", it) for it in without] == expected
+    assert {0, 1} == {*expected}
 
 
 @pytest.mark.promise("P11")
@@ -114,6 +125,63 @@ async def test_what_a_replica_has_survives_its_primary(sentinels: Sentinels) -> 
     assert len(producers.confirmed) > 60
     assert await producers.lost(producers.confirmed) == []
     sentinels.mend()
+
+
+@pytest.mark.promise("P2", "P11")
+async def test_what_was_refused_does_not_come_in_behind_what_was_accepted(
+    sentinels: Sentinels,
+) -> None:
+    """Where replicas are missing, only what was accepted is submitted again."""
+    limits = Limits(inbox=1, records=10)
+    replicas = sentinels.replicas
+    async with TurnClient.connect(sentinels.address, limits=limits) as client:
+        await client.submit(said("full", "t0"))
+    for replica in replicas:
+        replica.freeze()
+    try:
+        async with TurnClient.connect(sentinels.address, limits=limits, wait_replicas=1) as client:
+            submitting = asyncio.create_task(
+                client.submit_many([said("full", "t1"), Interrupt(conversation_id="full")])
+            )
+            with Redis.from_url(sentinels.primary.url) as redis:
+                keys = conversation_keys("{s0}", "full")
+                await wait_until(lambda: redis.xlen(keys.inbox) == 2, "the first round is over")
+                redis.xdel(keys.inbox, *(entry for entry, _ in redis.xrange(keys.inbox)))
+                refused, accepted = await submitting
+                log = redis.lrange(keys.log, 0, -1)
+    finally:
+        for replica in replicas:
+            replica.wake()
+        sentinels.mend()
+
+    assert isinstance(refused, InboxFull)
+    assert isinstance(accepted, Receipt)
+    assert (accepted.status, accepted.replicas, accepted.position) == ("accepted", 0, 1)
+    assert log == [b"t0", accepted.turn_id.encode()]
+
+
+@pytest.mark.promise("P11")
+async def test_all_who_wait_for_replicas_at_a_time_wait_once(sentinels: Sentinels) -> None:
+    """A server answers one wait of a connection after the other."""
+    replicas = sentinels.replicas
+    servers = open_servers(sentinels.address)
+    pipelines = Pipelines(servers)
+    waiting = Replicas(pipelines, 1)
+    await pipelines.of("{s0}").send("PING")
+    for replica in replicas:
+        replica.freeze()
+    try:
+        began_s = time.monotonic()
+        await asyncio.gather(*(waiting.have_it(f"{{s{n % 6}}}") for n in range(60)))
+        took_s = time.monotonic() - began_s
+    finally:
+        for replica in replicas:
+            replica.wake()
+        sentinels.mend()
+        await pipelines.close()
+        await servers.aclose()
+
+    assert took_s < 8 * WAIT_MS / 1000
 
 
 @pytest.mark.promise("P11")
