@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.growth import is_linear, took_s
 from tests.support.recordings import recorded
+from tests.support.slowness import slowness
 from turnline.worker.errors import ReplyTooLarge
 from turnline.worker.pipeline.call_parts import ToolCallCollector, ToolCallDelta, ToolCallParts
 from turnline.worker.pipeline.event_bytes import EVENT_MAX_BYTES
@@ -345,7 +346,7 @@ def test_four_megabytes_in_small_reads_take_no_time() -> None:
     events = read(*(data[i : i + 4096] for i in range(0, len(data), 4096)))
 
     assert events == [TextDelta(BIG)]
-    assert time.process_time() - began < 2
+    assert (time.process_time() - began) / slowness() < 2
 
 
 def test_blank_lines_before_the_first_event_are_not_kept() -> None:
@@ -622,18 +623,18 @@ def test_calls_are_limited() -> None:
 
 
 def test_many_pieces_of_arguments_take_no_time() -> None:
-    """A megabyte in pieces of two characters, each with the name again, is put together at once."""
+    """Half a megabyte in pieces of two characters, each with the name again, is put together at once."""
     collector = ToolCallCollector()
     began = time.process_time()
 
     collector.add(ToolCallDelta(0, "", "f", '{"a":"'))
-    for _ in range(500_000):
+    for _ in range(250_000):
         collector.add(ToolCallDelta(0, None, "f", "xy"))
     collector.add(ToolCallDelta(0, None, "f", '"}'))
 
     (call,) = collector.calls()
-    assert len(call.arguments) == 1_000_008
-    assert time.process_time() - began < 5
+    assert len(call.arguments) == 500_008
+    assert (time.process_time() - began) / slowness() < 2.5
 
 
 @pytest.mark.parametrize(
