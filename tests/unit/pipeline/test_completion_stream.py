@@ -623,7 +623,7 @@ def test_calls_are_limited() -> None:
 
 
 def test_many_pieces_of_arguments_take_no_time() -> None:
-    """Half a megabyte in pieces of two characters, each with the name again, is put together at once."""
+    """Half a megabyte in pieces of two characters, each with the name again, is put together."""
     collector = ToolCallCollector()
     began = time.process_time()
 
