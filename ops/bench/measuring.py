@@ -9,7 +9,10 @@ from typing import Any, NamedTuple, cast
 from turnline.contracts.connection import AsyncRedis
 from turnline.ops.cli.failures import Failed
 
-_OWN: frozenset[str] = frozenset({"info", "config|resetstat", "ping", "hello", "client|setinfo"})
+_OWN: frozenset[str] = frozenset(
+    # Streams that nobody reads any more are unsubscribed from seconds later, in another's time.
+    {"info", "config|resetstat", "ping", "hello", "client|setinfo", "sunsubscribe"}
+)
 """Commands of the measurement itself."""
 
 
