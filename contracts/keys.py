@@ -106,17 +106,16 @@ def shard_of(conversation_id: str, shards: int) -> int:
     return zlib.crc32(conversation_id.encode()) % shards if shards > 1 else 0
 
 
-def fleet_keys(shards: int, prefix: str = "") -> tuple[ShardKeys, ...]:
-    """Return the names of all shards of a fleet.
+def check_prefix(prefix: str) -> None:
+    """Check the name of a fleet.
 
     Raises:
-        ValueError: The prefix is none; the text says what is.
+        ValueError: It is none; the text says what is.
     """
     if not re.fullmatch("[A-Za-z0-9_-]{0,32}", prefix) or re.search("(^|-)s[0-9]", prefix):
         raise ValueError(
             "expected up to 32 letters, digits, `_` and `-` of ASCII, and no part like `s0`"
         )
-    return tuple(shard_keys(n, prefix) for n in range(shards))
 
 
 def shard_keys(shard: int, prefix: str = "") -> ShardKeys:

@@ -29,8 +29,9 @@ from turnline.contracts.json_schemas import Schemas
 from turnline.contracts.keys import (
     ConversationKeys,
     ShardKeys,
+    check_prefix,
     conversation_keys,
-    fleet_keys,
+    shard_keys,
     shard_of,
 )
 from turnline.contracts.messages import (
@@ -178,7 +179,8 @@ class Requests:
             raise ValueError("limits: records must be more than inbox")
         # What waits keeps its record, by which it is known when it is sent again.
         self._headroom = min(HEADROOM, self.limits.records - self.limits.inbox - 1)
-        self.shards = fleet_keys(shards, prefix)
+        check_prefix(prefix)
+        self.shards = tuple(shard_keys(n, prefix) for n in range(shards))
         self._schemas = Schemas()
 
     def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from turnline.contracts.addresses import host_and_port, read_address, where
 from turnline.contracts.errors import InvalidAddress
-from turnline.contracts.keys import fleet_keys
+from turnline.contracts.keys import check_prefix
 from turnline.worker.files import UnusableFile, read_text
 
 PREFIX = "TURNLINE_"
@@ -295,7 +295,7 @@ def _check(settings: Settings) -> None:
         )
     _ = settings.served_shards
     try:
-        fleet_keys(0, settings.prefix)
+        check_prefix(settings.prefix)
     except ValueError as error:
         raise SettingsError(f"{PREFIX}PREFIX: {error}") from None
     try:

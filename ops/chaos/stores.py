@@ -147,10 +147,9 @@ class _Several(ABC):
             struck = self._strike(planned)
         except _TROUBLES:
             return None
-        if struck is not None:
-            self.is_away = True
-            undo = struck.undo
-            struck.undo = lambda: self._undone(undo)
+        self.is_away = True
+        undo = struck.undo
+        struck.undo = lambda: self._undone(undo)
         return struck
 
     def _strike_connections(self, planned: Planned) -> Strike | None:
@@ -164,7 +163,7 @@ class _Several(ABC):
         except _TROUBLES:
             return None
 
-    def _strike(self, planned: Planned) -> Strike | None:
+    def _strike(self, planned: Planned) -> Strike:
         primary = _chosen(self._primaries(), planned.victim)
         shards = self._shards_of(primary)
         match planned.kind:
@@ -186,8 +185,6 @@ class _Several(ABC):
                 replica.kill()
                 struck = Strike(_done, replica.name, frozenset())
                 struck.undo = lambda: self._restarted(replica, struck, is_primary=False)
-            case "slot-move":
-                return self._move(planned)
             case _:
                 raise AssertionError(f"{planned.kind} is nothing that is done to several servers")
         return struck
@@ -228,9 +225,6 @@ class _Several(ABC):
         except DeploymentError:
             return False
         return True
-
-    def _move(self, planned: Planned) -> Strike | None:
-        raise NotImplementedError
 
     @abstractmethod
     def _primaries(self) -> list[Node]:
@@ -280,6 +274,9 @@ class OnCluster(_Several):
 
     def _wait_settled(self, timeout_s: float) -> None:
         self._cluster.wait_settled(timeout_s)
+
+    def _strike(self, planned: Planned) -> Strike:
+        return self._move(planned) if planned.kind == "slot-move" else super()._strike(planned)
 
     def _move(self, planned: Planned) -> Strike:
         shard = int(planned.victim * self.shards)

@@ -5,7 +5,7 @@ from typing import get_args
 import click
 import msgspec
 
-from turnline.contracts.keys import fleet_keys
+from turnline.contracts.keys import check_prefix
 from turnline.ops.cli.failures import Failure
 from turnline.ops.fleet.access import Role, rules
 
@@ -42,7 +42,7 @@ def acl(
     Sentinels have users of their own; those need `+subscribe +sentinel|master &*`.
     """
     try:
-        fleet_keys(0, prefix)
+        check_prefix(prefix)
     except ValueError as error:
         raise Failure(f"--prefix (or TURNLINE_PREFIX): {error}.") from None
     name = user or role

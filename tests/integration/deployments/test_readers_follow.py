@@ -1,7 +1,7 @@
 """Readers go on where the primaries are: nothing is missed, doubled or out of order."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,20 +20,6 @@ from turnline.worker.store import lua
 SHARDS = 6
 CONVERSATIONS = [f"c{n}" for n in range(24)]
 BEFORE, EVENTS = 20, 60
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Three primaries, three replicas."""
-    with Cluster() as deployment:
-        yield deployment
-
-
-@pytest.fixture(scope="module")
-def sentinels() -> Iterator[Sentinels]:
-    """A primary, two replicas, three sentinels."""
-    with Sentinels() as deployment:
-        yield deployment
 
 
 class Worker:

@@ -3,12 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
-from tests.integration.deployments.test_clients_follow import Producers
+from tests.integration.deployments.steady_producers import Producers
 from tests.support.driving import ended, fleet
 from tests.support.wait import wait_until
 from turnline.contracts import (
@@ -30,20 +29,6 @@ from turnline.ops.deployments import Cluster, Node, Sentinels
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import Pipelines
 from turnline.worker.store.replicas import Replicas
-
-
-@pytest.fixture(scope="module")
-def sentinels() -> Iterator[Sentinels]:
-    """A primary, two replicas, three sentinels."""
-    with Sentinels() as deployment:
-        yield deployment
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Three primaries, three replicas."""
-    with Cluster() as deployment:
-        yield deployment
 
 
 def said(conversation: str, turn_id: str = "t") -> UserMessage:
