@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,18 +28,21 @@ def test_counts_need_no_option(words: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["worker=2"], ["-c", "worker=2"]])
-def test_the_processes_start(words: list[str], tmp_path) -> None:
+def test_the_processes_start(words: list[str], tmp_path: Path) -> None:
     """As many as asked for, out of a Procfile of ours."""
     procfile = tmp_path / "Procfile"
-    procfile.write_text("worker: echo here-$((1 + 1))\n")
+    # They stay: honcho ends all once one has ended, also those that have not said a word.
+    procfile.write_text("worker: echo here-$((1 + 1)); exec sleep 60\n")
+    command = [sys.executable, "-m", "turnline.ops.procfile", "start", "-f", str(procfile), *words]
 
-    ran = subprocess.run(
-        [sys.executable, "-m", "turnline.ops.procfile", "start", "-f", str(procfile), *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as ran:
+        assert ran.stdout is not None
+        said = ""
+        while said.count("here-2") < 2:
+            line = ran.stdout.readline()
+            assert line, said
+            said += line
+        ran.terminate()
+        said += ran.stdout.read()
 
-    assert (ran.stdout + ran.stderr).count("here-2") == 2
+    assert said.count("here-2") == 2
