@@ -294,9 +294,14 @@ class OpenAILLMContext:
         added = self._added if self._live is None else self._live
         return added[-1] if added else None
 
+    @property
+    def has_reply_items(self) -> bool:
+        """Whether there is something that replies left for the model alone."""
+        return any(ITEMS_MARK in raw for raw in self.encoded_messages())
+
     def drop_reply_items(self) -> bool:
         """Forget the items that a model refuses; whether there were any."""
-        if not any(ITEMS_MARK in raw for raw in self.encoded_messages()):
+        if not self.has_reply_items:
             return False
         for message in self.messages:
             message.pop(REPLY_ITEMS, None)

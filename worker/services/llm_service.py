@@ -310,6 +310,10 @@ class LLMService(FrameProcessor):
     def _new_tally(self) -> UsageTally:
         return UsageTally()
 
+    def _code_of(self, error: WorkerError, run: Run) -> str:  # noqa: ARG002  subclasses look at it
+        """Return the code by which a call that failed is noted."""
+        return error.code
+
     def _current_run(self) -> Run | None:
         current = run_of.get()
         return current[1] if current is not None and current[0] is self else None

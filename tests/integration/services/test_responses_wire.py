@@ -352,8 +352,14 @@ async def unknown_shape(connection: Connection) -> None:
     await connection.answer(422, b"Failed to deserialize the JSON body: " + words, "text/plain")
 
 
+async def in_other_words(connection: Connection) -> None:
+    said = {"error": {"message": "Blob rejected: wrong tenant.", "type": "invalid_request_error"}}
+    await connection.answer(400, json.dumps(said).encode())
+
+
 REFUSALS: dict[str, Script] = {
     "answer": refused,
+    "in_other_words": in_other_words,
     "plain_text": unknown_shape,
     "first_event": replying(event("error", **NESTED)),
     "flat_event": replying({"type": "error", **REFUSED}),
@@ -412,6 +418,19 @@ async def test_reasoning_that_is_refused_again_fails_by_name() -> None:
 
     _, server, error = await failed(ProviderRejected, refused, **WIRE)
     assert (len(server.requests), error.code) == (1, "reasoning_refused")
+
+
+async def test_a_request_that_is_refused_without_its_reasoning_too_keeps_the_name() -> None:
+    """The reasoning was not why: nothing is forgotten, since the turn fails."""
+    noted = Noted()
+    _, server, error = await failed(
+        ProviderRejected, in_other_words, context=reasoned(), observer=noted, **WIRE
+    )
+    assert (len(server.requests), error.code) == (2, "bad_request")
+    assert [it[2] for it in noted.outcomes] == ["reasoning_refused", "bad_request"]
+
+    _, server, error = await failed(ProviderRejected, in_other_words, **WIRE)
+    assert (len(server.requests), error.code) == (1, "bad_request")
 
 
 FAILURES: dict[str, Script] = {

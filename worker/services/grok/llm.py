@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turnline.worker.errors import REASONING_REFUSED, ProviderRejected
+from turnline.worker.errors import REASONING_REFUSED, ProviderRejected, WorkerError
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMUserAggregatorParams,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_REFUSALS: Final = frozenset({200, 400, 422})
+"""Statuses of answers that refuse a request for what is in it; 200: in a stream."""
 _NO_OPTIONS: Final = ResponsesOptions()
 
 
@@ -228,17 +230,26 @@ class GrokLLMService(OpenAILLMService):
         try:
             return await super()._make_call(context, run)
         except ProviderRejected as error:
-            begun = run.completion is not None and run.completion.has_content
             if error.code == "not_found" and self._wire == "responses":
                 raise ProviderRejected(
                     f"{error}; a host without /responses is spoken to by chat (TURNLINE_WIRE=chat)",
                     code=error.code,
                     status=error.status,
                 ) from None
-            if error.code != REASONING_REFUSED or begun or not context.drop_reply_items():
+            refused = self._code_of(error, run) == REASONING_REFUSED and not _has_begun(run)
+            if not refused or not context.drop_reply_items():
                 raise
             log.warning("grok.reasoning_refused", extra={"model": self._model, "code": error.code})
         return await super()._make_call(context, run)
+
+    def _code_of(self, error: WorkerError, run: Run) -> str:
+        """As in the base; a request that is refused for no known reason may be for its reasoning.
+
+        Providers have many words for that, and a turn that fails would send it again and again.
+        """
+        is_unknown = error.code == "bad_request" and error.status in _REFUSALS
+        is_suspect = is_unknown and self._wire == "responses" and not _has_begun(run)
+        return REASONING_REFUSED if is_suspect and run.context.has_reply_items else error.code
 
     async def _stream_by_sdk(
         self, context: OpenAILLMContext, completion: Completion, run: Run
@@ -266,3 +277,7 @@ class GrokLLMService(OpenAILLMService):
             chunks = await in_time(asking, self._limits)
             stream = SdkStream(chunks, limits=self._limits, parser=parser)
             await self._read_sdk(stream, completion)
+
+
+def _has_begun(run: Run) -> bool:
+    return run.completion is not None and run.completion.has_content

@@ -341,7 +341,7 @@ class OpenAILLMService(ClientOfService, LLMService):
                     await self._stream(completion, run, noted)
         except WorkerError as error:
             run.note_status(error)
-            await self._close_call(run, "failed", error.code)
+            await self._close_call(run, "failed", self._code_of(error, run))
             raise
         return completion
 
