@@ -36,6 +36,7 @@ from turnline.contracts.messages import (
     UserStartedSpeaking,
     UserStoppedSpeaking,
 )
+from turnline.contracts.protocol import Limits
 from turnline.contracts.replies import (
     Receipt,
     TextDelta,
@@ -57,6 +58,7 @@ __all__ = [
     "InvalidAddress",
     "InvalidCursor",
     "InvalidMessage",
+    "Limits",
     "QueueFull",
     "QueueLate",
     "Receipt",

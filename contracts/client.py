@@ -36,7 +36,7 @@ from turnline.contracts.readers import (
     read_tool_call,
     until_the_next_look_s,
 )
-from turnline.contracts.replication import put_and_wait
+from turnline.contracts.replication import MOST_REPLICAS, put_and_wait
 from turnline.contracts.replies import (
     TERMINAL,
     AnyEvent,
@@ -86,7 +86,12 @@ class TurnClient:
             wait_replicas: How many replicas `submit` waits for, 0.2 s and once more at most. The
                 receipt says how many have the message: with fewer it may be lost with the primary.
             streams: How to wait for what comes; by default, for notices.
+
+        Raises:
+            ValueError: The prefix or the number of replicas is none.
         """
+        if type(wait_replicas) is not int or not 0 <= wait_replicas <= MOST_REPLICAS:
+            raise ValueError(f"wait_replicas: expected a whole number from 0 to {MOST_REPLICAS}")
         self._make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
         self._patient = patient(redis, patience_s)
         self._redis = cast("AsyncRedis", self._patient)

@@ -18,6 +18,8 @@ TurnlineError
 └── InvalidAddress(expected)          mend the address of Redis; nothing was opened
 """
 
+from typing import Final
+
 
 class TurnlineError(Exception):
     """Base of all errors that Turnline raises to producers and readers."""
@@ -111,3 +113,7 @@ class InvalidAddress(TurnlineError, ValueError):
         """Build the error from what belongs there."""
         super().__init__(expected)
         self.expected = expected
+
+
+CLOSED: Final = "the client is closed: open another"
+"""Text of the `RuntimeError` for whoever uses, or waits in, a client that was closed."""

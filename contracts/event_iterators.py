@@ -41,14 +41,19 @@ class Events(AsyncIterator[E], ABC, Generic[E]):
             streams: How they are waited for.
             reading: Where to begin.
             keep_alive_s: Seconds without an event after which a step returns None.
+
+        Raises:
+            ValueError: That is no time.
         """
         self._streams = streams
         self._reading = reading
+        self._opened: OpenStreams | None = None
+        if keep_alive_s is not None and not keep_alive_s > 0:  # nor is it NaN
+            raise ValueError("keep_alive_s: expected a number of seconds above 0")
         self._keep_alive_s = math.inf if keep_alive_s is None else keep_alive_s
         self._keep_alive_at_s: float | None = None
         """When the step that was begun returns None; it stays so while the step is cancelled."""
         self._events: deque[AnyEvent] = deque()
-        self._opened: OpenStreams | None = None
         self._is_over = False
 
     def __aiter__(self) -> Self:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from redis.asyncio import ConnectionPool
-from redis.exceptions import ConnectionError as LostConnection
 
 from turnline.contracts.connection import Arg, AsyncRedis, Command
+from turnline.contracts.errors import CLOSED
 from turnline.contracts.notices import Notice, position, read_notice
 from turnline.contracts.patience import PatientRedis
 from turnline.contracts.read_batches import Batches, Cursor
@@ -43,7 +43,6 @@ LOOK_S = 120.0
 """Time for which a reader trusts a stream that stays silent: notices tell of its end, too."""
 MOST_KEPT = 64
 """Entries kept for a reader who does not ask for them; what more comes is read when it does."""
-_CLOSED: Final = "the client was closed"
 _TICK_S: Final = 0.05
 """What is due is done on a common clock, so that what follows travels together."""
 
@@ -126,7 +125,7 @@ class NoticedStreams:
         if self._leaving is not None:
             self._leaving.cancel()
         for reader in tuple(self._waiting):
-            reader.failed(reader.cursors[0], LostConnection(_CLOSED))
+            reader.failed(reader.cursors[0], RuntimeError(CLOSED))
         for batches in self._batches.values():
             await batches.aclose()
         await self._subscriber.aclose()
@@ -154,10 +153,10 @@ class NoticedStreams:
         """Take note that a reader waits.
 
         Raises:
-            redis.exceptions.ConnectionError: The client was closed: nobody would wake it.
+            RuntimeError: The client was closed: nobody would wake it.
         """
         if self._is_closed:
-            raise LostConnection(_CLOSED)
+            raise RuntimeError(CLOSED)
         self._waiting.add(reader)
 
     def waits_no_more(self, reader: "_Open") -> None:

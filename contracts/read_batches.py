@@ -9,10 +9,8 @@ from collections.abc import Iterable, Sequence
 from contextvars import Context
 from typing import Any, Final, Protocol
 
-from redis.exceptions import ConnectionError as LostConnection
-
 from turnline.contracts.connection import Arg, AsyncRedis, Command, pipelined
-from turnline.contracts.errors import StoreUnavailable
+from turnline.contracts.errors import CLOSED, StoreUnavailable
 from turnline.contracts.notices import Notice, position
 from turnline.contracts.scripts import text
 from turnline.contracts.topology import slot_of
@@ -189,7 +187,7 @@ class Batches:
         if self._flight is not None:
             self._flight.cancel()
             await asyncio.gather(self._flight, return_exceptions=True)
-        self._answer(self._asked, [LostConnection("the client was closed")] * len(self._asked))
+        self._answer(self._asked, [RuntimeError(CLOSED)] * len(self._asked))
 
     def _begin(self) -> None:
         if self._flight is None:
@@ -209,7 +207,7 @@ class Batches:
                 for read, reply in zip(reads, replies, strict=False):
                     self._hand_out(read, reply)
         except asyncio.CancelledError:
-            self._answer(asked, [LostConnection("the client was closed")] * len(asked))
+            self._answer(asked, [RuntimeError(CLOSED)] * len(asked))
             raise
         finally:
             self._flight = None

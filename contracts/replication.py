@@ -18,6 +18,8 @@ from turnline.contracts.patience import PatientRedis
 from turnline.contracts.protocol import Submission
 from turnline.contracts.replies import Receipt
 
+MOST_REPLICAS: Final = 16
+"""Replicas that anybody may wait for."""
 WAIT_MS: Final = 200
 """How long a server waits for its replicas."""
 _WRITTEN_MS: Final = 60_000

@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as ConnectionTimeout
 
 from turnline.contracts.addresses import Address
 from turnline.contracts.connection import AsyncRedis, how_to_connect
-from turnline.contracts.errors import WrongEventLoop
+from turnline.contracts.errors import CLOSED, WrongEventLoop
 from turnline.contracts.redis_internals import for_a_command, quick, watched
 from turnline.contracts.refusals import NoPrimary
 from turnline.contracts.sentinel_watch import SentinelWatch
@@ -319,7 +319,7 @@ class AsyncServers(Servers):
     def _check_home(self) -> None:
         """Refuse to be used by two event loops or processes: what comes in would be mixed up."""
         if self._is_closed:
-            raise RuntimeError("this client is closed: open another")
+            raise RuntimeError(CLOSED)
         here = (os.getpid(), asyncio.get_running_loop())
         self._home = self._home or here
         if self._home != here:

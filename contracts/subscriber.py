@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from redis.exceptions import ResponseError
 
-from turnline.contracts.errors import WrongEventLoop
+from turnline.contracts.errors import CLOSED, WrongEventLoop
 from turnline.contracts.subscriber_link import GONE_AFTER_S, Heard, Link, Place, Slot, tag_of
 
 Locate: TypeAlias = Callable[[str], Awaitable[Place]]
@@ -245,7 +245,7 @@ class Subscriber:
                 "event loop, and after a fork one in each process"
             )
         if self._is_closed:
-            raise RuntimeError("the client is closed")
+            raise RuntimeError(CLOSED)
         return loop
 
 

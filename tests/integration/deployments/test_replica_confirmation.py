@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -196,6 +197,13 @@ async def test_a_worker_goes_on_once_replicas_have_the_end_of_a_turn(
         await wait_until(lambda: "replicas.back" in caplog.messages, "it is logged")
     told = [it for it in caplog.messages if it.startswith("replicas.")]
     assert told == ["replicas.behind", "replicas.back"]
+
+
+@pytest.mark.parametrize("count", [-1, 17, 1.5, True, "1"])
+def test_a_number_of_replicas_that_is_none_is_refused(count: Any) -> None:
+    """Before anything is sent: WAIT would be refused behind the message."""
+    with pytest.raises(ValueError, match="from 0 to 16"):
+        TurnClient(None, wait_replicas=count)  # type: ignore[arg-type]
 
 
 async def test_a_server_that_forbids_it_is_named(sentinels: Sentinels) -> None:
