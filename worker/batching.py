@@ -10,7 +10,7 @@ Source: docs/adr/0035-one-pipeline-for-each-server.md
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from redis.exceptions import ConnectionError as LostConnection
@@ -276,12 +276,13 @@ class _Pipeline:
 
     async def _replies(self, batch: Sequence[_Asked]) -> Sequence[Any]:
         """Return a reply to each, or the error because of which there is none."""
+        replies: dict[int, Any] = {}
         doubting = asyncio.get_running_loop().call_later(DOUBT_S, self._servers.doubt)
         try:
             async with asyncio.timeout(self._silence_s) as limit:
                 self._limit = limit
                 try:
-                    replies = await self._send(batch)
+                    await self._send(batch, replies)
                 finally:
                     self._limit = None
         except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or waits for ever
@@ -289,11 +290,13 @@ class _Pipeline:
             if isinstance(error, (RedisError, OSError)) and not self._is_left:
                 self._servers.doubt()
                 self._outage.failed(error)
-            return [error] * len(batch)
+            came = [replies.get(n, error) for n in range(len(batch))]
+            # Whose script the server does not know was to be sent again.
+            return [error if isinstance(it, NoScriptError) else it for it in came]
         else:
             if not self._is_left:
                 self._outage.worked()
-            return replies
+            return list(replies.values())
         finally:
             doubting.cancel()
 
@@ -304,34 +307,36 @@ class _Pipeline:
         for asked in waiting:
             asked.batcher.route(asked)
 
-    async def _send(self, batch: Sequence[_Asked]) -> Sequence[Any]:
-        """Return what the server answers to each, errors among it.
+    async def _send(self, batch: Sequence[_Asked], replies: dict[int, Any]) -> None:
+        """Note what the server answers to each, errors among it, as it comes.
+
+        Args:
+            batch: Is sent.
+            replies: Takes what came, by place and in order.
 
         Raises:
             redis.exceptions.RedisError, OSError: The connection is of no more use.
         """
-        replies = await self._exchange([asked.words for asked in batch])
-        unknown = [n for n, it in enumerate(replies) if isinstance(it, NoScriptError)]
-        calls = [(n, call) for n in unknown if (call := batch[n].call) is not None]
-        if calls:
-            again = await self._exchange([call.whole_command() for _, call in calls])
-            for (n, _), reply in zip(calls, again, strict=True):
-                replies[n] = reply
-        return replies
+        await self._exchange({n: it.words for n, it in enumerate(batch)}, replies)
+        whole = {
+            n: call.whole_command()
+            for n, it in enumerate(replies.values())
+            if isinstance(it, NoScriptError) and (call := batch[n].call) is not None
+        }
+        if whole:
+            await self._exchange(whole, replies)
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def _exchange(self, commands: Mapping[int, Command], replies: dict[int, Any]) -> None:
         pool, connection = self._server.pool, self._connection
         if connection is None:
             connection = self._connection = cast("RawConnection", pool.make_connection())
         await pool.ensure_connection(connection)  # that it was closed meanwhile is nobody's concern
-        await connection.send_packed_command(connection.pack_commands(commands))
-        replies: list[Any] = []
-        for _ in commands:
+        await connection.send_packed_command(connection.pack_commands(commands.values()))
+        for n in commands:
             try:
-                replies.append(await connection.read_response())
+                replies[n] = await connection.read_response()
             except ResponseError as error:
-                replies.append(error)
-        return replies
+                replies[n] = error
 
     async def _hang_up(self) -> None:
         connection, self._connection = self._connection, None

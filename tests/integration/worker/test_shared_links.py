@@ -251,3 +251,29 @@ async def test_commands_and_scripts_of_a_batch_fail_one_by_one(
     assert type(got[2]) is ResponseError
     await pipelines.close()
     await servers.aclose()
+
+
+@pytest.mark.promise("P5", "P11")
+async def test_answers_that_came_before_a_connection_broke_are_kept(
+    redis_url: str, redis: Redis
+) -> None:
+    """What was claimed is not left to its lease; only what has no answer is lost."""
+    servers = open_servers(redis_url)
+    pipelines = Pipelines(servers)
+    batcher = pipelines.of("{s0}")
+    await redis.script_flush()
+    asked = [
+        batcher.send("SET", "{s0}:text", "x"),
+        batcher.run(lua.wake(shard_keys(0), lua.WakeArgs(""))),  # would be sent again, whole
+        batcher.send("GET", "{s0}:none"),
+        batcher.send("QUIT"),  # the server answers, and hangs up
+        batcher.send("GET", "{s0}:text"),
+    ]
+
+    got = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert [got[0], got[2], got[3]] == [b"OK", None, b"OK"]
+    assert [type(got[1]), type(got[4])] == [LostConnection, LostConnection]
+    assert await batcher.send("GET", "{s0}:text") == b"x"
+    await pipelines.close()
+    await servers.aclose()
