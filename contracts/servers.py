@@ -8,6 +8,7 @@ Source: docs/adr/0034-connections-belong-to-servers.md
 """
 
 import asyncio
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -27,6 +28,7 @@ from turnline.contracts.refusals import NoPrimary
 from turnline.contracts.sentinel_watch import SentinelWatch
 from turnline.contracts.topology import Node, WatchedPrimary, ask_around, slot_of, topology_of
 
+log = logging.getLogger("turnline.servers")
 T = TypeVar("T")
 ASK_S: Final = 0.5
 """Time for one server to say where the primaries are."""
@@ -141,8 +143,11 @@ class Servers(ABC):
 
     def tell_moved(self) -> None:
         """Tell those who have connections of their own."""
-        for tell in self.on_moved:
-            tell()
+        for tell in tuple(self.on_moved):
+            try:
+                tell()
+            except Exception as error:  # noqa: BLE001  one bad callback stops nobody
+                log.error("servers.callback_failed", extra={"error": type(error).__name__})  # noqa: TRY400  its text may be a user's
 
     # -- what blocks ------------------------------------------------------------------------------
 

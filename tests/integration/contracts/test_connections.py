@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator
 
 import pytest
 import redis as redis_sync
 from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import ReadOnlyError
 from redis.exceptions import TimeoutError as ConnectionTimeout
 
 from tests.support.wait import wait_until
@@ -17,6 +19,7 @@ from turnline.contracts.connection import DEAD_AFTER_S, how_to_connect
 from turnline.contracts.opening import open_async, open_servers, open_sync
 from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.servers import SILENCE_S
+from turnline.ops.embedded import EmbeddedRedis
 
 
 @pytest.fixture
@@ -194,3 +197,29 @@ async def test_a_client_says_that_it_belongs_to_one_event_loop(redis_url: str) -
             await asyncio.to_thread(asyncio.run, client.usage("c"))
 
         await client.usage("c")
+
+
+@pytest.mark.promise("P11")
+async def test_who_cannot_be_told_of_a_move_stops_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The next ones are told, and whose command it was has the server's own answer."""
+    told: list[str] = []
+
+    def bad() -> None:
+        raise ValueError("hunter2")
+
+    with EmbeddedRedis(port=0) as server:
+        servers = open_servers(server.url)
+        servers.on_moved += [bad, lambda: told.append("the next")]
+        place = await servers.place("k")
+        await place.redis.execute_command("REPLICAOF", "127.0.0.1", 1)
+
+        with pytest.raises(ReadOnlyError):
+            await place.redis.execute_command("SET", "k", "v")
+
+        await servers.aclose()
+    assert told == ["the next"]
+    (record,) = (it for it in caplog.records if it.levelno >= logging.ERROR)
+    assert (record.getMessage(), vars(record)["error"]) == ("servers.callback_failed", "ValueError")
+    assert "hunter2" not in caplog.text
