@@ -14,11 +14,11 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import ConnectionPool
 
-from turnline.contracts.connection import Arg, AsyncRedis, Command
+from turnline.contracts.connection import Arg, Command
 from turnline.contracts.errors import CLOSED
 from turnline.contracts.notices import Notice, position, read_notice
 from turnline.contracts.patience import PatientRedis
@@ -70,7 +70,7 @@ class NoticedStreams:
 
     def __init__(
         self,
-        redis: AsyncRedis,
+        redis: PatientRedis,
         subscriber: Subscriber,
         server_of: Callable[[int], Hashable],
         closed: Callable[[], object],
@@ -358,7 +358,6 @@ class _OnlyPlace(NamedTuple):
 
 def noticed_streams(redis: PatientRedis) -> NoticedStreams:
     """Return the streams of the servers of a client."""
-    client = cast("AsyncRedis", redis)
     servers = getattr(redis.redis, "servers", None)
     if isinstance(servers, Servers):
 
@@ -368,7 +367,7 @@ def noticed_streams(redis: PatientRedis) -> NoticedStreams:
         subscriber = Subscriber(servers.place)
         servers.on_moved.append(subscriber.relocate)
         return NoticedStreams(
-            *(client, subscriber, server_of), lambda: servers.on_moved.remove(subscriber.relocate)
+            *(redis, subscriber, server_of), lambda: servers.on_moved.remove(subscriber.relocate)
         )
     pool: Any = getattr(redis.redis, "connection_pool")  # noqa: B009  a client of redis-py
     place = _OnlyPlace("the server", pool)
@@ -376,4 +375,4 @@ def noticed_streams(redis: PatientRedis) -> NoticedStreams:
     async def locate(_: str) -> Place:
         return place
 
-    return NoticedStreams(client, Subscriber(locate), lambda _: place, lambda: None)
+    return NoticedStreams(redis, Subscriber(locate), lambda _: place, lambda: None)

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol, TypeVar
 from redis.exceptions import RedisError, ResponseError
 
 from turnline.contracts.connection import AsyncRedis, Command
-from turnline.contracts.refusals import is_passing, told
-from turnline.contracts.routing import is_script, key_of
+from turnline.contracts.refusals import is_moving, is_passing, told
+from turnline.contracts.routing import is_script, key_of, reads_streams
 
 T = TypeVar("T")
 PATIENCE_S: Final = 10.0
@@ -118,13 +118,17 @@ class PatientRedis:
         del transaction
         return _PatientPipeline(self)
 
-    async def send_together(self, commands: Sequence[Command], *, all_or_none: bool) -> list[Any]:
+    async def send_together(
+        self, commands: Sequence[Command], *, all_or_none: bool, in_part: bool = False
+    ) -> list[Any]:
         """Send commands in one round trip until they are answered; return the replies in order.
 
         Args:
             commands: Those on one key are carried out in their order.
             all_or_none: Whether one that failed lets all be sent again: commands that only read,
                 or that have to be on one connection. Else only what failed is sent again.
+            in_part: Whether to return once some have been answered, or a slot is being moved. What
+                is to be sent again then has the error in its place for which `is_passing` holds.
         """
         trying = _Trying(self._patience_s, self._waiting.silence_s)
         replies: list[Any] = [None] * len(commands)
@@ -135,16 +139,24 @@ class PatientRedis:
                 replies[place] = answer
             places = _to_repeat(commands, replies, all_or_none=all_or_none)
             failures = [replies[n] for n in places if isinstance(replies[n], Exception)]
-            pause_s = trying.pause_s(failures[0]) if failures else None
+            is_part = in_part and (len(places) < len(commands) or any(map(is_moving, failures)))
+            pause_s = trying.pause_s(failures[0]) if failures and not is_part else None
             if pause_s is None:
-                return [told(it) if isinstance(it, Exception) else it for it in replies]
+                left = set(places) if is_part else ()
+                return [
+                    told(it) if isinstance(it, Exception) and n not in left else it
+                    for n, it in enumerate(replies)
+                ]
             await self._waiting.sleep(pause_s)
 
     async def _attempt(self, commands: Sequence[Command], limit_s: float) -> Sequence[Any]:
-        pipe = self.redis.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
         try:
+            if len(commands) == 1:  # cheaper than a pipeline
+                sending = self.redis.execute_command(*commands[0])
+                return [await self._waiting.within(limit_s, sending)]
+            pipe = self.redis.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
             return await self._waiting.within(limit_s, pipe.execute(raise_on_error=False))
         except (RedisError, OSError) as error:
             return [error] * len(commands)
@@ -223,7 +235,8 @@ def _to_repeat(
     """Return the places of what to send again.
 
     What failed before a later command on the same key that was carried out is not: it would come
-    behind that one. What has no key, such as teaching a script, goes with the rest.
+    behind that one. A read of streams is: what it finds is right at any time. What has no key, such
+    as teaching a script, goes with the rest.
     """
     failed = [n for n, it in enumerate(replies) if isinstance(it, Exception) and is_passing(it)]
     done = [n for n, it in enumerate(replies) if not isinstance(it, Exception)]
@@ -231,7 +244,9 @@ def _to_repeat(
         is_late = any(is_script(commands[n]) for n in done)  # what they wrote has its place already
         return range(len(commands)) if failed and not is_late else ()
     done_at = {key_of(commands[n]): n for n in done}
-    again = {n for n in failed if done_at.get(key_of(commands[n]), -1) < n}
+    again = {
+        n for n in failed if reads_streams(commands[n]) or done_at.get(key_of(commands[n]), -1) < n
+    }
     if again:
         again |= {n for n, it in enumerate(commands) if key_of(it) is None}
     return sorted(again)

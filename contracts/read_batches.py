@@ -1,17 +1,21 @@
 """Readers' commands to one server: those of one turn of the event loop travel together.
 
 While one batch is on its way the next one gathers, so that batches grow with the load, a lone
-command is sent at once, and one connection carries them all.
+command is sent at once, and one connection carries them all. What is to be sent again while others
+have their answers, as in a slot that is being moved, is sent apart, and only its slot waits for it.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from turnline.contracts.connection import Arg, AsyncRedis, Command, pipelined
+from turnline.contracts.connection import Arg, Command
 from turnline.contracts.errors import CLOSED, StoreUnavailable
 from turnline.contracts.notices import Notice, position
+from turnline.contracts.patience import PatientRedis
+from turnline.contracts.refusals import is_passing
+from turnline.contracts.routing import key_of
 from turnline.contracts.scripts import text
 from turnline.contracts.topology import slot_of
 from turnline.contracts.waiting import Entry
@@ -91,9 +95,10 @@ class Cursor:
 class _Read:
     """One command that reads streams of one slot for any number of cursors."""
 
-    def __init__(self, words: Command) -> None:
-        self._words = words
-        self._is_shared = words[0] == "XREAD"  # what a group gives, it gives to one
+    def __init__(self, cursor: Cursor) -> None:
+        self.slot = cursor.slot
+        self._words = cursor.words
+        self._is_shared = cursor.words[0] == "XREAD"  # what a group gives, it gives to one
         self._cursors: dict[str, list[Cursor]] = {}
 
     def takes(self, cursor: Cursor) -> bool:
@@ -118,8 +123,17 @@ class _Read:
     def cursors(self) -> list[Cursor]:
         return [cursor for cursors in self._cursors.values() for cursor in cursors]
 
-    def hand_out(self, reply: Any) -> None:
-        """Give each cursor what was found at it."""
+    def answer(self, reply: Any) -> list[Cursor]:
+        """Hand over a reply, or why there is none; return the cursors to be read again, alone."""
+        if isinstance(reply, Exception):
+            return self._fail(reply)
+        try:
+            self._hand_out(reply)
+        except Exception as odd:  # noqa: BLE001  whoever waits must hear of it, or waits for ever
+            return self._fail(odd)
+        return []
+
+    def _hand_out(self, reply: Any) -> None:
         for name, entries in reply or ():
             for cursor in self._cursors.pop(text(name)):
                 cursor.is_on_its_way = False
@@ -128,8 +142,7 @@ class _Read:
             cursor.is_on_its_way = False
             cursor.reader.arrived(cursor, [])
 
-    def fail(self, error: Exception) -> list[Cursor]:
-        """Tell the cursors; return those that are to be read again, each alone."""
+    def _fail(self, error: Exception) -> list[Cursor]:
         cursors = self.cursors
         for cursor in cursors:
             cursor.is_on_its_way = False
@@ -148,20 +161,45 @@ def merged(cursors: Iterable[Cursor]) -> list[_Read]:
     for cursor in cursors:
         alike = reads.setdefault(cursor if cursor.is_alone else (cursor.slot, cursor.words), [])
         if not any(read.takes(cursor) for read in alike):
-            alike.append(_Read(cursor.words))
+            alike.append(_Read(cursor))
             alike[-1].takes(cursor)
     return [read for alike in reads.values() for read in alike]
+
+
+class _Asked(NamedTuple):
+    """Another command."""
+
+    command: Command
+    slot: int
+    future: "asyncio.Future[Any]"
+
+    def answer(self, reply: Any) -> list[Cursor]:
+        """Hand over a reply, or why there is none."""
+        if self.future.done():  # nobody waits any more
+            pass
+        elif isinstance(reply, Exception):
+            self.future.set_exception(reply)
+        else:
+            self.future.set_result(reply)
+        return []
+
+
+_Batch: TypeAlias = Sequence[_Read | _Asked]
+_OfSlot = TypeVar("_OfSlot", Cursor, _Asked)
 
 
 class Batches:
     """Sends the commands of all readers of one server."""
 
-    def __init__(self, redis: AsyncRedis) -> None:
+    def __init__(self, redis: PatientRedis) -> None:
         """Use `redis`; nothing is sent yet."""
         self._redis = redis
         self._due: list[Cursor] = []
-        self._asked: list[tuple[Command, asyncio.Future[Any]]] = []
+        self._asked: list[_Asked] = []
+        self._unanswered: set[asyncio.Future[Any]] = set()
         self._flight: asyncio.Task[None] | None = None
+        self._apart: dict[int, asyncio.Task[None]] = {}
+        """By slot: what is sent again, apart; the slot's other commands wait for that."""
 
     def read(self, cursor: Cursor) -> None:
         """Read at a cursor soon; if it is on its way already, not once more."""
@@ -173,21 +211,26 @@ class Batches:
     def execute(self, command: Sequence[Arg]) -> "asyncio.Future[Any]":
         """Send a command soon; return the future of its reply."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._asked.append((tuple(command), reply))
+        self._unanswered.add(reply)
+        reply.add_done_callback(self._unanswered.discard)
+        self._asked.append(_Asked(tuple(command), slot_of(key_of(command) or ""), reply))
         self._begin()
         return reply
 
     @property
     def is_busy(self) -> bool:
         """Whether anybody waits for it."""
-        return self._flight is not None
+        return self._flight is not None or bool(self._apart)
 
     async def aclose(self) -> None:
         """Send nothing more."""
-        if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.gather(self._flight, return_exceptions=True)
-        self._answer(self._asked, [RuntimeError(CLOSED)] * len(self._asked))
+        tasks = [it for it in (self._flight, *self._apart.values()) if it is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for reply in self._unanswered:
+            if not reply.done():
+                reply.set_exception(RuntimeError(CLOSED))
 
     def _begin(self) -> None:
         if self._flight is None:
@@ -195,64 +238,60 @@ class Batches:
             self._flight = asyncio.get_running_loop().create_task(self._fly(), context=Context())
 
     async def _fly(self) -> None:
-        reads: list[_Read] = []
-        asked: list[tuple[Command, asyncio.Future[Any]]] = []
         try:
-            while self._due or self._asked:
-                reads = merged(self._wanted())
-                asked, self._asked = self._asked[:_MOST], self._asked[_MOST:]
-                commands = [*(it.command for it in reads), *(command for command, _ in asked)]
-                replies = await self._replies(commands)
-                self._answer(asked, replies[len(reads) :])
-                for read, reply in zip(reads, replies, strict=False):
-                    self._hand_out(read, reply)
-        except asyncio.CancelledError:
-            self._answer(asked, [RuntimeError(CLOSED)] * len(asked))
-            raise
+            while True:
+                due, asked = self._next(self._due), self._next(self._asked)
+                batch: list[_Read | _Asked] = [*merged(_wanted(due)), *asked]
+                if batch:
+                    await self._send(batch, in_part=True)
+                elif not due:
+                    return
         finally:
             self._flight = None
 
-    def _wanted(self) -> list[Cursor]:
-        """Return the cursors whose turn it is; those that nobody waits at any more stay behind."""
-        due, self._due = self._due[:_MOST], self._due[_MOST:]
-        wanted: list[Cursor] = []
-        for cursor in due:
-            if cursor.reader.is_waiting:
-                cursor.is_behind = False
-                wanted.append(cursor)
-            else:
-                cursor.is_on_its_way = False
-                cursor.is_behind = True
-        return wanted
-
-    async def _replies(self, commands: Sequence[Command]) -> list[Any]:
-        """Return replies in order, errors among them."""
+    async def _send_apart(self, slot: int, batch: _Batch) -> None:
         try:
-            if len(commands) == 1:
-                return [await self._redis.execute_command(*commands[0])]
-            return await pipelined(self._redis, commands) if commands else []
+            await self._send(batch, in_part=False)
+        finally:
+            del self._apart[slot]
+        self._begin()
+
+    def _next(self, waiting: list[_OfSlot]) -> list[_OfSlot]:
+        """Take those whose turn it is."""
+        taken: list[_OfSlot] = []
+        left: list[_OfSlot] = []
+        for it in waiting:
+            (left if it.slot in self._apart or len(taken) == _MOST else taken).append(it)
+        waiting[:] = left
+        return taken
+
+    async def _replies(self, batch: _Batch, *, in_part: bool) -> list[Any]:
+        """Return replies in order, errors among them."""
+        commands = [it.command for it in batch]
+        try:
+            return await self._redis.send_together(commands, all_or_none=False, in_part=in_part)
         except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or waits for ever
-            return [error] * len(commands)
+            return [error] * len(batch)
 
-    def _hand_out(self, read: _Read, reply: Any) -> None:
-        error = reply if isinstance(reply, Exception) else None
-        if error is None:
-            try:
-                read.hand_out(reply)
-            except Exception as odd:  # noqa: BLE001  whoever waits must hear of it, or waits for ever
-                error = odd
-        if error is not None:
-            for cursor in read.fail(error):
-                self.read(cursor)
-
-    @staticmethod
-    def _answer(
-        asked: Sequence[tuple[Command, "asyncio.Future[Any]"]], replies: Sequence[Any]
-    ) -> None:
-        for (_, future), reply in zip(asked, replies, strict=True):
-            if future.done():  # nobody waits any more
+    async def _send(self, batch: _Batch, *, in_part: bool) -> None:
+        """Send commands and hand out the replies; what is to be sent again is sent apart."""
+        again: dict[int, list[_Read | _Asked]] = {}
+        for it, reply in zip(batch, await self._replies(batch, in_part=in_part), strict=True):
+            if isinstance(reply, Exception) and is_passing(reply):
+                again.setdefault(it.slot, []).append(it)
                 continue
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
+            for cursor in it.answer(reply):
+                self.read(cursor)
+        for slot, its in again.items():
+            self._apart[slot] = asyncio.get_running_loop().create_task(self._send_apart(slot, its))
+
+
+def _wanted(due: Iterable[Cursor]) -> Iterator[Cursor]:
+    """Yield the cursors that somebody waits at; the others stay behind."""
+    for cursor in due:
+        if cursor.reader.is_waiting:
+            cursor.is_behind = False
+            yield cursor
+        else:
+            cursor.is_on_its_way = False
+            cursor.is_behind = True

@@ -144,6 +144,11 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, _LOST) and not _has_cause(error, ssl.SSLCertVerificationError)
 
 
+def is_moving(error: Exception) -> bool:
+    """Whether the server is well, and only the slot is on its way to another one."""
+    return word(error) in {"ASK", "TRYAGAIN"}
+
+
 def reason(error: Exception) -> str:
     """Return in a few words what Redis says or does, and none of a user's."""
     error = _unwrapped(error)

@@ -32,5 +32,10 @@ def is_script(words: Sequence[Arg]) -> bool:
     return str(words[0]) in _SCRIPTS
 
 
+def reads_streams(words: Sequence[Arg]) -> bool:
+    """Tell whether a command reads streams, for itself or for a consumer of a group."""
+    return str(words[0]) in _BEHIND_STREAMS
+
+
 def _text(key: Arg) -> str:
     return key.decode(errors="replace") if isinstance(key, bytes) else str(key)
