@@ -31,6 +31,7 @@ from turnline.worker.process import Fleet, FleetParts, Found
 from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.queue.links import Links
+from turnline.worker.queue.slots import Slots
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.grok.model_catalogue import BUILT_IN, Model
@@ -117,6 +118,7 @@ class _Shared(NamedTuple):
     planner: Planner
     cache: ContextCache
     replicas: Replicas | None
+    slots: Slots
 
 
 def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: None) -> Fleet:
@@ -147,7 +149,8 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
     confirmations = links.confirmations
     replicas = Replicas(confirmations, settings.wait_replicas) if confirmations else None
-    shared = _Shared(worker_id, links, services, telemetry, planner, cache, replicas)
+    slots = Slots(settings.slots, shards=len(settings.served_shards))
+    shared = _Shared(worker_id, links, services, telemetry, planner, cache, replicas, slots)
     parts = FleetParts(
         worker_id=worker_id,
         client=services.client,
@@ -198,7 +201,7 @@ def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWork
         times=lease_settings(settings),
         about=lambda: facts,
         prefetch=partial(store.prefetch, worker_id=shared.worker_id),
-        max_jobs=max(1, settings.slots // len(settings.served_shards)),
+        slots=shared.slots,
         ctx={"driver": driver},
     )
 

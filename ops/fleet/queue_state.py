@@ -79,7 +79,7 @@ def merged(states: Iterable[QueueState]) -> QueueState:
         workers[worker.id] = msgspec.structs.replace(
             worker,
             running=worker.running + (known.running if known else 0),
-            slots=worker.slots + (known.slots if known else 0),
+            slots=max(worker.slots, known.slots if known else 0),  # its shards share them
         )
     return QueueState(
         waiting=sum(state.waiting for state in every),

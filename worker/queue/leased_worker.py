@@ -30,6 +30,7 @@ from turnline.worker.logs import facts_of
 from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.queue import lua
 from turnline.worker.queue.links import Links
+from turnline.worker.queue.slots import Slots
 from turnline.worker.states import LeaseEvent
 
 log = logging.getLogger("turnline.queue")
@@ -84,7 +85,7 @@ class LeasedWorker(arq.worker.Worker):
         times: LeaseSettings | None = None,
         about: Callable[[], dict[str, Any]] = dict,
         prefetch: Callable[[str], Any] = lambda _: None,
-        max_jobs: int = 100,
+        slots: Slots | None = None,
         **arq_options: Any,
     ) -> None:
         """Prepare a worker; nothing is sent before it runs.
@@ -98,9 +99,8 @@ class LeasedWorker(arq.worker.Worker):
             links: Hear of work, and of messages for what runs; renew the leases.
             times: See `LeaseSettings`.
             about: What the worker says about itself (JSON object), shown by `turnline queue`.
-            prefetch: Sends the load of a conversation which the claim sent just before will
-                probably bring; what it returns is given to the lease.
-            max_jobs: Conversations (and jobs) run at once.
+            prefetch: Sends the load of what a claim will probably bring; its result is the lease's.
+            slots: For conversations (and jobs) run at once; by default 100 of its own.
             arq_options: Further options of `arq.worker.Worker`.
 
         Raises:
@@ -110,7 +110,7 @@ class LeasedWorker(arq.worker.Worker):
             functions,
             queue_name=shard.queue,
             redis_pool=redis,
-            max_jobs=max_jobs,
+            max_jobs=(slots := slots or Slots(100)).total,
             handle_signals=False,
             poll_delay=(times or LeaseSettings()).poll_s,
             job_serializer=serialize_job,
@@ -123,6 +123,7 @@ class LeasedWorker(arq.worker.Worker):
         self.worker_id = worker_id
         self.stopped = asyncio.Event()
         self._shard = shard
+        self._slots = slots
         self._batcher = batcher
         self._links = links
         self._times = times or LeaseSettings()
@@ -212,8 +213,8 @@ class LeasedWorker(arq.worker.Worker):
     async def _poll_iteration(self) -> None:
         """Claim what is due for the free slots and start it; then sleep until there is more."""
         self._look.clear()  # before the server looks: what comes behind that is heard again
-        free = self.max_jobs - self.job_counter
-        claims, next_ms = await self._claim(free) if free > 0 else ([], -1)
+        free = self._slots.take()
+        claims, next_ms = await self._fill(free)
         for claim in claims:
             self._start(claim)
         for name, task in list(self.tasks.items()):
@@ -228,10 +229,21 @@ class LeasedWorker(arq.worker.Worker):
         due_s = self._times.poll_s if next_ms < 0 else min(self._times.poll_s, next_ms / 1000)
         if self.burst:
             await self._sleep(min(due_s, 0.01))
-        elif self.job_counter >= self.max_jobs:
+        elif not self._slots.free:
+            self._slots.wait(self._look.set)
             await self._sleep(self._until_poll_s())
+            self._slots.wait_no_more(self._look.set)
         elif len(claims) < free and due_s > 0:
             await self._sleep(min(due_s, self._until_poll_s()))
+
+    async def _fill(self, free: int) -> tuple[list[_Claim], int]:
+        """Claim for so many slots, and give back those that stay free; see `_claim`."""
+        claims: list[_Claim] = []
+        try:
+            claims, next_ms = await self._claim(free) if free else ([], -1)
+        finally:
+            self._slots.give_back(free - len(claims))
+        return claims, next_ms
 
     async def _claim(self, count: int) -> tuple[list[_Claim], int]:
         """Return what was claimed, and in how many ms more is due.
@@ -298,9 +310,8 @@ class LeasedWorker(arq.worker.Worker):
         task.add_done_callback(lambda _: self._ended(claim))
 
     def _ended(self, claim: _Claim) -> None:
-        if self.job_counter >= self.max_jobs:  # else nobody waits for a slot
-            self._look.set()
         self.job_counter -= 1
+        self._slots.give_back(1)
         active = self._active.get(claim.job_id)
         if active is not None and active.value == claim.lease:
             del self._active[claim.job_id]

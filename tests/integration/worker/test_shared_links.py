@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
-from tests.support.driving import fleet
+from tests.support.driving import fleet, user
 from tests.support.shards import (
     LET_IN,
     SHARDS,
@@ -25,8 +25,8 @@ from tests.support.shards import (
     serves_all,
 )
 from tests.support.wait import wait_until
-from turnline.contracts import TurnClient
-from turnline.contracts.keys import shard_keys
+from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts.keys import conversation_keys, shard_keys, shard_of
 from turnline.contracts.opening import open_servers
 from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.scripts import Call
@@ -277,3 +277,36 @@ async def test_answers_that_came_before_a_connection_broke_are_kept(
     assert await batcher.send("GET", "{s0}:text") == b"x"
     await pipelines.close()
     await servers.aclose()
+
+
+@pytest.mark.promise("P8")
+async def test_one_shard_may_use_all_slots(server: EmbeddedRedis, sim: Simulator) -> None:
+    """They belong to the process; others get theirs as soon as one is free."""
+    crowd = [name for n in range(500) if shard_of(name := f"c-{n}", SHARDS) == 0][:6]
+    other = next(name for n in range(500) if shard_of(name := f"c-{n}", SHARDS) == 7)
+    async with (
+        serving(server, sim, slots="5") as redis,
+        TurnClient.connect(server.url, shards=SHARDS) as client,
+    ):
+        sim.inject("stall;at=tokens:2", times=5)
+        for name in crowd:
+            await client.submit(user("Hello", name))
+        leases = [conversation_keys(shard_keys(0).tag, it).in_progress for it in crowd]
+
+        async def running() -> list[str]:
+            found = [await redis.execute_command("EXISTS", it) for it in leases]
+            return [name for name, is_leased in zip(crowd, found, strict=True) if is_leased]
+
+        async def five_run() -> bool:
+            return len(await running()) == 5
+
+        await wait_until(five_run, "five run")
+        receipt = await client.submit(user("Hello", other))
+        last = (set(crowd) - {*await running()}).pop()
+        await client.interrupt((await running())[0])
+
+        ended = await client.result(receipt, timeout_s=10)
+        assert isinstance(ended, TurnCompleted)
+        assert (await client.ask(last, "And?", timeout_s=10)).turn_id
+        for name in await running():
+            await client.interrupt(name)

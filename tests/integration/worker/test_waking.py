@@ -22,6 +22,7 @@ from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.outcome import Done, Outcome
 from turnline.worker.queue import leased_worker
+from turnline.worker.queue.slots import Slots
 
 __all__ = ["rig"]  # the fixture
 NEVER = {"poll_s": 3600.0, "lease_s": 3600.0}
@@ -114,7 +115,7 @@ async def test_what_one_worker_cannot_take_wakes_the_next(
     for n in range(5):  # by one message each, without a word to anybody
         await client.submit(user(f"c{n}"))
     for _ in range(2):
-        rig.start(run, times=NEVER, max_jobs=2)
+        rig.start(run, times=NEVER, slots=Slots(2))
     await wait_until(lambda: len(running) == 4, "all slots are taken")
     assert await redis.zcard(SHARD.idle) == 0
     go_on.set()
@@ -217,7 +218,7 @@ async def test_a_slot_that_was_freed_during_a_claim_is_used_at_once(
         await eat(redis, ctx)
         return Done()
 
-    rig.start(run, times=NEVER, wrap=(gate := Gate()), max_jobs=2)
+    rig.start(run, times=NEVER, wrap=(gate := Gate()), slots=Slots(2))
     await wait_until(lambda: are_idle(redis, 1), "it is idle")
     await client.submit(user("long"))
     await wait_until(lambda: running == ["long"], "the first runs")
@@ -253,7 +254,7 @@ async def test_no_wake_up_is_lost_however_submissions_and_claims_meet(
         return Done()
 
     for n in range(4):
-        rig.start(run, times={"poll_s": 20.0, "lease_s": 60.0}, max_jobs=(1, 2, 3, 50)[n])
+        rig.start(run, times={"poll_s": 20.0, "lease_s": 60.0}, slots=Slots((1, 2, 3, 50)[n]))
     await wait_until(lambda: are_idle(redis, 4), "all are idle")
 
     async def produce(name: int) -> float:

@@ -43,7 +43,7 @@ def test_turns_stand_in_the_order_accepted() -> None:
 
 
 def test_shards_are_added_up() -> None:
-    """Counts are sums, the age is the oldest one's, a worker of two shards is one worker."""
+    """Counts are sums, the age is the oldest one's, a worker of two shards has its slots once."""
     one = QueueState(
         waiting=1, running=2, deferred=3, oldest_waiting_ms=10, dead=1,
         workers=(Worker(id="a", running=1, slots=5),),
@@ -57,8 +57,8 @@ def test_shards_are_added_up() -> None:
 
     assert (both.waiting, both.running, both.deferred, both.dead) == (5, 2, 3, 1)
     assert both.oldest_waiting_ms == 30
-    assert both.workers == (Worker(id="a", running=3, slots=10), Worker(id="b", slots=7))
-    assert both.slots == 17
+    assert both.workers == (Worker(id="a", running=3, slots=5), Worker(id="b", slots=7))
+    assert both.slots == 12
 
 
 def test_no_shard_means_nothing_waits() -> None:
