@@ -6,7 +6,7 @@ How messages are put in and replies are read stands in `turnline.contracts.proto
 import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Self, TypeVar, cast, overload
 
 from turnline.contracts import protocol
@@ -19,22 +19,21 @@ from turnline.contracts.errors import (
     TurnUnknown,
 )
 from turnline.contracts.event_iterators import ConversationEvents, Events, TurnEvents
-from turnline.contracts.history import HistoryReading
-from turnline.contracts.keys import ConversationKeys
+from turnline.contracts.history import read_history
+from turnline.contracts.homes import Homes
+from turnline.contracts.keys import ConversationKeys, ShardKeys
 from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
 from turnline.contracts.noticed_streams import noticed_streams
 from turnline.contracts.opening import open_async
 from turnline.contracts.patience import PATIENCE_S, at_most, patient
 from turnline.contracts.producer_spans import ProducerSpans
 from turnline.contracts.readers import (
-    READ,
     TAKE_OVER_S,
     GroupReader,
     StreamReading,
     TurnReading,
     read_terminal,
     read_tool_call,
-    until_the_next_look_s,
 )
 from turnline.contracts.replication import MOST_REPLICAS, put_and_wait
 from turnline.contracts.replies import (
@@ -77,7 +76,7 @@ class TurnClient:
 
         Args:
             redis: The connection pool to use.
-            shards: Number of shards of the fleet; must be the workers' number.
+            shards: Number of shards of the fleet, until the fleet itself says how many it has.
             prefix: Name of the fleet where several share a server: up to 32 letters, digits, `_`
                 and `-`; must be the workers'.
             limits: How much may wait, and how long things are kept.
@@ -96,6 +95,7 @@ class TurnClient:
         self._patient = patient(redis, patience_s)
         self._redis = cast("AsyncRedis", self._patient)
         self._streams = streams or noticed_streams(self._patient)
+        self._homes = Homes(self._make, self._streams, patience_s, self._patient.sleep)
         self._wait_replicas = wait_replicas
 
     @classmethod
@@ -158,16 +158,12 @@ class TurnClient:
         Source: contracts/scripts/submit.lua
         """
         with ProducerSpans(self._make, [message]) as sending:
-            (submission,) = sending.submissions
-            if self._wait_replicas:
-                (outcome,) = sending.outcomes(await self._put(sending.submissions))
-                if isinstance(outcome, Exception):
-                    raise outcome
-                return outcome
-            reply = await run(self._redis, submission.call)
-            receipt = submission.receipt(reply)
-            sending.outcomes([receipt])
-            return receipt
+            put = self._put if self._wait_replicas else self._put_one
+            outcomes = await self._homes.put(sending.submissions, put)
+            (outcome,) = sending.outcomes(outcomes)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
 
     async def submit_many(self, messages: Sequence[Inbound | bytes]) -> list[Receipt | Exception]:
         """Put many messages in with one round trip; outcomes in the order given.
@@ -179,16 +175,20 @@ class TurnClient:
             InvalidMessage: One of the messages breaks the contract; nothing was sent.
         """
         with ProducerSpans(self._make, messages) as sending:
-            return sending.outcomes(await self._put(sending.submissions))
+            return sending.outcomes(await self._homes.put(sending.submissions, self._put))
+
+    async def _put_one(
+        self, submissions: Sequence[protocol.Submission]
+    ) -> list[Receipt | Exception]:
+        (submission,) = submissions
+        return [submission.outcome(await run(self._redis, submission.call))]
 
     async def _put(self, submissions: Sequence[protocol.Submission]) -> list[Receipt | Exception]:
         """Put messages in with one round trip, and wait for replicas if that is asked for."""
         if not submissions:
             return []
         if self._wait_replicas:
-            shards = (self._make.names(it.conversation_id)[0].written for it in submissions)
-            behind = [*zip(shards, submissions, strict=True)]
-            return await put_and_wait(self._patient, behind, self._wait_replicas)
+            return await put_and_wait(self._patient, submissions, self._wait_replicas)
         teach = ("SCRIPT LOAD", submissions[0].call.script.text)
         commands = [teach, *(it.call.words for it in submissions)]
         _, *replies = await pipelined(self._redis, commands)
@@ -253,12 +253,12 @@ class TurnClient:
             TurnUnknown: The turn is not, or no longer, known.
         """
         after = protocol.read_cursor(after) if after else None
-        reading = self._reading(receipt, after)
-        is_fresh = receipt.accepted and after is None
+        start = after or protocol.read_cursor(receipt.after)
+        reading = TurnReading(receipt.conversation_id, start, receipt.turn_id)
         return TurnEvents(
-            *(self._streams, reading, lambda: self.record(receipt)),
+            *(self._streams, self._homes, reading, lambda: self.record(receipt)),
             seen=after,
-            is_fresh=is_fresh,
+            is_fresh=receipt.accepted and after is None,
             keep_alive_s=keep_alive_s,
         )
 
@@ -287,8 +287,8 @@ class TurnClient:
         """
         if after != "$":
             after = protocol.read_cursor(after)
-        reading = StreamReading(self._keys(conversation_id).events, after)
-        return ConversationEvents(self._streams, reading, None)
+        reading = StreamReading(conversation_id, after)
+        return ConversationEvents(self._streams, self._homes, reading, None)
 
     async def result(self, receipt: Receipt, *, timeout_s: float = 600) -> AnyTerminal:
         """Wait for the event that ends a turn.
@@ -297,38 +297,28 @@ class TurnClient:
             ResultTimeout: It did not end in time. It goes on; ask again.
             TurnUnknown: The turn is not, or no longer, known.
         """
-        reading = self._reading(receipt, None)
-        try:
+        protocol.read_cursor(receipt.after)  # before anything is sent
+        done = None
+        with suppress(TimeoutError):
             async with self._streams.within(timeout_s + SLACK_S):  # also if a server says nothing
-                done = await self._result(receipt, reading, time.monotonic() + timeout_s)
-        except TimeoutError:
-            done = None
+                done = await self._result(receipt, time.monotonic() + timeout_s)
         if done is None:
             raise ResultTimeout(
                 f"turn {receipt.turn_id} did not end within {timeout_s:g} s; it goes on"
             )
         return done
 
-    async def _result(
-        self, receipt: Receipt, reading: TurnReading, deadline_s: float
-    ) -> AnyTerminal | None:
-        if (done := (await self.record(receipt)).terminal()) is not None:
-            return done
-        opened = self._streams.open([reading.stream], READ)
-        try:
-            while (left_s := deadline_s - time.monotonic()) > 0:
-                look_s = until_the_next_look_s(self._streams.look_s)
-                found = await opened.read([reading.after], min(left_s, look_s))
-                for event in reading.parse(found):
+    async def _result(self, receipt: Receipt, deadline_s: float) -> AnyTerminal | None:
+        done = (await self.record(receipt)).terminal()
+        left_s = deadline_s - time.monotonic()
+        if done is None and left_s > 0:
+            async with aclosing(self.events(receipt, keep_alive_s=left_s)) as events:
+                async for event in events:
+                    if event is None or time.monotonic() > deadline_s:
+                        break
                     if isinstance(event, TERMINAL):
                         return event
-                if reading.is_time_to_look(found):
-                    done = (await self.record(receipt)).terminal()
-                    if done is not None:
-                        return done
-        finally:
-            opened.close()
-        return None
+        return done
 
     async def interrupt(
         self, conversation_id: str, *, heard: str | None = None, turn_id: str | None = None
@@ -354,18 +344,18 @@ class TurnClient:
 
     async def history(self, conversation_id: str) -> History:
         """Return the committed context (n messages, oldest first)."""
-        reading = HistoryReading(conversation_id, self._keys(conversation_id))
-        history = None
-        while history is None:
-            replies = await pipelined(self._redis, reading.commands(), raise_on_error=True)
-            history = reading.parse(replies)
-        return history
+        look = functools.partial(read_history, self._redis, conversation_id)
+        return await self._homes.read(conversation_id, look)
 
     async def usage(self, conversation_id: str) -> Totals:
         """Return the conversation's token and cost totals."""
-        state = self._keys(conversation_id).state
-        fields = await self._redis.execute_command("HMGET", state, *protocol.TOTAL_FIELDS)
-        return protocol.read_totals(fields)
+
+        async def look(keys: ConversationKeys) -> tuple[Totals, bool]:
+            asked = ("HMGET", keys.state, *protocol.TOTAL_FIELDS)
+            totals = await self._redis.execute_command(*asked)
+            return protocol.read_totals(totals), any(totals)
+
+        return await self._homes.read(conversation_id, look)
 
     async def record(self, receipt: Receipt) -> TurnRecord:
         """Return what is kept of a turn.
@@ -373,8 +363,13 @@ class TurnClient:
         Raises:
             TurnUnknown: The turn is not, or no longer, known.
         """
-        turns = self._keys(receipt.conversation_id).turns
-        data = await self._streams.execute(turns, "HGET", turns, receipt.turn_id)
+
+        async def look(keys: ConversationKeys) -> tuple[bytes | None, bool]:
+            asked = ("HGET", keys.turns, receipt.turn_id)
+            data = await self._streams.execute(keys.turns, *asked)
+            return data, data is not None
+
+        data = await self._homes.read(receipt.conversation_id, look)
         if data is None:
             raise TurnUnknown(
                 f"turn {receipt.turn_id} of {receipt.conversation_id} is not known: it was never "
@@ -390,12 +385,19 @@ class TurnClient:
 
         Source: contracts/scripts/forget.lua
         """
+        await self._homes.refresh(at_once=True)
+        counts = [await self._forget(conversation_id, it) for it in self._homes.layout.every]
+        return any(counts)
+
+    async def _forget(self, conversation_id: str, shards: int) -> int:
+        """Remove what a shard has of a conversation; return how many keys that were."""
         while True:
-            noted = self._keys(conversation_id).copies
+            noted = self._make.names(conversation_id, shards)[1].copies
             copies = await self._redis.execute_command("LRANGE", noted, 0, -1)
-            answer, gone = await run(self._redis, self._make.forget(conversation_id, copies))
+            call = self._make.forget(conversation_id, copies, shards)
+            answer, gone = await run(self._redis, call)
             if text(answer) == "forgotten":
-                return int(gone) > 0
+                return int(gone)
 
     def replies(
         self,
@@ -420,8 +422,13 @@ class TurnClient:
             take_over_s: Seconds after which an event that another consumer was given, and has not
                 acknowledged, counts as abandoned: more than a whole batch takes. None: never.
         """
-        streams = [shard.reply_prefix + stream for shard in self._make.shards]
-        return self._consume(streams, read_terminal, (group, consumer), batch, take_over_s)
+        return self._consume(
+            lambda shard: shard.reply_prefix + stream,
+            read_terminal,
+            (group, consumer),
+            batch,
+            take_over_s,
+        )
 
     def tool_calls(
         self,
@@ -446,9 +453,10 @@ class TurnClient:
             batch: Calls fetched at once.
             take_over_s: As in `replies`.
         """
-        streams = [shard.tool_calls for shard in self._make.shards]
         read = functools.partial(read_tool_call, names=names)
-        return self._consume(streams, read, (group, consumer), batch, take_over_s)
+        return self._consume(
+            lambda shard: shard.tool_calls, read, (group, consumer), batch, take_over_s
+        )
 
     async def answer(
         self, call: ToolRequest, result: Any = None, *, is_error: bool = False
@@ -474,21 +482,18 @@ class TurnClient:
 
     def _consume(
         self,
-        streams: Sequence[str],
+        stream_of: Callable[[ShardKeys], str],
         read: Callable[[bytes, str], T | None],
         group: tuple[str, str],
         batch: int,
         idle_s: float | None,
     ) -> AsyncGenerator[T, None]:
+        async def names() -> Sequence[str]:
+            await self._homes.refresh()
+            return [*map(stream_of, self._make.shards)]
+
         kept_ms = self._make.limits.retention_ms
         reader = GroupReader(
-            *(self._streams, streams, read, group), batch=batch, idle_s=idle_s, retention_ms=kept_ms
+            *(self._streams, names, read, group), batch=batch, idle_s=idle_s, retention_ms=kept_ms
         )
         return reader.items()
-
-    def _keys(self, conversation_id: str) -> ConversationKeys:
-        return self._make.names(conversation_id)[1]
-
-    def _reading(self, receipt: Receipt, after: str | None) -> TurnReading:
-        stream = self._keys(receipt.conversation_id).events
-        return TurnReading(stream, after or protocol.read_cursor(receipt.after), receipt.turn_id)

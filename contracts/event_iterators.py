@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Generic, Self, TypeVar, cast
 
+from turnline.contracts.homes import TRUST_S, Homes
+from turnline.contracts.layout import Layout
 from turnline.contracts.readers import (
+    MOVED,
     READ,
     StreamReading,
     TurnReading,
@@ -33,12 +36,13 @@ class Events(AsyncIterator[E], ABC, Generic[E]):
     """
 
     def __init__(
-        self, streams: Streams, reading: StreamReading, keep_alive_s: float | None
+        self, streams: Streams, homes: Homes, reading: StreamReading, keep_alive_s: float | None
     ) -> None:
         """Begin; nothing is sent before the first step.
 
         Args:
             streams: How they are waited for.
+            homes: Where conversations are.
             reading: Where to begin.
             keep_alive_s: Seconds without an event after which a step returns None.
 
@@ -46,6 +50,8 @@ class Events(AsyncIterator[E], ABC, Generic[E]):
             ValueError: That is no time.
         """
         self._streams = streams
+        self._homes = homes
+        self._layout: Layout | None = None
         self._reading = reading
         self._opened: OpenStreams | None = None
         if keep_alive_s is not None and not keep_alive_s > 0:  # nor is it NaN
@@ -104,9 +110,20 @@ class Events(AsyncIterator[E], ABC, Generic[E]):
         """Read once, waiting for no longer than this. What is awaited last may be cancelled."""
         raise NotImplementedError
 
-    def _open(self) -> OpenStreams:
+    async def _open(self) -> OpenStreams:
+        """Return the stream where the conversation is."""
+        reading = self._reading
+        await self._homes.refresh(at_once=bool(reading.moved_at))
+        layout = self._homes.layout
+        if reading.moved_at or self._layout is not layout:
+            stream = await self._homes.events_of(reading.conversation_id)
+            if stream != reading.stream:
+                self._close()
+            elif reading.moved_at:
+                reading.after = reading.moved_at  # it came back since
+            self._layout, reading.stream, reading.moved_at = layout, stream, ""
         if self._opened is None:
-            self._opened = self._streams.open([self._reading.stream], READ)
+            self._opened = self._streams.open([reading.stream], READ)
         return self._opened
 
 
@@ -114,12 +131,15 @@ class ConversationEvents(Events[E]):
     """All events of a conversation, without an end."""
 
     async def _step(self, wait_s: float) -> None:
-        reading = self._reading
+        reading, opened = self._reading, await self._open()
         if reading.after == "$":
             command = ("XREVRANGE", reading.stream, "+", "-", "COUNT", 1)
             newest = await self._streams.execute(reading.stream, *command)
+            if newest and MOVED in newest[0][1]:
+                reading.moved_at = text(newest[0][0])
+                return
             reading.after = text(newest[0][0]) if newest else "0-0"
-        found = await self._open().read([reading.after], wait_s)
+        found = await opened.read([reading.after], min(wait_s, TRUST_S))
         self._events.extend(reading.parse(found))
 
 
@@ -131,6 +151,7 @@ class TurnEvents(Events[E]):
     def __init__(
         self,
         streams: Streams,
+        homes: Homes,
         reading: TurnReading,
         record: Callable[[], Awaitable[TurnRecord]],
         *,
@@ -142,13 +163,14 @@ class TurnEvents(Events[E]):
 
         Args:
             streams: How they are waited for.
+            homes: Where conversations are.
             reading: Where to begin.
             record: Returns the turn's record.
             seen: Id of the last event already seen.
             is_fresh: Whether the turn was accepted just now.
             keep_alive_s: Seconds without an event after which a step returns None.
         """
-        super().__init__(streams, reading, keep_alive_s)
+        super().__init__(streams, homes, reading, keep_alive_s)
         self._record = record
         self._seen = seen
         self._look_at_s = time.monotonic() + FRESH_S if is_fresh else 0.0
@@ -162,15 +184,17 @@ class TurnEvents(Events[E]):
             if self._done is None:
                 self._look_at_s = time.monotonic() + until_the_next_look_s(self._streams.look_s)
             return
-        reading = self._reading
+        reading, opened = self._reading, await self._open()
         began_s = time.monotonic()
         limit_s = 0.0 if self._done else min(wait_s, max(0.0, self._look_at_s - began_s))
-        found = await self._open().read([reading.after], limit_s)
+        found = await opened.read([reading.after], min(limit_s, TRUST_S))
         for event in reading.parse(found):
             self._events.append(event)
             if isinstance(event, TERMINAL):
                 self._is_over = True
                 return
+        if reading.moved_at:
+            return
         if self._done is None:
             now_s = time.monotonic()
             if found or now_s >= self._look_at_s or now_s < began_s + limit_s:  # or it may be gone

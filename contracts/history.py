@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from turnline.contracts.connection import Command
+from turnline.contracts.connection import AsyncRedis, Command, pipelined
 from turnline.contracts.conversation import (
     AssistantEntry,
     ContextEntry,
@@ -34,6 +34,8 @@ class HistoryReading:
         self._settings: bytes | None = None
         self._context: tuple[ContextEntry, ...] | None = None
         self._pages = 0
+        self.is_there = True
+        """Whether there was such a conversation to the end."""
         self._page: Sequence[bytes] = ()
         self._visited: set[bytes] = set()
         self._marks: set[int] = set()
@@ -44,14 +46,16 @@ class HistoryReading:
         """Fetch what `parse` reads next: the context at first, then records page by page."""
         keys, end = self._keys, -1 - self._pages * PAGE
         following: Command = ("LRANGE", keys.log, end - PAGE + 1, end)
+        asked: list[Command] = [("HMGET", keys.turns, *self._page)]
         if self._context is None:
-            return [following, ("HGET", keys.state, "settings"), ("LRANGE", keys.context, 0, -1)]
-        return [following, ("HMGET", keys.turns, *self._page)]
+            asked = [("HGET", keys.state, "settings"), ("LRANGE", keys.context, 0, -1)]
+        return [following, *asked, ("LRANGE", keys.log, 0, 0)]
 
     def parse(self, replies: Sequence[Any]) -> History | None:
         """Read the replies to `commands`; return the history once it is whole."""
+        self.is_there = self.is_there and bool(replies[-1])
         if self._context is None:
-            _, self._settings, messages = replies
+            _, self._settings, messages, _ = replies
             self._context = tuple(map(_readable, messages))
             self._first = len(self._context)
         else:
@@ -96,6 +100,17 @@ class HistoryReading:
             messages=context,
             interrupted=tuple(sorted(self._marks)),
         )
+
+
+async def read_history(
+    redis: AsyncRedis, conversation_id: str, keys: ConversationKeys
+) -> tuple[History, bool]:
+    """Return the history by these names, and whether there was such a conversation to the end."""
+    reading, history = HistoryReading(conversation_id, keys), None
+    while history is None:
+        replies = await pipelined(redis, reading.commands(), raise_on_error=True)
+        history = reading.parse(replies)
+    return history, reading.is_there
 
 
 def _readable(message: bytes) -> ContextEntry:

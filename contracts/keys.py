@@ -51,7 +51,8 @@ class ShardKeys(NamedTuple):
     id), i (trace id), s (how the turn ended, if it did), d (ms since acceptance), j (spans,
     JSON)."""
     fleet: str
-    """Hash, permanent: settings that all parties must share (number of shards)."""
+    """Hash, permanent: number of shards, and what it is being changed from; see
+    `turnline.contracts.layout`."""
     written: str
     """String, expires: written where WAIT needs a write of its connection to wait for."""
 
@@ -91,6 +92,8 @@ class ConversationKeys(NamedTuple):
     wake: str
     """As in `ShardKeys`."""
     idle: str
+    """As in `ShardKeys`."""
+    fleet: str
     """As in `ShardKeys`."""
     job_id: str
     """Not a key: the member in the queue."""
@@ -171,6 +174,7 @@ def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
         shard + "queue",
         shard + "wake",
         shard + "idle",
+        shard + "fleet",
         job_id,
     )
 

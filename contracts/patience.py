@@ -113,6 +113,10 @@ class PatientRedis:
                     raise said from None if quotes else error
                 await self._waiting.sleep(pause_s)
 
+    async def sleep(self, seconds: float) -> None:
+        """Wait, as time passes here."""
+        await self._waiting.sleep(seconds)
+
     def pipeline(self, transaction: bool = False) -> "_PatientPipeline":  # noqa: FBT001, FBT002
         """Begin a pipeline; never a transaction."""
         del transaction

@@ -85,10 +85,9 @@ class ProducerSpans:
         self._spans.append(span)
         with otel.use_span(span, record_exception=False, set_status_on_exception=False):
             submission = self._make.submission(message)
-        shard, _ = self._make.names(submission.conversation_id)
         span.set_attributes(
             {
-                "messaging.destination.name": shard.queue,
+                "messaging.destination.name": submission.shard.queue,
                 "messaging.message.id": submission.turn_id,
                 "messaging.message.conversation_id": submission.conversation_id,
                 "gen_ai.conversation.id": submission.conversation_id,

@@ -3,7 +3,8 @@
 import hashlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -34,6 +35,7 @@ from turnline.contracts.keys import (
     shard_keys,
     shard_of,
 )
+from turnline.contracts.layout import Elsewhere, Layout, read_layout
 from turnline.contracts.messages import (
     Configure,
     Inbound,
@@ -104,19 +106,49 @@ _REFUSALS: Mapping[str, tuple[type[Refused], str, float]] = {
 """By submit.lua's answer: the error, its reason, and when it is worth trying again, seconds."""
 
 
+class Home(NamedTuple):
+    """By which number of shards a conversation is looked for."""
+
+    layout: Layout
+    shards: int
+    refused_by: frozenset[int] = frozenset()
+    """Other such numbers, by which it was not found."""
+
+
 class Submission(NamedTuple):
     """One message on its way in."""
 
+    at: Callable[[Home], tuple[ShardKeys, Call]]
+    """Returns the shard of a home, and the call that puts the message in there."""
+    home: Home
+    shard: ShardKeys
     call: Call
     conversation_id: str
     turn_id: str
     digest: str
     trace_id: str
 
+    def by(self, layout: Layout) -> "Submission":
+        """Return the same message on its way to where its conversation is by this layout."""
+        return self._towards(Home(layout, layout.homes[0]))
+
+    def following(self, refusal: Elsewhere) -> "Submission":
+        """Return the same message on its way to where it may be taken, behind a refusal."""
+        layout, shards, refused_by = refusal.layout, self.home.shards, self.home.refused_by
+        if not refusal.is_here:
+            refused_by |= {shards}
+            shards = next((it for it in layout.homes if it not in refused_by), layout.shards)
+        return self._towards(Home(layout, shards, refused_by - {shards}))
+
+    def _towards(self, home: Home) -> "Submission":
+        shard, call = self.at(home)
+        return self._replace(home=home, shard=shard, call=call)
+
     def receipt(self, reply: Sequence[Any], replicas: int | None = None) -> Receipt:
         """Read submit.lua's answer; `replicas` have it, if that was asked for.
 
         Raises:
+            Elsewhere: Nothing was accepted here, or not now; see `following`.
             Refused: Nothing was accepted.
             TurnIdReused: The id belongs to another content.
         """
@@ -147,6 +179,9 @@ class Submission(NamedTuple):
                     trace_id=record.trace_id or self.trace_id,
                     replicas=replicas,
                 )
+            case "moving" | "elsewhere":
+                layout = read_layout([str(number), *text(detail).split(";")])
+                raise Elsewhere(layout or Layout(number), is_here=word == "moving")
             case word if word in _REFUSALS:
                 error, reason, retry_after_s = _REFUSALS[word]
                 reason = reason.format(n=number, s=number / 1000, id=self.conversation_id)
@@ -160,12 +195,12 @@ class Submission(NamedTuple):
             return reply
         try:
             return self.receipt(reply, replicas)
-        except (Refused, TurnIdReused) as error:
+        except (Elsewhere, Refused, TurnIdReused) as error:
             return error
 
 
 class Requests:
-    """Builds commands for a fleet of a given number of shards."""
+    """Builds commands for a fleet, by what is known of its number of shards."""
 
     def __init__(self, *, shards: int = 1, limits: Limits | None = None, prefix: str = "") -> None:
         """Prepare names and limits; nothing is sent.
@@ -180,12 +215,29 @@ class Requests:
         # What waits keeps its record, by which it is known when it is sent again.
         self._headroom = min(HEADROOM, self.limits.records - self.limits.inbox - 1)
         check_prefix(prefix)
-        self.shards = tuple(shard_keys(n, prefix) for n in range(shards))
+        self._prefix = prefix
+        self.learn(Layout(shards))
         self._schemas = Schemas()
 
-    def names(self, conversation_id: str) -> tuple[ShardKeys, ConversationKeys]:
-        """Return the names of a conversation's shard and of the conversation."""
-        shard = self.shards[shard_of(conversation_id, len(self.shards))]
+    def learn(self, layout: Layout) -> None:
+        """Go by this layout from now on."""
+        self.layout = layout
+        self.shards = tuple(shard_keys(n, self._prefix) for n in range(layout.widest))
+        """Names of all shards that may hold anything."""
+
+    def names(
+        self, conversation_id: str, shards: int | None = None
+    ) -> tuple[ShardKeys, ConversationKeys]:
+        """Return the names of a conversation's shard and of the conversation.
+
+        Args:
+            conversation_id: Whose.
+            shards: Number of shards by which it is looked for, if not the fleet's.
+        """
+        number = shard_of(conversation_id, shards or self.layout.shards)
+        shard = (
+            self.shards[number] if number < len(self.shards) else shard_keys(number, self._prefix)
+        )
         return shard, conversation_keys(shard.tag, conversation_id)
 
     def submission(self, message: Inbound | bytes) -> Submission:
@@ -215,17 +267,22 @@ class Requests:
             tracestate=trace.tracestate,
             sent_at_ms=message.sent_at_ms or now_ms,
         )
-        call = self._submit(sent, digest, trace_id, now_ms)
-        return Submission(call, message.conversation_id, message.turn_id, digest, trace_id)
-
-    def _submit(self, message: Inbound, digest: str, trace_id: str, now_ms: int) -> Call:
-        data = encode(message)
+        data = encode(sent)
         check_message_bytes(data)
+        at = partial(self._submit, sent, data, digest, trace_id, now_ms)
+        home = Home(self.layout, self.layout.homes[0])
+        return Submission(
+            *(at, home, *at(home)), message.conversation_id, message.turn_id, digest, trace_id
+        )
+
+    def _submit(  # noqa: PLR0917  given once, by `partial`
+        self, message: Inbound, data: bytes, digest: str, trace_id: str, now_ms: int, home: Home
+    ) -> tuple[ShardKeys, Call]:
         act = "interrupt" if isinstance(message, Interrupt) else message.when_busy
         headroom = self._headroom if isinstance(message, (Interrupt, ToolResult)) else 0
-        shard, keys = self.names(message.conversation_id)
+        shard, keys = self.names(message.conversation_id, home.shards)
         limits = self.limits
-        return submit(
+        call = submit(
             keys,
             SubmitArgs(
                 job_id=keys.job_id,
@@ -242,21 +299,32 @@ class Requests:
                 conversation=message.conversation_id,
                 age_limit_ms=int(limits.queue_age_s * 1000),
                 trace_id=trace_id,
+                shards=home.shards,
+                told=int(bool(home.refused_by) or home.shards == home.layout.before),
             ),
         )
+        return shard, call
 
-    def forget(self, conversation_id: str, copies: Sequence[bytes]) -> Call:
+    def forget(
+        self, conversation_id: str, copies: Sequence[bytes], shards: int | None = None
+    ) -> Call:
         """Build the call that removes a conversation.
+
+        Args:
+            conversation_id: Whose.
+            copies: What its list of copies holds.
+            shards: As for `names`.
 
         Source: contracts/scripts/forget.lua
         """
-        shard, keys = self.names(conversation_id)
+        shard, keys = self.names(conversation_id, shards)
         streams = sorted({copy.decode().rpartition(" ")[0] for copy in copies})
         args = ForgetArgs(
             job_id=keys.job_id,
             channel=shard.channel_prefix,
             conversation=conversation_id,
             copies_read=len(copies),
+            is_moving=int(bool(self.layout.before)),
         )
         return forget(keys, args, streams)
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -34,15 +34,24 @@ _LOOKS = 4
 """How often a consumer looks for abandoned entries in the time that makes them abandoned."""
 
 
+MOVED: Final = b"moved"
+"""Field of the entry that a conversation leaves behind where it was: the fleet's new number of
+shards."""
+
+
 class StreamReading:
     """Where a reader of an event stream stands."""
 
-    def __init__(self, stream: str, after: str) -> None:
+    def __init__(self, conversation_id: str, after: str) -> None:
         """Stand behind the event id `after`."""
-        self.stream = stream
+        self.conversation_id = conversation_id
+        self.stream = ""
+        """Its key, once it is known."""
         self.after = after
         self.caught_up = False
         """Whether the last reply went up to the stream's end."""
+        self.moved_at = ""
+        """Id of the entry that says that the stream goes on elsewhere."""
 
     def parse(self, found: Found) -> Iterator[AnyEvent]:
         """Yield the events of a reply and move on behind each.
@@ -52,6 +61,9 @@ class StreamReading:
         self.caught_up = sum(len(entries) for _, entries in found) < READ_COUNT
         for _, entries in found:
             for entry_id, fields in entries:
+                if fields and MOVED in fields:
+                    self.moved_at = text(entry_id)
+                    return
                 self.after = text(entry_id)
                 event = read_event((fields or {}).get(b"e", b""), self.after)
                 if event is not None:
@@ -61,9 +73,9 @@ class StreamReading:
 class TurnReading(StreamReading):
     """Where a reader of one turn's events stands."""
 
-    def __init__(self, stream: str, after: str, turn_id: str) -> None:
+    def __init__(self, conversation_id: str, after: str, turn_id: str) -> None:
         """Stand behind `after` and heed only `turn_id`."""
-        super().__init__(stream, after)
+        super().__init__(conversation_id, after)
         self.turn_id = turn_id
         self._look_at_s = 0.0
 
@@ -96,7 +108,7 @@ class GroupReader(Generic[T]):
     def __init__(
         self,
         streams: Streams,
-        names: Sequence[str],
+        names: Callable[[], Awaitable[Sequence[str]]],
         read: Callable[[bytes, str], T | None],
         group: tuple[str, str],
         *,
@@ -108,7 +120,7 @@ class GroupReader(Generic[T]):
 
         Args:
             streams: How they are waited for.
-            names: Keys, one per shard.
+            names: Returns the keys, one per shard; they may become more.
             read: Decodes an entry, given its id; None for one that is of no use.
             group: Names of the group whose entries are read, and of the consumer who reads.
             batch: Entries read at once, and taken over at once from each stream.
@@ -116,24 +128,23 @@ class GroupReader(Generic[T]):
             retention_ms: Expiry of a stream that is made here.
         """
         self._streams = streams
-        self._names = names
+        self._names_now = names
+        self._names: Sequence[str] = ()
+        self._opened: OpenStreams | None = None
         self._group = group
         self._read = read
         self._batch = batch
         self._idle_s = idle_s
         self._retention_ms = retention_ms
         self._from = "0"
-        self._cursors = dict.fromkeys(names, "0-0")
+        self._cursors: dict[str, str] = {}
         self._look_at_s = 0.0
 
     async def items(self) -> AsyncGenerator[T, None]:
         """Yield what comes; each is acknowledged when the next one is asked for. Never ends."""
-        await self._create()
-        words = ("XREADGROUP", "GROUP", *self._group, "COUNT", self._batch)
-        opened = self._streams.open(self._names, words)
         try:
             while True:
-                found = await self._next(opened)
+                found = await self._next(await self._open())
                 for stream, entries in found:
                     for entry_id, fields in entries:
                         data = fields.get(b"e") if fields else None  # without: forgotten meanwhile
@@ -145,7 +156,21 @@ class GroupReader(Generic[T]):
                 if not found:  # when idle, look again for what a lost connection took with it
                     self._from = ">" if self._from == "0" else "0"
         finally:
-            opened.close()
+            if self._opened is not None:
+                self._opened.close()
+
+    async def _open(self) -> OpenStreams:
+        """Return the streams of all shards that there are now."""
+        names = await self._names_now()
+        if self._opened is None or len(names) != len(self._names):
+            if self._opened is not None:
+                self._opened.close()
+            self._names, self._from = names, "0"
+            self._cursors = {name: self._cursors.get(name, "0-0") for name in names}
+            await self._create()
+            words = ("XREADGROUP", "GROUP", *self._group, "COUNT", self._batch)
+            self._opened = self._streams.open(names, words)
+        return self._opened
 
     async def _create(self) -> None:
         """Create the group where it is missing."""

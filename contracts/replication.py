@@ -36,24 +36,24 @@ def confirmation(written: str, replicas: int) -> list[Command]:
 
 
 async def put_and_wait(
-    redis: PatientRedis, submissions: Sequence[tuple[str, Submission]], wanted: int
+    redis: PatientRedis, submissions: Sequence[Submission], wanted: int
 ) -> list[Receipt | Exception]:
     """Put messages in and wait for replicas; return what became of each, in the order given.
 
     Args:
         redis: Where to.
-        submissions: Each behind the key `ShardKeys.written` of its shard.
+        submissions: What to put in.
         wanted: How many replicas.
 
     Raises:
         StoreIncompatible: The server does not let WAIT be called.
     """
     shards: dict[str, list[int]] = {}
-    for place, (key, _) in enumerate(submissions):
-        shards.setdefault(key, []).append(place)
+    for place, submission in enumerate(submissions):
+        shards.setdefault(submission.shard.written, []).append(place)
     outcomes: dict[int, Receipt | Exception] = {}
     for key, places in shards.items():
-        found = await _put_into_shard(redis, key, [submissions[n][1] for n in places], wanted)
+        found = await _put_into_shard(redis, key, [submissions[n] for n in places], wanted)
         outcomes |= zip(places, found, strict=True)
     return [outcomes[place] for place in range(len(submissions))]
 

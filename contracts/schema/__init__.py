@@ -250,6 +250,8 @@ def _arguments() -> dict[str, str]:
         "conversation": _CONVERSATION,
         "age_limit_ms": str(int(limits.queue_age_s * 1000)),
         "trace_id": "the trace id in the message's `traceparent`, 32 hexadecimal digits, or ''",
+        "shards": "the number of shards by which the tag was chosen",
+        "told": "0; 1 while the fleet is resharded",
     }
 
 
@@ -291,4 +293,5 @@ def _description() -> str:
         turns=conversation.turns,
         replies=shard.reply_prefix + _STREAM,
         tool_calls=shard.tool_calls,
+        fleet=shard.fleet,
     )

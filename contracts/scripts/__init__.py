@@ -204,6 +204,8 @@ class SubmitArgs(NamedTuple):
     conversation: str
     age_limit_ms: int
     trace_id: str
+    shards: int
+    told: int
 
 
 class ForgetArgs(NamedTuple):
@@ -213,6 +215,7 @@ class ForgetArgs(NamedTuple):
     channel: str
     conversation: str
     copies_read: int
+    is_moving: int
 
 
 submit = bind(__name__, "submit", ConversationKeys, SubmitArgs)

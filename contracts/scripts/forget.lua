@@ -21,6 +21,7 @@ ARGV[1]  job_id        str  member of the queue
 ARGV[2]  channel       str  prefix of the holders' channels
 ARGV[3]  conversation  str  what is published to the holder
 ARGV[4]  copies_read   int  length of `copies` when its streams were read
+ARGV[5]  is_moving     int  1 while the fleet is resharded
 
 Returns
   {'forgotten', n}   n keys are gone
@@ -29,11 +30,12 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read precedes every write
-  I3  whoever reads the events is told on the channel of their name, behind the writes
+  I3  while the fleet is resharded, a copy that is on its way here will not arrive any more: it finds a job
+  I4  whoever reads the events is told on the channel of their name, behind the writes
 ]]
 local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue =
   unpack(KEYS, 1, 12)
-local job_id, channel, conversation, copies_read = unpack(ARGV)
+local job_id, channel, conversation, copies_read, is_moving = unpack(ARGV)
 
 local function notify(worker_id)
   local name = channel .. worker_id
@@ -68,6 +70,9 @@ local gone = redis.call('DEL', inbox, state, context, steps, turns, log, calls, 
 redis.call('ZREM', queue, job_id)
 if holder then
   notify(string.match(holder, '%S+$'))
+end
+if is_moving == '1' then
+  redis.call('SET', job, '', 'PX', 60000)
 end
 redis.pcall('SPUBLISH', events, 'gone')  -- without the right to, readers look now and then
 return {'forgotten', gone}

@@ -2,7 +2,8 @@
 submit: accept one message into a conversation's inbox, once, and put the conversation on the queue.
 
 KEYS[1]   inbox        stream  accepted messages not yet committed
-KEYS[2]   state        hash    `head` is set while a turn runs, `parked` while one waits for input
+KEYS[2]   state        hash    `leaving` is until when (ms) it is being moved;
+          `head` is set while a turn runs, `parked` while one waits for input
 KEYS[3]   context      list    only its expiry is moved
 KEYS[4]   steps        list    only its expiry is moved
 KEYS[5]   turns        hash    turn id -> record (JSON)
@@ -15,6 +16,7 @@ KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset    job id -> due time, ms
 KEYS[13]  wake         list    job ids, for idle workers of the version before; expires
 KEYS[14]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
+KEYS[15]  fleet        hash    shards, from, earlier: how many shards the fleet has, is moved from, and had
 
 ARGV[1]   job_id        str    member of the queue
 ARGV[2]   turn_id       str    idempotency key
@@ -30,10 +32,17 @@ ARGV[11]  channel       str    prefix of the holders' channels
 ARGV[12]  conversation  str    what is published to the holder
 ARGV[13]  age_limit_ms  int    time for which a due conversation may wait for a worker
 ARGV[14]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
+ARGV[15]  shards        int    number of shards by which the producer found this one
+ARGV[16]  told          int    1 if the producer knows that the fleet is resharded: it waits while the conversation
+          is on its way; and in the new shard, the old one has said that it is not there
 
 Returns
   {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it
   {'duplicate', 0, record}         turn_id was accepted before; nothing written
+  {'elsewhere', shards, rest}      the conversation is, or would begin, in another shard; nothing written.
+      The fleet has `shards`; `rest` is `<from>;<earlier>`
+  {'moving', shards, rest}         it is here, but is being moved, or the producer does not know that the fleet is
+      resharded: ask again; nothing written
   {'busy', ahead, ''}              act is 'reject' and the conversation is not idle; nothing written
   {'inbox_full', ahead, ''}        nothing written
   {'queue_full', on_queue, ''}     nothing written
@@ -45,11 +54,13 @@ Invariants
   I3  a conversation with a message in its inbox is on the queue
   I4  the clock is the server's
   I5  an accepted message is no error, whatever its producer may not publish
+  I6  while a fleet is resharded, a conversation begins nowhere but in its new shard, and only once its old
+      one has said that it is not there
 ]]
 local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
-  idle = unpack(KEYS)
+  idle, fleet = unpack(KEYS)
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
-  log_limit, channel, conversation, age_limit_ms, trace_id = unpack(ARGV)
+  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told = unpack(ARGV)
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
 -- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
@@ -85,6 +96,15 @@ local function notify(worker_id)
   end
 end
 
+local in_fleet, from, earlier = unpack(redis.call('HMGET', fleet, 'shards', 'from', 'earlier'))
+local is_old = from == shards and redis.call('LRANGE', log, 0, 0)[1] ~= nil
+local rest = (from or '') .. ';' .. (earlier or '')
+if is_old and told == '0' then
+  return {'moving', tonumber(in_fleet), rest}
+end
+if in_fleet and not is_old and (in_fleet ~= shards or (rest:sub(1, 1) ~= ';' and told == '0')) then
+  return {'elsewhere', tonumber(in_fleet), rest}
+end
 local record = redis.call('HGET', turns, turn_id)
 if record then
   return {'duplicate', 0, record}
@@ -92,14 +112,18 @@ end
 local ahead = redis.call('XLEN', inbox)
 local holder = redis.call('GET', in_progress)
 local score = redis.call('ZSCORE', queue, job_id)
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+if is_old and ahead == 0 and not holder and not score
+  and now < tonumber(redis.call('HGET', state, 'leaving') or 0) then
+  return {'moving', tonumber(in_fleet), rest}
+end
 if act == 'reject' and (ahead > 0 or holder) then
   return {'busy', ahead, ''}
 end
 if ahead >= tonumber(inbox_limit) then
   return {'inbox_full', ahead, ''}
 end
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 if not score then
   local on_queue = redis.call('ZCARD', queue)
   if on_queue >= tonumber(queue_limit) then

@@ -34,6 +34,7 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
         "tools": "List the tools that a worker would offer.",
         "agents": "List the agents that a worker would know.",
         "dead": "List, show, replay or drop dead letters.",
+        "reshard": "Change the number of shards, while turns run.",
         "acl": "Print the rights that a user in Redis needs.",
         "trace": "Draw what became of a turn, as a waterfall.",
     },

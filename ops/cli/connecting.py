@@ -36,7 +36,7 @@ def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         envvar="TURNLINE_SHARDS",
         default=1,
         show_default=True,
-        help="Shards of the fleet; the workers' number.",
+        help="Shards of the fleet, until its first worker says how many it has.",
     )
     @click.option(
         "--prefix",

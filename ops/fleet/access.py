@@ -12,7 +12,7 @@ _PRODUCER: Final = (
     "rpush script|load set spublish ssubscribe sunsubscribe time wait xack xadd xautoclaim xdel "
     "xgroup|create xlen xrange xread xreadgroup xrevrange zadd zcard zpopmin zrange zrem zscore"
 )
-_OPERATOR: Final = "exists hgetall mget zcount zrangebyscore"
+_OPERATOR: Final = "dump exists hgetall lindex mget pttl restore scan zcount zrangebyscore"
 """Beside what producers call."""
 _ANYBODY: Final = "cluster|slots ping role select"
 """To find the primary, to see whether it is there, and to reach a database other than 0."""

@@ -9,7 +9,8 @@ from redis.exceptions import AuthenticationError, RedisError
 from turnline.contracts import InvalidAddress, SyncTurnClient
 from turnline.contracts.addresses import read_address
 from turnline.contracts.connection import SyncRedis
-from turnline.contracts.keys import ShardKeys
+from turnline.contracts.keys import ConversationKeys, ShardKeys
+from turnline.contracts.layout import FIELDS, Layout, read_layout
 from turnline.contracts.opening import open_sync
 from turnline.contracts.patience import PATIENCE_S
 from turnline.contracts.protocol import Requests
@@ -23,10 +24,24 @@ class Connection(NamedTuple):
     """What a command works with."""
 
     client: SyncTurnClient
+    url: str
+    prefix: str
     redis: SyncRedis
     requests: Requests
     """For the names of keys."""
     shards: tuple[ShardKeys, ...]
+    """Names of all shards that may hold anything."""
+
+    def names(self, conversation_id: str) -> ConversationKeys:
+        """Return the names of a conversation, where it is."""
+        *before, last = (self.requests.names(conversation_id, it)[1] for it in self.layout.homes)
+        there = (it for it in before if self.redis.execute_command("EXISTS", it.log))
+        return next(there, last)
+
+    @property
+    def layout(self) -> Layout:
+        """The number of shards."""
+        return self.requests.layout
 
 
 @contextmanager
@@ -43,8 +58,13 @@ def connected(redis_url: str, shards: int = 1, prefix: str = "") -> Generator[Co
     check_answers(redis_url)
     redis = open_sync(redis_url, patience_s=PATIENCE_S)
     try:
+        values = redis.execute_command("HMGET", requests.shards[0].fleet, *FIELDS)
+        if (layout := read_layout(values)) is not None:
+            requests.learn(layout)
         yield Connection(
             SyncTurnClient(redis, shards=shards, prefix=prefix),
+            redis_url,
+            prefix,
             redis,
             requests,
             requests.shards,

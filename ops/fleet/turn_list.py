@@ -51,7 +51,7 @@ def _turn(turn_id: str, record: TurnRecord) -> Turn:
 
 def read_turns(connection: Connection, conversation_id: str) -> list[Turn]:
     """Read a conversation's turns, in the order accepted."""
-    _, keys = connection.requests.names(conversation_id)
+    keys = connection.names(conversation_id)
     pipe = connection.redis.pipeline(transaction=False)
     pipe.execute_command("LRANGE", keys.log, 0, -1)
     pipe.execute_command("HGETALL", keys.turns)

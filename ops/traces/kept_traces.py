@@ -180,7 +180,7 @@ def joined(told: Sequence[TurnSpans]) -> TracedTurn:
 
 
 def _from_records(connection: Connection, conversation_id: str) -> list[TracedTurn]:
-    _, keys = connection.requests.names(conversation_id)
+    keys = connection.names(conversation_id)
     pipe = connection.redis.pipeline(transaction=False)
     pipe.execute_command("HGETALL", keys.turns)
     pipe.execute_command("LRANGE", keys.calls, 0, -1)

@@ -24,6 +24,7 @@ from redis.exceptions import TimeoutError as ConnectionTimeout
 from turnline.contracts.addresses import Address, read_address
 from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.keys import shard_keys
+from turnline.contracts.layout import FIELDS, Layout, read_layout
 from turnline.contracts.opening import open_servers
 from turnline.contracts.refusals import reason
 from turnline.contracts.routed import RoutedRedis
@@ -188,20 +189,37 @@ class _Asking:
                 self._warn("its memory is full")
 
     async def _shards(self, redis: AsyncRedis) -> None:
-        """Compare the number of shards with the fleet's; the first worker says it."""
-        fleet = shard_keys(0, self._settings.prefix).fleet
-        shards = self._settings.shards
-        known = await redis.execute_command("HGET", fleet, "shards")
-        if known is None:  # only then: a full server would refuse it
-            await redis.execute_command("HSETNX", fleet, "shards", shards)
-            known = await redis.execute_command("HGET", fleet, "shards")
-        number = _word(known)
-        if number != str(shards):
+        """Compare the number of shards with the fleet's; the first worker says it.
+
+        Each shard knows it, and refuses producers who reckon with another one.
+        """
+        prefix, shards = self._settings.prefix, self._settings.shards
+        layout = await self._layout(redis, shard_keys(0, prefix).fleet, shards)
+        for number in self._settings.served_shards:
+            await self._layout(redis, shard_keys(number, prefix).fleet, layout.shards)
+        if shards < max(layout.homes):
             raise StartFailed(
-                f"The fleet at {self._address.where} has {plain(number, 40)} shards, "
-                f"TURNLINE_SHARDS says {shards}. All workers and clients must use the same number; "
-                f"it can change only while the fleet is empty (DEL {fleet})."
+                f"The fleet at {self._address.where} has {max(layout.homes)} shards, "
+                f"TURNLINE_SHARDS says {shards}. `turnline reshard {shards}` changes the fleet's "
+                "number; until it has ended, workers serve the larger one."
             )
+        if shards > max(layout.homes):
+            self._warn(
+                f"TURNLINE_SHARDS is {shards}, the fleet has {layout.shards} shards: "
+                f"`turnline reshard {shards}` makes use of them"
+            )
+
+    async def _layout(self, redis: AsyncRedis, fleet: str, shards: int) -> Layout:
+        """Read what a shard knows of the number of shards; one that knows nothing is told."""
+        for _ in range(2):
+            values = await redis.execute_command("HMGET", fleet, *FIELDS)
+            if (layout := read_layout(values)) is not None:
+                return layout
+            await redis.execute_command("HSETNX", fleet, "shards", shards)
+        raise StartFailed(
+            f"{self._where}: {fleet} has no number of shards in `shards`. Turnline writes it there "
+            "once; it may be written again with HSET."
+        )
 
     def _failed(self, error: Exception) -> StartFailed:
         """Return the error, with what the server or the system says and what to do."""

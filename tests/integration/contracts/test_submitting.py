@@ -292,7 +292,11 @@ async def test_a_broken_message_reaches_no_server(client: Any, redis: Redis) -> 
 
 @pytest.mark.real_server
 async def test_a_submission_is_one_command(client: Any, redis: Redis) -> None:
-    """One EVALSHA; where the server does not know the script, one EVAL more."""
+    """One EVALSHA; where the server does not know the script, one EVAL more.
+
+    Before its first message a client asks how many shards there are.
+    """
+    assert (await sent_by(client.submit(user()), redis))[0] == "HMGET"
     await redis.script_flush()
 
     assert await sent_by(client.submit(user()), redis) == ["EVALSHA", "EVAL"]

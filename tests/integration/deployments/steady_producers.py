@@ -84,7 +84,6 @@ class Producers:
 
 
 async def _turns(client: TurnClient, conversation: str) -> list[bytes]:
-    keys: list[bytes] = await client._redis.execute_command(
-        "HKEYS", client._keys(conversation).turns
-    )
+    _, names = client._make.names(conversation)
+    keys: list[bytes] = await client._redis.execute_command("HKEYS", names.turns)
     return keys

@@ -130,7 +130,7 @@ async def test_a_fleet_works_with_these_rights(
 async def test_an_operator_may_use_all_commands(
     server: EmbeddedRedis, sim: Simulator, refused: None
 ) -> None:
-    """Looking, sending, dead letters, forgetting."""
+    """Looking, sending, dead letters, resharding, forgetting."""
     url = url_of(server, "operator")
 
     async def run(*words: str) -> Result:
@@ -139,7 +139,7 @@ async def test_an_operator_may_use_all_commands(
         assert result.exit_code == 0, result.output
         return result
 
-    async with fleet(url_of(server, "worker"), sim, prefix=PREFIX):
+    async with fleet(url_of(server, "worker"), sim, prefix=PREFIX, shards="3"):
         await run("send", "o", "Hello", "--wait")
         sim.inject("status=401", times=1)
         await asyncio.to_thread(
@@ -152,6 +152,8 @@ async def test_an_operator_may_use_all_commands(
         (letter,) = json.loads((await run("dead", "list", "--json")).stdout)
         await run("dead", "show", letter["id"])
         await run("dead", "replay", letter["id"])
+        for shards in "123":
+            await run("reshard", shards)
         await run("forget", "o", "--yes")
 
 
@@ -179,7 +181,8 @@ def test_no_right_is_given_that_no_code_uses(role: Role) -> None:
     folders = ["contracts", *(["ops/cli", "ops/fleet", "ops/traces"] if role == "operator" else [])]
     paths = [it for folder in folders for it in Path(REPOSITORY, folder).rglob("*.py")]
     text = "".join(it.read_text() for it in paths)
-    scripts = "".join(it.read_text() for it in Path(REPOSITORY, "contracts").rglob("*.lua"))
+    paths = [it for folder in folders for it in Path(REPOSITORY, folder).rglob("*.lua")]
+    scripts = "".join(it.read_text() for it in paths)
     unused = {
         name
         for name in commands(role) - {"select"}  # redis-py's own

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import redis as redis_sync
+from redis.asyncio import Redis
 
 from tests.support.driving import fleet, settings_for
 from tests.support.wait import wait_until, wait_until_sync
 from turnline.contracts import SyncTurnClient, TurnClient, TurnCompleted, UserMessage
 from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.keys import shard_keys
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator, SimulatorConfig
 from turnline.worker.errors import StartFailed
@@ -23,7 +25,7 @@ from turnline.worker.main import make_fleet, services_of
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.settings import SettingsError, described, from_env
 from turnline.worker.starting.provider_check import check_provider
-from turnline.worker.starting.redis_check import check_redis
+from turnline.worker.starting.redis_check import RedisFound, check_redis
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -36,12 +38,28 @@ async def test_an_unreachable_redis_is_named(tmp_path: Path) -> None:
         await check_redis(settings)
 
 
-async def test_another_number_of_shards_is_refused(redis_url: str) -> None:
-    """Otherwise turns would wait in shards that nobody serves."""
-    await check_redis(from_env({"TURNLINE_REDIS_URL": redis_url}))
+async def test_a_smaller_number_of_shards_is_refused(redis_url: str, redis: Redis) -> None:
+    """Otherwise turns would wait in shards that nobody serves; a larger one serves all."""
 
-    with pytest.raises(StartFailed, match="has 1 shards"):
-        await check_redis(from_env({"TURNLINE_REDIS_URL": redis_url, "TURNLINE_SHARDS": "2"}))
+    async def check(shards: int) -> RedisFound:
+        settings = {"TURNLINE_REDIS_URL": redis_url, "TURNLINE_SHARDS": str(shards)}
+        return await check_redis(from_env(settings))
+
+    assert (await check(2)).warnings == ()
+    assert [await redis.hget(shard_keys(n).fleet, "shards") for n in range(2)] == [b"2"] * 2
+
+    with pytest.raises(StartFailed, match=r"has 2 shards.*turnline reshard 1"):
+        await check(1)
+    (warning,) = (await check(3)).warnings
+    assert "turnline reshard 3" in warning
+    assert await redis.hget(shard_keys(2).fleet, "shards") == b"2"
+
+    await redis.hset(shard_keys(0).fleet, mapping={"shards": 1, "from": 2})
+    with pytest.raises(StartFailed, match="has 2 shards"):
+        await check(1)
+    await redis.hset(shard_keys(0).fleet, "shards", "many")
+    with pytest.raises(StartFailed, match="no number of shards"):
+        await check(2)
 
 
 async def test_a_redis_that_evicts_is_refused() -> None:

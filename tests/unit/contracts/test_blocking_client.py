@@ -17,6 +17,7 @@ from turnline.contracts import (
     TurnUnknown,
     UserMessage,
 )
+from turnline.contracts.layout import FIELDS
 from turnline.contracts.replies import AnyEvent, TurnStarted, encode_event
 
 VERBS = [
@@ -27,17 +28,17 @@ VERBS = [
 
 
 class Answering:
-    """A blocking Redis that has one answer to everything, and may raise it."""
+    """A blocking Redis that has one answer, and may raise it; it knows no number of shards."""
 
     def __init__(self, answer: Any) -> None:
         """Keep the answer."""
         self.answer = answer
 
-    def execute_command(self, *_: Any) -> Any:
+    def execute_command(self, *command: Any) -> Any:
         """Answer."""
         if isinstance(self.answer, Exception):
             raise self.answer
-        return self.answer
+        return [None] * len(FIELDS) if command[2:] == FIELDS else self.answer
 
     def pipeline(self, transaction: bool = True) -> Any:
         """Queue nothing."""

@@ -30,6 +30,8 @@ class Kept:
         match command:
             case ("LRANGE", key, start, stop) if key == KEYS.log:
                 ids = list(self.records)
+                if start == 0:
+                    return ids[:1]
                 return ids[max(0, len(ids) + start) : max(0, len(ids) + stop + 1)]
             case ("LRANGE", _, 0, -1):
                 return list(self.messages)

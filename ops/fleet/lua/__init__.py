@@ -1,0 +1,39 @@
+"""The scripts that take a conversation to another shard, called by name.
+
+Each is one atomic operation; the headers of the files say what they do. No policy is decided here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from turnline.contracts.connection import Arg
+from turnline.contracts.keys import ConversationKeys
+from turnline.contracts.scripts import bind
+
+
+class PackArgs(NamedTuple):
+    """What `pack` is given; the header of pack.lua says what each is."""
+
+    job_id: str
+    leaving_ms: int
+
+
+class ArriveArgs(NamedTuple):
+    """What `arrive` is given; the header of arrive.lua says what each is."""
+
+    cursor: str
+    packed: Sequence[Arg]
+
+
+class LeaveArgs(NamedTuple):
+    """What `leave` is given; the header of leave.lua says what each is."""
+
+    job_id: str
+    last_turn: bytes
+    shards: int
+    marked_ms: int
+
+
+pack = bind(__name__, "pack", ConversationKeys, PackArgs)
+arrive = bind(__name__, "arrive", ConversationKeys, ArriveArgs)
+leave = bind(__name__, "leave", ConversationKeys, LeaveArgs)

@@ -1,0 +1,55 @@
+--[[
+arrive: put down in its new shard what was packed in a conversation's old one, where it still counts.
+
+KEYS[1]   inbox        stream
+KEYS[2]   state        hash
+KEYS[3]   context      list
+KEYS[4]   steps        list
+KEYS[5]   turns        hash
+KEYS[6]   log          list
+KEYS[7]   calls        list
+KEYS[8]   events       stream
+KEYS[9]   job          string  ARQ's job; also what `forget` leaves, so that no copy arrives after it
+KEYS[10]  in_progress  string  `<token> <worker id>` of the holder
+
+ARGV[1]  cursor  str  id of the last event in the old shard
+ARGV[2..]  packed  list  two items for each of the first eight keys: its DUMP, '' for none; ms until it expires
+
+Returns
+  {'arrived', ''}  it is here; what an earlier try left here is replaced
+  {'ahead', ''}    the conversation went on here already, or was forgotten; nothing written
+
+Invariants
+  I1  all keys share one hash tag, so one cluster slot
+  I2  every read that decides precedes every write
+]]
+local inbox, state, context, steps, turns, log, calls, events, job, in_progress = unpack(KEYS)
+local cursor = unpack(ARGV, 1, 1)
+
+local function is_later(id, than)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  local than_ms, than_seq = string.match(than, '^(%d+)-(%d+)$')
+  if ms ~= than_ms then
+    return tonumber(ms) > tonumber(than_ms)
+  end
+  return tonumber(seq) > tonumber(than_seq)
+end
+
+if redis.call('EXISTS', job, in_progress) > 0 then
+  return {'ahead', ''}
+end
+if redis.call('EXISTS', log) == 1 then
+  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  if last and is_later(last[1], cursor) then
+    return {'ahead', ''}
+  end
+end
+for n, key in ipairs({inbox, state, context, steps, turns, log, calls, events}) do
+  local dump, left_ms = unpack(ARGV, 2 * n, 2 * n + 1)
+  if dump ~= '' then
+    redis.call('RESTORE', key, left_ms, dump, 'REPLACE')
+  else
+    redis.call('DEL', key)
+  end
+end
+return {'arrived', ''}

@@ -1,0 +1,51 @@
+--[[
+leave: give up a conversation that has arrived in its new shard; from now on it is there.
+
+KEYS[1]   inbox        stream  afterwards a string, so that a producer that knows nothing of this is refused
+KEYS[2]   state        hash
+KEYS[3]   context      list
+KEYS[4]   steps        list
+KEYS[5]   turns        hash
+KEYS[6]   log          list
+KEYS[7]   calls        list
+KEYS[8]   events       stream  afterwards one entry, which tells readers to go on elsewhere
+KEYS[9]   in_progress  string  `<token> <worker id>` of the holder
+KEYS[10]  queue        zset    job id -> due time, ms
+
+ARGV[1]  job_id     str  member of the queue
+ARGV[2]  last_turn  bytes  as packed
+ARGV[3]  shards     int  number of shards by which the conversation is found now
+ARGV[4]  marked_ms  int  time for which the marks stay, unless the conversation would have expired before
+
+Returns
+  {'left', 1}     it is in its new shard
+  {'changed', 0}  something was accepted since it was packed; nothing written
+  {'gone', 0}     there is no such conversation (any more); nothing written
+
+Invariants
+  I1  all keys share one hash tag, so one cluster slot
+  I2  every read that decides precedes every write
+  I3  the list of copies stays: `forget` comes for it
+  I4  the first write is one that a full server refuses: nothing is removed and then not marked
+]]
+local inbox, state, context, steps, turns, log, calls, events, in_progress, queue = unpack(KEYS)
+local job_id, last_turn, shards, marked_ms = unpack(ARGV)
+
+local last = redis.call('LINDEX', log, -1)
+if not last then
+  return {'gone', 0}
+end
+if last ~= last_turn or redis.call('ZSCORE', queue, job_id)
+  or redis.call('EXISTS', in_progress) == 1 then
+  return {'changed', 0}
+end
+local left_ms = redis.call('PTTL', log)
+if left_ms > 0 then
+  marked_ms = math.min(marked_ms, left_ms)
+end
+redis.call('SET', inbox, shards, 'PX', marked_ms)
+redis.call('XADD', events, 'MAXLEN', 1, '*', 'moved', shards)
+redis.call('PEXPIRE', events, marked_ms)
+redis.call('DEL', state, context, steps, turns, log, calls)
+redis.pcall('SPUBLISH', events, '')  -- without the right to, readers look now and then
+return {'left', 1}

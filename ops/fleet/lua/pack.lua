@@ -1,0 +1,47 @@
+--[[
+pack: read all that is kept for an idle conversation, to be taken to another shard; let producers wait for that.
+
+KEYS[1]   inbox        stream
+KEYS[2]   state        hash    `leaving`: until when (ms) producers wait if it is idle
+KEYS[3]   context      list
+KEYS[4]   steps        list
+KEYS[5]   turns        hash
+KEYS[6]   log          list    turn ids in the order accepted; there is a conversation while this is there
+KEYS[7]   calls        list
+KEYS[8]   events       stream
+KEYS[9]   in_progress  string  `<token> <worker id>` of the holder
+KEYS[10]  queue        zset    job id -> due time, ms
+
+ARGV[1]  job_id      str  member of the queue
+ARGV[2]  leaving_ms  int  time for which producers wait at most: for a mover that comes no more
+
+Returns
+  {'packed', last_turn, cursor, dump, left_ms, ...}  two items for each of the first eight keys, '' and 0 for one
+      that is not there: its DUMP, and the time until it expires (0: never). `last_turn` is the last turn
+      accepted, `cursor` the id of the last event
+  {'busy', '', ''}  a message waits or a turn runs
+  {'gone', '', ''}  there is no such conversation
+
+Invariants
+  I1  all keys share one hash tag, so one cluster slot
+  I2  a conversation that is not there is not made; the clock is the server's
+]]
+local inbox, state, context, steps, turns, log, calls, events, in_progress, queue = unpack(KEYS)
+local job_id, leaving_ms = unpack(ARGV)
+
+local last_turn = redis.call('LINDEX', log, -1)
+if not last_turn then
+  return {'gone', '', ''}
+end
+local clock = redis.call('TIME')
+redis.call('HSET', state, 'leaving', clock[1] * 1000 + math.floor(clock[2] / 1000) + leaving_ms)
+if redis.call('ZSCORE', queue, job_id) or redis.call('EXISTS', in_progress) == 1 then
+  return {'busy', '', ''}
+end
+local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+local reply = {'packed', last_turn, last and last[1] or '0-0'}
+for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events}) do
+  reply[#reply + 1] = redis.call('DUMP', key) or ''
+  reply[#reply + 1] = math.max(0, redis.call('PTTL', key))
+end
+return reply

@@ -1,0 +1,321 @@
+"""Changes the number of shards of a fleet that is in use: takes conversations where they belong.
+
+A conversation is packed in its old shard, arrives in its new one, and leaves the old one, in this
+order; what was accepted meanwhile lets it stay for another try. So it is in one place for everybody
+at any time, and whoever ends this in the middle may begin it again.
+
+Source: docs/adr/0038-a-fleet-changes-its-number-of-shards.md
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+import msgspec
+
+from turnline.contracts.connection import AsyncRedis, Command
+from turnline.contracts.errors import StoreFull, StoreUnavailable
+from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
+from turnline.contracts.layout import FIELDS, Layout, read_layout
+from turnline.contracts.opening import open_servers
+from turnline.contracts.patience import LOOP, PatientRedis
+from turnline.contracts.protocol import Requests
+from turnline.contracts.replication import confirmation
+from turnline.contracts.routed import RoutedRedis
+from turnline.contracts.scripts import Call, text
+from turnline.contracts.servers import AsyncServers
+from turnline.ops.fleet import lua
+
+PATIENCE_S: Final = 60.0
+"""How long a server may be away, or full."""
+MARKED_MS: Final = 24 * 3600 * 1000
+"""Time for which a conversation's old shard says that it is elsewhere, to readers of its events."""
+_TOGETHER: Final = 64
+"""Conversations moved at once."""
+_SCAN_COUNT: Final = 1_000
+LEAVING_MS: Final = 2_000
+"""Time for which producers of an idle conversation wait, if this ends in the middle."""
+_PAUSE_S: Final = 0.01
+"""Between two tries of conversations that are busy."""
+_REFUSED_S: Final = 0.1
+"""Between two tries of what a server refuses, such as one that is full."""
+_CLEAN_SWEEPS: Final = 2
+"""Looks in a row that find nothing to move, after which nothing is left: slots may move, too."""
+
+
+class CannotReshard(Exception):
+    """The number of shards cannot be changed now; the text says what to do."""
+
+
+class Progress(msgspec.Struct):
+    """How far it is."""
+
+    shards: int = 0
+    before: int = 0
+    """Number of shards that the fleet had; 0: as many."""
+    moved: int = 0
+    busy: int = 0
+    """Conversations that are waited for at the moment."""
+    superseded: int = 0
+    """Old copies of conversations that had gone on in their new shards already, as after a server
+    lost what it had been told; the newer one stays."""
+    is_done: bool = False
+
+
+_Names: TypeAlias = tuple[ShardKeys, ConversationKeys]
+
+
+class _Stay(NamedTuple):
+    """A conversation where it is, and where it belongs."""
+
+    conversation_id: str
+    old: _Names
+    new: _Names
+
+
+class _Packed(NamedTuple):
+    stay: _Stay
+    last_turn: bytes
+    cursor: str
+    items: Sequence[Any]
+
+
+async def reshard(
+    url: str,
+    shards: int,
+    *,
+    prefix: str = "",
+    wait_replicas: int = 0,
+    tell: Callable[[Progress], object] = lambda _: None,
+) -> Progress:
+    """Change the number of shards, and return once each conversation is in its shard.
+
+    It may be ended at any time; the same call goes on. Until it has ended once, workers have to
+    serve the shards of both numbers.
+
+    Args:
+        url: Where the fleet is.
+        shards: How many it is to have.
+        prefix: The fleet's name.
+        wait_replicas: How many replicas must have a conversation before its old shard gives it up.
+        tell: Called with how far it is, now and then.
+
+    Raises:
+        CannotReshard: Something has to be done before.
+        StoreUnavailable: A server was away for longer than `PATIENCE_S`.
+        StoreFull: A server was full for as long.
+    """
+    servers = open_servers(url)
+    try:
+        redis = PatientRedis(cast("AsyncRedis", RoutedRedis(servers)), PATIENCE_S, LOOP)
+        mover = _Mover(servers, redis, prefix, wait_replicas, tell)
+        return await mover.reshard(shards)
+    finally:
+        await servers.aclose()
+
+
+class _Mover:
+    def __init__(
+        self,
+        servers: AsyncServers,
+        redis: PatientRedis,
+        prefix: str,
+        wait_replicas: int,
+        tell: Callable[[Progress], object],
+    ) -> None:
+        self._servers = servers
+        self._redis = redis
+        self._prefix = prefix
+        self._wait_replicas = wait_replicas
+        self._tell = tell
+        self._make = Requests(prefix=prefix)
+        self.progress = Progress()
+
+    async def reshard(self, shards: int) -> Progress:
+        layout = await self._begin(shards)
+        self.progress.shards, self.progress.before = layout.homes[-1], layout.before
+        clean = 0 if layout.before else _CLEAN_SWEEPS
+        while clean < _CLEAN_SWEEPS:
+            await self._announce(layout)  # again: a server may have lost it
+            clean = 0 if await self._sweep() else clean + 1
+        await self._announce(layout._replace(before=0))
+        self.progress.is_done = True
+        self._tell(self.progress)
+        return self.progress
+
+    # -- the number of shards -------------------------------------------------------------------
+
+    async def _begin(self, shards: int) -> Layout:
+        """Return what the fleet is to know while it is resharded.
+
+        Raises:
+            CannotReshard: It cannot be, now.
+        """
+        fleet = self._make.shards[0].fleet
+        known = read_layout(await self._redis.execute_command("HMGET", fleet, *FIELDS))
+        if known is None:
+            raise CannotReshard(
+                "this fleet has not begun: its first worker says how many shards it has. Start "
+                f"workers with TURNLINE_SHARDS={shards}."
+            )
+        if known.before and shards != known.shards:
+            raise CannotReshard(
+                f"the fleet is on its way from {known.before} to {known.shards} shards; finish "
+                f"that first: `turnline reshard {known.shards}`."
+            )
+        layout = known
+        if not known.before and shards != known.shards:
+            earlier = dict.fromkeys((*known.earlier, known.shards))
+            layout = Layout(shards, known.shards, tuple(it for it in earlier if it != shards))
+        self._make.learn(layout)
+        if layout.before:
+            await self._check_served(max(layout.homes))
+        return layout
+
+    async def _check_served(self, count: int) -> None:
+        """Look whether workers serve as many shards, if there are workers at all."""
+        seconds, _ = await self._redis.execute_command("TIME")
+        now_ms = int(seconds) * 1000
+        shards = [shard_keys(number, self._prefix) for number in range(count)]
+        asked = [("ZCOUNT", shard.workers, now_ms, "+inf") for shard in shards]
+        counts = await self._redis.send_together(asked, all_or_none=True)
+        unserved = [number for number, alive in enumerate(counts) if alive == 0]
+        if unserved and len(unserved) < count:
+            raise CannotReshard(
+                f"no worker serves shard {unserved[0]}"
+                + (f" and {len(unserved) - 1} others" if unserved[1:] else "")
+                + f": first start all workers again with TURNLINE_SHARDS={count}."
+            )
+
+    async def _announce(self, layout: Layout) -> None:
+        """Have each shard know the number of shards."""
+        await asyncio.gather(
+            *(
+                self._run(shard, [("HSET", shard.fleet, *layout.fields())])
+                for shard in self._make.shards[: layout.widest]
+            )
+        )
+
+    # -- conversations --------------------------------------------------------------------------
+
+    async def _sweep(self) -> int:
+        """Move all that can be found; return how many conversations were not where they belong."""
+        staying = await self._find()
+        found = len(staying)
+        while staying:
+            busy: list[_Stay] = []
+            for at in range(0, len(staying), _TOGETHER):
+                busy += await self._move(staying[at : at + _TOGETHER])
+                self.progress.busy = len(busy)
+                self._tell(self.progress)
+            if len(busy) == len(staying):
+                await asyncio.sleep(_PAUSE_S)
+            staying = busy
+        return found
+
+    async def _find(self) -> list[_Stay]:
+        """Look through all servers for conversations that are in their old shard."""
+        log = conversation_keys("*", "*").log
+        pattern = log.replace("*", shard_keys(0, self._prefix).tag.replace("s0", "s*"), 1)
+        shape = re.escape(log).replace(r"\*", "(.*?)", 1).replace(r"\*", "(.*)")
+        found: dict[str, _Stay] = {}
+        for server in await self._servers.primaries():
+            cursor: Any = 0
+            while cursor is not None:
+                asked = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+                following, names = await server.redis.execute_command(*asked)
+                cursor = following if int(following) else None
+                for name in names:
+                    match = re.fullmatch(shape, name.decode(errors="replace"), re.DOTALL)
+                    if match is not None and (stay := self._stay(*match.groups())) is not None:
+                        found[stay.conversation_id] = stay
+        return list(found.values())
+
+    def _stay(self, tag: str, conversation_id: str) -> _Stay | None:
+        """Return a conversation if this is its old shard, and not its new one too."""
+        old = self._make.names(conversation_id, self._make.layout.before)
+        new = self._make.names(conversation_id)
+        return _Stay(conversation_id, old, new) if old[0].tag == tag != new[0].tag else None
+
+    async def _move(self, staying: Sequence[_Stay]) -> list[_Stay]:
+        """Move those that are idle; return those that are not."""
+        packed: list[_Packed] = []
+        again: list[_Stay] = []
+        answers = await self._scripts(
+            [
+                (it.old[0], lua.pack(it.old[1], lua.PackArgs(it.old[1].job_id, LEAVING_MS)))
+                for it in staying
+            ]
+        )
+        for stay, (answer, last_turn, cursor, *items) in zip(staying, answers, strict=True):
+            if text(answer) == "packed":
+                packed.append(_Packed(stay, last_turn, text(cursor), items))
+            elif text(answer) == "busy":
+                again.append(stay)
+        answers = await self._scripts(
+            [
+                (it.stay.new[0], lua.arrive(it.stay.new[1], lua.ArriveArgs(it.cursor, it.items)))
+                for it in packed
+            ]
+        )
+        self.progress.superseded += sum(text(answer) == "ahead" for answer, _ in answers)
+        answers = await self._scripts([self._leaving(it) for it in packed])
+        again += (
+            it.stay
+            for it, (answer, _) in zip(packed, answers, strict=True)
+            if text(answer) == "changed"
+        )
+        self.progress.moved += len(staying) - len(again)
+        return again
+
+    def _leaving(self, packed: _Packed) -> tuple[ShardKeys, Call]:
+        shard, keys = packed.stay.old
+        shards = self._make.layout.shards
+        args = lua.LeaveArgs(keys.job_id, packed.last_turn, shards, MARKED_MS)
+        return shard, lua.leave(keys, args)
+
+    async def _scripts(self, calls: Sequence[tuple[ShardKeys, Call]]) -> list[Any]:
+        """Run scripts, those of one shard together; return their answers in order."""
+        places: dict[str, list[int]] = {}
+        for place, (shard, _) in enumerate(calls):
+            places.setdefault(shard.tag, []).append(place)
+        answers: dict[int, Any] = {}
+
+        async def run(those: list[int]) -> None:
+            shard, commands = calls[those[0]][0], [calls[n][1].words for n in those]
+            replies = await self._run(shard, commands, [calls[n][1] for n in those])
+            answers.update(zip(those, replies, strict=True))
+
+        await asyncio.gather(*map(run, places.values()))
+        return [answers[n] for n in range(len(calls))]
+
+    async def _run(
+        self, shard: ShardKeys, commands: Sequence[Command], calls: Sequence[Call] = ()
+    ) -> list[Any]:
+        """Send commands to a shard, again while they are refused or replicas do not have them.
+
+        All of them bear that, also those that were carried out.
+
+        Raises:
+            StoreUnavailable: The server, or its replicas, are away.
+            StoreFull: The server has no memory left.
+        """
+        teach = [("SCRIPT LOAD", calls[0].script.text)] if calls else []
+        confirm = confirmation(shard.written, self._wait_replicas) if self._wait_replicas else []
+        ends_s = time.monotonic() + PATIENCE_S
+        while True:
+            sent = [*teach, *commands, *confirm]
+            replies = await self._redis.send_together(sent, all_or_none=True)
+            error = next((it for it in replies if isinstance(it, Exception)), None)
+            if error is None and confirm and replies[-1] < self._wait_replicas:
+                error = StoreUnavailable(
+                    f"{self._wait_replicas} replicas do not have what was written", retry_after_s=5
+                )
+            if error is None:
+                return replies[len(teach) : len(teach) + len(commands)]
+            may_pass = isinstance(error, (StoreFull, StoreUnavailable))
+            if not may_pass or time.monotonic() > ends_s:
+                raise error
+            await asyncio.sleep(_REFUSED_S)

@@ -1,0 +1,385 @@
+"""The number of shards changes while turns run: nothing is lost, repeated, reordered or missed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.processes import worker_process
+from tests.support.wait import wait_until
+from turnline.contracts import (
+    SyncTurnClient,
+    TurnClient,
+    TurnCompleted,
+    TurnStarted,
+    TurnUnknown,
+    UserMessage,
+)
+from turnline.contracts.conversation import UserEntry
+from turnline.contracts.keys import shard_keys, shard_of
+from turnline.contracts.layout import FIELDS, Layout, read_layout
+from turnline.contracts.opening import open_async
+from turnline.contracts.protocol import Requests
+from turnline.contracts.replies import encode_event
+from turnline.contracts.scripts import run, text
+from turnline.ops.deployments import Cluster
+from turnline.ops.embedded import EmbeddedRedis
+from turnline.ops.fleet import lua
+from turnline.ops.fleet.resharding import CannotReshard, Progress, reshard
+from turnline.ops.simulator import Simulator
+from turnline.worker.store import lua as store
+
+MANY = 12
+MOVES = next(f"c{n}" for n in range(100) if shard_of(f"c{n}", MANY))
+TURNS = 12
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Simulator]:
+    """A Grok that does not wait."""
+    async with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture(params=["server", "cluster"])
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of servers of their own, with a fleet of one shard."""
+    if request.param == "server":
+        with EmbeddedRedis() as server:
+            yield server.url
+    else:
+        with Cluster() as deployment:
+            yield deployment.address
+
+
+async def begin(redis: Any, shards: int = 1) -> None:
+    """Have a fleet with so many shards, as its first worker says it."""
+    for number in range(shards):
+        await redis.execute_command("HSET", shard_keys(number).fleet, "shards", shards)
+
+
+class Talk:
+    """One conversation: somebody who talks, and somebody who follows."""
+
+    def __init__(self, client: TurnClient, name: str) -> None:
+        self.client = client
+        self.name = name
+        self.asked: list[str] = []
+        self.replies: list[str] = []
+        self.followed: list[str] = []
+
+    async def talk(self, is_over: asyncio.Event) -> None:
+        """Ask one thing after the other, until it is over and a few more were asked."""
+        while not is_over.is_set() or len(self.asked) < TURNS:
+            words = f"{self.name} {len(self.asked)}"
+            self.asked.append(words)
+            receipt = await self.client.submit(UserMessage(conversation_id=self.name, text=words))
+            end = await self.client.result(receipt, timeout_s=30)
+            assert isinstance(end, TurnCompleted), end
+            self.replies.append(end.text)
+            await asyncio.sleep(0)
+
+    async def follow(self) -> None:
+        """Note which turn ended, by its reply."""
+        async for event in self.client.follow(self.name, after="0"):
+            if isinstance(event, TurnCompleted):
+                self.followed.append(event.text)
+
+
+@pytest.mark.promise("P1", "P3", "P8")
+async def test_talks_go_on_while_a_fleet_is_resharded(address: str, sim: Simulator) -> None:
+    """There and back, with producers who know the one number or the other, and readers."""
+    redis = open_async(address)
+    await begin(redis)
+    is_over = asyncio.Event()
+    with worker_process(address, sim.base_url, shards=str(MANY)):
+        async with (
+            TurnClient.connect(address, shards=1) as before,
+            TurnClient.connect(address, shards=MANY) as after,
+        ):
+            talks = [
+                Talk(client, f"{n}-{k}")
+                for n in range(8)
+                for k, client in enumerate((before, after))
+            ]
+            following = [asyncio.create_task(it.follow()) for it in talks]
+            talking = asyncio.gather(*(it.talk(is_over) for it in talks))
+            await wait_until(lambda: all(len(it.replies) > 2 for it in talks), "all talk", 60)
+            there = await reshard(address, MANY)
+            counts = [len(it.replies) for it in talks]
+            await wait_until(
+                lambda: all(len(it.replies) > n for it, n in zip(talks, counts, strict=True)),
+                "all go on",
+                60,
+            )
+            back = await reshard(address, 1)
+            is_over.set()
+            await talking
+            await wait_until(
+                lambda: all(it.followed == it.replies for it in talks), "all is followed", 30
+            )
+            for task in following:
+                task.cancel()
+            histories = [await before.history(it.name) for it in talks]
+            totals = [await after.usage(it.name) for it in talks]
+    await redis.aclose()
+
+    moving = sum(shard_of(it.name, MANY) != 0 for it in talks)
+    assert (there.moved, back.moved) == (moving, moving)
+    for talk, history, total in zip(talks, histories, totals, strict=True):
+        said = [it.content for it in history.messages if isinstance(it, UserEntry)]
+        assert said == talk.asked
+        assert total.turns == len(talk.asked)
+
+
+async def said(redis: Any, conversation_id: str, words: str, shards: int = 1) -> None:
+    """Have a worker answer a turn."""
+    keys = Requests().names(conversation_id, shards)[1]
+    async with asyncio.timeout(5):
+        await redis.execute_command("SET", keys.in_progress, "7 w")
+        await redis.execute_command("HSET", keys.state, "head", "1-1")
+        event = TurnStarted(conversation_id=conversation_id, turn_id=words)
+        args = store.EmitArgs("7 w", b"", 10_000, 600_000, "", 1, [encode_event(event)])
+        await run(redis, store.emit(keys, args))
+        await redis.execute_command("RPUSH", keys.context, f'{{"role":"user","content":"{words}"}}')
+        await redis.execute_command("DEL", keys.inbox, keys.in_progress, keys.job)
+        await redis.execute_command("ZREM", keys.queue, keys.job_id)
+
+
+async def talked(redis: Redis, client: TurnClient, words: str, shards: int = 1) -> None:
+    """Submit a turn, and have it answered."""
+    await client.submit(UserMessage(conversation_id=MOVES, turn_id=words, text=words))
+    await said(redis, MOVES, words, shards)
+
+
+async def contents(client: TurnClient) -> list[Any]:
+    """What the history has."""
+    return [it.content for it in (await client.history(MOVES)).messages]
+
+
+async def test_whoever_knows_an_old_number_finds_all(redis: Redis, redis_url: str) -> None:
+    """A client that sleeps while the fleet is resharded, in whatever it asks next."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        receipt = await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
+        await said(redis, MOVES, "two")
+        for ask in ("history", "record", "events", "follow", "usage", "submit", "forget"):
+            async with TurnClient.connect(redis_url) as sleeper:
+                assert await contents(sleeper) == ["one", "two"]
+                follower = sleeper.follow(MOVES, after="0")
+                assert (await anext(follower)).turn_id == "one"
+                await reshard(redis_url, MANY)
+                match ask:
+                    case "history":
+                        assert await contents(sleeper) == ["one", "two"]
+                    case "record":
+                        assert (await sleeper.record(receipt)).state == "accepted"
+                    case "events":
+                        assert (await anext(sleeper.events(receipt))).turn_id == "two"
+                    case "follow":
+                        assert (await anext(follower)).turn_id == "two"
+                    case "submit":
+                        again = UserMessage(conversation_id=MOVES, turn_id="two", text="two")
+                        assert (await sleeper.submit(again)).status == "duplicate"
+                    case "forget":
+                        assert await sleeper.forget(MOVES)
+                await reshard(redis_url, 1)
+        with pytest.raises(TurnUnknown):
+            await client.record(receipt)
+    assert [key async for key in redis.scan_iter(f"*:c:{MOVES}:*")] == []
+
+
+@pytest.mark.parametrize("read", ["follow", "events", "blocking"])
+async def test_a_reader_who_waits_is_told(redis: Redis, redis_url: str, read: str) -> None:
+    """Also one that blocks; what comes next is read where it comes."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        receipt = await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
+        keys = Requests().names(MOVES)[1]
+        await redis.delete(keys.inbox, keys.job)  # nobody runs it now
+        await redis.zrem(keys.queue, keys.job_id)
+
+        def block() -> str:
+            with SyncTurnClient.connect(redis_url) as blocking:
+                return next(iter(blocking.events(receipt))).turn_id
+
+        async def wait() -> str:
+            if read == "blocking":
+                return await asyncio.to_thread(block)
+            events: Any = client.events(receipt) if read == "events" else client.follow(MOVES)
+            return (await anext(events)).turn_id
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0.3)
+        await reshard(redis_url, MANY)
+        await said(redis, MOVES, "two", MANY)
+
+        assert await asyncio.wait_for(waiting, 15) == "two"
+
+
+async def test_a_move_that_was_cut_off_is_done_again(redis: Redis, redis_url: str) -> None:
+    """With what was said since, and without what had arrived by then."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
+        _, _, cursor, *items = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
+        await run(redis, lua.arrive(new, lua.ArriveArgs(text(cursor), items)))
+        await talked(redis, client, "two")
+
+        await reshard(redis_url, MANY)
+
+        assert await contents(client) == ["one", "two"]
+
+
+async def test_a_full_server_is_waited_for(redis: Redis, redis_url: str) -> None:
+    """As one that is away is."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+    before = (await redis.info("errorstats")).get("errorstat_OOM", {"count": 0})["count"]
+
+    async def refused() -> bool:
+        refusals = (await redis.info("errorstats")).get("errorstat_OOM", {"count": 0})["count"]
+        return moving.done() or refusals > before + 2
+
+    await redis.config_set("maxmemory", 1)
+    try:
+        moving = asyncio.create_task(reshard(redis_url, MANY))
+        await wait_until(refused, "it is refused, and goes on")
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+    assert (await asyncio.wait_for(moving, 10)).moved == 1
+
+
+async def test_an_old_copy_does_not_replace_a_newer_one(redis: Redis, redis_url: str) -> None:
+    """A server that lost what it was told has the conversation still."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        old = Requests().names(MOVES)[1]
+        copies = {key: await redis.dump(key) for key in old.own}
+        await reshard(redis_url, MANY)
+        await talked(redis, client, "two", MANY)
+        for key, dump in copies.items():
+            if dump:
+                await redis.restore(key, 0, dump, replace=True)
+        layout = Layout(MANY, 1, (1,))
+        for number in range(MANY):
+            await redis.execute_command("HSET", shard_keys(number).fleet, *layout.fields())
+
+        done = await reshard(redis_url, MANY)
+
+        assert (done.superseded, await contents(client)) == (1, ["one", "two"])
+
+
+async def test_what_is_forgotten_does_not_arrive(redis: Redis, redis_url: str) -> None:
+    """A conversation that is on its way when it is forgotten."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        layout = Layout(MANY, 1, (1,))
+        for number in range(MANY):
+            await redis.execute_command("HSET", shard_keys(number).fleet, *layout.fields())
+        old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
+        _, last, cursor, *items = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
+
+        assert await client.forget(MOVES)
+
+        answer, _ = await run(redis, lua.arrive(new, lua.ArriveArgs(text(cursor), items)))
+        assert text(answer) == "ahead"
+        answer, _ = await run(redis, lua.leave(old, lua.LeaveArgs(old.job_id, last, MANY, 1000)))
+        assert text(answer) == "gone"
+        assert await contents(client) == []
+
+
+async def test_a_turn_that_waits_stays_until_it_ended(redis: Redis, redis_url: str) -> None:
+    """The mover waits for it; what was accepted between two of its steps lets it stay."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
+        seen: list[int] = []
+
+        moving = asyncio.create_task(
+            reshard(redis_url, MANY, tell=lambda progress: seen.append(progress.busy))
+        )
+        await wait_until(lambda: len(seen) > 2, "it waits")
+        assert seen[-1] == 1
+        await client.submit(UserMessage(conversation_id=MOVES, turn_id="three", text="three"))
+        await said(redis, MOVES, "two")
+
+        assert (await asyncio.wait_for(moving, 10)).moved == 1
+        assert await contents(client) == ["one", "two"]
+
+
+async def test_a_producer_who_knows_nothing_is_refused(redis: Redis, redis_url: str) -> None:
+    """One of the version before would begin the conversation again."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+    await reshard(redis_url, MANY)
+    old = Requests().names(MOVES)[1]
+
+    assert await redis.type(old.inbox) == b"string"
+    assert 0 < await redis.ttl(old.inbox) <= 24 * 3600
+
+
+async def test_a_wrong_number_of_shards_is_corrected(redis: Redis, redis_url: str) -> None:
+    """A message goes where workers look for it, whatever the producer was told."""
+    await begin(redis, MANY)
+    async with TurnClient.connect(redis_url, shards=5) as client:
+        receipts = await client.submit_many(
+            [UserMessage(conversation_id=f"c{n}", text="Hi") for n in range(20)]
+        )
+        with SyncTurnClient.connect(redis_url) as blocking:
+            blocking.submit(UserMessage(conversation_id="c0", text="Hi"))
+
+    assert not [it for it in receipts if isinstance(it, Exception)]
+    for n in range(20):
+        assert await redis.exists(Requests().names(f"c{n}", MANY)[1].inbox)
+
+
+async def test_replies_of_all_shards_are_consumed(redis: Redis, redis_url: str) -> None:
+    """By a consumer that was there before the shards were."""
+    await begin(redis)
+    streams = [shard_keys(n).reply_prefix + "out" for n in range(MANY)]
+    async with TurnClient.connect(redis_url) as client:
+        replies = client.replies("out", "group", "me")
+        end = TurnCompleted(conversation_id=MOVES, turn_id="one", text="Hi")
+        await redis.xadd(streams[0], {"e": encode_event(end)})
+        assert (await anext(replies)).turn_id == "one"
+        await reshard(redis_url, MANY)
+        await client.history(MOVES)
+        for stream in streams:
+            await redis.xadd(stream, {"e": encode_event(end)})
+
+        async with asyncio.timeout(30):
+            assert [(await anext(replies)).turn_id for _ in streams] == ["one"] * MANY
+
+
+async def test_what_has_to_be_done_before_is_said(redis: Redis, redis_url: str) -> None:
+    """Nothing is changed."""
+    with pytest.raises(CannotReshard, match="TURNLINE_SHARDS=12"):
+        await reshard(redis_url, MANY)
+    await begin(redis)
+    await redis.zadd(shard_keys(0).workers, {"w": 9e15})
+    with pytest.raises(CannotReshard, match="no worker serves shard 1 and 10 others"):
+        await reshard(redis_url, MANY)
+    assert await redis.hgetall(shard_keys(0).fleet) == {b"shards": b"1"}
+
+    layout = Layout(MANY, 1, (1,))
+    await redis.execute_command("HSET", shard_keys(0).fleet, *layout.fields())
+    with pytest.raises(CannotReshard, match="turnline reshard 12"):
+        await reshard(redis_url, 3)
+
+    await redis.delete(shard_keys(0).workers)
+    assert await reshard(redis_url, MANY) == Progress(MANY, 1, is_done=True)
+    known = read_layout(await redis.execute_command("HMGET", shard_keys(0).fleet, *FIELDS))
+    assert known == Layout(MANY, 0, (1,))
+    assert await reshard(redis_url, MANY) == Progress(MANY, 0, is_done=True)
