@@ -61,7 +61,14 @@ _ROUNDS: Final[Mapping[Name, int]] = {
 @click.option(
     "--shards",
     type=click.IntRange(1, 1024),
-    help="Of the fleet, with --cluster or --sentinel.  [default: 6 with --cluster, else 1]",
+    help="Of the fleet, with --cluster, --sentinel or --reshard.  [default: 6 with --cluster,"
+    " else 1]",
+)
+@click.option(
+    "--reshard",
+    metavar="N",
+    type=click.IntRange(1, 1024),
+    help="Give the fleet N shards and its own number again, all the time; kill half of that too.",
 )
 @click.option(
     "--wait-replicas",
@@ -98,6 +105,7 @@ def chaos(
     wire: Wires,
     deployment: Deployment | None,
     shards: int | None,
+    reshard: int | None,
     wait_replicas: int,
     as_json: bool,
     keep: Path | None,
@@ -116,6 +124,7 @@ def chaos(
     Examples:
       turnline chaos --minutes 10 --seed 7 --wire both
       turnline chaos --cluster --shards 48 --minutes 10 --wait-replicas 1
+      turnline chaos --reshard 48 --minutes 5
       turnline chaos --drill kill
       turnline chaos --upgrade-from HEAD~1
     """  # noqa: D301  click's mark
@@ -129,30 +138,47 @@ def chaos(
         conversations=conversations,
         wire=wire,
         deployment=deployment or "server",
-        shards=_shards(deployment, shards, alone=bool(upgrade_from or keep)),
+        shards=_shards(deployment, shards, reshard, upgrade_from, keep),
+        reshard=reshard,
         wait_replicas=wait_replicas if deployment is not None else 0,
         sabotage=sabotage,
         upgrade_from=upgrade_from,
         keep=keep,
     )
-    say(console(stderr=True), f"seed {seed}")
+    _finish(_carried_out(options), as_json=as_json)
+
+
+def _carried_out(options: Run) -> Report:
+    say(console(stderr=True), f"seed {options.seed}")
     with ends_in_order(), progress() as tell:
-        report = session.run(msgspec.structs.replace(options, command=_command(options)), tell)
-    _finish(report, as_json=as_json)
+        return session.run(msgspec.structs.replace(options, command=_command(options)), tell)
 
 
-def _shards(deployment: Deployment | None, shards: int | None, *, alone: bool) -> int:
+def _shards(
+    deployment: Deployment | None,
+    shards: int | None,
+    reshard: int | None,
+    upgrade_from: str | None,
+    keep: Path | None,
+) -> int:
     """Return how many shards the fleet has, if the options go together."""
-    if deployment is not None and alone:
+    if upgrade_from and reshard:
+        raise click.UsageError("--reshard needs workers that all know of it: no --upgrade-from.")
+    if deployment is not None and (upgrade_from or keep):
         raise click.UsageError("--upgrade-from and --keep need the one private Redis.")
-    if deployment is None and shards is not None:
-        raise click.UsageError("--shards needs --cluster or --sentinel.")
-    return shards or (6 if deployment == "cluster" else 1)
+    if deployment is None and shards is not None and reshard is None:
+        raise click.UsageError("--shards needs --cluster, --sentinel or --reshard.")
+    count = shards or (6 if deployment == "cluster" else 1)
+    if count == reshard:
+        raise click.UsageError(f"--reshard {count}: the fleet has {count} shards at first.")
+    return count
 
 
 def _command(run: Run) -> str:
     """Return the command that repeats a run."""
-    where = f" --{run.deployment} --shards {run.shards}" if run.deployment != "server" else ""
+    where = f" --{run.deployment}" if run.deployment != "server" else ""
+    where += f" --shards {run.shards}" if where or run.reshard else ""
+    where += f" --reshard {run.reshard}" if run.reshard else ""
     where += f" --wait-replicas {run.wait_replicas}" if run.wait_replicas else ""
     return (
         f"turnline chaos --minutes {run.seconds / 60:g} --seed {run.seed} --workers {run.workers} "

@@ -18,8 +18,10 @@ from turnline.contracts.conversation import (
     decode_context_entry,
 )
 from turnline.contracts.keys import ConversationKeys, conversation_keys, shard_keys, shard_of
+from turnline.contracts.layout import FIELDS, Layout, read_layout
 from turnline.contracts.opening import Blocking, open_sync
 from turnline.contracts.protocol import TOTAL_FIELDS, read_totals
+from turnline.contracts.readers import MOVED
 from turnline.contracts.replies import AnyEvent, TurnRecord, decode_event, decode_record
 from turnline.contracts.scripts import text
 from turnline.ops.chaos.simulated import Entry, SimAdmin
@@ -71,6 +73,8 @@ class Left(msgspec.Struct, kw_only=True):
     """Messages still in it."""
     unfinished: tuple[str, ...] = ()
     """What only a running turn may have, and is still there: lease, steps, marks in the state."""
+    strays: tuple[str, ...] = ()
+    """What is in shards where it was once, and no mark that it is elsewhere."""
 
 
 class Evidence(msgspec.Struct, kw_only=True):
@@ -86,16 +90,19 @@ class Evidence(msgspec.Struct, kw_only=True):
     """Key to its time to live, ms; -1 if it has none."""
     requests: Mapping[str, Sequence[Request]]
     """By conversation id, oldest first."""
+    layout: Layout = Layout(1)
+    """How many shards the fleet has in the end, and had."""
+    disagreeing: Sequence[int] = ()
+    """Shards that say something else of that."""
 
 
-def gather(url: str, sim: SimAdmin, conversations: Iterable[str], shards: int = 1) -> Evidence:
+def gather(url: str, sim: SimAdmin, conversations: Iterable[str]) -> Evidence:
     """Read everything back, from all shards, wherever they are.
 
     Args:
         url: Address of the servers.
         sim: The model.
         conversations: Their names.
-        shards: How many the fleet has.
 
     Raises:
         LedgerIncomplete: The simulator dropped part of its record.
@@ -107,7 +114,8 @@ def gather(url: str, sim: SimAdmin, conversations: Iterable[str], shards: int = 
     replies: Counter[str] = Counter()
     dead: list[tuple[str, str, str]] = []
     with closing(open_sync(url, patience_s=3)) as redis:
-        for shard in map(shard_keys, range(shards)):
+        layout, disagreeing = _layout(redis)
+        for shard in map(shard_keys, range(layout.widest)):
             copies = redis.execute_command("XRANGE", shard.reply_prefix + REPLIES, "-", "+")
             replies.update(decode_event(fields[b"e"]).turn_id for _, fields in copies)
             dead += [
@@ -116,14 +124,51 @@ def gather(url: str, sim: SimAdmin, conversations: Iterable[str], shards: int = 
             ]
         return Evidence(
             left={
-                name: _left(redis, conversation_keys(shard_keys(shard_of(name, shards)).tag, name))
+                name: msgspec.structs.replace(
+                    _left(redis, _keys(name, layout.shards)), strays=_strays(redis, name, layout)
+                )
                 for name in conversations
             },
             replies=replies,
             dead=dead,
             lives=dict(_lives_everywhere(url)),
             requests=requests,
+            layout=layout,
+            disagreeing=disagreeing,
         )
+
+
+def _layout(redis: SyncRedis) -> tuple[Layout, list[int]]:
+    """Return how many shards there are, and the numbers of those that know something else."""
+
+    def read(shard: int) -> Layout | None:
+        return read_layout(redis.execute_command("HMGET", shard_keys(shard).fleet, *FIELDS))
+
+    layout = read(0) or Layout(1)
+    return layout, [number for number in range(layout.widest) if read(number) != layout]
+
+
+def _keys(conversation: str, shards: int) -> ConversationKeys:
+    return conversation_keys(shard_keys(shard_of(conversation, shards)).tag, conversation)
+
+
+def _strays(redis: SyncRedis, conversation: str, layout: Layout) -> tuple[str, ...]:
+    """Return what a conversation left behind, beside marks and the list of its copies."""
+    home, found = _keys(conversation, layout.shards), list[str]()
+    for keys in {_keys(conversation, number) for number in layout.every} - {home}:
+        pipe = redis.pipeline(transaction=False)
+        pipe.execute_command("TYPE", keys.inbox)
+        pipe.execute_command("XRANGE", keys.events, "-", "+")
+        others = [it for it in keys.own if it not in {keys.inbox, keys.events, keys.copies}]
+        for key in others:
+            pipe.execute_command("EXISTS", key)
+        inbox, events, *there = pipe.execute()
+        if text(inbox) not in {"none", "string"}:
+            found.append(keys.inbox)
+        if len(events) > 1 or not all(MOVED in fields for _, fields in events):
+            found.append(keys.events)
+        found += [key for key, is_there in zip(others, there, strict=True) if is_there]
+    return tuple(found)
 
 
 def _left(redis: SyncRedis, keys: ConversationKeys) -> Left:

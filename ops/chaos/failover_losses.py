@@ -27,7 +27,6 @@ def attributed(
     chats: Sequence[Chat],
     evidence: Evidence,
     disturbances: Sequence[Disturbance],
-    shards: int,
 ) -> list[Violation]:
     """Return the violations, those that a failover explains in a column of their own."""
     failovers = [it for it in disturbances if it.failed_over]
@@ -35,7 +34,7 @@ def attributed(
     found: list[Violation] = []
     for violation in violations:
         name = violation.conversation
-        its = concerning(failovers, name, shards) if name in by_name else []
+        its = concerning(failovers, name, evidence.layout) if name in by_name else []
         left = evidence.left.get(name, Left())
         guilty = _guilty(violation, by_name[name], left, its) if its else None
         found.append(

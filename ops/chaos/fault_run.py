@@ -24,6 +24,7 @@ from turnline.ops.chaos.disturbances import (
     Planned,
 )
 from turnline.ops.chaos.journal import Journal, decode_journal
+from turnline.ops.chaos.reshards import Resharded, Reshards
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.chaos.stores import Store, Strike
 from turnline.ops.chaos.traffic import TrafficPlan
@@ -102,6 +103,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     is_done: bool
     """Whether producers and readers came to an end."""
     seconds: float
+    resharded: Resharded | None = None
+    """None where the fleet kept its number of shards."""
 
 
 def now_ms() -> float:
@@ -125,6 +128,7 @@ class Driver:
         tell: Callable[[str], None],
         traffic_env: Mapping[str, str],
         malformed: Mapping[str, float] = MALFORMED,
+        reshards: Reshards | None = None,
     ) -> None:
         """Prepare; nothing is disturbed yet.
 
@@ -136,6 +140,7 @@ class Driver:
             tell: Called with a line about what is happening.
             traffic_env: Further variables for the traffic process.
             malformed: Scenarios for the few conversations whose replies are malformed.
+            reshards: Changes the number of shards all the time.
         """
         self._store = store
         self._sim = SimAdmin(home.base_url)
@@ -143,6 +148,7 @@ class Driver:
         self._traffic = traffic
         self._tell = tell
         self._malformed = malformed
+        self._reshards = reshards
         self._environ = {**os.environ, **traffic_env}
         self._done: list[Disturbance] = []
         self._strikes = sched.scheduler(time.monotonic)
@@ -179,7 +185,11 @@ class Driver:
                 time.sleep(_TICK_S)
             faults = self._calm()
             is_done = self._finish(process)
+            if self._reshards is not None:
+                self._reshards.finish(_REST_S, self._was_away)
         finally:
+            if self._reshards is not None:
+                self._reshards.close()
             process.kill()
             process.wait()
             if process.stdin is not None:
@@ -194,6 +204,7 @@ class Driver:
             on_queue=self._wait_for_an_empty_queue(),
             is_done=is_done,
             seconds=time.monotonic() - began_s,
+            resharded=self._reshards.found if self._reshards is not None else None,
         )
 
     # -- striking -------------------------------------------------------------------------------
@@ -279,13 +290,17 @@ class Driver:
     # -- running --------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
-        """Restart workers that ended by themselves. Each is a finding, unless Redis was away."""
+        """Restart workers that ended by themselves. Each is a finding, unless Redis was away.
+
+        See to it that the fleet is resharded, too.
+        """
+        if self._reshards is not None:
+            self._reshards.look_after(self._was_away)
         for worker in self._workers:
             if worker.down or worker.is_running:
                 continue
             code, words = worker.last_words()
-            was_away = self._store.is_away or self._last_return_ms >= worker.started_ms
-            if code == 2 and was_away:
+            if code == 2 and self._was_away(worker.started_ms):
                 self._refused_starts += 1
             else:
                 after_s = (now_ms() - worker.started_ms) / 1000
@@ -295,10 +310,16 @@ class Driver:
                 )
             worker.start()
 
+    def _was_away(self, since_ms: float) -> bool:
+        """Whether Redis was away at any time since then, or is."""
+        return self._store.is_away or self._last_return_ms >= since_ms
+
     def _calm(self) -> int:
         """Undo everything; return how many model calls met a fault."""
         self._tell("waiting for the last turns")
         deadline = time.monotonic() + _REST_S
+        if self._reshards is not None:
+            self._reshards.is_last()
         for each in self._repairs.queue:  # at once
             self._repairs.cancel(each)
             self._repairs.enter(0, 0, each.action, each.argument)

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from turnline.contracts.keys import shard_of
+from turnline.contracts.layout import Layout
+from turnline.ops.chaos.checker import shards_of
 from turnline.ops.chaos.disturbances import HITS_REDIS, Disturbance
 from turnline.ops.chaos.journal import Journal
 
 
 def longest_outages_s(
-    journal: Journal, disturbances: Sequence[Disturbance], shards: int
+    journal: Journal, disturbances: Sequence[Disturbance], layout: Layout
 ) -> dict[str, float]:
     """Return the seconds that the slowest call took, by the kind of disturbance it fell into.
 
@@ -16,13 +17,13 @@ def longest_outages_s(
     without any are left out.
     """
     calls = [
-        (shard_of(chat.conversation, shards), it.slowest_from_ms, it.slowest_ms)
+        (shards_of(chat.conversation, layout), it.slowest_from_ms, it.slowest_ms)
         for chat in journal.chats
         for it in chat.sent
         if it.slowest_ms
     ]
     calls += [
-        (shard_of(it.conversation, shards), it.at_ms - it.took_ms, it.took_ms)
+        (shards_of(it.conversation, layout), it.at_ms - it.took_ms, it.took_ms)
         for it in journal.errors
         if it.verb in {"submit", "forget"}
     ]
@@ -32,8 +33,10 @@ def longest_outages_s(
             continue
         took = [
             ms
-            for shard, at_ms, ms in calls
-            if each.concerns(shard) and at_ms <= each.to_ms and at_ms + ms >= each.from_ms
+            for shards, at_ms, ms in calls
+            if any(map(each.concerns, shards))
+            and at_ms <= each.to_ms
+            and at_ms + ms >= each.from_ms
         ]
         name = name_of(each)
         if took:

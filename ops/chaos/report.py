@@ -13,6 +13,7 @@ from turnline.ops.chaos.figures import Drilled, percentile
 from turnline.ops.chaos.journal import Chat
 from turnline.ops.chaos.outages import longest_outages_s, name_of
 from turnline.ops.chaos.recovery import recoveries_s
+from turnline.ops.chaos.reshards import Resharded
 from turnline.ops.chaos.run_options import Run
 from turnline.ops.chaos.spending import token_difference
 from turnline.ops.chaos.thoughts import repairs
@@ -73,6 +74,8 @@ class Report(msgspec.Struct, kw_only=True):
     """Slowest call of a producer, by what was done to the servers meanwhile."""
     client_patience_s: float
     """After how long without a server a client gives up."""
+    resharded: Resharded | None
+    """None where the fleet kept its number of shards."""
     named: list[Violation]
     deaths: list[str]
     defects: list[str]
@@ -93,8 +96,7 @@ def judge(
     """Count everything."""
     chats = [chat for chat in outcome.journal.chats if not chat.forgotten]
     kinds = Counter[str](each.kind for each in outcome.disturbances)
-    found = [*violations, *_of_the_run(outcome)]
-    columns = Counter[str](violation.column for violation in found)
+    found = [*violations, *_of_the_run(outcome), *_of_resharding(outcome.resharded, evidence)]
     left = [evidence.left[chat.conversation] for chat in chats]
     kills = [each for each in outcome.disturbances if each.kind == "kill"]
     recoveries = recoveries_s((it.events for it in left), kills)
@@ -118,7 +120,7 @@ def judge(
         other=dict(kinds),
         faults=outcome.faults,
         refused_starts=outcome.refused_starts,
-        violations={column: columns[column] for column in COLUMNS},
+        violations=_by_column(found),
         token_difference=_token_difference(chats, evidence),
         repairs=sum(map(repairs, left)),
         wires=_wires(evidence),
@@ -128,12 +130,18 @@ def judge(
         recoveries=len(recoveries),
         failovers=dict(Counter(name_of(it) for it in outcome.disturbances if it.failed_over)),
         lost_by_failover=dict(Counter(it.by for it in found if it.by)),
-        longest_outages_s=longest_outages_s(outcome.journal, outcome.disturbances, run.shards),
+        longest_outages_s=longest_outages_s(outcome.journal, outcome.disturbances, evidence.layout),
         client_patience_s=run.client_patience_s,
+        resharded=outcome.resharded,
         named=found[:200],
         deaths=outcome.deaths,
         defects=outcome.journal.defects,
     )
+
+
+def _by_column(found: Sequence[Violation]) -> dict[str, int]:
+    counts = Counter[str](violation.column for violation in found)
+    return {column: counts[column] for column in COLUMNS}
 
 
 def _token_difference(chats: Sequence[Chat], evidence: Evidence) -> int:
@@ -168,6 +176,18 @@ def _of_the_run(outcome: Outcome) -> list[Violation]:
     return found
 
 
+def _of_resharding(resharded: Resharded | None, evidence: Evidence) -> list[Violation]:
+    """Return what went wrong with the number of shards."""
+    if resharded is None:
+        return []
+    layout, broken = evidence.layout, list(resharded.failures)
+    if layout.before or layout.shards != resharded.shards:
+        broken.append(f"the fleet was to have {resharded.shards} shards in the end: {layout}")
+    if evidence.disagreeing:
+        broken.append(f"shards {evidence.disagreeing} do not know that there are {layout.shards}")
+    return [Violation(column="broken", conversation="", what=what) for what in broken]
+
+
 def show(report: Report, to: Console) -> None:
     """Print the table, and the first violations by name."""
     rows = table(
@@ -182,6 +202,7 @@ def show(report: Report, to: Console) -> None:
         ("terminations (SIGTERM)", report.terminations),
         ("Redis restarts", report.redis_restarts),
         ("model faults", report.faults),
+        *_resharding(report.resharded),
     ):
         rows.add_row(name, f"{value:,}")
     rows.add_section()
@@ -212,6 +233,16 @@ def show(report: Report, to: Console) -> None:
         say(to, f"{violation.column}: {where}: {violation.what}{by}", "red")
     if len(report.named) > _NAMED:
         say(to, f"... and {sum(report.violations.values()) - _NAMED} more", "red")
+
+
+def _resharding(resharded: Resharded | None) -> list[tuple[str, int]]:
+    if resharded is None:
+        return []
+    return [
+        ("reshards", resharded.done),
+        ("reshards killed midway", resharded.killed),
+        ("conversations moved", resharded.moved),
+    ]
 
 
 def _show_servers(report: Report, to: Console) -> None:

@@ -23,6 +23,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     wire: Wires = "responses"
     deployment: Deployment = "server"
     shards: int = 1
+    """How many the fleet has at first."""
+    reshard: int | None = None
+    """How many it is given all the time, before it gets the first number again; None: never."""
     client_patience_s: float = PATIENCE_S
     """After how long without a server producers and readers are told."""
     wait_replicas: int = 0
@@ -42,3 +45,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     keep: Path | None = None
     """Where Redis keeps its data; they stay there."""
     command: str = "turnline chaos"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of shards that the fleet has at some time."""
+        return (self.shards,) if self.reshard is None else (self.shards, self.reshard)

@@ -1,10 +1,13 @@
 """One run from start to finish: the fleet, its traffic, the disturbances and the check."""
 
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
+from turnline.contracts.keys import shard_keys
+from turnline.contracts.layout import Layout
+from turnline.contracts.opening import open_sync
 from turnline.ops.chaos import clocks, sabotage
 from turnline.ops.chaos.checker import check
 from turnline.ops.chaos.disturbances import MALFORMED, planned
@@ -13,15 +16,19 @@ from turnline.ops.chaos.failover_losses import attributed
 from turnline.ops.chaos.fault_run import Driver, Worker
 from turnline.ops.chaos.figures import Tell
 from turnline.ops.chaos.report import Report, judge
+from turnline.ops.chaos.reshards import Reshards
 from turnline.ops.chaos.run_options import Run
 from turnline.ops.chaos.simulated import SimAdmin
 from turnline.ops.chaos.stores import DURABLE, BehindSentinels, OnCluster, OneServer, Store
 from turnline.ops.chaos.traffic import TrafficPlan
 from turnline.ops.chaos.upgrade import old_workers, worker_beside
 from turnline.ops.deployments import Cluster, Sentinels
+from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.fleet.stack import Stack
 
 _CLOCKS_OFF_S: Final = 3600.0
+_SLOTS_OF_A_SHARD: Final = 16
+"""Of a worker: there are times when one of the shards has all conversations."""
 _SIM_OPTIONS: Final = ("--ttft-ms", "40", "--ledger-entries", "0")
 
 
@@ -29,14 +36,13 @@ def run(options: Run, tell: Tell) -> Report:
     """Carry a run out and check it. From the main thread only."""
     with ExitStack() as exits:
         scratch = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="turnline-chaos-")))
-        store = _several(options, exits)
-        home, workers = _fleet(options, scratch, exits, store.url if store else None)
-        if store is None:
-            assert home.redis is not None
-            store = OneServer(home.redis)
+        store = _store(options, scratch, exits)
+        if options.reshard is not None:
+            _say_how_many_shards(store.url, options.shards)
+        home, workers = _fleet(options, exits, store.url)
         traffic = TrafficPlan(
             redis_url=store.url,
-            shards=options.shards,
+            shards=options.numbers,
             client_patience_s=options.client_patience_s,
             wait_replicas=options.wait_replicas,
             journal=str(scratch / "journal.json"),
@@ -57,6 +63,7 @@ def run(options: Run, tell: Tell) -> Report:
             tell=tell,
             traffic_env=sabotage.environment(options.sabotage or ""),
             malformed=malformed,
+            reshards=_reshards(options, store.url),
         )
         plan = planned(
             options.seed, options.seconds, scale=options.scale, per_minute=store.per_minute
@@ -65,36 +72,50 @@ def run(options: Run, tell: Tell) -> Report:
         tell("checking")
         chats, done = outcome.journal.chats, outcome.disturbances
         names = [chat.conversation for chat in chats]
-        evidence = gather(store.url, SimAdmin(home.base_url), names, options.shards)
-    found = check(chats, evidence, done, options.shards)
-    return judge(
-        outcome, evidence, attributed(found, chats, evidence, done, options.shards), options
-    )
+        evidence = gather(store.url, SimAdmin(home.base_url), names)
+    found = check(chats, evidence, done)
+    return judge(outcome, evidence, attributed(found, chats, evidence, done), options)
 
 
-def _several(options: Run, exits: ExitStack) -> Store | None:
-    """Start the servers, unless the fleet has one."""
+def _store(options: Run, scratch: Path, exits: ExitStack) -> Store:
+    """Start the servers, until `exits` is left."""
+    shards = max(options.numbers)
     match options.deployment:
         case "cluster":
             cluster = exits.enter_context(Cluster(options=DURABLE))
-            return OnCluster(cluster, options.shards)
+            return OnCluster(cluster, shards)
         case "sentinel":
             watched = exits.enter_context(Sentinels(options=DURABLE))
-            return BehindSentinels(watched, options.shards)
+            return BehindSentinels(watched, shards)
         case "server":
-            return None
+            server = EmbeddedRedis(options.keep or scratch / "redis")
+            return OneServer(exits.enter_context(server), shards)
 
 
-def _fleet(
-    options: Run, scratch: Path, exits: ExitStack, redis_url: str | None
-) -> tuple[Stack, list[Worker]]:
-    """Start the model, all workers, and Redis if there is none, until `exits` is left."""
+def _say_how_many_shards(url: str, shards: int) -> None:
+    """Do what the first worker does: those that come serve more than the fleet has."""
+    with closing(open_sync(url, patience_s=3)) as redis:
+        redis.execute_command("HSET", shard_keys(0).fleet, *Layout(shards).fields())
+
+
+def _reshards(options: Run, url: str) -> Reshards | None:
+    if options.reshard is None:
+        return None
+    numbers = (options.shards, options.reshard)
+    return Reshards(url, *numbers, options.seed, wait_replicas=options.wait_replicas)
+
+
+def _fleet(options: Run, exits: ExitStack, redis_url: str) -> tuple[Stack, list[Worker]]:
+    """Start the model and all workers, until `exits` is left."""
+    shards = max(options.numbers)
     env = {
-        "TURNLINE_SHARDS": str(options.shards),
+        "TURNLINE_SHARDS": str(shards),
         "TURNLINE_LOG_LEVEL": "warning",
         **sabotage.environment(options.sabotage or ""),
         **clocks.environment(_CLOCKS_OFF_S),
     }
+    if options.reshard is not None:
+        env["TURNLINE_SLOTS"] = str(shards * _SLOTS_OF_A_SHARD)
     old = options.workers // 2 if options.upgrade_from else 0
     chatting = (options.workers - old) // 2 if options.wire == "both" else 0
     wire = "responses" if options.wire == "both" else options.wire
@@ -103,7 +124,6 @@ def _fleet(
         Stack(
             options.workers - old - chatting,
             redis_url=redis_url,
-            redis_directory=options.keep or scratch / "redis",
             sim_options=(*_SIM_OPTIONS, *model),
             worker_env={"TURNLINE_WIRE": wire, **env},
         )

@@ -58,6 +58,7 @@ class Store(Protocol):
 
     url: str
     shards: int
+    """How many may hold anything."""
     is_away: bool
     """Whether some of it is not what it should be: who starts now may fail."""
     per_minute: Mapping[Kind, float]
@@ -72,11 +73,11 @@ class OneServer:
     """A private server."""
 
     per_minute: Mapping[Kind, float] = PER_MINUTE
-    shards = 1
 
-    def __init__(self, server: EmbeddedRedis) -> None:
+    def __init__(self, server: EmbeddedRedis, shards: int) -> None:
         """Take a running server that keeps its data."""
         self._server = server
+        self.shards = shards
         self.url = server.url
         self.is_away = False
         self._make_durable()

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -58,7 +58,8 @@ class TrafficPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What the process is to do."""
 
     redis_url: str
-    shards: int = 1
+    shards: tuple[int, ...] = (1,)
+    """With how many shards in mind clients begin: one client for each number."""
     client_patience_s: float = PATIENCE_S
     """After how long without a server a client gives up."""
     wait_replicas: int = 0
@@ -383,7 +384,7 @@ async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
     loop.set_exception_handler(lambda _, context: journal.defects.append(_words(context)))
 
     async def slot(number: int, rng: random.Random) -> None:
-        count = 0
+        count, client = 0, clients[number % len(clients)]
         while not quiet.is_set():
             chat = Chat(conversation=f"{plan.prefix}-{number}-{count}")
             journal.chats.append(chat)
@@ -394,12 +395,18 @@ async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
             except Exception as error:  # noqa: BLE001  whatever a client raises is a finding
                 journal.defects.append(_words({"exception": error}))
 
-    async with TurnClient.connect(
-        plan.redis_url,
-        shards=plan.shards,
-        patience_s=plan.client_patience_s,
-        wait_replicas=plan.wait_replicas,
-    ) as client:
+    async with AsyncExitStack() as exits:
+        clients = [
+            await exits.enter_async_context(
+                TurnClient.connect(
+                    plan.redis_url,
+                    shards=shards,
+                    patience_s=plan.client_patience_s,
+                    wait_replicas=plan.wait_replicas,
+                )
+            )
+            for shards in plan.shards
+        ]
         seeds = [rng.getrandbits(64) for _ in range(plan.conversations)]
         await asyncio.gather(*(slot(n, random.Random(seed)) for n, seed in enumerate(seeds)))
     return journal

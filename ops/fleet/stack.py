@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Final, Self
 
 from turnline.contracts.connection import SyncRedis
@@ -43,7 +42,6 @@ class Stack:
         *,
         live: bool = False,
         redis_url: str | None = None,
-        redis_directory: Path | None = None,
         sim_options: Sequence[str] = (),
         worker_env: Mapping[str, str] | None = None,
         worker_module: str = "turnline.worker",
@@ -56,7 +54,6 @@ class Stack:
             workers: How many workers to start with.
             live: Talk to the provider that the environment names, without a simulator.
             redis_url: A running server; None starts a private one.
-            redis_directory: Where a private server keeps its data, so that it can be restarted.
             sim_options: Options of `turnline sim`; paths in them must be absolute.
             worker_env: Settings of the workers, such as `TURNLINE_LEASE_S`; these win.
             worker_module: What a worker runs.
@@ -66,7 +63,6 @@ class Stack:
         self._count = workers
         self._live = live
         self._given_url = redis_url
-        self._redis_directory = redis_directory
         self._sim_options = sim_options
         self._worker_env = dict(worker_env or {})
         self._worker_module = worker_module
@@ -118,7 +114,7 @@ class Stack:
             check_answers(self._given_url)
             self.redis_url = self._given_url
         else:
-            self.redis = self._exit.enter_context(EmbeddedRedis(self._redis_directory))
+            self.redis = self._exit.enter_context(EmbeddedRedis())
             self.redis_url = self.redis.url
         self._connection = open_sync(self.redis_url, patience_s=3)
         self._exit.callback(self._connection.close)

@@ -20,6 +20,7 @@ def run(
     wire: Wires = "responses",
     deployment: Deployment = "server",
     shards: int = 1,
+    reshard: int | None = None,
 ) -> Report:
     options = Run(
         seconds=seconds,
@@ -27,6 +28,7 @@ def run(
         wire=wire,
         deployment=deployment,
         shards=shards,
+        reshard=reshard,
         workers=4,
         conversations=20,
         think_s=0.5,
@@ -72,6 +74,24 @@ def test_seconds_of_failovers_break_no_promise(deployment: Deployment, shards: i
     assert report.turns > 5 * seconds
     assert sum(report.failovers.values()) >= 1
     assert report.redis_restarts == 0
+
+
+@pytest.mark.promise("P1", "P2", "P3", "P4", "P6", "P7", "P13")
+@pytest.mark.timeout(180)
+def test_seconds_of_resharding_break_no_promise() -> None:
+    """From one shard to twelve and back, beside all other disturbances; commands are killed, too.
+
+    Half of the producers begin with the one number in mind, half with the other.
+    """
+    seconds, scale = length((6, 2.5), (20, 1.5))
+    report = run(seconds, scale=scale, patience_s=60, reshard=12)
+
+    assert report.named == [], report.command
+    assert report.token_difference == 0
+    assert report.turns > 5 * seconds
+    assert report.resharded is not None
+    assert report.resharded.done >= 1
+    assert report.resharded.moved >= 5
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from turnline.contracts.conversation import AssistantEntry, CallEntry, Totals, Usage, UserEntry
+from turnline.contracts.keys import shard_of
+from turnline.contracts.layout import Layout
 from turnline.contracts.replies import (
     TextDelta,
     TurnAbsorbed,
@@ -130,6 +132,7 @@ class World:
         self.dead: list[tuple[str, str, str]] = []
         self.lives = {"turnline:{s0}:c:c:context": 1_000, "turnline:{s0}:token": -1}
         self.disturbances: list[Disturbance] = []
+        self.layout = Layout(1)
 
     def change(self, **left: Any) -> None:
         """Replace what is left of the conversation."""
@@ -174,6 +177,7 @@ class World:
             dead=self.dead,
             lives=self.lives,
             requests={"c": self.requests},
+            layout=self.layout,
         )
         return check([self.chat], evidence, self.disturbances)
 
@@ -321,6 +325,9 @@ SPOILT: dict[str, dict[str, Callable[[World], object]]] = {
         "a lease, steps or a mark of a running turn are left": lambda w: w.change(
             unfinished=("steps",)
         ),
+        "a shard where the conversation was once has more than marks of it": lambda w: w.change(
+            strays=("turnline:{s0}:c:c:state",)
+        ),
     },
     "": {
         "nothing is spoilt: merged messages stand as one where their turn is": lambda w: absorb(
@@ -451,6 +458,44 @@ def test_only_what_happened_to_its_worker_explains_another_attempt(
     )
 
     assert world.columns() == (set() if is_reason else {"run twice"})
+
+
+@pytest.mark.parametrize("number", [1, 48])
+def test_what_happened_to_a_shard_that_it_was_in_explains_another_attempt(
+    world: World, number: int
+) -> None:
+    """Of a fleet that was resharded; other shards explain nothing."""
+    world.again()
+    world.layout = Layout(48, 0, (1,))
+    own, other = shard_of("c", number), 47 - shard_of("c", 48)
+    cut = Disturbance(kind="cut", from_ms=50, to_ms=60, shards=frozenset({other}))
+    world.disturbances.append(cut)
+    assert world.columns() == {"run twice"}
+
+    world.disturbances.append(msgspec.structs.replace(cut, shards=frozenset({own})))
+
+    assert world.columns() == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "life_ms", "earlier", "count"),
+    [
+        ("arq:job:{s0}:c", 59_000, (48,), 1),
+        ("arq:job:{s0}:c", 59_000, (), 2),
+        ("arq:job:{s0}:c", 61_000, (48,), 2),
+        ("arq:in-progress:{s0}:c", 59_000, (48,), 2),
+    ],
+)
+def test_what_keeps_a_forgotten_conversation_out_is_no_trace_of_it(
+    world: World, key: str, life_ms: int, earlier: tuple[int, ...], count: int
+) -> None:
+    """A mark in the place of its job, for a minute, where the fleet was resharded."""
+    world.chat.forgotten = True
+    world.layout = Layout(1, 0, earlier)
+    world.replies = {}
+    world.lives[key] = life_ms
+
+    assert [violation.column for violation in world.violations()] == ["leaked"] * count
 
 
 def test_any_trace_of_a_forgotten_conversation_leaks(world: World) -> None:

@@ -5,8 +5,11 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from turnline.contracts.layout import Layout
 from turnline.contracts.replies import AnyEvent, TextDelta, TurnStarted
+from turnline.ops.chaos import command
 from turnline.ops.chaos.disturbances import (
     ALWAYS,
     CLUSTER_PER_MINUTE,
@@ -19,8 +22,14 @@ from turnline.ops.chaos.disturbances import (
     Kind,
     planned,
 )
+from turnline.ops.chaos.evidence import Evidence
+from turnline.ops.chaos.fault_run import Outcome
 from turnline.ops.chaos.figures import percentile
+from turnline.ops.chaos.journal import Journal
 from turnline.ops.chaos.recovery import recoveries_s
+from turnline.ops.chaos.report import judge
+from turnline.ops.chaos.reshards import Resharded
+from turnline.ops.chaos.run_options import Run
 from turnline.ops.chaos.sabotage import SABOTAGES, LuaPatch, patched
 from turnline.ops.simulator.faults import catalogue
 
@@ -116,6 +125,50 @@ def test_percentiles_are_values_that_occurred() -> None:
     assert percentile(values, 0.99) == 99
     assert percentile([3.0], 0.99) == 3
     assert percentile([], 0.5) == 0
+
+
+def judged(resharded: Resharded, **evidence: Any) -> list[str]:
+    """What is broken about a run in which nothing but the number of shards was looked at."""
+    outcome = Outcome(
+        journal=Journal(),
+        disturbances=[],
+        faults=0,
+        deaths=[],
+        refused_starts=0,
+        on_queue=0,
+        is_done=True,
+        seconds=1,
+        resharded=resharded,
+    )
+    left = Evidence(left={}, replies={}, dead=[], lives={}, requests={}, **evidence)
+    report = judge(outcome, left, [], Run(seconds=1, seed=1, reshard=48))
+    assert report.violations["broken"] == len(report.named)
+    assert report.is_clean == (not report.named)
+    return [violation.what for violation in report.named]
+
+
+def test_a_reshard_that_did_not_come_to_its_end_breaks_a_promise() -> None:
+    """The words of the command, the number in the end, and shards that do not know it."""
+    done = Resharded(shards=48, done=3)
+
+    assert judged(done, layout=Layout(48, 0, (1,))) == []
+    assert judged(Resharded(shards=48, failures=["?"]), layout=Layout(48)) == ["?"]
+    for layout in (Layout(1), Layout(48, 1, (1,))):
+        assert len(judged(done, layout=layout)) == 1
+    assert judged(done, layout=Layout(48), disagreeing=[7]) == [
+        "shards [7] do not know that there are 48"
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--reshard 1", "--cluster --reshard 6", "--shards 3", "--reshard 2 --upgrade-from HEAD"],
+)
+def test_options_that_do_not_go_together_are_refused(options: str) -> None:
+    """Before anything is started."""
+    done = CliRunner().invoke(command.chaos, options.split())
+
+    assert done.exit_code == 2, done.output
 
 
 def lua_patches() -> list[Any]:

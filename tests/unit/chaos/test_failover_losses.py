@@ -3,6 +3,7 @@
 import pytest
 
 from turnline.contracts.keys import shard_of
+from turnline.contracts.layout import Layout
 from turnline.contracts.replies import TurnRecord
 from turnline.ops.chaos.checker import Violation
 from turnline.ops.chaos.disturbances import Disturbance
@@ -12,6 +13,7 @@ from turnline.ops.chaos.journal import Chat, ClientError, Journal, Sent, Shown
 from turnline.ops.chaos.outages import longest_outages_s
 
 SHARDS = 6
+LAYOUT = Layout(SHARDS)
 OWN = shard_of("c", SHARDS)
 LOST = Violation(column="lost", conversation="c", turn="c.1", what="accepted, and not in the log")
 
@@ -47,15 +49,17 @@ def columns(
 ) -> set[str]:
     records = {"c.0": TurnRecord(state="completed", accepted_at_ms=1_000, finished_at_ms=1_500)}
     left = {"c": Left(log=log, records=records)}
-    evidence = Evidence(left=left, replies={}, dead=[], lives={}, requests={})
-    return {it.column for it in attributed([violation], [chat()], evidence, [struck], SHARDS)}
+    evidence = Evidence(left=left, replies={}, dead=[], lives={}, requests={}, layout=LAYOUT)
+    return {it.column for it in attributed([violation], [chat()], evidence, [struck])}
 
 
 def test_an_acknowledged_message_that_is_gone_after_a_failover_is_lost_by_it() -> None:
     """The column says so, and the violation names the failover and what it was."""
-    evidence = Evidence(left={"c": Left(log=("c.0",))}, replies={}, dead=[], lives={}, requests={})
+    evidence = Evidence(
+        left={"c": Left(log=("c.0",))}, replies={}, dead=[], lives={}, requests={}, layout=LAYOUT
+    )
 
-    (found,) = attributed([LOST], [chat()], evidence, [failover()], SHARDS)
+    (found,) = attributed([LOST], [chat()], evidence, [failover()])
 
     assert found.column == "lost by failover"
     assert found.by == "primary-kill"
@@ -110,9 +114,9 @@ def test_pieces_that_were_shown_are_told_from_an_end(
     talked = chat()
     talked.shown = [Shown(turn="c.1", by="events", ids=gone, ended=ended)]
     left = {"c": Left(log=("c.0", "c.1"))}
-    evidence = Evidence(left=left, replies={}, dead=[], lives={}, requests={})
+    evidence = Evidence(left=left, replies={}, dead=[], lives={}, requests={}, layout=LAYOUT)
 
-    (found,) = attributed([MISSED], [talked], evidence, [failover()], SHARDS)
+    (found,) = attributed([MISSED], [talked], evidence, [failover()])
 
     assert found.column == column
 
@@ -121,9 +125,11 @@ def test_a_message_that_too_few_replicas_have_is_not_acknowledged() -> None:
     """Its producer was told so, and may submit it again."""
     talked = chat()
     talked.sent[1].is_unsafe = True
-    evidence = Evidence(left={"c": Left(log=("c.0",))}, replies={}, dead=[], lives={}, requests={})
+    evidence = Evidence(
+        left={"c": Left(log=("c.0",))}, replies={}, dead=[], lives={}, requests={}, layout=LAYOUT
+    )
 
-    (found,) = attributed([LOST], [talked], evidence, [failover()], SHARDS)
+    (found,) = attributed([LOST], [talked], evidence, [failover()])
 
     assert found.column == "shown, then lost"
 
@@ -137,10 +143,13 @@ def test_a_producers_longest_call_counts_where_and_when_a_server_was_struck() ->
     given_up = ClientError(conversation="c", verb="submit", at_ms=20_500, took_ms=10_000, what="")
 
     def longest(struck: Disturbance, *errors: ClientError) -> dict[str, float]:
-        return longest_outages_s(Journal(chats=[talked], errors=[*errors]), [struck], SHARDS)
+        return longest_outages_s(Journal(chats=[talked], errors=[*errors]), [struck], LAYOUT)
 
     talked.sent[0].slowest_ms = 2_000
     assert longest(failover(), early) == {"primary-kill, taken over": 2.5}
     assert longest(failover(failed_over=False)) == {"primary-kill": 2.5}
+    assert longest_outages_s(Journal(chats=[talked]), [failover()], Layout(1)) == {}
+    resharded = Layout(1, 0, (SHARDS,))
+    assert longest_outages_s(Journal(chats=[talked]), [failover()], resharded) != {}
     assert longest(failover(), given_up) == {"primary-kill, taken over": 10.0}
     assert longest(failover(shard=OWN + 1)) == {}
