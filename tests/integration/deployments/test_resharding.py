@@ -257,6 +257,23 @@ async def test_a_full_server_is_waited_for(redis: Redis, redis_url: str) -> None
     assert (await asyncio.wait_for(moving, 10)).moved == 1
 
 
+async def test_what_was_accepted_after_it_was_packed_lets_it_stay(
+    redis: Redis, redis_url: str
+) -> None:
+    """A mover that was held up for longer than producers wait; the turn may be over by then."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        old = Requests().names(MOVES)[1]
+        _, last, *_ = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
+        await talked(redis, client, "two")
+
+        answer, _ = await run(redis, lua.leave(old, lua.LeaveArgs(old.job_id, last, MANY, 1000)))
+
+        assert text(answer) == "changed"
+        assert await contents(client) == ["one", "two"]
+
+
 async def test_an_old_copy_does_not_replace_a_newer_one(redis: Redis, redis_url: str) -> None:
     """A server that lost what it was told has the conversation still."""
     await begin(redis)
