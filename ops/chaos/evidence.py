@@ -202,7 +202,9 @@ def _left(redis: SyncRedis, keys: ConversationKeys) -> Left:
     return Left(
         log=tuple(map(text, log)),
         records={text(turn): decode_record(data) for turn, data in turns.items()},
-        events=tuple(decode_event(fields[b"e"], text(id_)) for id_, fields in events),
+        events=tuple(
+            decode_event(fields[b"e"], text(id_)) for id_, fields in events if b"e" in fields
+        ),
         is_trimmed=_was_trimmed(info),
         context=tuple(map(decode_context_entry, context)),
         calls=tuple(map(_decode_call, calls)),

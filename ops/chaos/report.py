@@ -240,7 +240,8 @@ def _resharding(resharded: Resharded | None) -> list[tuple[str, int]]:
         return []
     return [
         ("reshards", resharded.done),
-        ("reshards killed midway", resharded.killed),
+        ("reshards killed", resharded.killed),
+        ("reshards frozen", resharded.frozen),
         ("conversations moved", resharded.moved),
     ]
 

@@ -1,4 +1,4 @@
-"""Reshards a fleet in use, there and back, again and again; some commands are cut off midway."""
+"""Reshards a fleet in use, there and back, again and again; half of the commands are killed."""
 
 import os
 import random
@@ -13,13 +13,16 @@ from turnline.ops.fleet.child import Child
 from turnline.ops.fleet.resharding import Progress
 
 _KILLED: Final = 0.5
-"""Share of the commands that are killed, if they have not ended by then."""
-_KILLED_AFTER_S: Final = (0.2, 8.0)
+"""Share of the commands that are killed, if they have not ended by then; the others are frozen."""
+_STRUCK_AFTER_S: Final = (0.2, 8.0)
+_FROZEN_S: Final = (0.3, 5.0)
+"""Longer than producers wait for one conversation to be moved."""
 _PAUSE_S: Final = (0.0, 2.0)
 """Between the end of a command and the next one."""
 _NO_ANSWER: Final = "no Redis answers"
 """How the command begins that was started while its server was away."""
 _TICK_S: Final = 0.05
+_NEVER: Final = float("inf")
 
 _decode = msgspec.json.Decoder(Progress).decode
 
@@ -31,6 +34,7 @@ class Resharded(msgspec.Struct, kw_only=True):
     """To how many shards the last one went; 0: there was none."""
     done: int = 0
     killed: int = 0
+    frozen: int = 0
     moved: int = 0
     """Conversations, by those that were done; others say nothing."""
     superseded: int = 0
@@ -63,14 +67,16 @@ class Reshards:
         self._command: Child | None = None
         self._started_ms = 0.0
         self._begins_s = time.monotonic() + self._rng.uniform(*_PAUSE_S)
-        self._killed_at_s = 0.0
+        self._struck_at_s = self._woken_at_s = _NEVER
+        self._is_killed = False
+        """What is done to the command that runs: killed or frozen."""
         self._is_begun = False
         """Whether the fleet may be on its way to the target."""
         self._is_last = False
         self.found = Resharded(shards=first)
 
     def look_after(self, was_away: Callable[[float], bool]) -> None:
-        """Begin, kill or begin again, as it is time to.
+        """Begin, strike, wake or begin again, as it is time to.
 
         Args:
             was_away: Whether a server was away at any time since then (ms since the Unix epoch).
@@ -81,11 +87,11 @@ class Reshards:
                 self._begin()
         elif not self._command.is_running:
             self._end(self._command, was_away)
-        elif now_s >= self._killed_at_s:
-            self._command.signal(signal.SIGKILL)
-            self._command.popen.wait()
-            self.found.killed += 1
-            self._close(self._command)
+        elif now_s >= self._woken_at_s:
+            self._command.signal(signal.SIGCONT)
+            self._woken_at_s = _NEVER
+        elif now_s >= self._struck_at_s:
+            self._strike(self._command)
 
     def finish(self, timeout_s: float, was_away: Callable[[float], bool]) -> None:
         """Bring the one that was begun to its end."""
@@ -99,9 +105,10 @@ class Reshards:
             self.close()
 
     def is_last(self) -> None:
-        """Begin no other, and kill none."""
+        """Begin no other, strike none, and wake the one that is frozen."""
         self._is_last = True
-        self._killed_at_s = float("inf")
+        self._struck_at_s = _NEVER
+        self._woken_at_s = 0.0
 
     def close(self) -> None:
         """Kill the one that runs."""
@@ -120,9 +127,21 @@ class Reshards:
         )
         self._is_begun = True
         self.found.shards = self._target
-        after_s = self._rng.uniform(*_KILLED_AFTER_S)
-        is_killed = self._rng.random() < _KILLED and not self._is_last
-        self._killed_at_s = time.monotonic() + after_s if is_killed else float("inf")
+        after_s = self._rng.uniform(*_STRUCK_AFTER_S)
+        self._is_killed = self._rng.random() < _KILLED
+        self._struck_at_s = _NEVER if self._is_last else time.monotonic() + after_s
+
+    def _strike(self, command: Child) -> None:
+        self._struck_at_s = _NEVER
+        if self._is_killed:
+            command.signal(signal.SIGKILL)
+            command.popen.wait()
+            self.found.killed += 1
+            self._close(command)
+        else:
+            command.signal(signal.SIGSTOP)
+            self.found.frozen += 1
+            self._woken_at_s = time.monotonic() + self._rng.uniform(*_FROZEN_S)
 
     def _end(self, command: Child, was_away: Callable[[float], bool]) -> None:
         code, words = command.popen.wait(), command.last_words()
@@ -143,4 +162,5 @@ class Reshards:
     def _close(self, command: Child) -> None:
         command.close(wait_s=0)
         self._command = None
+        self._woken_at_s = _NEVER
         self._begins_s = time.monotonic() + self._rng.uniform(*_PAUSE_S)
