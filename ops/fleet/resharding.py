@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
+from redis.exceptions import RedisError
 
 from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.errors import StoreFull, StoreUnavailable
@@ -23,6 +24,7 @@ from turnline.contracts.opening import open_servers
 from turnline.contracts.patience import LOOP, PatientRedis
 from turnline.contracts.protocol import Requests
 from turnline.contracts.replication import confirmation
+from turnline.contracts.refusals import is_passing, told
 from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.scripts import Call, text
 from turnline.contracts.servers import AsyncServers
@@ -216,7 +218,21 @@ class _Mover:
         return found
 
     async def _find(self) -> list[_Stay]:
-        """Look through all servers for conversations that are in their old shard."""
+        """Look through all servers for conversations that are in their old shard.
+
+        Raises:
+            StoreUnavailable: A server is away.
+        """
+        ends_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await self._look_through()
+            except (RedisError, OSError) as error:
+                if not is_passing(error) or time.monotonic() > ends_s:
+                    raise told(error) from None
+            await asyncio.sleep(_REFUSED_S)
+
+    async def _look_through(self) -> list[_Stay]:
         log = conversation_keys("*", "*").log
         pattern = log.replace("*", shard_keys(0, self._prefix).tag.replace("s0", "s*"), 1)
         shape = re.escape(log).replace(r"\*", "(.*?)", 1).replace(r"\*", "(.*)")

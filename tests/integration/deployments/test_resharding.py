@@ -257,6 +257,27 @@ async def test_a_full_server_is_waited_for(redis: Redis, redis_url: str) -> None
     assert (await asyncio.wait_for(moving, 10)).moved == 1
 
 
+async def test_a_connection_that_breaks_while_it_looks_is_no_end(
+    redis: Redis, redis_url: str
+) -> None:
+    """It looks again."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+    await redis.mset({f"other-{n}": "" for n in range(100_000)})
+
+    async def cut() -> bool:
+        looking = [it for it in await redis.client_list() if it["cmd"] == "scan"]
+        for it in looking:
+            await redis.client_kill_filter(_id=it["id"])
+        return bool(looking)
+
+    moving = asyncio.create_task(reshard(redis_url, MANY))
+    await wait_until(cut, "it looks, and its connection is cut")
+
+    assert (await asyncio.wait_for(moving, 10)).moved == 1
+
+
 async def test_what_was_accepted_after_it_was_packed_lets_it_stay(
     redis: Redis, redis_url: str
 ) -> None:
