@@ -16,7 +16,7 @@ _KILLED: Final = 0.5
 """Share of the commands that are killed, if they have not ended by then; the others are frozen."""
 _STRUCK_AFTER_S: Final = (0.2, 8.0)
 _FROZEN_S: Final = (0.3, 5.0)
-"""Longer than producers wait for one conversation to be moved."""
+"""Up to more than producers wait for one conversation to be moved."""
 _PAUSE_S: Final = (0.0, 2.0)
 """Between the end of a command and the next one."""
 _NO_ANSWER: Final = "no Redis answers"
@@ -31,7 +31,7 @@ class Resharded(msgspec.Struct, kw_only=True):
     """What came of it."""
 
     shards: int = 0
-    """To how many shards the last one went; 0: there was none."""
+    """How many the fleet is to have in the end."""
     done: int = 0
     killed: int = 0
     frozen: int = 0
