@@ -23,8 +23,8 @@ from turnline.contracts.layout import FIELDS, Layout, read_layout
 from turnline.contracts.opening import open_servers
 from turnline.contracts.patience import LOOP, PatientRedis
 from turnline.contracts.protocol import Requests
-from turnline.contracts.replication import confirmation
 from turnline.contracts.refusals import is_passing, told
+from turnline.contracts.replication import confirmation
 from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.scripts import Call, text
 from turnline.contracts.servers import AsyncServers
