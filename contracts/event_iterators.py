@@ -119,12 +119,17 @@ class Events(AsyncIterator[E], ABC, Generic[E]):
             stream = await self._homes.events_of(reading.conversation_id)
             if stream != reading.stream:
                 self._close()
-            elif reading.moved_at:
-                reading.after = reading.moved_at  # it came back since
+            elif await self._is_marked(stream):  # it is not found elsewhere
+                reading.after = reading.moved_at
             self._layout, reading.stream, reading.moved_at = layout, stream, ""
         if self._opened is None:
             self._opened = self._streams.open([reading.stream], READ)
         return self._opened
+
+    async def _is_marked(self, stream: str) -> bool:
+        """Whether the mark is still there; it is not if the conversation came back."""
+        at = self._reading.moved_at
+        return bool(at and await self._streams.execute(stream, "XRANGE", stream, at, at))
 
 
 class ConversationEvents(Events[E]):

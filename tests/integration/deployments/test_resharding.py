@@ -421,3 +421,21 @@ async def test_what_has_to_be_done_before_is_said(redis: Redis, redis_url: str) 
     known = read_layout(await redis.execute_command("HMGET", shard_keys(0).fleet, *FIELDS))
     assert known == Layout(MANY, 0, (1,))
     assert await reshard(redis_url, MANY) == Progress(MANY, 0, is_done=True)
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+async def test_a_mark_in_the_right_place_loses_no_event(
+    redis: Redis, redis_url: str, is_gone: bool
+) -> None:
+    """Gone: the conversation came back, and goes on below it, since another clock was behind."""
+    await begin(redis)
+    events = Requests().names(MOVES)[1].events
+    async with TurnClient.connect(redis_url) as client:
+        follower = client.follow(MOVES, after="5-0")
+        follower._reading.moved_at, follower._reading.stream = "9-0", events
+        if not is_gone:
+            await redis.xadd(events, {"moved": MANY}, id="9-0")
+        event = TurnStarted(conversation_id=MOVES, turn_id="two")
+        await redis.xadd(events, {"e": encode_event(event)}, id="6-0" if is_gone else "10-0")
+
+        assert (await asyncio.wait_for(anext(follower), 10)).turn_id == "two"
