@@ -412,7 +412,11 @@ async def test_a_slot_that_moves_away_is_looked_for(node: Redis) -> None:
 
 
 async def test_a_channel_may_be_left_while_its_slot_is_away(node: Redis) -> None:
-    """What the server says to that is an error, and harms nobody else."""
+    """What the server says to that is an error, and harms nobody else.
+
+    It may be taken for the answer to another command, whose slot is then looked for again: that
+    is a gap, of which its listeners are told.
+    """
     servers = open_servers(_url(node))
     subscriber = Subscriber(servers.place)
     heard = await listening(subscriber, "{a}:x")
@@ -423,10 +427,13 @@ async def test_a_channel_may_be_left_while_its_slot_is_away(node: Redis) -> None
     await node.execute_command("CLUSTER", "DELSLOTS", slot)
     subscriber.leave("{a}:x", heard.append)  # it may not have been told yet
     again = await listening(subscriber, "{b}:y")
-    await publish(node, "{b}:x", b"x")
 
-    await wait_until(lambda: stays == [None, b"x"], "it hears")
-    assert again == [None]
+    async def is_heard() -> bool:
+        await node.execute_command("SPUBLISH", "{b}:x", b"x")
+        return b"x" in stays
+
+    await wait_until(is_heard, "it hears")
+    assert again[0] is None
     assert list(subscriber._links.values()) == [link]
     await subscriber.aclose()
     await servers.aclose()
