@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
-from turnline.contracts.errors import StoreUnavailable
+from turnline.contracts.errors import StoreIncompatible, StoreUnavailable
 from turnline.contracts.keys import ConversationKeys
 from turnline.contracts.layout import FIELDS, Elsewhere, Layout, read_layout
 from turnline.contracts.protocol import Requests, Submission
@@ -141,6 +141,8 @@ class Homes:
         fleet = self._make.shards[0].fleet
         try:
             values = await self._streams.execute(fleet, "HMGET", fleet, *FIELDS)
+        except StoreIncompatible:  # others may have written there
+            values = (None,) * len(FIELDS)
         except BaseException:
             self._asked_at_s = asked_at_s
             raise

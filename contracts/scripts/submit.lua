@@ -96,7 +96,8 @@ local function notify(worker_id)
   end
 end
 
-local in_fleet, from, earlier = unpack(redis.call('HMGET', fleet, 'shards', 'from', 'earlier'))
+local known = redis.pcall('HMGET', fleet, 'shards', 'from', 'earlier')  -- others may have written there
+local in_fleet, from, earlier = unpack(known.err and {} or known)
 local is_old = from == shards and redis.call('LRANGE', log, 0, 0)[1] ~= nil
 local rest = (from or '') .. ';' .. (earlier or '')
 if is_old and told == '0' then
@@ -136,13 +137,14 @@ if not score then
 end
 local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)
 local cursor = last[1] and last[1][1] or '0-0'
-local active = redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)
-local parked = redis.call('HGET', state, 'parked')
 local is_control = act == 'interrupt' or act == 'rollback'
+local active = is_control and redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[1]
+local deferred = score and not holder and tonumber(score) > now  -- an entry that is due keeps its place
+local parked = deferred and redis.call('HGET', state, 'parked')
 
-if active[1] and is_control then
+if active then
   redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest,
-    'on', active[1][1], 'act', act)
+    'on', active[1], 'act', act)
 else
   redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest)
 end
@@ -156,7 +158,6 @@ redis.call('HSETNX', state, 'epoch', clock[1] .. clock[2])
 for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
   redis.call('PEXPIRE', key, retention_ms)
 end
-local deferred = score and not holder and tonumber(score) > now  -- an entry that is due keeps its place
 if not score or (deferred and (parked == 'input' or (parked and is_control))) then
   redis.call('SET', job, job_data, 'PX', retention_ms)
   redis.call('ZADD', queue, now, job_id)

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.driving import ended, fleet, user
 from tests.support.recordings import REPOSITORY
+from tests.support.wait import wait_until
 from turnline.contracts import (
     Interrupt,
     SyncTurnClient,
@@ -140,6 +141,9 @@ async def test_an_operator_may_use_all_commands(
         return result
 
     async with fleet(url_of(server, "worker"), sim, prefix=PREFIX, shards="3"):
+        with redis_sync.Redis.from_url(server.url) as admin:  # it knows a number
+            known = shard_keys(0, PREFIX).fleet
+            await wait_until(lambda: admin.exists(known), "the fleet has begun")
         await run("send", "o", "Hello", "--wait")
         sim.inject("status=401", times=1)
         await asyncio.to_thread(

@@ -72,7 +72,8 @@ async def test_a_key_of_a_shard_with_a_foreign_value_stops_nobody(
             TurnClient.connect(url) as client,
             fleet(url, sim, lease_s="0.6", heartbeat_s="0.1"),
         ):
-            assert isinstance(await client.ask("a", "Hello", timeout_s=10), TurnCompleted), kind
+            first = await client.ask(f"before-{kind}", "Hello", timeout_s=10)
+            assert isinstance(first, TurnCompleted), kind
             await write(redis, getattr(SHARD, kind), value)
             await asyncio.sleep(0.7)  # longer than a lease and a poll
             sim.inject("pace;itl_ms=50", conversation=kind)
