@@ -141,7 +141,8 @@ async def test_an_operator_may_use_all_commands(
         return result
 
     async with fleet(url_of(server, "worker"), sim, prefix=PREFIX, shards="3"):
-        with redis_sync.Redis.from_url(server.url) as admin:  # it knows a number
+        with redis_sync.Redis.from_url(server.url) as admin:
+            # A producer that comes before knows no number of shards.
             known = shard_keys(0, PREFIX).fleet
             await wait_until(lambda: admin.exists(known), "the fleet has begun")
         await run("send", "o", "Hello", "--wait")
