@@ -84,6 +84,7 @@ class Producers:
 
 
 async def _turns(client: TurnClient, conversation: str) -> list[bytes]:
+    await client._homes.refresh()  # a worker of another test may have said another number
     _, names = client._make.names(conversation)
     keys: list[bytes] = await client._redis.execute_command("HKEYS", names.turns)
     return keys
