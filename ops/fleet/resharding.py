@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.errors import StoreFull, StoreUnavailable
@@ -331,7 +331,7 @@ class _Mover:
                 )
             if error is None:
                 return replies[len(teach) : len(teach) + len(commands)]
-            may_pass = isinstance(error, (StoreFull, StoreUnavailable))
+            may_pass = isinstance(error, (StoreFull, StoreUnavailable, NoScriptError))
             if not may_pass or time.monotonic() > ends_s:
                 raise error
             await asyncio.sleep(_REFUSED_S)

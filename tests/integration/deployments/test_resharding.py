@@ -1,6 +1,7 @@
 """The number of shards changes while turns run: nothing is lost, repeated, reordered or missed."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -439,3 +440,26 @@ async def test_a_mark_in_the_right_place_loses_no_event(
         await redis.xadd(events, {"e": encode_event(event)}, id="6-0" if is_gone else "10-0")
 
         assert (await asyncio.wait_for(anext(follower), 10)).turn_id == "two"
+
+
+async def test_a_server_may_forget_the_scripts_at_any_moment(redis: Redis, redis_url: str) -> None:
+    """Also between the teaching of one and its call."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+    large = Requests().names(MOVES)[1].steps  # so that it does not come in one piece
+    await redis.rpush(large, random.Random(1).randbytes(2_000_000))
+    is_over = asyncio.Event()
+
+    async def forget_all() -> None:
+        while not is_over.is_set():
+            await redis.script_flush()
+
+    flushing = [asyncio.create_task(forget_all()) for _ in range(8)]
+    for shards in (MANY, 1) * 2:
+        await reshard(redis_url, shards)
+    is_over.set()
+    await asyncio.gather(*flushing)
+
+    async with TurnClient.connect(redis_url) as client:
+        assert await contents(client) == ["one"]
