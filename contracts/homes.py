@@ -143,7 +143,7 @@ class Homes:
             values = await self._streams.execute(fleet, "HMGET", fleet, *FIELDS)
         except StoreIncompatible:  # others may have written there
             values = (None,) * len(FIELDS)
-        except BaseException:
+        except BaseException:  # a cancellation, too: nobody was told, so the next one asks again
             self._asked_at_s = asked_at_s
             raise
         self._is_told = True

@@ -214,8 +214,12 @@ async def test_a_reader_who_waits_is_told(redis: Redis, redis_url: str, read: st
             events: Any = client.events(receipt) if read == "events" else client.follow(MOVES)
             return (await anext(events)).turn_id
 
+        async def is_waiting() -> bool:
+            _, listeners = await redis.execute_command("PUBSUB", "SHARDNUMSUB", keys.events)
+            return listeners > 0 or (await redis.info("clients"))["blocked_clients"] > 0
+
         waiting = asyncio.create_task(wait())
-        await asyncio.sleep(0.3)
+        await wait_until(is_waiting, "somebody waits")
         await reshard(redis_url, MANY)
         await said(redis, MOVES, "two", MANY)
 
