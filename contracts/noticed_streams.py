@@ -316,10 +316,10 @@ class _Open:
         """Keep what a notice brings, if it is all that the reader has not been given yet."""
         if not cursor.is_followed_by(notice.behind):
             return False
-        entries = notice.entries
-        if notice.behind != cursor.last:
-            last = position(cursor.last)
-            entries = [entry for entry in entries if position(entry[0]) > last]
+        last = position(cursor.last)
+        entries = [entry for entry in notice.entries if position(entry[0]) > last]
+        if entries and not cursor.is_known_to(notice):
+            return False
         if sum(len(kept) for _, kept in self._found) + len(entries) > MOST_KEPT:
             return False
         if entries:

@@ -91,6 +91,15 @@ class Cursor:
             return False
         return behind == self.last or position(behind) <= position(self.last)
 
+    def is_known_to(self, notice: Notice) -> bool:
+        """Whether a notice has the last entry that the reader has, so that it is of this stream.
+
+        Channels are the same for all databases of a server: another fleet may tell of its stream of
+        this name. What is the first of all in a stream is read, since nothing stands before it.
+        """
+        ids = (notice.behind, *(entry_id for entry_id, _ in notice.entries))
+        return self.last in ids and self.last != b"0-0"
+
 
 class _Read:
     """One command that reads streams of one slot for any number of cursors."""

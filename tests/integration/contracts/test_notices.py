@@ -124,14 +124,16 @@ async def test_many_readers_share_two_connections(client: TurnClient, redis: Red
 async def test_a_notice_brings_its_events(
     client: TurnClient, redis: Redis, receipt: Receipt
 ) -> None:
-    """Nothing is read for them, however many readers there are."""
+    """Nothing is read for them but for the first of a stream, however many readers there are."""
     readers = [client.events(receipt), client.events(receipt), client.follow("c")]
     taking = [asyncio.create_task(take(reader, 5)) for reader in readers]
     await settled(client, redis, KEYS.events, readers=3)
+    await emit(redis, delta(0))
+    await settled(client, redis, KEYS.events, readers=3)
     before = await reads(redis)
 
-    for n in (0, 2):
-        await emit(redis, delta(n), delta(n + 1))
+    await emit(redis, delta(1))
+    await emit(redis, delta(2), delta(3))
     await emit(redis, TurnCompleted(**IDS, text="done"))
 
     for events in await asyncio.gather(*taking):
@@ -391,3 +393,37 @@ async def test_a_keep_alive_that_is_no_time_is_refused(
     receipt = Receipt(conversation_id="c", turn_id="t", status="accepted")
     with pytest.raises(ValueError, match="keep_alive_s"):
         client.events(receipt, keep_alive_s=keep_alive_s)
+
+
+async def is_later(clock: Redis, written: Redis) -> bool:
+    """Whether what is written now has other ids, which are times in ms."""
+    (newest, _), *_ = await written.xrevrange(KEYS.events, count=1)
+    seconds, microseconds = await clock.time()
+    return bool(seconds * 1000 + microseconds // 1000 > int(newest.partition(b"-")[0]))
+
+
+async def test_a_notice_of_another_database_shows_nothing(
+    server: EmbeddedRedis, no_sweeps: None
+) -> None:
+    """Channels are the same for all databases: a fleet there may have a conversation of that id."""
+    async with (
+        Redis.from_url(server.url_of(1), protocol=2) as own,
+        Redis.from_url(server.url_of(2), protocol=2) as other,
+        TurnClient.connect(server.url_of(1)) as client,
+    ):
+        follower = client.follow("c", after="0")
+        step = asyncio.create_task(anext(follower))
+        await wait_until(lambda: waits(own), "it listens")
+        for n in range(3):
+            await emit(other, delta(n, turn_id="theirs"))
+            await wait_until(lambda: is_later(own, other), "its ids are others")
+            await emit(own, delta(n, turn_id="ours"))
+            await wait_until(lambda: is_later(own, own), "its ids are others")
+        seen = [await step, *await take(follower, 2)]
+
+        assert [(it.turn_id, it.offset) for it in seen] == [("ours", n) for n in range(3)]
+        step = asyncio.create_task(anext(follower))
+        await emit(other, delta(3, turn_id="theirs"), delta(4, turn_id="theirs"))
+        await emit(own, delta(5, turn_id="ours"))
+        assert (await step).offset == 5  # type: ignore[union-attr]
+        await follower.aclose()
