@@ -385,9 +385,10 @@ class TurnClient:
 
         Source: contracts/scripts/forget.lua
         """
-        await self._homes.refresh(at_once=True)
-        counts = [await self._forget(conversation_id, it) for it in self._homes.layout.every]
-        return any(counts)
+        count = 0
+        async for shards in self._homes.every_home():
+            count += await self._forget(conversation_id, shards)
+        return count > 0
 
     async def _forget(self, conversation_id: str, shards: int) -> int:
         """Remove what a shard has of a conversation; return how many keys that were."""

@@ -7,7 +7,7 @@ Source: docs/adr/0038-a-fleet-changes-its-number-of-shards.md
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from turnline.contracts.errors import StoreIncompatible, StoreUnavailable
@@ -128,6 +128,16 @@ class Homes:
             if await self._streams.execute(keys.log, "LRANGE", keys.log, 0, 0):
                 return keys.events
         return self._make.names(conversation_id)[1].events
+
+    async def every_home(self) -> AsyncGenerator[int, None]:
+        """Yield all numbers of shards by which something may be left; again if they change."""
+        layout: Layout | None = None
+        while layout is not self.layout:
+            await self._ask()
+            layout = self.layout
+            for shards in layout.every:
+                yield shards
+            await self._ask()
 
     async def refresh(self, *, at_once: bool = False) -> None:
         """Ask how many shards there are, if that was not asked for a while."""

@@ -6,10 +6,9 @@ left there; then the one that has it afterwards. Whoever looks for it asks them 
 Source: docs/adr/0038-a-fleet-changes-its-number-of-shards.md
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
-
-from turnline.contracts.scripts import text
 
 FIELDS: Final = ("shards", "from", "earlier")
 """Of the hash `ShardKeys.fleet`: what a `Layout` has, `earlier` separated by commas."""
@@ -49,15 +48,16 @@ class Layout(NamedTuple):
 
 def read_layout(values: Sequence[Any]) -> Layout | None:
     """Read the values of FIELDS; None if there are none, or none that make sense."""
-    try:
-        words = ["" if value is None else text(value) for value in values]
-        shards, before, *earlier = (int(it or 0) for it in (*words[:2], *words[2].split(",")))
-    except ValueError:
-        return None
-    numbers = (shards, before, *earlier)
-    if shards < 1 or not all(0 <= number <= _MOST_SHARDS for number in numbers):
-        return None
-    return Layout(shards, before, tuple(filter(None, earlier)))
+    words = [value if isinstance(value, bytes) else str(value or "").encode() for value in values]
+    numbers = [*map(_number, words[:2]), *map(_number, words[2].split(b","))]
+    shards, before, *earlier = numbers
+    return Layout(shards, before, tuple(filter(None, earlier))) if shards else None
+
+
+def _number(word: bytes) -> int:
+    """Return a number of shards; 0 for what is none, as submit.lua reads it."""
+    number = int(word) if re.fullmatch(rb"[1-9][0-9]{0,4}", word) else 0
+    return number if number <= _MOST_SHARDS else 0
 
 
 class Elsewhere(Exception):

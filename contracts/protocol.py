@@ -180,8 +180,9 @@ class Submission(NamedTuple):
                     replicas=replicas,
                 )
             case "moving" | "elsewhere":
-                layout = read_layout([str(number), *text(detail).split(";")])
-                raise Elsewhere(layout or Layout(number), is_here=word == "moving")
+                layout = read_layout([number, *text(detail).split(";")])
+                assert layout is not None
+                raise Elsewhere(layout, is_here=word == "moving")
             case word if word in _REFUSALS:
                 error, reason, retry_after_s = _REFUSALS[word]
                 reason = reason.format(n=number, s=number / 1000, id=self.conversation_id)
@@ -324,7 +325,6 @@ class Requests:
             channel=shard.channel_prefix,
             conversation=conversation_id,
             copies_read=len(copies),
-            is_moving=int(bool(self.layout.before)),
         )
         return forget(keys, args, streams)
 

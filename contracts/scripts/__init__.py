@@ -215,7 +215,6 @@ class ForgetArgs(NamedTuple):
     channel: str
     conversation: str
     copies_read: int
-    is_moving: int
 
 
 submit = bind(__name__, "submit", ConversationKeys, SubmitArgs)

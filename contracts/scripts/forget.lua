@@ -15,13 +15,13 @@ KEYS[9]   copies       list    `<stream> <entry id>`: copies in streams of the s
 KEYS[10]  job          string
 KEYS[11]  in_progress  string
 KEYS[12]  queue        zset
-KEYS[13..]  streams    stream  the streams named in `copies`, each once
+KEYS[13]  fleet        hash    `from` is set while the fleet is resharded; `forgot` changes with each conversation then
+KEYS[14..]  streams    stream  the streams named in `copies`, each once
 
 ARGV[1]  job_id        str  member of the queue
 ARGV[2]  channel       str  prefix of the holders' channels
 ARGV[3]  conversation  str  what is published to the holder
 ARGV[4]  copies_read   int  length of `copies` when its streams were read
-ARGV[5]  is_moving     int  1 while the fleet is resharded
 
 Returns
   {'forgotten', n}   n keys are gone
@@ -30,12 +30,13 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read precedes every write
-  I3  while the fleet is resharded, a copy that is on its way here will not arrive any more: it finds a job
+  I3  while the fleet is resharded, a copy that is on its way here will not arrive any more: it finds that
+      something was forgotten since it was packed
   I4  whoever reads the events is told on the channel of their name, behind the writes
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue =
-  unpack(KEYS, 1, 12)
-local job_id, channel, conversation, copies_read, is_moving = unpack(ARGV)
+local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue,
+  fleet = unpack(KEYS, 1, 13)
+local job_id, channel, conversation, copies_read = unpack(ARGV)
 
 local function notify(worker_id)
   local name = channel .. worker_id
@@ -50,7 +51,7 @@ if #listed ~= tonumber(copies_read) then
   return {'again', #listed}
 end
 local named = {}
-for i = 13, #KEYS do
+for i = 14, #KEYS do
   named[KEYS[i]] = true
 end
 local found = {}
@@ -71,8 +72,10 @@ redis.call('ZREM', queue, job_id)
 if holder then
   notify(string.match(holder, '%S+$'))
 end
-if is_moving == '1' then
-  redis.call('SET', job, '', 'PX', 60000)
+local from = redis.pcall('HGET', fleet, 'from')  -- others may have written there
+if type(from) == 'string' and from ~= '' then
+  local clock = redis.call('TIME')
+  redis.call('HSET', fleet, 'forgot', clock[1] .. ' ' .. clock[2])
 end
 redis.pcall('SPUBLISH', events, 'gone')  -- without the right to, readers look now and then
 return {'forgotten', gone}

@@ -96,14 +96,20 @@ local function notify(worker_id)
   end
 end
 
-local known = redis.pcall('HMGET', fleet, 'shards', 'from', 'earlier')  -- others may have written there
+-- What others wrote there is no number, and says nothing.
+local function number(word)
+  local count = word and string.match(word, '^[1-9]%d?%d?%d?%d?$')
+  return count and tonumber(count) <= 16384 and count or nil
+end
+local known = redis.pcall('HMGET', fleet, 'shards', 'from', 'earlier')
 local in_fleet, from, earlier = unpack(known.err and {} or known)
+in_fleet, from = number(in_fleet), number(from)
 local is_old = from == shards and redis.call('LRANGE', log, 0, 0)[1] ~= nil
-local rest = (from or '') .. ';' .. (earlier or '')
-if is_old and told == '0' then
+local rest = (from or '') .. ';' .. (string.match(earlier or '', '^[%d,]+$') or '')
+if in_fleet and is_old and told == '0' then
   return {'moving', tonumber(in_fleet), rest}
 end
-if in_fleet and not is_old and (in_fleet ~= shards or (rest:sub(1, 1) ~= ';' and told == '0')) then
+if in_fleet and not is_old and (in_fleet ~= shards or (from and told == '0')) then
   return {'elsewhere', tonumber(in_fleet), rest}
 end
 local record = redis.call('HGET', turns, turn_id)
@@ -115,7 +121,7 @@ local holder = redis.call('GET', in_progress)
 local score = redis.call('ZSCORE', queue, job_id)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-if is_old and ahead == 0 and not holder and not score
+if in_fleet and is_old and ahead == 0 and not holder and not score
   and now < tonumber(redis.call('HGET', state, 'leaving') or 0) then
   return {'moving', tonumber(in_fleet), rest}
 end

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from turnline.contracts.conversation import AssistantEntry, UserEntry
-from turnline.contracts.keys import ARQ_JOB, shard_of
+from turnline.contracts.keys import shard_of
 from turnline.contracts.layout import Layout
 from turnline.contracts.protocol import TextAssembler
 from turnline.contracts.replies import (
@@ -43,8 +43,6 @@ COLUMNS: Final[tuple[Column, ...]] = (
 )  # fmt: skip
 PERMANENT: Final = frozenset({"queue", "wake", "idle", "token", "workers", "fleet"})
 """The shard's keys that may stay for ever, by the last part of their names. They do not grow."""
-FORGOTTEN_MS: Final = 60_000
-"""Time for which a forgotten conversation that is on its way to another shard is kept out there."""
 _DRAIN_MS: Final = 10_000.0
 """After SIGTERM a worker gives its turns this long to finish. Only then do they run elsewhere."""
 
@@ -448,18 +446,12 @@ def _check_keys(chats: Sequence[Chat], evidence: Evidence) -> Iterator[Violation
             continue
         name = chat.conversation
         for key in evidence.lives:
-            if f":{name}:" in f"{key}:" and not _bars(key, evidence):
+            if f":{name}:" in f"{key}:":
                 yield Violation(column="leaked", conversation=name, what=f"forgotten: {key}")
         turns = {sent.turn for sent in chat.sent}
         if turns & evidence.replies.keys():
             what = "forgotten, and still in the reply stream"
             yield Violation(column="leaked", conversation=name, what=what)
-
-
-def _bars(key: str, evidence: Evidence) -> bool:
-    """Whether this is what `forget` leaves for a minute in a fleet that is resharded."""
-    is_short = 0 < evidence.lives[key] <= FORGOTTEN_MS
-    return bool(evidence.layout.earlier) and key.startswith(ARQ_JOB) and is_short
 
 
 def _check_dead_letters(chats: Sequence[Chat], evidence: Evidence) -> Iterator[Violation]:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import click
 import msgspec
+from rich.text import Text
 
 from turnline.ops.cli import output
 from turnline.ops.cli.connecting import Connect, redis_options
@@ -37,9 +38,11 @@ _encode = msgspec.json.Encoder().encode
 def reshard(*, count: int, wait_replicas: int, as_json: bool, connect: Connect) -> None:
     """Give the fleet N shards, and take each conversation to its own, while turns run.
 
-    Idle conversations are moved at once, busy ones as soon as they are idle. Producers and readers
-    need not be told: they find out. Workers have to serve the shards of both numbers until it is
-    done. Ended by Ctrl-C or a crash, all goes on as it is, and the same command finishes it.
+    Idle conversations are moved at once. A conversation with a turn that waits or runs is moved
+    once that has ended; a turn that waits for tool calls of another service counts, too. Producers
+    and readers need not be told: they find out. Workers have to serve the shards of both numbers
+    until the command has ended. After Ctrl-C or a crash turns go on, and the same command finishes
+    what is left. Only one such command runs at a time: the one that was started last.
     """
     with connect() as connection:
         status = nullcontext() if as_json else output.console(stderr=True).status("looking ...")
@@ -47,7 +50,7 @@ def reshard(*, count: int, wait_replicas: int, as_json: bool, connect: Connect) 
 
             def tell(progress: Progress) -> None:
                 if shown is not None:
-                    shown.update(_words(progress))
+                    shown.update(Text(_words(progress)))
 
             try:
                 done = asyncio.run(
@@ -69,7 +72,8 @@ def _words(progress: Progress) -> str:
         return f"the fleet has {progress.shards} shards"
     words = f"{progress.before} shards to {progress.shards}: {progress.moved:,} conversations moved"
     if progress.busy:
-        words += f", {progress.busy:,} are busy"
+        awaited = ", ".join(map(output.word, progress.awaited))
+        words += f", {progress.busy:,} are busy (such as {awaited})"
     if progress.superseded:
         words += f"; of {progress.superseded:,} the new shard had a newer copy"
     return words

@@ -9,12 +9,13 @@ Source: docs/adr/0038-a-fleet-changes-its-number-of-shards.md
 
 import asyncio
 import re
+import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.errors import StoreFull, StoreUnavailable
@@ -37,6 +38,8 @@ MARKED_MS: Final = 24 * 3600 * 1000
 _TOGETHER: Final = 64
 """Conversations moved at once."""
 _SCAN_COUNT: Final = 1_000
+_NAMED: Final = 3
+"""Busy conversations that are told by their ids."""
 LEAVING_MS: Final = 2_000
 """Time for which producers of an idle conversation wait, if this ends in the middle."""
 _PAUSE_S: Final = 0.01
@@ -59,7 +62,9 @@ class Progress(msgspec.Struct):
     """Number of shards that the fleet had; 0: as many."""
     moved: int = 0
     busy: int = 0
-    """Conversations that are waited for at the moment."""
+    """Conversations with a turn that waits or runs: they stay until it has ended."""
+    awaited: tuple[str, ...] = ()
+    """Ids of some of these."""
     superseded: int = 0
     """Old copies of conversations that had gone on in their new shards already, as after a server
     lost what it had been told; the newer one stays."""
@@ -80,8 +85,7 @@ class _Stay(NamedTuple):
 class _Packed(NamedTuple):
     stay: _Stay
     last_turn: bytes
-    cursor: str
-    items: Sequence[Any]
+    arriving: lua.ArriveArgs
 
 
 async def reshard(
@@ -133,15 +137,20 @@ class _Mover:
         self._wait_replicas = wait_replicas
         self._tell = tell
         self._make = Requests(prefix=prefix)
+        self._mover = secrets.token_hex(8)
+        """Its name; once it has begun, `<epoch> <name>`."""
+        self._found = 0
+        """Number of shards that the fleet had when this began."""
         self.progress = Progress()
 
     async def reshard(self, shards: int) -> Progress:
         layout = await self._begin(shards)
         self.progress.shards, self.progress.before = layout.homes[-1], layout.before
+        await self._announce(layout, "begin")
         clean = 0 if layout.before else _CLEAN_SWEEPS
         while clean < _CLEAN_SWEEPS:
-            await self._announce(layout)  # again: a server may have lost it
             clean = 0 if await self._sweep() else clean + 1
+            await self._announce(layout)  # again: a server may have lost it
         await self._announce(layout._replace(before=0))
         self.progress.is_done = True
         self._tell(self.progress)
@@ -156,12 +165,14 @@ class _Mover:
             CannotReshard: It cannot be, now.
         """
         fleet = self._make.shards[0].fleet
-        known = read_layout(await self._redis.execute_command("HMGET", fleet, *FIELDS))
+        values = await self._redis.execute_command("HMGET", fleet, *FIELDS)
+        known = read_layout(values)
         if known is None:
             raise CannotReshard(
-                "this fleet has not begun: its first worker says how many shards it has. Start "
-                f"workers with TURNLINE_SHARDS={shards}."
+                f"{fleet} has no number of shards. Is --prefix right? The first worker of a fleet "
+                f"says how many it has: start workers with TURNLINE_SHARDS={shards}."
             )
+        self._found = known.shards
         if known.before and shards != known.shards:
             raise CannotReshard(
                 f"the fleet is on its way from {known.before} to {known.shards} shards; finish "
@@ -191,14 +202,28 @@ class _Mover:
                 + f": first start all workers again with TURNLINE_SHARDS={count}."
             )
 
-    async def _announce(self, layout: Layout) -> None:
-        """Have each shard know the number of shards."""
-        await asyncio.gather(
-            *(
-                self._run(shard, [("HSET", shard.fleet, *layout.fields())])
-                for shard in self._make.shards[: layout.widest]
-            )
+    async def _announce(self, layout: Layout, how: str = "go_on") -> None:
+        """Have each shard know the number of shards; the first one decides whether this mover may.
+
+        Raises:
+            CannotReshard: Another mover has taken over.
+        """
+        first, *others = self._make.shards[: layout.widest]
+        self._mover = await self._say([first], layout, how)
+        await self._say(others, layout, "follow")
+
+    async def _say(self, shards: Sequence[ShardKeys], layout: Layout, how: str) -> str:
+        """Have shards know the number of shards, and return the name of this mover."""
+        args = lua.AnnounceArgs(self._mover, how, self._found, *layout.fields()[1::2])
+        answers = await self._scripts(
+            [(shard, lua.announce(lua.FleetKey(shard.fleet), args)) for shard in shards]
         )
+        if any(text(answer) == "fenced" for answer, _ in answers):
+            raise CannotReshard(
+                "another `turnline reshard` has taken over. Only one may run at a time; "
+                "`turnline reshard` with the number that the fleet is to have goes on."
+            )
+        return text(answers[0][1]) if answers else self._mover
 
     # -- conversations --------------------------------------------------------------------------
 
@@ -211,6 +236,7 @@ class _Mover:
             for at in range(0, len(staying), _TOGETHER):
                 busy += await self._move(staying[at : at + _TOGETHER])
                 self.progress.busy = len(busy)
+                self.progress.awaited = tuple(it.conversation_id for it in busy[:_NAMED])
                 self._tell(self.progress)
             if len(busy) == len(staying):
                 await asyncio.sleep(_PAUSE_S)
@@ -257,6 +283,7 @@ class _Mover:
 
     async def _move(self, staying: Sequence[_Stay]) -> list[_Stay]:
         """Move those that are idle; return those that are not."""
+        forgot, is_fenced = await self._ask({it.new[0] for it in staying})
         packed: list[_Packed] = []
         again: list[_Stay] = []
         answers = await self._scripts(
@@ -267,29 +294,45 @@ class _Mover:
         )
         for stay, (answer, last_turn, cursor, *items) in zip(staying, answers, strict=True):
             if text(answer) == "packed":
-                packed.append(_Packed(stay, last_turn, text(cursor), items))
+                args = lua.ArriveArgs(text(cursor), forgot[stay.new[0]], self._mover, items)
+                packed.append(_Packed(stay, last_turn, args))
             elif text(answer) == "busy":
                 again.append(stay)
         answers = await self._scripts(
-            [
-                (it.stay.new[0], lua.arrive(it.stay.new[1], lua.ArriveArgs(it.cursor, it.items)))
-                for it in packed
-            ]
+            [(it.stay.new[0], lua.arrive(it.stay.new[1], it.arriving)) for it in packed]
         )
+        is_fenced |= any(text(answer) == "fenced" for answer, _ in answers)
+        is_there = [text(answer) in {"arrived", "ahead"} for answer, _ in answers]
         self.progress.superseded += sum(text(answer) == "ahead" for answer, _ in answers)
+        again += (it.stay for it, so in zip(packed, is_there, strict=True) if not so)
+        packed = [it for it, so in zip(packed, is_there, strict=True) if so]
         answers = await self._scripts([self._leaving(it) for it in packed])
-        again += (
-            it.stay
-            for it, (answer, _) in zip(packed, answers, strict=True)
-            if text(answer) == "changed"
-        )
-        self.progress.moved += len(staying) - len(again)
+        for it, (answer, _) in zip(packed, answers, strict=True):
+            self.progress.moved += text(answer) == "left"
+            if text(answer) in {"changed", "fenced"}:
+                again.append(it.stay)
+            is_fenced |= text(answer) == "fenced"
+        if is_fenced:  # or a server has lost who moves
+            await self._announce(self._make.layout)
         return again
+
+    async def _ask(self, shards: Iterable[ShardKeys]) -> tuple[dict[ShardKeys, bytes], bool]:
+        """Return what each shard says of forgotten conversations, and if one has another mover.
+
+        That is asked before anything is packed.
+        """
+
+        async def ask(shard: ShardKeys) -> tuple[ShardKeys, bytes, bool]:
+            ((forgot, mover),) = await self._run(shard, [("HMGET", shard.fleet, "forgot", "mover")])
+            return shard, forgot or b"", mover != self._mover.encode()
+
+        said = await asyncio.gather(*map(ask, shards))
+        return {shard: forgot for shard, forgot, _ in said}, any(other for *_, other in said)
 
     def _leaving(self, packed: _Packed) -> tuple[ShardKeys, Call]:
         shard, keys = packed.stay.old
         shards = self._make.layout.shards
-        args = lua.LeaveArgs(keys.job_id, packed.last_turn, shards, MARKED_MS)
+        args = lua.LeaveArgs(keys.job_id, packed.last_turn, shards, MARKED_MS, self._mover)
         return shard, lua.leave(keys, args)
 
     async def _scripts(self, calls: Sequence[tuple[ShardKeys, Call]]) -> list[Any]:
@@ -300,16 +343,15 @@ class _Mover:
         answers: dict[int, Any] = {}
 
         async def run(those: list[int]) -> None:
-            shard, commands = calls[those[0]][0], [calls[n][1].words for n in those]
-            replies = await self._run(shard, commands, [calls[n][1] for n in those])
+            # Whole: a script that is called by its hash may be forgotten in between.
+            commands = [calls[n][1].whole_command() for n in those]
+            replies = await self._run(calls[those[0]][0], commands)
             answers.update(zip(those, replies, strict=True))
 
         await asyncio.gather(*map(run, places.values()))
         return [answers[n] for n in range(len(calls))]
 
-    async def _run(
-        self, shard: ShardKeys, commands: Sequence[Command], calls: Sequence[Call] = ()
-    ) -> list[Any]:
+    async def _run(self, shard: ShardKeys, commands: Sequence[Command]) -> list[Any]:
         """Send commands to a shard, again while they are refused or replicas do not have them.
 
         All of them bear that, also those that were carried out.
@@ -318,20 +360,17 @@ class _Mover:
             StoreUnavailable: The server, or its replicas, are away.
             StoreFull: The server has no memory left.
         """
-        teach = [("SCRIPT LOAD", calls[0].script.text)] if calls else []
         confirm = confirmation(shard.written, self._wait_replicas) if self._wait_replicas else []
         ends_s = time.monotonic() + PATIENCE_S
         while True:
-            sent = [*teach, *commands, *confirm]
-            replies = await self._redis.send_together(sent, all_or_none=True)
+            replies = await self._redis.send_together([*commands, *confirm], all_or_none=True)
             error = next((it for it in replies if isinstance(it, Exception)), None)
             if error is None and confirm and replies[-1] < self._wait_replicas:
                 error = StoreUnavailable(
                     f"{self._wait_replicas} replicas do not have what was written", retry_after_s=5
                 )
             if error is None:
-                return replies[len(teach) : len(teach) + len(commands)]
-            may_pass = isinstance(error, (StoreFull, StoreUnavailable, NoScriptError))
-            if not may_pass or time.monotonic() > ends_s:
+                return replies[: len(commands)]
+            if not isinstance(error, (StoreFull, StoreUnavailable)) or time.monotonic() > ends_s:
                 raise error
             await asyncio.sleep(_REFUSED_S)

@@ -22,6 +22,8 @@ class ArriveArgs(NamedTuple):
     """What `arrive` is given; the header of arrive.lua says what each is."""
 
     cursor: str
+    forgot: bytes
+    mover: str
     packed: Sequence[Arg]
 
 
@@ -32,8 +34,27 @@ class LeaveArgs(NamedTuple):
     last_turn: bytes
     shards: int
     marked_ms: int
+    mover: str
+
+
+class FleetKey(NamedTuple):
+    """What `announce` writes to."""
+
+    fleet: str
+
+
+class AnnounceArgs(NamedTuple):
+    """What `announce` is given; the header of announce.lua says what each is."""
+
+    mover: str
+    how: str
+    found: int
+    shards: str
+    old: str
+    earlier: str
 
 
 pack = bind(__name__, "pack", ConversationKeys, PackArgs)
 arrive = bind(__name__, "arrive", ConversationKeys, ArriveArgs)
 leave = bind(__name__, "leave", ConversationKeys, LeaveArgs)
+announce = bind(__name__, "announce", FleetKey, AnnounceArgs)

@@ -9,22 +9,27 @@ KEYS[5]   turns        hash
 KEYS[6]   log          list
 KEYS[7]   calls        list
 KEYS[8]   events       stream
-KEYS[9]   job          string  ARQ's job; also what `forget` leaves, so that no copy arrives after it
+KEYS[9]   job          string  ARQ's job
 KEYS[10]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[11]  fleet        hash    `mover`; `forgot` changes with each conversation that is forgotten meanwhile
 
 ARGV[1]  cursor  str  id of the last event in the old shard
-ARGV[2..]  packed  list  two items for each of the first eight keys: its DUMP, '' for none; ms until it expires
+ARGV[2]  forgot  bytes  as it was before the conversation was packed
+ARGV[3]  mover   str  who moves it
+ARGV[4..]  packed  list  two items for each of the first eight keys: its DUMP, '' for none; ms until it expires
 
 Returns
   {'arrived', ''}  it is here; what an earlier try left here is replaced
-  {'ahead', ''}    the conversation went on here already, or was forgotten; nothing written
+  {'ahead', ''}    the conversation is here and went on already; nothing written
+  {'late', ''}     something was forgotten since it was packed, perhaps this; nothing written
+  {'fenced', ''}   another mover has taken over; nothing written
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write
 ]]
-local inbox, state, context, steps, turns, log, calls, events, job, in_progress = unpack(KEYS)
-local cursor = unpack(ARGV, 1, 1)
+local inbox, state, context, steps, turns, log, calls, events, job, in_progress, fleet = unpack(KEYS)
+local cursor, forgot, mover = unpack(ARGV, 1, 3)
 
 local function is_later(id, than)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
@@ -35,17 +40,20 @@ local function is_later(id, than)
   return tonumber(seq) > tonumber(than_seq)
 end
 
-if redis.call('EXISTS', job, in_progress) > 0 then
-  return {'ahead', ''}
+if redis.call('HGET', fleet, 'mover') ~= mover then
+  return {'fenced', ''}
+end
+if (redis.call('HGET', fleet, 'forgot') or '') ~= forgot then
+  return {'late', ''}
 end
 if redis.call('EXISTS', log) == 1 then
   local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-  if last and is_later(last[1], cursor) then
+  if redis.call('EXISTS', job, in_progress) > 0 or (last and is_later(last[1], cursor)) then
     return {'ahead', ''}
   end
 end
 for n, key in ipairs({inbox, state, context, steps, turns, log, calls, events}) do
-  local dump, left_ms = unpack(ARGV, 2 * n, 2 * n + 1)
+  local dump, left_ms = unpack(ARGV, 2 * n + 2, 2 * n + 3)
   if dump ~= '' then
     redis.call('RESTORE', key, left_ms, dump, 'REPLACE')
   else

@@ -11,15 +11,18 @@ KEYS[7]   calls        list
 KEYS[8]   events       stream  afterwards one entry, which tells readers to go on elsewhere
 KEYS[9]   in_progress  string  `<token> <worker id>` of the holder
 KEYS[10]  queue        zset    job id -> due time, ms
+KEYS[11]  fleet        hash    `mover`
 
 ARGV[1]  job_id     str  member of the queue
 ARGV[2]  last_turn  bytes  as packed
 ARGV[3]  shards     int  number of shards by which the conversation is found now
 ARGV[4]  marked_ms  int  time for which the marks stay, unless the conversation would have expired before
+ARGV[5]  mover      str  who moves it
 
 Returns
   {'left', 1}     it is in its new shard
   {'changed', 0}  something was accepted since it was packed; nothing written
+  {'fenced', 0}   another mover has taken over; nothing written
   {'gone', 0}     there is no such conversation (any more); nothing written
 
 Invariants
@@ -28,9 +31,13 @@ Invariants
   I3  the list of copies stays: `forget` comes for it
   I4  the first write is one that a full server refuses: nothing is removed and then not marked
 ]]
-local inbox, state, context, steps, turns, log, calls, events, in_progress, queue = unpack(KEYS)
-local job_id, last_turn, shards, marked_ms = unpack(ARGV)
+local inbox, state, context, steps, turns, log, calls, events, in_progress, queue,
+  fleet = unpack(KEYS)
+local job_id, last_turn, shards, marked_ms, mover = unpack(ARGV)
 
+if redis.call('HGET', fleet, 'mover') ~= mover then
+  return {'fenced', 0}
+end
 local last = redis.call('LINDEX', log, -1)
 if not last then
   return {'gone', 0}

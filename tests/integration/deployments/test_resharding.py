@@ -233,7 +233,9 @@ async def test_a_move_that_was_cut_off_is_done_again(redis: Redis, redis_url: st
         await talked(redis, client, "one")
         old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
         _, _, cursor, *items = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
-        await run(redis, lua.arrive(new, lua.ArriveArgs(text(cursor), items)))
+        args = lua.ArriveArgs(text(cursor), b"", "m", items)
+        await redis.hset(new.fleet, "mover", "m")
+        assert await run(redis, lua.arrive(new, args)) == [b"arrived", b""]
         await talked(redis, client, "two")
 
         await reshard(redis_url, MANY)
@@ -293,8 +295,11 @@ async def test_what_was_accepted_after_it_was_packed_lets_it_stay(
         old = Requests().names(MOVES)[1]
         _, last, *_ = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
         await talked(redis, client, "two")
+        await redis.hset(old.fleet, "mover", "m")
 
-        answer, _ = await run(redis, lua.leave(old, lua.LeaveArgs(old.job_id, last, MANY, 1000)))
+        answer, _ = await run(
+            redis, lua.leave(old, lua.LeaveArgs(old.job_id, last, MANY, 1000, "m"))
+        )
 
         assert text(answer) == "changed"
         assert await contents(client) == ["one", "two"]
@@ -312,33 +317,140 @@ async def test_an_old_copy_does_not_replace_a_newer_one(redis: Redis, redis_url:
         for key, dump in copies.items():
             if dump:
                 await redis.restore(key, 0, dump, replace=True)
-        layout = Layout(MANY, 1, (1,))
-        for number in range(MANY):
-            await redis.execute_command("HSET", shard_keys(number).fleet, *layout.fields())
+        await on_its_way(redis)
 
         done = await reshard(redis_url, MANY)
 
         assert (done.superseded, await contents(client)) == (1, ["one", "two"])
 
 
+async def on_its_way(redis: Redis, mover: str = "m") -> None:
+    """Have a fleet of one shard on its way to many."""
+    words = Layout(MANY, 1, (1,)).fields()
+    for number in range(MANY):
+        await redis.execute_command("HSET", shard_keys(number).fleet, *words, "mover", mover)
+
+
+@pytest.mark.promise("P12")
 async def test_what_is_forgotten_does_not_arrive(redis: Redis, redis_url: str) -> None:
-    """A conversation that is on its way when it is forgotten."""
+    """A conversation that is on its way when it is forgotten, however long that takes."""
     await begin(redis)
     async with TurnClient.connect(redis_url) as client:
         await talked(redis, client, "one")
-        layout = Layout(MANY, 1, (1,))
-        for number in range(MANY):
-            await redis.execute_command("HSET", shard_keys(number).fleet, *layout.fields())
+        await on_its_way(redis)
         old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
         _, last, cursor, *items = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
 
         assert await client.forget(MOVES)
 
-        answer, _ = await run(redis, lua.arrive(new, lua.ArriveArgs(text(cursor), items)))
-        assert text(answer) == "ahead"
-        answer, _ = await run(redis, lua.leave(old, lua.LeaveArgs(old.job_id, last, MANY, 1000)))
-        assert text(answer) == "gone"
+        args = lua.ArriveArgs(text(cursor), b"", "m", items)
+        assert await run(redis, lua.arrive(new, args)) == [b"late", b""]
+        args_ = lua.LeaveArgs(old.job_id, last, MANY, 1000, "m")
+        assert await run(redis, lua.leave(old, args_)) == [b"gone", 0]
         assert await contents(client) == []
+        assert [key async for key in redis.scan_iter(f"*{MOVES}*")] == []
+
+
+@pytest.mark.promise("P1")
+async def test_what_is_said_after_forgetting_is_moved(redis: Redis, redis_url: str) -> None:
+    """There and back at once: what is left of the forgetting keeps nothing from moving."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        await on_its_way(redis)
+        await client.forget(MOVES)
+        await talked(redis, client, "two", MANY)
+        for shards in (MANY, 1, MANY, 1):
+            done = await reshard(redis_url, shards)
+            assert done.superseded == 0
+            assert await contents(client) == ["two"]
+
+
+@pytest.mark.promise("P1")
+async def test_nothing_leaves_that_has_not_arrived(redis: Redis, redis_url: str) -> None:
+    """A stray key in the new shard is no conversation."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        new = Requests().names(MOVES, MANY)[1]
+        await redis.set(new.job, "{}")
+        await redis.set(new.in_progress, "7 w", px=60_000)
+
+        done = await reshard(redis_url, MANY)
+
+        assert (done.moved, done.superseded, await contents(client)) == (1, 0, ["one"])
+
+
+async def test_only_one_mover_may_move(redis: Redis, redis_url: str) -> None:
+    """The last one that began; one that was held up meanwhile ends, and changes nothing."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
+        seen: list[Progress] = []
+        held = asyncio.create_task(reshard(redis_url, MANY, tell=seen.append))
+        await wait_until(lambda: seen, "it waits for the conversation")
+        other = asyncio.create_task(reshard(redis_url, MANY))
+        with pytest.raises(CannotReshard, match="another"):
+            await asyncio.wait_for(held, 10)
+        await said(redis, MOVES, "two")
+        await asyncio.wait_for(other, 10)
+
+        old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
+        args = lua.ArriveArgs("0-0", b"", "held", [])
+        assert await run(redis, lua.arrive(new, args)) == [b"fenced", b""]
+        args_ = lua.LeaveArgs(old.job_id, b"two", MANY, 1000, "held")
+        assert await run(redis, lua.leave(old, args_)) == [b"fenced", 0]
+        for how in ("go_on", "follow"):
+            late = lua.AnnounceArgs("1 held", how, 1, "1", str(MANY), "")
+            answer, _ = await run(redis, lua.announce(lua.FleetKey(new.fleet), late))
+            assert text(answer) == "fenced"
+        assert await contents(client) == ["one", "two"]
+
+
+async def test_of_two_numbers_at_once_one_wins(redis: Redis, redis_url: str) -> None:
+    """And all shards agree on it."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        both = (reshard(redis_url, it) for it in (MANY, 3))
+        outcomes = await asyncio.gather(*both, return_exceptions=True)
+
+        (done,) = (it for it in outcomes if isinstance(it, Progress))
+        assert [type(it) for it in outcomes if it is not done] == [CannotReshard]
+        for number in range(done.shards):
+            known = await redis.hmget(shard_keys(number).fleet, *FIELDS)
+            assert read_layout(known) == Layout(done.shards, 0, (1,))
+        assert await contents(client) == ["one"]
+
+
+async def test_forgetting_looks_again_when_the_shards_change(redis: Redis, redis_url: str) -> None:
+    """A client that was held up in the middle."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        homes = client._homes.every_home()
+        assert await anext(homes) == 1
+        await reshard(redis_url, MANY)
+        assert [it async for it in homes] == [MANY, 1]
+
+
+@pytest.mark.parametrize("word", ["abc", "01", "1_0", "+1", " 1 ", "1.0", "9" * 23, "-3", "\xff"])
+@pytest.mark.parametrize("field", FIELDS)
+async def test_odd_words_in_the_hash_stop_no_producer(
+    redis: Redis, redis_url: str, field: str, word: str
+) -> None:
+    """What is no number says nothing."""
+    await begin(redis)
+    for client_is_told in (False, True):
+        async with TurnClient.connect(redis_url) as client:
+            if client_is_told:
+                await client.history("c")
+            await redis.hset(shard_keys(0).fleet, field, word.encode("latin-1"))
+            async with asyncio.timeout(5):
+                await client.submit(UserMessage(conversation_id="c", text="Hi"))
+                assert (await client.history("c")).messages == ()
+        await begin(redis)
 
 
 async def test_a_turn_that_waits_stays_until_it_ended(redis: Redis, redis_url: str) -> None:
@@ -347,13 +459,13 @@ async def test_a_turn_that_waits_stays_until_it_ended(redis: Redis, redis_url: s
     async with TurnClient.connect(redis_url) as client:
         await talked(redis, client, "one")
         await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
-        seen: list[int] = []
+        seen: list[list[str]] = []
 
         moving = asyncio.create_task(
-            reshard(redis_url, MANY, tell=lambda progress: seen.append(progress.busy))
+            reshard(redis_url, MANY, tell=lambda progress: seen.append([*progress.awaited]))
         )
         await wait_until(lambda: len(seen) > 2, "it waits")
-        assert seen[-1] == 1
+        assert seen[-1] == [MOVES]
         await client.submit(UserMessage(conversation_id=MOVES, turn_id="three", text="three"))
         await said(redis, MOVES, "two")
 

@@ -477,27 +477,6 @@ def test_what_happened_to_a_shard_that_it_was_in_explains_another_attempt(
     assert world.columns() == set()
 
 
-@pytest.mark.parametrize(
-    ("key", "life_ms", "earlier", "count"),
-    [
-        ("arq:job:{s0}:c", 59_000, (48,), 1),
-        ("arq:job:{s0}:c", 59_000, (), 2),
-        ("arq:job:{s0}:c", 61_000, (48,), 2),
-        ("arq:in-progress:{s0}:c", 59_000, (48,), 2),
-    ],
-)
-def test_what_keeps_a_forgotten_conversation_out_is_no_trace_of_it(
-    world: World, key: str, life_ms: int, earlier: tuple[int, ...], count: int
-) -> None:
-    """A mark in the place of its job, for a minute, where the fleet was resharded."""
-    world.chat.forgotten = True
-    world.layout = Layout(1, 0, earlier)
-    world.replies = {}
-    world.lives[key] = life_ms
-
-    assert [violation.column for violation in world.violations()] == ["leaked"] * count
-
-
 def test_any_trace_of_a_forgotten_conversation_leaks(world: World) -> None:
     """Its keys, its replies, its dead letters; the rest of it is not looked at."""
     world.chat.forgotten = True

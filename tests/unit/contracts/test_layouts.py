@@ -35,14 +35,26 @@ def test_what_is_written_is_read(layout: Layout) -> None:
         [b"many", b"", b""],
         [b"0", b"", b""],
         [b"-1", b"", b""],
-        [b"4", b"99999", b""],
-        [b"4", b"", b"1,x"],
+        [b"99999", b"", b""],
+        [b"01", b"", b""],
+        [b"+1", b"", b""],
+        [b" 1", b"", b""],
+        [b"1_0", b"", b""],
+        [b"1.0", b"", b""],
+        [b"1\n", b"", b""],
+        ["\u0663".encode(), b"", b""],
         [b"\xff", b"", b""],
     ],
 )
 def test_what_makes_no_sense_is_nothing(values: Sequence[Any]) -> None:
     """Others may write there, too."""
     assert read_layout(values) is None
+
+
+@pytest.mark.parametrize("word", [b"0", b"x", b"99999", b"01", b"\xff"])
+def test_what_makes_no_sense_beside_a_number_is_left_out(word: bytes) -> None:
+    """The number counts."""
+    assert read_layout([b"4", word, b"1," + word]) == Layout(4, 0, (1,))
 
 
 def test_an_older_version_knows_one_field() -> None:
