@@ -381,6 +381,22 @@ async def test_nothing_leaves_that_has_not_arrived(redis: Redis, redis_url: str)
         assert (done.moved, done.superseded, await contents(client)) == (1, 0, ["one"])
 
 
+@pytest.mark.promise("P1")
+async def test_what_is_late_stays(redis: Redis, redis_url: str) -> None:
+    """Others are forgotten in the new shard all the time, so nothing arrives."""
+    await begin(redis)
+    fleet = Requests().names(MOVES, MANY)[1].fleet
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        moving = asyncio.create_task(reshard(redis_url, MANY))
+        for n in range(500):
+            await redis.execute_command("HSET", fleet, "forgot", n)
+        assert await contents(client) == ["one"]
+
+        assert (await asyncio.wait_for(moving, 10)).moved == 1
+        assert await contents(client) == ["one"]
+
+
 async def test_only_one_mover_may_move(redis: Redis, redis_url: str) -> None:
     """The last one that began; one that was held up meanwhile ends, and changes nothing."""
     await begin(redis)
@@ -435,7 +451,9 @@ async def test_forgetting_looks_again_when_the_shards_change(redis: Redis, redis
         assert [it async for it in homes] == [MANY, 1]
 
 
-@pytest.mark.parametrize("word", ["abc", "01", "1_0", "+1", " 1 ", "1.0", "9" * 23, "-3", "\xff"])
+@pytest.mark.parametrize(
+    "word", ["abc", "01", "1_0", "+1", " 1 ", "1.0", "99999", "9" * 23, "-3", "\xff"]
+)
 @pytest.mark.parametrize("field", FIELDS)
 async def test_odd_words_in_the_hash_stop_no_producer(
     redis: Redis, redis_url: str, field: str, word: str
