@@ -85,7 +85,7 @@ def _store(options: Run, scratch: Path, exits: ExitStack) -> Store:
             cluster = exits.enter_context(Cluster(options=DURABLE))
             return OnCluster(cluster, shards)
         case "sentinel":
-            watched = exits.enter_context(Sentinels(options=DURABLE))
+            watched = exits.enter_context(Sentinels(failover_timeout_ms=2_000, options=DURABLE))
             return BehindSentinels(watched, shards)
         case "server":
             server = EmbeddedRedis(options.keep or scratch / "redis")
