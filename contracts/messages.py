@@ -54,6 +54,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     traceparent: Annotated[str, Meta(max_length=256)] | None = None
     """Producer's W3C trace context (https://www.w3.org/TR/trace-context/)."""
     tracestate: Annotated[str, Meta(max_length=512)] | None = None
+    baggage: Annotated[str, Meta(max_length=8192)] | None = None
+    """Producer's W3C baggage (https://www.w3.org/TR/baggage/), for the tools of the turn."""
     deadline_at_ms: int | None = None
     """Ms since the Unix epoch after which an answer is of no use: the turn then fails."""
     when_busy: WhenBusy = "enqueue"

@@ -57,7 +57,7 @@ from turnline.contracts.replies import (
     decode_record,
 )
 from turnline.contracts.scripts import Call, ForgetArgs, SubmitArgs, forget, submit, text
-from turnline.contracts.trace_context import TraceContext, current, trace_id_of
+from turnline.contracts.trace_context import TraceContext, current, current_baggage, trace_id_of
 
 T = TypeVar("T")
 RETENTION_MS = 30 * 24 * 3600 * 1000
@@ -253,7 +253,12 @@ class Requests:
         check_ids(message)
         self._schemas.check(message)
         plain = msgspec.structs.replace(
-            message, sent_at_ms=0, traceparent=None, tracestate=None, deadline_at_ms=None
+            message,
+            sent_at_ms=0,
+            traceparent=None,
+            tracestate=None,
+            baggage=None,
+            deadline_at_ms=None,
         )
         digest = hashlib.blake2b(_encode_sorted(plain), digest_size=8).hexdigest()
         trace = TraceContext(message.traceparent or "", message.tracestate)
@@ -266,6 +271,7 @@ class Requests:
             message,
             traceparent=trace.traceparent,
             tracestate=trace.tracestate,
+            baggage=message.baggage or current_baggage(),
             sent_at_ms=message.sent_at_ms or now_ms,
         )
         data = encode(sent)

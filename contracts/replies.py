@@ -93,7 +93,7 @@ class ToolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Ms since the Unix epoch; afterwards the model is told that nobody answered."""
     trace_id: str = ""
     traceparent: str = ""
-    """The turn's W3C trace context."""
+    """W3C trace context of the call's span; of the turn, if the worker makes no spans."""
 
     def arguments_as(self, kind: type[T]) -> T:
         """Return the arguments as a struct or another type that msgspec knows.

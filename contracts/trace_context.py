@@ -12,15 +12,28 @@ from types import ModuleType
 from typing import NamedTuple
 
 try:
+    from opentelemetry import baggage as _baggage
     from opentelemetry import trace as _trace
+    from opentelemetry.baggage.propagation import W3CBaggagePropagator
 except ImportError:  # OpenTelemetry is optional for producers; other parts of it make the package
     otel: ModuleType | None = None
+
+    def _put_baggage(carrier: dict[str, str]) -> None:
+        """Put nothing in."""
 else:
     otel = _trace
+
+    def _put_baggage(carrier: dict[str, str]) -> None:
+        """Put the active baggage in."""
+        if _baggage.get_all():
+            W3CBaggagePropagator().inject(carrier)
+
 
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
+BAGGAGE_MAX_CHARS = 8_192
+"""As W3C has it."""
 LATE_MS = 600_000
 """A turn that waited for longer is a trace of its own, linked to the one it came from."""
 
@@ -73,6 +86,14 @@ def current(conversation_id: str = "", turn_id: str = "") -> TraceContext:
     return TraceContext(f"00-{trace_id}-{_own_id(trace_id, conversation_id, turn_id)}-01", None)
 
 
+def current_baggage() -> str | None:
+    """Return the active baggage as W3C's header, None if there is none or it is too long."""
+    carrier: dict[str, str] = {}
+    _put_baggage(carrier)
+    header = carrier.get("baggage", "")
+    return header if 0 < len(header) <= BAGGAGE_MAX_CHARS else None
+
+
 def trace_id_of(traceparent: str | None) -> str:
     """Return the 32 hexadecimal digits of the trace id, '' if there is none or it is malformed."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
@@ -123,9 +144,15 @@ def turn_trace(
     )
 
 
-def attempt_id(trace: TurnTrace, attempt: int) -> str:
-    """Return the span id of an attempt, the same for whoever reports it."""
-    return _hash(8, trace.trace_id, trace.span_id, str(attempt))
+def child_id(above: TurnTrace, which: int | str) -> str:
+    """Return the id of a span below the turn's or an attempt's, the same for whoever tells it.
+
+    Args:
+        above: `span_id` is that of the span above.
+        which: Number of an attempt or, below that, of a model call; id of a tool call; name of
+            what there is only once; 0: the agent.
+    """
+    return _hash(8, above.trace_id, above.span_id, str(which))
 
 
 def _own_id(trace_id: str, conversation_id: str, turn_id: str) -> str:

@@ -79,7 +79,7 @@ def run(settings: Settings) -> int:
 
 async def _run(settings: Settings, watchdog: Watchdog, listen: Listen) -> int:
     loop = asyncio.get_running_loop()
-    fleet = make_fleet(settings, on_serving=lambda: watchdog.watch(loop))
+    fleet = make_fleet(settings, on_serving=lambda: watchdog.watch(loop), whole=True)
     # What was made at the start lives as long as the process: no collection need look at it again,
     # and the garbage of turns is young. Full collections took tens of ms.
     gc.collect()
@@ -121,12 +121,19 @@ class _Shared(NamedTuple):
     slots: Slots
 
 
-def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: None) -> Fleet:
+def make_fleet(
+    settings: Settings,
+    on_serving: Callable[[], object] = lambda: None,
+    *,
+    whole: bool = False,
+) -> Fleet:
     """Make all parts of a worker process, in a running event loop; nothing is sent yet.
 
     Args:
         settings: Checked ones.
         on_serving: Called once the fleet takes turns.
+        whole: Whether the process is a worker and nothing else: OpenTelemetry's global providers
+            are then set up, if nobody has.
 
     Raises:
         StartFailed: The key, tools, agents or telemetry cannot be used as configured.
@@ -136,7 +143,7 @@ def make_fleet(settings: Settings, on_serving: Callable[[], object] = lambda: No
         settings.redis_url, lease_settings(settings), wait_replicas=settings.wait_replicas
     )
     services = services_of(settings)
-    telemetry = telemetry_of(settings, worker_id)
+    telemetry = telemetry_of(settings, worker_id, whole=whole)
     checker = Checker()
     toolbox = toolbox_of(settings, checker)
     agents = agents_of(settings, toolbox, checker)
@@ -210,8 +217,8 @@ def _observer(
     settings: Settings, telemetry: Telemetry, batcher: ScriptBatcher, shard: ShardKeys
 ) -> Observer:
     def count(sent: int, dropped: int) -> None:
-        telemetry.meters.spans_sent.add(sent, "redis")
-        telemetry.meters.spans_dropped.add(dropped, "redis")
+        telemetry.meters.spans_sent(sent, "redis")
+        telemetry.meters.spans_dropped(dropped, "redis")
 
     store = None
     if settings.trace_store:
@@ -345,8 +352,13 @@ def agents_of(settings: Settings, toolbox: Toolbox, checker: Checker) -> AgentsF
         raise StartFailed(f"The agents cannot be used: {error}") from None
 
 
-def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:
+def telemetry_of(settings: Settings, worker_id: str, *, whole: bool = False) -> Telemetry:
     """Set up what is asked for by settings and the standard `OTEL_*` variables.
+
+    Args:
+        settings: Checked ones.
+        worker_id: Names the worker in what is told.
+        whole: See `make_fleet`.
 
     Raises:
         StartFailed: The redactor or a variable cannot be used.
@@ -364,11 +376,11 @@ def telemetry_of(settings: Settings, worker_id: str) -> Telemetry:
                 worker=worker_id,
                 place=CallPlace(where.hostname or "", port),
                 redactor=settings.redactor,
-                send_traceparent=settings.send_traceparent,
                 metrics_port=settings.metrics_port,
             ),
             os.environ,
             version=version,
+            whole=whole,
         )
 
 

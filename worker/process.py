@@ -20,7 +20,7 @@ from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import ProviderFound, check_provider
 from turnline.worker.starting.redis_check import RedisFound, check_redis
 from turnline.worker.starting.stage import log_if_slow
-from turnline.worker.telemetry.setup import Telemetry
+from turnline.worker.telemetry.setup import Telemetry, unwatched
 from turnline.worker.tools.runner import Toolbox
 
 log = logging.getLogger("turnline.worker")
@@ -95,6 +95,10 @@ class Fleet:
             StartFailed: Redis, the provider or the tools cannot be used as configured.
         """
         self._starting = asyncio.current_task()
+        with unwatched():
+            await self._run(opening)
+
+    async def _run(self, opening: AbstractContextManager[object] | None) -> None:
         try:
             if not self._stopping.is_set():
                 await self.check()
@@ -114,7 +118,7 @@ class Fleet:
         for number in self._settings.served_shards:
             keys = shard_keys(number, self._settings.prefix)
             self.workers.append(self.parts.make_worker(keys))
-        await self.parts.telemetry.open()
+        self.parts.telemetry.open()
         with log_if_slow("the resources of the tools"):
             await self.parts.toolbox.start()
 

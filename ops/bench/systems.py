@@ -319,6 +319,7 @@ async def _turnline(
         sink = exits.enter_context(program(collector.__name__))
         environ = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{sink.first_line()}/v1/traces",
+            "TURNLINE_TRACE_STORE": "0",
             "OTEL_BSP_SCHEDULE_DELAY": "200",  # ms: what a round makes is sent within the round
         }
     programs = (worker(redis_url, base_url, n, environ) for n in range(workers))

@@ -5,6 +5,7 @@ Source: docs/adr/0003-the-heartbeat-is-a-thread.md
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import threading
 import time
@@ -75,13 +76,17 @@ class Heartbeat:
         self._threads_loop = uvloop.new_event_loop()
         self._is_stopped = False
         self._look = asyncio.Event()  # of the thread's loop
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def watch(self, holder: Holder) -> None:
         """Renew the leases of a holder from now on; the first beat is sent at once."""
         self._holders = (*self._holders, holder)
         if self._ticking is None:
             self._tick()
+            run = contextvars.copy_context().run  # what is not watched here is not there
+            self._thread = threading.Thread(
+                target=run, args=(self._run,), name="heartbeat", daemon=True
+            )
             self._thread.start()
         self._threads_loop.call_soon_threadsafe(self._look.set)
 
@@ -100,7 +105,7 @@ class Heartbeat:
             self._threads_loop.call_soon_threadsafe(self._look.set)
         until_s = time.monotonic() + self._times.lease_s
         # Not by a thread of the loop's pool: tools may have taken them all.
-        while self._thread.is_alive() and time.monotonic() < until_s:  # noqa: ASYNC110  a thread
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < until_s:  # noqa: ASYNC110  a thread
             await asyncio.sleep(_LOOK_S)
 
     def _tick(self) -> None:

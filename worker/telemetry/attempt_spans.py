@@ -1,216 +1,349 @@
-"""Makes the spans of an attempt from what was noted of it, once it is over."""
+"""The spans of what an attempt does for a turn. They start when that begins, and end together.
 
-from typing import NamedTuple
+What a killed worker had not ended is told by its successor, so nothing is told twice.
+"""
 
-from turnline.contracts.trace_context import Link, attempt_id
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from opentelemetry.trace import SpanKind
+
+from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.messages import ContextAppend, UserMessage
+from turnline.contracts.trace_context import Link, TurnTrace
+from turnline.worker.effects import ConversationSnapshot, Effects
+from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.telemetry import names as n
-from turnline.worker.telemetry.attempt_notes import (
-    AttemptNotes,
-    CallNote,
-    Part,
-    ToolNote,
-    new_span_id,
-)
 from turnline.worker.telemetry.attributes import (
     CallPlace,
     Ending,
+    agent_attributes,
     call_attributes,
     call_error,
-    invocation,
+    chat_attributes,
     process_attributes,
     tool_attributes,
     turn_attributes,
 )
-from turnline.worker.telemetry.lost_attempts import lost_spans
-from turnline.worker.telemetry.spans import Attributes, Span, SpanEvent
+from turnline.worker.telemetry.captured_content import CapturedContent
+from turnline.worker.telemetry.lost_attempts import just_lost, tell_lost
+from turnline.worker.telemetry.spans import Attributes
+from turnline.worker.telemetry.tracing import OpenSpan, Tracing, below
 from turnline.worker.turn.gathering import ConsumedEntry
 
-ROLLED_BACK = "rolled_back"
+ROLLED_BACK: Final = "rolled_back"
 """Outcome of what an attempt did for a turn that was undone."""
+_AGENT: Final = 0
 
 
-class AttemptSpans(NamedTuple):
-    """Makes spans of one attempt."""
+class Around(NamedTuple):
+    """What the spans of an attempt have in common."""
 
-    notes: AttemptNotes
-    worker: str
+    tracing: Tracing
     place: CallPlace
+    worker: str
     queue: str
+    conversation_id: str
+    loaded: ConversationSnapshot
+    content: CapturedContent | None
+    ns: Callable[[float], int]
+    """Converts `time.monotonic` to ns since the Unix epoch, by Redis' clock."""
 
-    def of_attempt(self, part: Part, outcome: str, error: str, now_ns: int) -> list[Span]:
-        """Return the attempt's span, those below it, and those of lost attempts before it."""
-        notes, owner, trace = self.notes, part.owner, part.owner.trace
-        ids = self._ids(owner)
-        accepted_ns = owner.entry.accepted_at_ms * 1_000_000
-        began_ns = max(notes.ns(part.began_at_s), accepted_ns)
-        conversation_id = notes.lease.conversation_id
-        attributes = process_attributes(ids, conversation_id, owner, notes.loaded, self.queue)
-        attributes[n.WORKER] = self.worker
-        attributes[n.ATTEMPT_OUTCOME] = "committed" if outcome == "released" else outcome
-        events: tuple[SpanEvent, ...] = ()
-        if notes.retry is not None and outcome == "retry":
-            code, wait_s = notes.retry
-            attributes[n.RETRY_IN_S] = round(wait_s, 3)
-            noted: Attributes = {n.ERROR_TYPE: code, n.RETRY_IN_S: round(wait_s, 3)}
-            events = (SpanEvent(name=n.RETRY_EVENT, at_ns=now_ns, attributes=noted),)
-        process = Span(
-            name=n.PROCESS,
-            kind="consumer",
-            span_id=attempt_id(trace, notes.loaded.attempt),
-            parent_id=trace.span_id,
-            start_ns=began_ns,
-            end_ns=now_ns,
-            attributes=attributes,
-            error=error,
-            links=(trace.sent,) if trace.sent is not None else (),
-            events=events,
+    def ids(self, used: ConsumedEntry) -> Attributes:
+        """Return what every span has."""
+        return {n.CONVERSATION_ID: self.conversation_id, n.TURN_ID: used.turn_id}
+
+    def agent(self, owner: ConsumedEntry) -> str | None:
+        """Return the agent that a message or its conversation names."""
+        message = owner.message
+        asked = message.agent if isinstance(message, UserMessage | ContextAppend) else None
+        return asked or self.loaded.settings.agent
+
+
+class _Tool:
+    def __init__(self, span: OpenSpan, arguments: Any) -> None:
+        self.span = span
+        self.arguments = arguments
+        self.ended_at_s: float | None = None
+        self.result: Any = None
+        self.failure = ""
+
+
+class Work:
+    """What an attempt does for one turn. A rollback ends it: what follows is another turn's."""
+
+    def __init__(
+        self, around: Around, owner: ConsumedEntry, began_at_s: float, before: "Work | None"
+    ) -> None:
+        """Start the attempt's span.
+
+        Args:
+            around: The attempt.
+            owner: Of the turn.
+            began_at_s: On the clock `time.monotonic`.
+            before: What was rolled back.
+        """
+        self.owner: Final = owner
+        self.trace: Final = around.tracing.sampled(owner.trace)
+        self.calls: list[LLMCall] = []
+        self.is_first: Final = before is None
+        self.began_at_s: Final = began_at_s
+        self._around = around
+        self._ids = around.ids(owner)
+        self._calls_before = before.calls_so_far if before is not None else 0
+        self._called: list[tuple[ConversationSettings, OpenSpan]] = []
+        self._tools: dict[str, _Tool] = {}
+        self._agent: OpenSpan | None = None
+        self._commits: list[tuple[OpenSpan, float]] = []
+        attributes = process_attributes(
+            self._ids, around.conversation_id, owner, around.loaded, around.queue
         )
-        below = self._work(part, ids, began_ns, now_ns, outcome)
-        for span in below:
-            span.parent_id = span.parent_id or process.span_id
-            span.start_ns = max(span.start_ns, began_ns)
-            span.end_ns = max(span.end_ns, span.start_ns)
-        lost: list[Span] = []
-        if part.is_first:
-            lost = lost_spans(notes.lost, trace, ids, self.place, notes.agent(owner))
-            for span in lost:  # Redis gives whole ms
-                span.start_ns = min(max(span.start_ns, accepted_ns), began_ns)
-                span.end_ns = min(max(span.end_ns, accepted_ns), began_ns)
-        return [*lost, process, *below]
-
-    def of_undone(self, part: Part | None) -> list[Span]:
-        """Return what was done for a turn until it was rolled back, if it was."""
-        if part is None:
-            return []
-        return self.of_attempt(part, ROLLED_BACK, "", self.notes.ns(part.ended_at_s))
-
-    def of_turn(self, ending: Ending, part: Part, now_ns: int, error: str) -> list[Span]:
-        """Return the turn's own span and that of its wait, now that it has ended."""
-        notes, used, trace = self.notes, ending.used, ending.used.trace
-        assert notes.effects is not None
-        ids = self._ids(used)
-        accepted_ns = used.entry.accepted_at_ms * 1_000_000
-        first_ns = notes.loaded.since_ms * 1_000_000
-        if notes.loaded.attempt == 1 or not part.is_first:
-            first_ns = notes.ns(part.began_at_s)
-        first_ns = max(first_ns, accepted_ns)
-        conversation_id = notes.lease.conversation_id
-        attributes = {
-            **ids,
-            **turn_attributes(ending, notes.effects, notes.loaded, conversation_id),
-        }
-        if notes.content is not None:
-            attributes.update(notes.content.of_turn(notes.used, ending.event))
-        into = tuple(Link(u.trace.trace_id, u.trace.span_id) for u in notes.used if u is not used)
-        wait = Span(
-            name=n.WAIT,
-            span_id=new_span_id(),
-            parent_id=trace.span_id,
-            start_ns=accepted_ns,
-            end_ns=first_ns,
-            attributes={**ids, n.WAIT_S: (first_ns - accepted_ns) / 1e9},
-        )
-        here = (trace.sent,) if trace.sent is not None and trace.waited_in is None else ()
-        if trace.waited_in is not None:
-            wait.trace_id, wait.span_id = trace.waited_in
-            wait.parent_id = trace.sent.span_id if trace.sent is not None else ""
-            wait.links = (Link(trace.trace_id, trace.span_id),)
-            here = (trace.waited_in,)
-        turn = Span(
-            name=n.TURN,
-            span_id=trace.span_id,
-            parent_id=trace.parent_id,
-            start_ns=first_ns if trace.waited_in is not None else accepted_ns,
-            end_ns=now_ns,
-            attributes=attributes,
-            error=error,
-            links=(*here, *into),
-        )
-        return [turn, wait]
-
-    def of_other(self, ending: Ending, owner: ConsumedEntry, now_ns: int) -> Span:
-        """Return the span of a message that ended together with the turn, in its own trace."""
-        used, trace = ending.used, ending.used.trace
-        attributes: Attributes = {**self._ids(used), n.TURN_OUTCOME: ending.state}
-        if ending.state == "absorbed":
-            attributes[n.TURN_INTO] = owner.turn_id
-        return Span(
-            name=n.TURN,
-            span_id=trace.span_id,
-            parent_id=trace.parent_id,
-            start_ns=used.entry.accepted_at_ms * 1_000_000,
-            end_ns=now_ns,
-            attributes=attributes,
-            error=ending.error,
-            links=(Link(owner.trace.trace_id, owner.trace.span_id),),
+        self.process: Final = around.tracing.start(
+            n.PROCESS,
+            below(self.trace, around.loaded.attempt),
+            {**attributes, n.WORKER: around.worker},
+            max(around.ns(began_at_s), accepted_ns(owner)),
+            kind=SpanKind.CONSUMER,
+            links=(owner.trace.sent,) if owner.trace.sent is not None else (),
         )
 
-    def _ids(self, used: ConsumedEntry) -> Attributes:
-        return {n.CONVERSATION_ID: self.notes.lease.conversation_id, n.TURN_ID: used.turn_id}
+    @property
+    def first_ns(self) -> int:
+        """When it began."""
+        return self.process.start_ns
 
-    def _work(
-        self, part: Part, ids: Attributes, began_ns: int, ended_ns: int, outcome: str
-    ) -> list[Span]:
-        """Return spans of what was done for a turn."""
-        notes = self.notes
-        below: list[Span] = []
-        if part.is_first:
-            below.append(self._below(n.REBUILD, ids, began_ns, notes.ready_at_s))
-            below[0].attributes[n.CONTEXT_MESSAGES] = len(notes.loaded.messages)
-            below[0].attributes[n.CONTEXT_BYTES] = sum(map(len, notes.loaded.messages))
-            began_ns = notes.ns(notes.ready_at_s)
-        if part.messages > 1:
-            below.append(self._below(n.AGGREGATE, ids, began_ns, part.collected_at_s))
-            below[-1].attributes[n.TURN_MESSAGES] = part.messages
-        calls = list(enumerate(notes.calls))[part.calls]
-        tools = list(notes.tools.items())[part.tools]
-        done = [self._chat(number, called, ids, ended_ns) for number, called in calls]
-        done += [self._tool(call_id, tool, ids, ended_ns, outcome) for call_id, tool in tools]
-        if done and (agent := notes.agent(part.owner)):
-            below.append(invocation(agent, ids, done, new_span_id()))
-        below += done
-        for commit in notes.commits if outcome != ROLLED_BACK else ():
-            below.append(self._below(n.COMMIT, ids, notes.ns(commit.began_at_s), commit.ended_at_s))
-            below[-1].attributes[n.COMMIT_OUTCOME] = commit.outcome
-        return below
+    @property
+    def calls_so_far(self) -> int:
+        """Number of model calls of the attempt."""
+        return self._calls_before + len(self.calls)
 
-    def _below(self, name: str, ids: Attributes, start_ns: int, end_s: float) -> Span:
-        return Span(
-            name=name,
-            span_id=new_span_id(),
-            start_ns=start_ns,
-            end_ns=self.notes.ns(end_s),
-            attributes=dict(ids),
+    @property
+    def open_spans(self) -> list[OpenSpan]:
+        """What has not ended."""
+        agent = [self._agent] if self._agent is not None else []
+        called = [span for _, span in self._called]
+        tools = [tool.span for tool in self._tools.values()]
+        return [self.process, *agent, *called, *tools, *(span for span, _ in self._commits)]
+
+    def ended_at_s(self) -> float:
+        """Return when the last call for it was over, now at the latest."""
+        now_s = time.monotonic()
+        return min(now_s, max((it.finished_at or now_s for it in self.calls), default=now_s))
+
+    # -- what begins and ends -------------------------------------------------------------------
+
+    def rebuilt(self, ready_at_s: float) -> None:
+        """The context was fetched and rebuilt."""
+        messages = self._around.loaded.messages
+        size = {n.CONTEXT_MESSAGES: len(messages), n.CONTEXT_BYTES: sum(map(len, messages))}
+        self._tell(n.REBUILD, self.first_ns, ready_at_s, size)
+
+    def aggregated(self, messages: int, since_s: float) -> None:
+        """Several messages were made the turn."""
+        start_ns = self._around.ns(since_s)
+        self._tell(n.AGGREGATE, start_ns, time.monotonic(), {n.TURN_MESSAGES: messages})
+
+    def begin_call(self, call: LLMCall, settings: ConversationSettings) -> OpenSpan:
+        """A request is about to be sent."""
+        self.calls.append(call)
+        span = self._start_work(
+            f"{n.CHAT} {call.model}",
+            len(self.calls),
+            chat_attributes(call.model, self._around.place),
+            self._around.ns(call.started_at),
+            SpanKind.CLIENT,
+        )
+        self._called.append((settings, span))
+        return span
+
+    def begin_tool(self, call_id: str, name: str, arguments: Any) -> None:
+        """A function begins to run."""
+        attributes, now_ns = tool_attributes(name, call_id), self._around.ns(time.monotonic())
+        span = self._start_work(f"{n.EXECUTE_TOOL} {name}", call_id, attributes, now_ns)
+        self._tools[call_id] = _Tool(span, arguments)
+
+    def tool_span(self, call_id: str) -> OpenSpan | None:
+        """Return the span of a function that runs."""
+        tool = self._tools.get(call_id)
+        return tool.span if tool is not None else None
+
+    def finish_tool(self, call_id: str, result: Any, failure: str | None) -> None:
+        """A function has its result."""
+        tool = self._tools.get(call_id)
+        if tool is not None and tool.ended_at_s is None:
+            tool.ended_at_s, tool.result, tool.failure = time.monotonic(), result, failure or ""
+
+    def begin_commit(self) -> OpenSpan:
+        """The commit is about to be sent."""
+        which = f"{n.COMMIT} {len(self._commits)}"
+        now_s = time.monotonic()
+        span = self._start(n.COMMIT, which, dict(self._ids), self._around.ns(now_s), self.process)
+        self._commits.append((span, now_s))
+        return span
+
+    def finish_commit(self, outcome: str) -> None:
+        """The commit was answered."""
+        span, _ = self._commits[-1]
+        span.attributes[n.COMMIT_OUTCOME] = outcome
+        self._commits[-1] = (span, time.monotonic())
+
+    def end(
+        self, outcome: str, error: str, now_ns: int, retry: tuple[str, float] | None = None
+    ) -> None:
+        """End all of it.
+
+        Args:
+            outcome: Of the attempt, in a word.
+            error: Code of its failure.
+            now_ns: When that was.
+            retry: Why another attempt follows, and in how many seconds.
+        """
+        around, redact = self._around, self._around.tracing.redact
+        worked: list[OpenSpan] = []
+        called = zip(self.calls, self._called, strict=True)
+        for number, (call, (settings, span)) in enumerate(called, self._calls_before):
+            span.attributes.update(call_attributes(call, settings, around.place))
+            if around.content is not None:
+                span.attributes.update(around.content.of_call(number))
+            end_ns = now_ns if call.finished_at is None else around.ns(call.finished_at)
+            span.end(end_ns, call_error(call), redact)
+            worked.append(span)
+        for tool in self._tools.values():
+            end_ns = now_ns if tool.ended_at_s is None else around.ns(tool.ended_at_s)
+            if tool.ended_at_s is None:
+                state = "sent_out" if outcome == "waiting" else "cancelled"
+                tool.span.attributes[n.TOOL_STATE] = state
+            if around.content is not None:
+                tool.span.attributes.update(around.content.of_tool(tool.arguments, tool.result))
+            tool.span.end(end_ns, tool.failure, redact)
+            worked.append(tool.span)
+        if self._agent is not None:
+            self._agent.end(max(span.end_ns for span in worked), "", redact)
+        for span, ended_at_s in self._commits:
+            span.end(around.ns(ended_at_s), "", redact)
+        word = "committed" if outcome == "released" else outcome
+        self.process.attributes[n.ATTEMPT_OUTCOME] = word
+        if retry is not None and outcome == "retry":
+            noted: Attributes = {n.ERROR_TYPE: retry[0], n.RETRY_IN_S: round(retry[1], 3)}
+            self.process.attributes[n.RETRY_IN_S] = noted[n.RETRY_IN_S]
+            self.process.told.add_event(n.RETRY_EVENT, noted, now_ns)
+        self.process.end(now_ns, error, redact)
+
+    def tell_lost(self) -> None:
+        """Tell of the attempts before this one whose workers died."""
+        around, accepted = self._around, accepted_ns(self.owner)
+        tell_lost(
+            just_lost(around.loaded),
+            around.tracing,
+            self.owner.trace._replace(sampled=self.trace.sampled),
+            self._ids,
+            around.place,
+            agent=around.agent(self.owner),
+            within=lambda ns: min(max(ns, accepted), self.first_ns),  # Redis gives whole ms
         )
 
-    def _chat(self, number: int, called: CallNote, ids: Attributes, now_ns: int) -> Span:
-        span_id, call, settings = called
-        attributes = {**ids, **call_attributes(call, settings, self.place)}
-        if self.notes.content is not None:
-            attributes.update(self.notes.content.of_call(number))
-        return Span(
-            name=f"{n.CHAT} {call.model}",
-            kind="client",
-            span_id=span_id,
-            start_ns=self.notes.ns(call.started_at),
-            end_ns=now_ns if call.finished_at is None else self.notes.ns(call.finished_at),
-            attributes=attributes,
-            error=call_error(call),
-        )
+    def _start_work(
+        self,
+        name: str,
+        which: int | str,
+        attributes: Attributes,
+        start_ns: int,
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> OpenSpan:
+        """Start a span below the agent's, if there is one, which starts with the first."""
+        agent, above = self._around.agent(self.owner), self.process
+        attributes = {**self._ids, **attributes}
+        if agent:
+            attributes[n.AGENT_NAME] = agent
+            if self._agent is None:
+                about = {**self._ids, **agent_attributes(agent)}
+                named = f"{n.INVOKE_AGENT} {agent}"
+                self._agent = self._start(named, _AGENT, about, start_ns, self.process)
+            above = self._agent
+        return self._start(name, which, attributes, start_ns, above, kind)
 
-    def _tool(
-        self, call_id: str, tool: ToolNote, ids: Attributes, now_ns: int, outcome: str
-    ) -> Span:
-        attributes = {**ids, **tool_attributes(tool.name, call_id)}
-        if tool.ended_at_s is None:
-            attributes[n.TOOL_STATE] = "sent_out" if outcome == "waiting" else "cancelled"
-        if self.notes.content is not None:
-            attributes.update(self.notes.content.of_tool(tool.arguments, tool.result))
-        return Span(
-            name=f"{n.EXECUTE_TOOL} {tool.name}",
-            span_id=new_span_id(),
-            start_ns=self.notes.ns(tool.began_at_s),
-            end_ns=now_ns if tool.ended_at_s is None else self.notes.ns(tool.ended_at_s),
-            attributes=attributes,
-            error=tool.failure or "",
-        )
+    def _start(  # noqa: PLR0917  as `Tracing.start`
+        self,
+        name: str,
+        which: int | str,
+        attributes: Attributes,
+        start_ns: int,
+        above: OpenSpan,
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> OpenSpan:
+        at = below(self.process.at, which)
+        start_ns = max(start_ns, self.first_ns)
+        return self._around.tracing.start(name, at, attributes, start_ns, above=above, kind=kind)
+
+    def _tell(self, name: str, start_ns: int, end_s: float, attributes: Attributes) -> None:
+        span = self._start(name, name, {**self._ids, **attributes}, start_ns, self.process)
+        span.end(self._around.ns(end_s), "", None)
+
+
+def tell_turn(
+    around: Around,
+    ending: Ending,
+    effects: Effects,
+    work: Work,
+    now_ns: int,
+    *,
+    error: str,
+    used: Sequence[ConsumedEntry],
+) -> None:
+    """Tell the turn's own span and that of its wait, now that it has ended.
+
+    Args:
+        around: The attempt that ended it.
+        ending: How.
+        effects: What was committed.
+        work: What the attempt did for it.
+        now_ns: When it ended.
+        error: Code of its failure.
+        used: All messages that it used up.
+    """
+    owner, trace, loaded = ending.used, work.trace, around.loaded
+    ids, accepted = around.ids(owner), accepted_ns(owner)
+    began_here = loaded.attempt == 1 or not work.is_first
+    first_ns = max(work.first_ns if began_here else loaded.since_ms * 1_000_000, accepted)
+    attributes = {**ids, **turn_attributes(ending, effects, loaded, around.conversation_id)}
+    if around.content is not None:
+        attributes.update(around.content.of_turn(used, ending.event))
+    into = [Link(u.trace.trace_id, u.trace.span_id) for u in used if u is not owner]
+    here = [trace.sent] if trace.sent is not None else []
+    begun_ns, wait_at, wait_links = accepted, below(trace, n.WAIT), list[Link]()
+    if trace.waited_in is not None:
+        here, begun_ns = [trace.waited_in], first_ns
+        wait_at = _waited(trace, trace.waited_in)
+        wait_links = [Link(trace.trace_id, trace.span_id)]
+    start, redact = around.tracing.start, around.tracing.redact
+    turn = start(n.TURN, trace, attributes, begun_ns, links=[*here, *into])
+    waited = {**ids, n.WAIT_S: (first_ns - accepted) / 1e9}
+    above = turn if trace.waited_in is None else None
+    wait = start(n.WAIT, wait_at, waited, accepted, above=above, links=wait_links)
+    wait.end(first_ns, "", redact)
+    turn.end(now_ns, error, redact)
+
+
+def tell_other(around: Around, ending: Ending, owner: ConsumedEntry, now_ns: int) -> TurnTrace:
+    """Tell the span of a message that ended together with a turn, in its own trace."""
+    used, tracing = ending.used, around.tracing
+    trace = tracing.sampled(used.trace)
+    attributes: Attributes = {**around.ids(used), n.TURN_OUTCOME: ending.state}
+    if ending.state == "absorbed":
+        attributes[n.TURN_INTO] = owner.turn_id
+    links = [Link(owner.trace.trace_id, owner.trace.span_id)]
+    span = tracing.start(n.TURN, trace, attributes, accepted_ns(used), links=links)
+    span.end(now_ns, ending.error, tracing.redact)
+    return trace
+
+
+def accepted_ns(used: ConsumedEntry) -> int:
+    """Return when a message was accepted."""
+    return used.entry.accepted_at_ms * 1_000_000
+
+
+def _waited(trace: TurnTrace, wait: Link) -> TurnTrace:
+    """Return the place of the wait of a turn whose trace is another one."""
+    above = trace.sent.span_id if trace.sent is not None else ""
+    return trace._replace(trace_id=wait.trace_id, span_id=wait.span_id, parent_id=above)

@@ -14,7 +14,7 @@ from turnline.contracts.replies import (
 from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.telemetry import names as n
-from turnline.worker.telemetry.spans import Attributes, Span
+from turnline.worker.telemetry.spans import Attributes
 from turnline.worker.turn.gathering import ConsumedEntry
 from turnline.worker.turn.ledger import usage_of
 
@@ -58,8 +58,9 @@ def turn_attributes(
 ) -> Attributes:
     """Return what is known of a turn once it has ended."""
     attributes: Attributes = {
-        n.OPERATION_NAME: "invoke_workflow",
-        n.WORKFLOW_NAME: n.TURN,
+        n.OPERATION_NAME: n.INVOKE_AGENT,
+        n.AGENT_NAME: n.TURN,
+        n.WORKFLOW_NAME: n.TURN,  # the name before, for one more release
         n.SESSION_ID: conversation_id,
         n.TURN_OUTCOME: ending.state,
         n.TURN_ATTEMPTS: loaded.attempt,
@@ -67,10 +68,14 @@ def turn_attributes(
     }
     if isinstance(ending.event, TurnCompleted | TurnInterrupted):
         usage = ending.event.usage
-        attributes[n.TURN_INPUT_TOKENS] = usage.prompt_tokens
-        attributes[n.TURN_OUTPUT_TOKENS] = output_tokens(usage)
+        # By our names and, for viewers that do not add up, by those of calls.
+        for name in (n.TURN_INPUT_TOKENS, n.USAGE_INPUT_TOKENS):
+            attributes[name] = usage.prompt_tokens
+        for name in (n.TURN_OUTPUT_TOKENS, n.USAGE_OUTPUT_TOKENS):
+            attributes[name] = output_tokens(usage)
         if usage.cost_usd is not None:
-            attributes[n.TURN_COST] = usage.cost_usd
+            attributes[n.TURN_COST] = attributes[n.USAGE_COST_AMOUNT] = usage.cost_usd
+            attributes[n.USAGE_COST_CURRENCY] = "USD"
         if usage.unpriced_calls:
             attributes[n.TURN_UNPRICED_CALLS] = usage.unpriced_calls
         attributes[n.USAGE_STATE] = ending.event.usage_state
@@ -186,16 +191,6 @@ def output_tokens(usage: Usage) -> int:
     return usage.completion_tokens
 
 
-def invocation(agent: str, ids: Attributes, done: Sequence[Span], span_id: str) -> Span:
-    """Return the span of what an agent did, and hang that below it."""
-    span = Span(
-        name=f"{n.INVOKE_AGENT} {agent}",
-        span_id=span_id,
-        start_ns=min(span.start_ns for span in done),
-        end_ns=max(span.end_ns for span in done),
-        attributes={**ids, n.OPERATION_NAME: n.INVOKE_AGENT, n.AGENT_NAME: agent},
-    )
-    for below in done:
-        below.parent_id = span.span_id
-        below.attributes[n.AGENT_NAME] = agent
-    return span
+def agent_attributes(agent: str) -> Attributes:
+    """Return what is known of what an agent does."""
+    return {n.OPERATION_NAME: n.INVOKE_AGENT, n.AGENT_NAME: agent}

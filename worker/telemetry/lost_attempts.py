@@ -1,22 +1,24 @@
-"""Makes the spans of lost attempts, whose workers died, from what they left in the turn's steps."""
+"""Tells the spans of lost attempts, whose workers died, from what they left in the turn's steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
+from opentelemetry.trace import SpanKind
 
 from turnline.contracts.conversation import CallEntry
-from turnline.contracts.trace_context import TurnTrace, attempt_id
+from turnline.contracts.trace_context import TurnTrace
 from turnline.worker.effects import ConversationSnapshot
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import (
     CallPlace,
+    agent_attributes,
     chat_attributes,
-    invocation,
     tool_attributes,
     usage_attributes,
 )
-from turnline.worker.telemetry.spans import Attributes, Span
+from turnline.worker.telemetry.spans import Attributes
+from turnline.worker.telemetry.tracing import Tracing, below
 from turnline.worker.turn.checkpoints import (
     Lost,
     decode_external,
@@ -124,61 +126,95 @@ def _is_of(tool: LostTool, attempt: int) -> bool:
     return tool.attempt == attempt or (tool.state == "unknown" and tool.attempt < attempt)
 
 
-def lost_spans(
+class _Past(NamedTuple):
+    """Something that a lost attempt did."""
+
+    name: str
+    which: int | str
+    kind: SpanKind
+    attributes: Attributes
+    start_ns: int
+    end_ns: int
+    error: str
+
+
+def tell_lost(
     attempts: Sequence[LostAttempt],
+    tracing: Tracing,
     trace: TurnTrace,
     ids: Attributes,
     place: CallPlace,
+    *,
     agent: str | None,
-) -> list[Span]:
-    """Return the spans of lost attempts."""
-    return [span for it in attempts for span in _spans_of(it, trace, ids, place, agent)]
+    within: Callable[[int], int],
+) -> None:
+    """Tell the spans of lost attempts, under the ids that their workers would have used.
+
+    Args:
+        attempts: Which.
+        tracing: To whom.
+        trace: Of their turn.
+        ids: What every span has.
+        place: Where their calls went.
+        agent: Whose work it was.
+        within: Keeps a time between the acceptance of the turn and the next attempt, ns.
+    """
+    for attempt in attempts:
+        lost = attempt.lost
+        ended_ns = within(lost.found_at_ms * 1_000_000)
+        process = tracing.start(
+            n.PROCESS,
+            below(trace, lost.attempt),
+            {**ids, n.ATTEMPT: lost.attempt, n.ATTEMPT_OUTCOME: "crashed"},
+            min(within(lost.began_at_ms * 1_000_000), ended_ns),
+            kind=SpanKind.CONSUMER,
+            links=(trace.sent,) if trace.sent is not None else (),
+        )
+        done = _done(attempt, place, process.start_ns, ended_ns)
+        above, of_agent = process, {n.AGENT_NAME: agent} if agent else {}
+        if agent and done:
+            named = f"{n.INVOKE_AGENT} {agent}"
+            about, first_ns = {**ids, **agent_attributes(agent)}, min(it.start_ns for it in done)
+            at = below(process.at, 0)
+            above = tracing.start(named, at, about, first_ns, above=process)
+        for it in done:
+            about, at = {**ids, **it.attributes, **of_agent}, below(process.at, it.which)
+            if above is not process:
+                at = at._replace(parent_id=above.at.span_id)
+            span = tracing.start(it.name, at, about, it.start_ns, above=above, kind=it.kind)
+            span.end(it.end_ns, it.error, tracing.redact)
+        if above is not process:
+            above.end(max(it.end_ns for it in done), "", tracing.redact)
+        process.end(ended_ns, WORKER_LOST, tracing.redact)
 
 
-def _spans_of(
-    attempt: LostAttempt, trace: TurnTrace, ids: Attributes, place: CallPlace, agent: str | None
-) -> list[Span]:
-    lost = attempt.lost
-    span_id = attempt_id(trace, lost.attempt)
-    below_it = trace._replace(span_id=span_id)
-    began_ns, ended_ns = lost.began_at_ms * 1_000_000, lost.found_at_ms * 1_000_000
-    process = Span(
-        name=n.PROCESS,
-        kind="consumer",
-        span_id=span_id,
-        parent_id=trace.span_id,
-        start_ns=min(began_ns, ended_ns),
-        end_ns=ended_ns,
-        attributes={**ids, n.ATTEMPT: lost.attempt, n.ATTEMPT_OUTCOME: "crashed"},
-        error=WORKER_LOST,
-        links=(trace.sent,) if trace.sent is not None else (),
-    )
-    chats: dict[int, Span] = {}
-    for number, call in attempt.calls:
-        chats[number] = chat = _chat(call, attempt_id(below_it, number), ids, place)
-        # These times are by the clock of the lost worker: they are kept within the attempt.
-        chat.start_ns = min(max(call.started_at_ms * 1_000_000, process.start_ns), ended_ns)
-        chat.end_ns = min(chat.start_ns + call.duration_ms * 1_000_000, ended_ns)
-        if _is_open(call):
-            chat.end_ns = ended_ns
-    tools = [
-        _tool(tool, attempt_id(below_it, 1_000 + place_), ids, ended_ns)
-        for place_, tool in enumerate(attempt.tools)
-    ]
-    for span, tool in zip(tools, attempt.tools, strict=True):
+def _done(attempt: LostAttempt, place: CallPlace, began_ns: int, ended_ns: int) -> list[_Past]:
+    """Return what an attempt did between two moments; the clock of its worker may have differed."""
+    chats: dict[int, _Past] = {}
+    for which, (number, call) in enumerate(attempt.calls, 1):
+        start_ns = min(max(call.started_at_ms * 1_000_000, began_ns), ended_ns)
+        end_ns = ended_ns if _is_open(call) else start_ns + call.duration_ms * 1_000_000
+        error = WORKER_LOST if _is_open(call) else call.error or ""
+        attributes, name = _call_attributes(call, place), f"{n.CHAT} {call.model}"
+        times = (start_ns, min(end_ns, ended_ns))
+        chats[number] = _Past(name, which, SpanKind.CLIENT, attributes, *times, error)
+    tools: list[_Past] = []
+    for tool in attempt.tools:
         asked = chats.get(tool.after_call)
-        span.start_ns = asked.end_ns if asked is not None else process.start_ns
-        later = (it.start_ns for number, it in chats.items() if number > tool.after_call)
+        start_ns = end_ns = asked.end_ns if asked is not None else began_ns
+        attributes = tool_attributes(tool.name, tool.call_id)
         if tool.state == "finished":
-            span.end_ns = max(span.start_ns, min(later, default=ended_ns))
-    below = [*chats.values(), *tools]
-    for span in below:
-        span.parent_id = span_id
-    if agent and below:
-        around = invocation(agent, ids, below, attempt_id(below_it, 0))
-        around.parent_id = span_id
-        below.insert(0, around)
-    return [process, *below]
+            later = (it.start_ns for number, it in chats.items() if number > tool.after_call)
+            end_ns = max(start_ns, min(later, default=ended_ns))
+        else:
+            end_ns = ended_ns
+            attributes[n.TOOL_STATE] = tool.state
+        error = WORKER_LOST if tool.state == "unknown" else ""
+        name = f"{n.EXECUTE_TOOL} {tool.name}"
+        tools.append(
+            _Past(name, tool.call_id, SpanKind.INTERNAL, attributes, start_ns, end_ns, error)
+        )
+    return [*chats.values(), *tools]
 
 
 def _is_open(call: CallEntry) -> bool:
@@ -186,9 +222,8 @@ def _is_open(call: CallEntry) -> bool:
     return call.state == "unknown" and call.error is None and not call.duration_ms
 
 
-def _chat(call: CallEntry, span_id: str, ids: Attributes, place: CallPlace) -> Span:
+def _call_attributes(call: CallEntry, place: CallPlace) -> Attributes:
     attributes: Attributes = {
-        **ids,
         **chat_attributes(call.model, place),
         **usage_attributes(call.state, call.usage),
     }
@@ -196,27 +231,4 @@ def _chat(call: CallEntry, span_id: str, ids: Attributes, place: CallPlace) -> S
         attributes[n.RESPONSE_ID] = call.response_id
     if call.finish_reason:
         attributes[n.RESPONSE_FINISH_REASONS] = [call.finish_reason]
-    error = WORKER_LOST if _is_open(call) else call.error or ""
-    return Span(
-        name=f"{n.CHAT} {call.model}",
-        kind="client",
-        span_id=span_id,
-        start_ns=0,
-        end_ns=0,
-        attributes=attributes,
-        error=error,
-    )
-
-
-def _tool(tool: LostTool, span_id: str, ids: Attributes, ended_ns: int) -> Span:
-    attributes: Attributes = {**ids, **tool_attributes(tool.name, tool.call_id)}
-    if tool.state != "finished":
-        attributes[n.TOOL_STATE] = tool.state
-    return Span(
-        name=f"{n.EXECUTE_TOOL} {tool.name}",
-        span_id=span_id,
-        start_ns=0,
-        end_ns=ended_ns,
-        attributes=attributes,
-        error=WORKER_LOST if tool.state == "unknown" else "",
-    )
+    return attributes

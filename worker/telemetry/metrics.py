@@ -1,107 +1,102 @@
-"""Counters, gauges and histograms, kept in this process and read by whoever exports them.
+"""Counters, gauges and histograms, by OpenTelemetry's API; whoever set a provider up reads them.
 
 Labels hold only words from short lists: models, outcomes, codes; never an id.
 """
 
-import bisect
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from opentelemetry.metrics import Meter
 
 from turnline.contracts.conversation import CallEntry
 from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.telemetry import names as n
-from turnline.worker.telemetry.attributes import Ending, call_error
+from turnline.worker.telemetry.attributes import CallPlace, Ending, call_error, output_tokens
+from turnline.worker.telemetry.spans import Attributes
 
-Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[str, ...]
 Bounds = tuple[float, ...]
 _SERIES: Final = 200
-"""Most label sets of one meter; what comes after counts as `other`."""
+"""Most label sets of one metric; what comes after counts as `other`."""
 _OTHER: Final = "other"
 _CALL_S: Final = tuple(0.01 * 2**n for n in range(14))
 _TURN_S: Final = tuple(0.1 * 2**n for n in range(13))
+_TOKENS: Final = tuple(4.0**n for n in range(14))
 _WAIT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Meter:
-    """Values of one metric by labels."""
+class Labelled:
+    """Hands values on with labels, of which it lets in only so many."""
 
     def __init__(
-        self, kind: Kind, name: str, unit: str, help_text: str, *labels: str, bounds: Bounds = ()
+        self, take: Callable[[float, Attributes], None], names: Labels, always: Attributes
     ) -> None:
-        """Begin without values.
+        """Hand on to `take`, with labels of these names, and those that are always the same."""
+        self._take = take
+        self.names = names
+        self._always = always
+        self._known: dict[Labels, Attributes] = {}
 
-        Args:
-            kind: Decides which of `add`, `set` and `record` is used.
-            name: As OpenTelemetry writes it, with dots.
-            unit: UCUM, as OpenTelemetry writes it.
-            help_text: What it means, in a sentence.
-            labels: Their names.
-            bounds: Upper bounds of a histogram's buckets, ascending.
-        """
-        self.kind: Kind = kind
-        self.name = name
-        self.unit = unit
-        self.help_text = help_text
-        self.labels = labels
-        self.bounds = bounds
-        self.numbers: dict[Labels, float] = {}
-        """Of a counter or gauge."""
-        self.buckets: dict[Labels, tuple[list[int], list[float]]] = {}
-        """Of a histogram: counts per bucket (one more than bounds), and the sum in a list."""
-
-    def add(self, amount: float, *labels: str) -> None:
-        """Let a counter grow."""
-        labels = self._known(labels, self.numbers)
-        self.numbers[labels] = self.numbers.get(labels, 0) + amount
-
-    def set(self, value: float, *labels: str) -> None:
-        """Set a gauge."""
-        self.numbers[self._known(labels, self.numbers)] = value
-
-    def record(self, value: float, *labels: str) -> None:
-        """Add a measurement to a histogram."""
-        labels = self._known(labels, self.buckets)
-        found = self.buckets.get(labels)
-        if found is None:
-            found = self.buckets[labels] = ([0] * (len(self.bounds) + 1), [0.0])
-        counts, total = found
-        counts[bisect.bisect_left(self.bounds, value)] += 1
-        total[0] += value
-
-    def _known(self, labels: Labels, values: Mapping[Labels, object]) -> Labels:
-        if labels in values or len(values) < _SERIES:
-            return labels
-        return (_OTHER,) * len(self.labels)
+    def __call__(self, value: float, *labels: str) -> None:
+        """Hand on a value; an empty label is left out."""
+        if labels not in self._known and len(self._known) >= _SERIES:
+            labels = (_OTHER,) * len(self.names)
+        known = self._known.get(labels)
+        if known is None:
+            given = {name: it for name, it in zip(self.names, labels, strict=True) if it}
+            known = self._known[labels] = {**self._always, **given}
+        self._take(value, known)
 
 
-def _counter(name: str, unit: str, help_text: str, *labels: str) -> Meter:
-    return Meter("counter", name, unit, help_text, *labels)
+class _Made:
+    """Makes instruments of one meter."""
 
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
 
-def _gauge(name: str, unit: str, help_text: str, *labels: str) -> Meter:
-    return Meter("gauge", name, unit, help_text, *labels)
+    def counter(self, name: str, unit: str, about: str, *labels: str) -> Labelled:
+        return Labelled(self._meter.create_counter(name, unit, about).add, labels, {})
 
+    def gauge(self, name: str, unit: str, about: str, *labels: str) -> Labelled:
+        return Labelled(self._meter.create_gauge(name, unit, about).set, labels, {})
 
-def _times(name: str, help_text: str, *labels: str, bounds: Bounds) -> Meter:
-    return Meter("histogram", name, "s", help_text, *labels, bounds=bounds)
+    def histogram(
+        self,
+        name: str,
+        unit: str,
+        about: str,
+        *labels: str,
+        bounds: Bounds,
+        always: Attributes | None = None,
+    ) -> Labelled:
+        made = self._meter.create_histogram(
+            name, unit, about, explicit_bucket_boundaries_advisory=bounds
+        )
+        return Labelled(made.record, labels, always or {})
+
+    def times(
+        self, name: str, about: str, *labels: str, bounds: Bounds, always: Attributes | None = None
+    ) -> Labelled:
+        return self.histogram(name, "s", about, *labels, bounds=bounds, always=always)
 
 
 class ShardGauges:
     """How each shard stood when it was last looked at."""
 
-    def __init__(self) -> None:
-        """Begin without values."""
-        self.depth = _gauge(
+    def __init__(self, make: _Made) -> None:
+        """Make the gauges."""
+        self.depth = make.gauge(
             n.M_QUEUE_DEPTH, "{conversation}", "Conversations due and waiting.", "shard"
         )
-        self.running = _gauge(
+        self.running = make.gauge(
             n.M_QUEUE_RUNNING, "{conversation}", "Conversations leased or deferred.", "shard"
         )
-        self.oldest = _gauge(n.M_QUEUE_OLDEST, "s", "How long the first one has been due.", "shard")
-        self.dead_kept = _gauge(n.M_DEAD_KEPT, "{turn}", "Dead letters that are kept.", "shard")
-        self.breakers_open = _gauge(
+        self.oldest = make.gauge(
+            n.M_QUEUE_OLDEST, "s", "How long the first one has been due.", "shard"
+        )
+        self.dead_kept = make.gauge(n.M_DEAD_KEPT, "{turn}", "Dead letters that are kept.", "shard")
+        self.breakers_open = make.gauge(
             n.M_BREAKERS_OPEN, "{breaker}", "Providers that are not called.", "shard"
         )
 
@@ -109,84 +104,100 @@ class ShardGauges:
 class TurnMeters:
     """All metrics of a worker."""
 
-    def __init__(self) -> None:
-        """Begin at zero."""
-        model = n.REQUEST_MODEL
-        self.calls = _counter(
+    def __init__(self, meter: Meter, place: CallPlace) -> None:
+        """Make the instruments; `place` is where model calls go."""
+        make, model = _Made(meter), n.REQUEST_MODEL
+        chat = {
+            n.OPERATION_NAME: n.CHAT,
+            n.PROVIDER_NAME: place.provider,
+            n.SERVER_ADDRESS: place.address,
+            n.SERVER_PORT: place.port,
+        }
+        self.calls = make.counter(
             n.M_CALLS, "{call}", "Model calls by how they ended.", model, "status"
         )
-        self.call_duration = _times(
-            n.M_CALL_DURATION, "Model calls.", model, n.ERROR_TYPE, bounds=_CALL_S
+        self.call_duration = make.times(
+            n.M_CALL_DURATION, "Model calls.", model, n.ERROR_TYPE, bounds=_CALL_S, always=chat
         )
-        self.first_chunk = _times(
-            n.M_CALL_FIRST_CHUNK, "Request to first chunk.", model, bounds=_CALL_S
+        self.first_chunk = make.times(
+            n.M_CALL_FIRST_CHUNK, "Request to first chunk.", model, bounds=_CALL_S, always=chat
         )
-        self.tokens = _counter(
+        self.token_usage = make.histogram(
+            n.M_TOKEN_USAGE,
+            "{token}",
+            "Tokens of a model call: input (cached ones included), output (reasoning included).",
+            model,
+            n.TOKEN_TYPE,
+            bounds=_TOKENS,
+            always=chat,
+        )
+        self.tokens = make.counter(
             n.M_TOKENS,
             "{token}",
             "Tokens by kind: input (cached ones included), cached, output, reasoning.",
             model,
             n.TOKEN_TYPE,
         )
-        self.cost = _counter(n.M_COST, "USD", "Cost as the provider reported it.", model)
-        self.turn_duration = _times(
+        self.cost = make.counter(n.M_COST, "{usd}", "Cost as the provider reported it.", model)
+        self.turn_duration = make.times(
             n.M_TURN_DURATION, "Acceptance to end.", "outcome", bounds=_TURN_S
         )
-        self.first_delta = _times(n.M_FIRST_DELTA, "Acceptance to the first text.", bounds=_CALL_S)
-        self.queue_wait = _times(n.M_QUEUE_WAIT, "Acceptance to the first attempt.", bounds=_WAIT_S)
-        self.retries = _counter(
+        self.first_delta = make.times(
+            n.M_FIRST_DELTA, "Acceptance to the first text.", bounds=_CALL_S
+        )
+        self.queue_wait = make.times(
+            n.M_QUEUE_WAIT, "Acceptance to the first attempt.", bounds=_WAIT_S
+        )
+        self.retries = make.counter(
             n.M_RETRIES, "{attempt}", "Attempts that another one follows.", "reason"
         )
-        self.leases_lost = _counter(
+        self.leases_lost = make.counter(
             n.M_LEASES_LOST, "{lease}", "Attempts stopped since the lease was lost."
         )
-        self.dead_letters = _counter(n.M_DEAD, "{turn}", "Turns that became dead letters.", "code")
-        self.tool_duration = _times(
+        self.dead_letters = make.counter(
+            n.M_DEAD, "{turn}", "Turns that became dead letters.", "code"
+        )
+        self.tool_duration = make.times(
             n.M_TOOL_DURATION,
             "Functions that the model called.",
             n.TOOL_NAME,
             n.ERROR_TYPE,
             bounds=_CALL_S,
         )
-        self.spans_sent = _counter(n.M_SPANS_SENT, "{span}", "Spans sent.", "to")
-        self.spans_dropped = _counter(
+        self.spans_sent = make.counter(n.M_SPANS_SENT, "{span}", "Spans sent.", "to")
+        self.spans_dropped = make.counter(
             n.M_SPANS_DROPPED, "{span}", "Spans that could not be sent.", "to"
         )
-        self.in_flight = _gauge(n.M_IN_FLIGHT, "{turn}", "Attempts running here.")
-        self.loop_lag = _gauge(n.M_LOOP_LAG, "s", "Lateness of the event loop.")
-        self.shards = ShardGauges()
+        self.in_flight = make.gauge(n.M_IN_FLIGHT, "{turn}", "Attempts running here.")
+        self.loop_lag = make.gauge(n.M_LOOP_LAG, "s", "Lateness of the event loop.")
+        self.shards = ShardGauges(make)
         self._running = 0
-        self.in_flight.set(0)
-
-    def __iter__(self) -> Iterator[Meter]:
-        """Yield all meters."""
-        values = (*vars(self).values(), *vars(self.shards).values())
-        return (value for value in values if isinstance(value, Meter))
+        self.in_flight(0)
 
     # -- called by the recorder -------------------------------------------------------------------
 
     def began(self) -> None:
         """An attempt begins."""
         self._running += 1
-        self.in_flight.set(self._running)
+        self.in_flight(self._running)
 
     def parked(self) -> None:
         """An attempt ended before anything happened."""
         self._running -= 1
-        self.in_flight.set(self._running)
+        self.in_flight(self._running)
 
     def call(self, call: LLMCall) -> None:
         """A model call is over."""
         error = call_error(call)
-        self.calls.add(1, call.model, error or call.outcome)
+        self.calls(1, call.model, error or call.outcome)
         if call.duration_s is not None:
-            self.call_duration.record(call.duration_s, call.model, error)
+            self.call_duration(call.duration_s, call.model, error)
         if call.time_to_first_chunk_s is not None:
-            self.first_chunk.record(call.time_to_first_chunk_s, call.model)
+            self.first_chunk(call.time_to_first_chunk_s, call.model)
 
     def tool(self, name: str, duration_s: float, failure: str | None) -> None:
         """A function has its result."""
-        self.tool_duration.record(duration_s, name, failure or "")
+        self.tool_duration(duration_s, name, failure or "")
 
     def ended(
         self,
@@ -202,23 +213,26 @@ class TurnMeters:
         """An attempt is over."""
         self.parked()
         if loaded.attempt == 1 and loaded.entries:
-            self.queue_wait.record((loaded.since_ms - loaded.entries[0].accepted_at_ms) / 1000)
+            self.queue_wait((loaded.since_ms - loaded.entries[0].accepted_at_ms) / 1000)
         if first_text_s is not None:
-            self.first_delta.record(first_text_s)
+            self.first_delta(first_text_s)
         if word == "lease_lost":
-            self.leases_lost.add(1)
+            self.leases_lost(1)
         elif word not in {"committed", "released", "duplicate", "done", "waiting"}:
-            self.retries.add(1, retry_code or word)
+            self.retries(1, retry_code or word)
         for ending in endings:
             duration_s = max(0, now_ms - ending.used.entry.accepted_at_ms) / 1000
-            self.turn_duration.record(duration_s, ending.state)
+            self.turn_duration(duration_s, ending.state)
             if ending.error:
-                self.dead_letters.add(1, ending.error)
+                self.dead_letters(1, ending.error)
         for entry in effects.calls if effects is not None else ():
             self._spent(entry)
 
     def _spent(self, entry: CallEntry) -> None:
         usage, model = entry.usage, entry.model
+        if entry.state != "unknown":
+            self.token_usage(usage.prompt_tokens, model, "input")
+            self.token_usage(output_tokens(usage), model, "output")
         for kind, tokens in (
             ("input", usage.prompt_tokens),
             ("cached", usage.cached_tokens),
@@ -226,56 +240,6 @@ class TurnMeters:
             ("reasoning", usage.reasoning_tokens),
         ):
             if tokens:
-                self.tokens.add(tokens, model, kind)
+                self.tokens(tokens, model, kind)
         if usage.cost_usd_ticks:
-            self.cost.add(usage.cost_usd_ticks / 1e10, model)
-
-
-# -- as Prometheus reads them ---------------------------------------------------------------------
-
-_UNITS: Final = {"s": "_seconds", "USD": "_usd"}
-
-
-def prometheus_name(meter: Meter) -> str:
-    """Return a metric's name in Prometheus.
-
-    Source: https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/
-    """
-    name = meter.name.replace(".", "_") + _UNITS.get(meter.unit, "")
-    return name + ("_total" if meter.kind == "counter" else "")
-
-
-def prometheus_text(meters: TurnMeters) -> str:
-    """Return everything in Prometheus' text format."""
-    lines: list[str] = []
-    for meter in meters:
-        name = prometheus_name(meter)
-        lines += [f"# HELP {name} {meter.help_text}", f"# TYPE {name} {meter.kind}"]
-        lines += [
-            f"{name}{_shown(meter, labels)} {value:.12g}"
-            for labels, value in list(meter.numbers.items())
-        ]
-        for labels, (counts, total) in list(meter.buckets.items()):
-            below = 0
-            for bound, count in zip((*meter.bounds, float("inf")), counts, strict=True):
-                below += count
-                limit = "+Inf" if bound == float("inf") else f"{bound:g}"
-                lines.append(f"{name}_bucket{_shown(meter, labels, le=limit)} {below}")
-            lines.append(f"{name}_sum{_shown(meter, labels)} {total[0]:.12g}")
-            lines.append(f"{name}_count{_shown(meter, labels)} {below}")
-    return "\n".join(lines) + "\n"
-
-
-def _shown(meter: Meter, labels: Labels, **more: str) -> str:
-    pairs = {
-        **{name.replace(".", "_"): v for name, v in zip(meter.labels, labels, strict=True) if v},
-        **more,
-    }
-    if not pairs:
-        return ""
-    shown = (f'{name}="{_escaped(value)}"' for name, value in pairs.items())
-    return "{" + ",".join(shown) + "}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            self.cost(usage.cost_usd_ticks / 1e10, model)

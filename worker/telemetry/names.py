@@ -7,7 +7,7 @@ under `turnline.`. A test compares them with the installed package.
 
 from typing import Final
 
-SEMCONV_VERSION: Final = "0.66b2"
+SEMCONV_VERSION: Final = "0.66b1"
 SCOPE: Final = "turnline"
 """Instrumentation scope of spans and metrics; also the default `service.name`."""
 
@@ -118,8 +118,9 @@ TIME_TO_FIRST_TEXT: Final = "turnline.response.time_to_first_text"
 # -- metrics ------------------------------------------------------------------------------------
 M_CALL_DURATION: Final = "gen_ai.client.operation.duration"
 M_CALL_FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
+M_TOKEN_USAGE: Final = "gen_ai.client.token.usage"  # noqa: S105  not a secret
 M_TOKENS: Final = "turnline.llm.tokens"
-M_COST: Final = "turnline.llm.cost"
+M_COST: Final = "turnline.llm.cost_usd"
 M_CALLS: Final = "turnline.llm.calls"
 M_TURN_DURATION: Final = "turnline.turn.duration"
 M_FIRST_DELTA: Final = "turnline.turn.time_to_first_delta"

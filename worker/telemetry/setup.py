@@ -3,24 +3,23 @@
 import asyncio
 import importlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol, cast
 
-import msgspec
+from opentelemetry import context
+from opentelemetry.trace import NoOpTracer, get_current_span
 
 from turnline.worker.errors import StartFailed
 from turnline.worker.logs import places, type_name
 from turnline.worker.telemetry import captured_content
+from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace
-from turnline.worker.telemetry.metrics import TurnMeters, prometheus_text
-from turnline.worker.telemetry.prometheus import PrometheusPort
-from turnline.worker.telemetry.recording import (
-    Recording,
-    Redactor,
-    SpanSink,
-    traceparent_to_send,
-)
-from turnline.worker.telemetry.spans import TurnSpans
+from turnline.worker.telemetry.kept_spans import EndedSpans, SpanKeeper, TraceStore
+from turnline.worker.telemetry.metrics import TurnMeters
+from turnline.worker.telemetry.providers import find_or_make
+from turnline.worker.telemetry.recording import Recording
+from turnline.worker.telemetry.tracing import Redactor, Tracing, derive_ids, traceparent_of
 from turnline.worker.turn.observer import Observer
 
 log = logging.getLogger("turnline.telemetry")
@@ -29,7 +28,6 @@ CLOSE_S: Final = 3.0
 """Longest time for a last export."""
 _SAMPLE_S: Final = 5.0
 _LAG_S: Final = 0.5
-_encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 class TelemetrySettings(NamedTuple):
@@ -39,21 +37,8 @@ class TelemetrySettings(NamedTuple):
     place: CallPlace
     """Where the model's provider is."""
     redactor: str = ""
-    """`module:function`; see `turnline.worker.telemetry.recording.Redactor`."""
-    send_traceparent: bool = False
+    """`module:function`; see `turnline.worker.telemetry.tracing.Redactor`."""
     metrics_port: int = 0
-
-
-class TraceStore(Protocol):
-    """Keeps traces where `turnline trace` finds them; see `turnline.worker.store.traces`."""
-
-    def keep(self, turn: TurnSpans, data: bytes) -> None:
-        """Keep the spans of one attempt, and their JSON."""
-        ...
-
-    async def close(self) -> None:
-        """Write what waits, for a bounded time."""
-        ...
 
 
 class Gauges(Protocol):
@@ -74,71 +59,50 @@ class Gauges(Protocol):
 ReadGauges = Callable[[], Awaitable[Gauges]]
 
 
-class _Kept:
-    """The sink that hands spans to a trace store."""
-
-    def __init__(self, store: TraceStore) -> None:
-        self._store = store
-
-    def export(self, turn: TurnSpans) -> None:
-        self._store.keep(turn, _encode(turn))
-
-
-class _Sends(Protocol):
-    """Sends to a collector from `open` on."""
-
-    def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-
 class Telemetry:
-    """A worker process's telemetry: nothing is imported, started or made that nobody asked for."""
+    """A worker process's telemetry."""
 
     def __init__(
-        self, settings: TelemetrySettings, environ: Mapping[str, str], *, version: str
+        self,
+        settings: TelemetrySettings,
+        environ: Mapping[str, str],
+        *,
+        version: str,
+        whole: bool = False,
     ) -> None:
         """Prepare what is asked for; `open` starts it.
 
+        Args:
+            settings: The worker's.
+            environ: The `OTEL_*` variables.
+            version: Turnline's.
+            whole: Whether the process is a worker and nothing else; see `find_or_make`.
+
         Raises:
-            StartFailed: The redactor cannot be imported, or an `OTEL_*` variable is unusable.
+            StartFailed: The redactor cannot be imported, an `OTEL_*` variable is unusable, or the
+                port is in use.
         """
-        self.meters = TurnMeters()
         self._settings = settings
-        self._environ = environ
         self._capture = captured_content.is_asked_for(environ)
-        self._redact = _imported(settings.redactor)
-        self._spans: list[SpanSink] = []
-        self._senders: list[_Sends] = []
+        redact = _imported(settings.redactor)
+        resource = {
+            "service.name": n.SCOPE,
+            "service.version": version,
+            "service.instance.id": settings.worker,
+        }
+        self._providers = find_or_make(
+            environ, resource, prometheus_port=settings.metrics_port, whole=whole
+        )
+        tracer = self._providers.traces.get_tracer(n.SCOPE, version)
+        derive_ids(tracer)
+        self._tracing = None if isinstance(tracer, NoOpTracer) else Tracing(tracer, redact)
+        self.meters = TurnMeters(
+            self._providers.metrics.get_meter(n.SCOPE, version), settings.place
+        )
+        self._ended: EndedSpans | None = None
         self._stores: list[TraceStore] = []
         self._gauges: dict[str, ReadGauges] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._prometheus: PrometheusPort | None = None
-        traces, metrics = (_endpoint(environ, signal) for signal in ("TRACES", "METRICS"))
-        self._has_metrics = metrics or settings.metrics_port > 0
-        if traces or metrics:
-            self._prepare_otlp(version, traces=traces, metrics=metrics)
-
-    def _prepare_otlp(self, version: str, *, traces: bool, metrics: bool) -> None:
-        from turnline.worker.telemetry import otlp  # noqa: PLC0415  time and memory, if asked for only
-        from turnline.worker.telemetry.encoding import resource_of  # noqa: PLC0415
-        from turnline.worker.telemetry.otlp_http import BadVariable, Sender, target_of  # noqa: PLC0415
-
-        environ, meters = self._environ, self.meters
-        try:
-            of_traces = target_of(environ, "traces") if traces else None
-            of_metrics = target_of(environ, "metrics") if metrics else None
-        except BadVariable as error:
-            raise StartFailed(f"{error}. OTEL_SDK_DISABLED=true sends nothing.") from None
-        resource = resource_of(environ, worker=self._settings.worker, version=version)
-        if of_traces is not None:
-            sender = Sender(of_traces)
-            spans = otlp.OtlpSpans(environ, resource, meters, sender)
-            self._spans.append(spans)
-            self._senders.append(spans)
-        if of_metrics is not None:
-            sender = Sender(of_metrics)
-            self._senders.append(otlp.OtlpMetrics(environ, resource, meters, sender))
 
     def observer(
         self,
@@ -156,57 +120,45 @@ class Telemetry:
             store: Keeps the shard's traces.
             gauges: Reads how the shard stands.
         """
-        sinks = [*self._spans]
-        if store is not None:
-            sinks.append(_Kept(store))
+        keeper = None
+        if store is not None and self._tracing is not None:
+            if self._ended is None:
+                self._ended = EndedSpans()
+                self._providers.add(self._ended)
+            keeper = SpanKeeper(self._ended, store)
             self._stores.append(store)
         self._gauges[shard] = gauges
         return Recording(
             worker=self._settings.worker,
             place=self._settings.place,
-            sinks=sinks,
+            tracing=self._tracing if keeper is not None or self._providers.sends_spans else None,
             meters=self.meters,
             queue=queue,
+            keeper=keeper,
             capture=self._capture,
-            redact=self._redact,
-            send_traceparent=self._settings.send_traceparent,
         )
 
-    async def open(self) -> None:
-        """Begin to send, to sample and to listen, as far as it is asked for.
-
-        Raises:
-            StartFailed: The port is in use.
-        """
-        for sender in self._senders:
-            sender.open()
-        if not self._has_metrics:
-            return
-        if self._settings.metrics_port:
-            self._prometheus = PrometheusPort(lambda: prometheus_text(self.meters))
-            try:
-                await self._prometheus.open(self._settings.metrics_port)
-            except OSError as error:
-                raise StartFailed(
-                    f"port {self._settings.metrics_port} cannot be opened for metrics "
-                    f"({error.strerror}); set TURNLINE_METRICS_PORT to another one, or to 0"
-                ) from None
-        self._tasks = [
-            asyncio.create_task(self._sample()),
-            asyncio.create_task(self._watch_loop()),
-        ]
+    def open(self) -> None:
+        """Begin to sample, if anybody reads metrics."""
+        if self._providers.has_metrics:
+            self._tasks = [
+                asyncio.create_task(self._sample()),
+                asyncio.create_task(self._watch_loop()),
+            ]
 
     async def close(self) -> None:
         """Send what waits; `CLOSE_S` seconds at most, whatever the collector does."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._prometheus is not None:
-            await self._prometheus.close()
-        await asyncio.gather(
-            *(_ended(sender) for sender in self._senders),
-            *(store.close() for store in self._stores),
-        )
+        await asyncio.gather(self._send_all(), *(store.close() for store in self._stores))
+
+    async def _send_all(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._providers.close()
+        except TimeoutError:
+            log.warning("telemetry.unsent")
 
     async def _sample(self) -> None:
         gauges = self.meters.shards
@@ -217,11 +169,11 @@ class Telemetry:
                 except Exception as error:  # noqa: BLE001  Redis is away: the turns log that
                     log.debug("telemetry.unsampled", extra={"error": type(error).__name__})
                     continue
-                gauges.depth.set(now.due, shard)
-                gauges.running.set(now.running, shard)
-                gauges.oldest.set(now.oldest_s, shard)
-                gauges.dead_kept.set(now.dead, shard)
-                gauges.breakers_open.set(now.breakers_open, shard)
+                gauges.depth(now.due, shard)
+                gauges.running(now.running, shard)
+                gauges.oldest(now.oldest_s, shard)
+                gauges.dead_kept(now.dead, shard)
+                gauges.breakers_open(now.breakers_open, shard)
             await asyncio.sleep(_SAMPLE_S)
 
     async def _watch_loop(self) -> None:
@@ -232,7 +184,20 @@ class Telemetry:
             due_s = loop.time() + _LAG_S
             await asyncio.sleep(_LAG_S)
             worst = [*worst[1:], max(0.0, loop.time() - due_s)]
-            self.meters.loop_lag.set(max(worst))
+            self.meters.loop_lag(max(worst))
+
+
+@contextmanager
+def unwatched() -> Generator[None]:
+    """Have libraries that are instrumented make no spans of what a worker does by itself.
+
+    It polls and beats all the time. Model calls, tools and commits have contexts of their own.
+    """
+    token = context.attach(context.set_value("suppress_instrumentation", True))
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 class TracedHeaders(Mapping[str, str]):
@@ -243,7 +208,7 @@ class TracedHeaders(Mapping[str, str]):
         self._headers = headers
 
     def _now(self) -> Mapping[str, str]:
-        traceparent = traceparent_to_send.get()
+        traceparent = traceparent_of(get_current_span())
         return {**self._headers, "traceparent": traceparent} if traceparent else self._headers
 
     def __getitem__(self, name: str) -> str:
@@ -254,20 +219,6 @@ class TracedHeaders(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._now())
-
-
-def _endpoint(environ: Mapping[str, str], signal: str) -> bool:
-    """Whether a collector is configured for traces or metrics.
-
-    Source: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
-    """
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return False
-    if environ.get(f"OTEL_{signal}_EXPORTER", "otlp").strip().lower() == "none":
-        return False
-    base = "OTEL_EXPORTER_OTLP_"
-    both = (f"{base}{signal}_ENDPOINT", f"{base}ENDPOINT")
-    return any(environ.get(name, "").strip() for name in both)
 
 
 def _imported(path: str) -> Redactor | None:
@@ -288,11 +239,3 @@ def _imported(path: str) -> Redactor | None:
             f"TURNLINE_REDACTOR: {path} is no function; it is written module:function"
         )
     return cast("Redactor", found)
-
-
-async def _ended(sender: _Sends) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_S):
-            await sender.close()
-    except TimeoutError:
-        log.warning("telemetry.unsent", extra={"sender": type(sender).__name__})

@@ -56,9 +56,4 @@ class TurnSpans(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     duration_ms: int = 0
     """From acceptance to the end of this attempt."""
     ended_at_ms: int = 0
-    sampled: bool = True
-    """As the producer decided."""
-    has_parent: bool = False
-    """Whether a producer's span began the trace."""
-    tracestate: str = ""
     spans: list[Span]

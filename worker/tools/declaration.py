@@ -28,6 +28,8 @@ class ToolContext(msgspec.Struct, Generic[ResourcesT], frozen=True, kw_only=True
     """The same whenever this call is run again, and for no other call."""
     attempt: int
     """Of the turn; above 1 after a crash, a hand-over or a wait."""
+    traceparent: str
+    """W3C trace context of the call's span, the active one; of the turn, if there are no spans."""
     resources: ResourcesT
     """What the `resources` of the tool's module opened at the start; None if there is none."""
 

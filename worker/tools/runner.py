@@ -137,6 +137,7 @@ class Toolbox:
                 call_id=call.call_id,
                 idempotency_key=call.idempotency_key,
                 attempt=call.attempt,
+                traceparent=call.traceparent,
                 resources=self._resources.get(tool.module),
             )
         try:

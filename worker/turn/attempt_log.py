@@ -5,6 +5,7 @@ It is handed down to the model's service, the tap and the tools, and read when t
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -217,6 +218,16 @@ class AttemptLog:
     def tool_finished(self, frame: FunctionCallResultFrame) -> None:
         """Take note that a call has its result."""
         self._observer.tool_finished(frame.tool_call_id, frame.result, frame.failure)
+
+    def tool_runs(self, call_id: str) -> AbstractContextManager[None]:
+        """Hold while a function runs: what it does belongs to its call."""
+        return self._observer.tool_runs(call_id)
+
+    def traceparent(self, call_id: str) -> str:
+        """Return the trace context of a call; that of the turn, if nobody traces calls."""
+        trace = self.facts.trace
+        turns = f"00-{trace.trace_id}-{trace.span_id}-{int(trace.sampled):02d}"
+        return self._observer.traceparent(call_id) or turns
 
     async def tool_result(self, name: str, result: Finished, *, ok: bool) -> None:
         """Make a result safe, and show that it is there.

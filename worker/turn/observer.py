@@ -1,6 +1,7 @@
 """What whoever watches turns learns. Plain calls: they take no time and never fail."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from turnline.contracts.conversation import ConversationSettings
@@ -39,6 +40,14 @@ class AttemptObserver:
 
     def tool_finished(self, call_id: str, result: Any, failure: str | None) -> None:
         """A function has its result; `failure` says why it is only an error, None on success."""
+
+    def traceparent(self, call_id: str) -> str:  # noqa: ARG002  a subclass's
+        """Return the W3C trace context of a function call; empty, if calls are not traced."""
+        return ""
+
+    def tool_runs(self, call_id: str) -> AbstractContextManager[None]:  # noqa: ARG002  a subclass's
+        """Hold while a function runs, in the task in which it does."""
+        return nullcontext()
 
     def retrying(self, code: str, wait_s: float) -> None:
         """The attempt is given up; another one is made after a while."""

@@ -208,6 +208,7 @@ class CallIds(NamedTuple):
     turn_id: str
     attempt: int
     call_id: str
+    traceparent: str = ""
 
     @property
     def idempotency_key(self) -> str:

@@ -148,7 +148,8 @@ class ToolCalls(FunctionRegistry):
         if not options.cancel_on_interruption:
             self._running.add(call_id)
         try:
-            content = await self._toolbox.call(name, params.arguments, self._ids(call_id))
+            with self._log.tool_runs(call_id):
+                content = await self._toolbox.call(name, params.arguments, self._ids(call_id))
         finally:
             self._running.discard(call_id)
         await params.result_callback(content, FunctionCallResultProperties(content=content))
@@ -185,23 +186,23 @@ class ToolCalls(FunctionRegistry):
 
     def _ids(self, call_id: str) -> CallIds:
         facts = self._log.facts
-        return CallIds(facts.conversation_id, facts.turn_id, facts.attempt, call_id)
+        traceparent = self._log.traceparent(call_id)
+        return CallIds(facts.conversation_id, facts.turn_id, facts.attempt, call_id, traceparent)
 
     async def _send_out(self, params: FunctionCallParams) -> None:
         """Publish a call for whoever has the tool, once."""
         facts, call_id, name = self._log.facts, params.tool_call_id, params.function_name
-        trace = facts.trace
-        call = self._calls.external(call_id, name)
+        call, ids = self._calls.external(call_id, name), self._ids(call_id)
         request = ToolRequest(
             conversation_id=facts.conversation_id,
             turn_id=facts.turn_id,
             call_id=call_id,
             name=name,
             arguments=msgspec.Raw(self._calls.raw_arguments(call_id)),
-            idempotency_key=self._ids(call_id).idempotency_key,
+            idempotency_key=ids.idempotency_key,
             deadline_at_ms=call.deadline_at_ms,
-            trace_id=trace.trace_id,
-            traceparent=f"00-{trace.trace_id}-{trace.span_id}-{int(trace.sampled):02d}",
+            trace_id=facts.trace.trace_id,
+            traceparent=ids.traceparent,
         )
         await self._log.sent_out(call, Copy(self._stream, {"e": _encode(request)}))
         self._calls.sent_out(call)

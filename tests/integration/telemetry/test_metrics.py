@@ -4,17 +4,16 @@ import asyncio
 import re
 import socket
 
-import pytest
 from redis.asyncio import Redis
 
 from tests.integration.telemetry.watching import WatchedHand
-from tests.support.driving import SHARD, batcher_on, fleet, settings_for
+from tests.support.driving import SHARD, batcher_on
+from tests.support.processes import worker_process
+from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, UserMessage
 from turnline.ops.simulator import Simulator
-from turnline.worker.errors import StartFailed
-from turnline.worker.main import make_fleet
 from turnline.worker.store.gauges import read_gauges
-from turnline.worker.telemetry.metrics import prometheus_text
+from turnline.worker.telemetry import names as n
 
 
 def free_port() -> int:
@@ -36,30 +35,32 @@ async def fetch(port: int, request: str = "GET /metrics HTTP/1.1") -> str:
 async def test_a_worker_shows_its_metrics(
     redis_url: str, sim: Simulator, client: TurnClient
 ) -> None:
-    """On the loopback port asked for: turns, calls, tokens, cost, queue, loop; 404 for the rest."""
+    """On the loopback port asked for: turns, calls, tokens, cost, queue, loop."""
     port = free_port()
-    async with fleet(redis_url, sim, metrics_port=str(port)):
+    with worker_process(redis_url, sim.base_url, metrics_port=str(port), wire="chat"):
         results = [await client.ask(f"c{n}", "Hello", timeout_s=10) for n in range(3)]
         page = await fetch(port)
-        assert "404" in (await fetch(port, "GET / HTTP/1.1")).splitlines()[0]
-        assert "404" in (await fetch(port, "nonsense")).splitlines()[0]
 
-    assert page.startswith("HTTP/1.1 200 OK\r\n")
-    values = dict(re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", page, re.MULTILINE))
-    assert values['turnline_turn_duration_seconds_count{outcome="completed"}'] == "3"
-    assert values["turnline_turn_time_to_first_delta_seconds_count"] == "3"
-    assert values["turnline_queue_wait_seconds_count"] == "3"
+    assert page.startswith("HTTP/1.0 200 OK\r\n")
+    values = {
+        (name, label): value
+        for name, labels, value in re.findall(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", page, re.MULTILINE)
+        for label in (labels.split(",") if labels else [""])
+    }
+    assert values["turnline_turn_duration_seconds_count", 'outcome="completed"'] == "3.0"
+    scope = 'otel_scope_name="turnline"'
+    assert values["turnline_turn_time_to_first_delta_seconds_count", scope] == "3.0"
+    assert values["turnline_queue_wait_seconds_count", scope] == "3.0"
     model = 'gen_ai_request_model="grok-4.3"'
-    assert values[f'turnline_llm_calls_total{{{model},status="completed"}}'] == "3"
+    assert values["turnline_llm_calls_total", 'status="completed"'] == "3.0"
     for kind, field in (("input", "prompt_tokens"), ("reasoning", "reasoning_tokens")):
         total = sum(getattr(result.usage, field) for result in results)
-        name = f'turnline_llm_tokens_total{{{model},gen_ai_token_type="{kind}"}}'
-        assert float(values[name]) == total
-    cost = float(values[f"turnline_llm_cost_usd_total{{{model}}}"])
+        assert float(values["turnline_llm_tokens_total", f'gen_ai_token_type="{kind}"']) == total
+    cost = float(values["turnline_llm_cost_usd_total", model])
     assert abs(cost - sum(result.usage.cost_usd for result in results)) < 1e-9
-    assert values["turnline_turns_in_flight"] == "0"
-    assert values['turnline_queue_depth{shard="s0"}'] in {"0", "1"}  # read now and then
-    assert values['turnline_breakers_open{shard="s0"}'] == "0"
+    assert values["turnline_turns_in_flight", scope] == "0.0"
+    assert values["turnline_queue_depth", 'shard="s0"'] in {"0.0", "1.0"}  # read now and then
+    assert values["turnline_breakers_open", 'shard="s0"'] == "0.0"
 
 
 async def test_failures_are_counted_by_their_codes(hand: WatchedHand) -> None:
@@ -71,12 +72,11 @@ async def test_failures_are_counted_by_their_codes(hand: WatchedHand) -> None:
     await hand.make_due("c")
     await hand.run_one()
 
-    text = prometheus_text(hand.meters)
-    assert 'turnline_retries_total{reason="server_error"} 1\n' in text
-    assert 'turnline_dead_letters_total{code="bad_request"} 1\n' in text
-    assert 'turnline_turn_duration_seconds_count{outcome="failed"} 1\n' in text
-    assert 'status="server_error"} 1\n' in text
-    assert "turnline_turns_in_flight 0\n" in text
+    assert hand.measured(n.M_RETRIES)["server_error"].value == 1
+    assert hand.measured(n.M_DEAD)["bad_request"].value == 1
+    assert hand.measured(n.M_TURN_DURATION)["failed"].count == 1
+    assert hand.measured(n.M_CALLS)["grok-4.3 server_error"].value == 1
+    assert hand.measured(n.M_IN_FLIGHT)[""].value == 0
 
 
 async def test_the_queue_is_measured(redis_url: str, redis: Redis, client: TurnClient) -> None:
@@ -102,5 +102,7 @@ async def test_a_port_in_use_is_told(redis_url: str, sim: Simulator) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(StartFailed, match="TURNLINE_METRICS_PORT"):
-            await make_fleet(settings_for(redis_url, sim, metrics_port=str(port))).run()
+        with worker_process(redis_url, sim.base_url, metrics_port=str(port)) as worker:
+            await wait_until(lambda: worker.process.poll() is not None, "it has ended")
+            assert worker.process.returncode == 2
+            assert "TURNLINE_METRICS_PORT" in worker.says()

@@ -17,7 +17,6 @@ from turnline.contracts.conversation import SettingsChange, UserEntry
 from turnline.ops.simulator import Simulator
 from turnline.worker.logs import JsonFormatter, WithIds
 from turnline.worker.telemetry import names as n
-from turnline.worker.telemetry.metrics import prometheus_text
 from turnline.worker.tools import tool
 
 MARKER = "wombat-7c1f"
@@ -83,7 +82,7 @@ async def test_spans_metrics_and_logs_hold_no_content(
     assert "look_up" in told
     assert len(kept.named("turn")) >= 6
     assert MARKER not in told
-    assert MARKER not in prometheus_text(hand.meters)
+    assert MARKER not in str(hand.metrics.get_metrics_data())
     assert "attempt_ended" in logged.getvalue()
     assert MARKER not in logged.getvalue()
     assert "xai-test" not in told + logged.getvalue()

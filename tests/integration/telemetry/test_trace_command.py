@@ -14,6 +14,8 @@ from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, UserMessage
 from turnline.ops.cli.trace import trace
 from turnline.ops.simulator import Simulator
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry import recording
 
 TRACES = "turnline:{s0}:traces"
 
@@ -180,3 +182,35 @@ async def test_the_store_is_bounded_and_expires(
 
 async def _is_idle(redis: Redis) -> bool:
     return await redis.exists("turnline:{s0}:queue") == 0
+
+
+async def test_a_turn_that_runs_can_be_seen(
+    redis_url: str, sim: Simulator, client: TurnClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as it has come; afterwards as a whole, each span once."""
+    monkeypatch.setattr(recording, "SHOWN_AFTER_S", 0.05)
+    sim.inject("stall;at=tokens:5")
+
+    async def names() -> list[str]:
+        turns = await shown(redis_url, receipt.turn_id)
+        return [span["name"] for turn in turns for span in turn["spans"]]
+
+    async def is_seen() -> bool:
+        return (await invoke(redis_url, receipt.turn_id)).exit_code == 0
+
+    async with fleet(redis_url, sim):
+        receipt = await client.submit(UserMessage(conversation_id="a", text="One"))
+        await wait_until(is_seen, "it is seen", 10)
+        (turn,) = await shown(redis_url, receipt.turn_id)
+        assert turn["state"] == "running"
+        assert "chat grok-4.3" in await names()
+        await client.interrupt("a")
+        await client.result(receipt, timeout_s=10)
+
+        async def is_whole() -> bool:
+            return n.TURN in await names()
+
+        await wait_until(is_whole, "it is whole", 10)
+
+    found = await names()
+    assert len(found) == len(set(found)) == 6

@@ -5,7 +5,7 @@ from turnline.contracts.trace_context import (
     Link,
     TraceContext,
     TurnTrace,
-    attempt_id,
+    child_id,
     current,
     trace_id_of,
     turn_trace,
@@ -80,6 +80,6 @@ def test_attempts_have_their_own_ids() -> None:
     """So that a worker can tell of an attempt that another one did not finish."""
     trace = of(None)
 
-    ids = {attempt_id(trace, number) for number in range(1, 5)}
+    ids = {child_id(trace, number) for number in range(1, 5)}
     assert len(ids | {trace.span_id}) == 5
-    assert attempt_id(trace, 1) == attempt_id(of(None), 1)
+    assert child_id(trace, 1) == child_id(of(None), 1)

@@ -1,0 +1,139 @@
+"""Keeps spans of turns for `turnline trace`: a span processor, and where it hands them on.
+
+What instrumented libraries do inside a tool or a model call is kept with it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+from opentelemetry import trace as otel
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import Span as StartedSpan
+from opentelemetry.trace import SpanContext, SpanKind
+
+from turnline.contracts.trace_context import Link, TurnTrace
+from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.spans import Kind, Span, SpanEvent, TurnSpans
+
+_TRACES: Final = 4_096
+"""Traces that may be under way; what comes on top pushes out the oldest."""
+_FOREIGN: Final = 256
+"""Spans of other libraries that are kept of a trace, between two attempts' ends."""
+_KINDS: Final[Mapping[SpanKind, Kind]] = {
+    SpanKind.INTERNAL: "internal",
+    SpanKind.SERVER: "internal",
+    SpanKind.PRODUCER: "producer",
+    SpanKind.CONSUMER: "consumer",
+    SpanKind.CLIENT: "client",
+}
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+class TraceStore(Protocol):
+    """Keeps traces where `turnline trace` finds them; see `turnline.worker.store.traces`."""
+
+    def keep(self, turn: TurnSpans, data: bytes) -> None:
+        """Keep the spans of one attempt, and their JSON."""
+        ...
+
+    async def close(self) -> None:
+        """Write what waits, for a bounded time."""
+        ...
+
+
+class EndedSpans(SpanProcessor):
+    """Notes the spans of turns that have ended, and what other libraries did below them."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._traces: OrderedDict[int, list[Span]] = OrderedDict()
+
+    def on_start(self, span: StartedSpan, parent_context: Context | None = None) -> None:  # noqa: ARG002  the SDK's
+        """See `opentelemetry.sdk.trace.SpanProcessor`."""
+        trace_id = _place(span).trace_id
+        if _is_ours(span) and trace_id not in self._traces:
+            self._traces[trace_id] = []
+            if len(self._traces) > _TRACES:
+                self._traces.popitem(last=False)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """See `opentelemetry.sdk.trace.SpanProcessor`."""
+        ended = self._traces.get(_place(span).trace_id)
+        if ended is not None and (_is_ours(span) or len(ended) < _FOREIGN):
+            ended.append(value_of(span))
+
+    def take(self, trace_id: str, top: str) -> list[Span]:
+        """Return what has ended of a trace: a span, and what is below."""
+        found: list[Span] = []
+        left = self._traces.pop(int(trace_id, 16), [])
+        above = {top}
+        while left:
+            taken = [it for it in left if it.span_id in above or it.parent_id in above]
+            if not taken:  # of another turn in the same trace
+                self._traces[int(trace_id, 16)] = left
+                break
+            above.update(it.span_id for it in taken)
+            found += taken
+            left = [it for it in left if it.span_id not in above]
+        return found
+
+
+class SpanKeeper(NamedTuple):
+    """Hands the spans of one shard's turns to its store."""
+
+    ended: EndedSpans
+    store: TraceStore
+
+    def keep(self, turn: TurnSpans, trace: TurnTrace) -> None:
+        """Keep what was recorded of an attempt that has just ended."""
+        turn.spans.extend(self.ended.take(trace.trace_id, trace.span_id))
+        if trace.waited_in is not None:
+            turn.spans.extend(self.ended.take(*trace.waited_in))
+        self._keep(turn)
+
+    def show(self, turn: TurnSpans, spans: Sequence[otel.Span], now_ns: int) -> None:
+        """Keep spans of an attempt that has not ended, as if they ended now."""
+        turn.spans.extend(value_of(it, now_ns) for it in spans if isinstance(it, ReadableSpan))
+        self._keep(turn)
+
+    def _keep(self, turn: TurnSpans) -> None:
+        if turn.spans:
+            self.store.keep(turn, _encode(turn))
+
+
+def _is_ours(span: ReadableSpan) -> bool:
+    scope = span.instrumentation_scope
+    return scope is not None and scope.name == n.SCOPE
+
+
+def _place(span: ReadableSpan) -> SpanContext:
+    found = span.get_span_context()
+    assert found is not None  # it has been started
+    return found
+
+
+def value_of(span: ReadableSpan, now_ns: int = 0) -> Span:
+    """Return a span as a value; one that has not ended, as if it ended now."""
+    at, parent, start_ns = _place(span), span.parent, span.start_time or 0
+    attributes = dict(span.attributes or {})
+    return Span(
+        name=span.name,
+        span_id=f"{at.span_id:016x}",
+        parent_id="" if parent is None else f"{parent.span_id:016x}",
+        trace_id=f"{at.trace_id:032x}",
+        kind=_KINDS[span.kind],
+        start_ns=start_ns,
+        end_ns=span.end_time or max(start_ns, now_ns),
+        attributes=attributes,
+        error="" if span.status.is_ok else str(attributes.get(n.ERROR_TYPE, "error")),
+        links=tuple(
+            Link(f"{it.context.trace_id:032x}", f"{it.context.span_id:016x}") for it in span.links
+        ),
+        events=tuple(
+            SpanEvent(name=it.name, at_ns=it.timestamp, attributes=dict(it.attributes or {}))
+            for it in span.events
+        ),
+    )

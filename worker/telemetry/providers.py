@@ -1,0 +1,167 @@
+"""Finds the program's providers of OpenTelemetry, or has the SDK make them as `OTEL_*` say.
+
+Source: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+"""
+
+import asyncio
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, cast
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+
+from turnline.worker.errors import StartFailed
+from turnline.worker.telemetry.lean_exporter import lean
+
+log = logging.getLogger("turnline.telemetry")
+
+_LOOK_S: Final = 0.02
+_BASE: Final = "OTEL_EXPORTER_OTLP_"
+
+
+class Providers(NamedTuple):
+    """What spans and metrics go to."""
+
+    traces: trace.TracerProvider
+    metrics: metrics.MeterProvider
+    is_ours: bool = False
+    """Whether they were made here, and have to be closed here."""
+    sends_spans: bool = True
+    """Whether anybody but processors that are added here may see spans."""
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether anybody may read metrics."""
+        return not isinstance(self.metrics, NoOpMeterProvider)
+
+    def add(self, processor: SpanProcessor) -> None:
+        """Have a processor see all spans, if the provider knows processors."""
+        add = cast(
+            "Callable[[SpanProcessor], None] | None",
+            getattr(self.traces, "add_span_processor", None),
+        )
+        if add is None:
+            log.warning("telemetry.no_processors", extra={"provider": type(self.traces).__name__})
+        else:
+            add(processor)
+
+    async def close(self) -> None:
+        """Send what waits; may be cancelled.
+
+        An exporter may take a minute over a collector that says nothing. So threads wait for it,
+        which keep the process from nothing: not those of the loop's pool.
+        """
+        ends = [
+            cast("Callable[[], Any]", end)
+            for provider in (self.traces, self.metrics)
+            if (end := getattr(provider, "shutdown" if self.is_ours else "force_flush", None))
+        ]
+        threads = [threading.Thread(target=_quietly, args=(end,), daemon=True) for end in ends]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):  # noqa: ASYNC110  threads
+            await asyncio.sleep(_LOOK_S)
+
+
+def find_or_make(
+    environ: Mapping[str, str], resource: Mapping[str, str], *, prometheus_port: int, whole: bool
+) -> Providers:
+    """Return the program's providers; where it has none, new ones.
+
+    New ones are the program's from then on, if `OTEL_*` or a port ask for them, or if the whole
+    process is a worker. Else they are this worker's own.
+
+    Args:
+        environ: Has the `OTEL_*` variables; has to be the process' own if they ask for something.
+        resource: What the worker says of itself; `OTEL_RESOURCE_ATTRIBUTES` win.
+        prometheus_port: Loopback port that shows metrics to Prometheus; 0: none does.
+        whole: Whether the process is a worker and nothing else.
+
+    Raises:
+        StartFailed: A variable is unusable, or what it names is not installed.
+    """
+    traces, meters = trace.get_tracer_provider(), metrics.get_meter_provider()
+    if not isinstance(traces, trace.ProxyTracerProvider) or _is_set(meters):
+        if prometheus_port:
+            log.warning("telemetry.port_unused", extra={"port": prometheus_port})
+        return Providers(traces, meters if _is_set(meters) else NoOpMeterProvider())
+    is_disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    defaults = {} if is_disabled else _defaults(environ)
+    exporters = {**defaults, **environ}
+    has_metrics = prometheus_port > 0 or (not is_disabled and _sends(exporters, "METRICS"))
+    has_spans = not is_disabled and _sends(exporters, "TRACES")
+    if not (whole or has_metrics or has_spans):
+        made = TracerProvider(resource=Resource.create(_new(resource)), shutdown_on_exit=False)
+        return Providers(made, NoOpMeterProvider(), is_ours=True, sends_spans=False)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    _configure(_new(resource), prometheus_port)
+    meters = metrics.get_meter_provider() if has_metrics else NoOpMeterProvider()
+    return Providers(trace.get_tracer_provider(), meters, is_ours=True, sends_spans=has_spans)
+
+
+def _configure(resource: Mapping[str, str], prometheus_port: int) -> None:
+    # The class that distributions build upon: it has no public name.
+    configuration: Any = importlib.import_module("opentelemetry.sdk._configuration")
+
+    if prometheus_port:
+        os.environ["OTEL_EXPORTER_PROMETHEUS_HOST"] = "127.0.0.1"
+        os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(prometheus_port)
+    try:
+        configuration._OTelSDKConfigurator().configure(  # noqa: SLF001
+            metric_exporter_names=["prometheus"] if prometheus_port else [],
+            export_span_processor=_batched,
+            resource_attributes=dict(resource),
+        )
+    except OSError as error:
+        raise StartFailed(
+            f"port {prometheus_port} cannot be opened for metrics ({error.strerror}); set "
+            "TURNLINE_METRICS_PORT to another one, or to 0"
+        ) from None
+    except Exception as error:  # noqa: BLE001  of the SDK and what it loads
+        raise StartFailed(
+            f"OpenTelemetry cannot be set up as the OTEL_* variables say: {error}. "
+            "OTEL_SDK_DISABLED=true sends nothing."
+        ) from None
+
+
+def _batched(exporter: SpanExporter) -> SpanProcessor:
+    return BatchSpanProcessor(lean(exporter))
+
+
+def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what is meant where an endpoint is set: OTLP over HTTP, of its signals."""
+    found: dict[str, str] = {}
+    for signal in ("TRACES", "METRICS"):
+        names = (f"{_BASE}{signal}_ENDPOINT", f"{_BASE}ENDPOINT")
+        if any(environ.get(name, "").strip() for name in names):
+            found[f"OTEL_{signal}_EXPORTER"] = "otlp"
+    return {f"{_BASE}PROTOCOL": "http/protobuf", **found}
+
+
+def _sends(environ: Mapping[str, str], signal: str) -> bool:
+    return environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower() not in {"", "none"}
+
+
+def _new(resource: Mapping[str, str]) -> dict[str, str]:
+    """Return what the variables do not say of the worker."""
+    known = OTELResourceDetector().detect().attributes
+    return {name: value for name, value in resource.items() if name not in known}
+
+
+def _is_set(meters: metrics.MeterProvider) -> bool:
+    return type(meters).__module__ != "opentelemetry.metrics._internal"
+
+
+def _quietly(end: Callable[[], object]) -> None:
+    try:
+        end()
+    except Exception as error:  # noqa: BLE001  a collector's or a vendor's
+        log.warning("telemetry.unsent", extra={"error": type(error).__name__})
