@@ -70,6 +70,16 @@ class _Tool:
         self.failure = ""
 
 
+class _Noted(NamedTuple):
+    """Something short within an attempt."""
+
+    name: str
+    which: str
+    start_ns: int
+    end_ns: int
+    attributes: Attributes
+
+
 class Work:
     """What an attempt does for one turn. A rollback ends it: what follows is another turn's."""
 
@@ -95,7 +105,7 @@ class Work:
         self._called: list[tuple[ConversationSettings, OpenSpan]] = []
         self._tools: dict[str, _Tool] = {}
         self._agent: OpenSpan | None = None
-        self._commits: list[tuple[OpenSpan, float]] = []
+        self._noted: list[_Noted] = []
         attributes = process_attributes(
             self._ids, around.conversation_id, owner, around.loaded, around.queue
         )
@@ -124,7 +134,7 @@ class Work:
         agent = [self._agent] if self._agent is not None else []
         called = [span for _, span in self._called]
         tools = [tool.span for tool in self._tools.values()]
-        return [self.process, *agent, *called, *tools, *(span for span, _ in self._commits)]
+        return [self.process, *agent, *called, *tools]
 
     def ended_at_s(self) -> float:
         """Return when the last call for it was over, now at the latest."""
@@ -137,12 +147,14 @@ class Work:
         """The context was fetched and rebuilt."""
         messages = self._around.loaded.messages
         size = {n.CONTEXT_MESSAGES: len(messages), n.CONTEXT_BYTES: sum(map(len, messages))}
-        self._tell(n.REBUILD, self.first_ns, ready_at_s, size)
+        ready_ns = self._around.ns(ready_at_s)
+        self._noted.append(_Noted(n.REBUILD, n.REBUILD, self.first_ns, ready_ns, size))
 
     def aggregated(self, messages: int, since_s: float) -> None:
         """Several messages were made the turn."""
-        start_ns = self._around.ns(since_s)
-        self._tell(n.AGGREGATE, start_ns, time.monotonic(), {n.TURN_MESSAGES: messages})
+        times = (self._around.ns(since_s), self._around.ns(time.monotonic()))
+        about: Attributes = {n.TURN_MESSAGES: messages}
+        self._noted.append(_Noted(n.AGGREGATE, n.AGGREGATE, *times, about))
 
     def begin_call(self, call: LLMCall, settings: ConversationSettings) -> OpenSpan:
         """A request is about to be sent."""
@@ -174,19 +186,11 @@ class Work:
         if tool is not None and tool.ended_at_s is None:
             tool.ended_at_s, tool.result, tool.failure = time.monotonic(), result, failure or ""
 
-    def begin_commit(self) -> OpenSpan:
-        """The commit is about to be sent."""
-        which = f"{n.COMMIT} {len(self._commits)}"
-        now_s = time.monotonic()
-        span = self._start(n.COMMIT, which, dict(self._ids), self._around.ns(now_s), self.process)
-        self._commits.append((span, now_s))
-        return span
-
-    def finish_commit(self, outcome: str) -> None:
-        """The commit was answered."""
-        span, _ = self._commits[-1]
-        span.attributes[n.COMMIT_OUTCOME] = outcome
-        self._commits[-1] = (span, time.monotonic())
+    def committed(self, began_at_s: float, outcome: str) -> None:
+        """A commit was answered."""
+        times = (self._around.ns(began_at_s), self._around.ns(time.monotonic()))
+        which = f"{n.COMMIT} {len(self._noted)}"
+        self._noted.append(_Noted(n.COMMIT, which, *times, {n.COMMIT_OUTCOME: outcome}))
 
     def end(
         self, outcome: str, error: str, now_ns: int, retry: tuple[str, float] | None = None
@@ -220,14 +224,16 @@ class Work:
             worked.append(tool.span)
         if self._agent is not None:
             self._agent.end(max(span.end_ns for span in worked), "", redact)
-        for span, ended_at_s in self._commits:
-            span.end(around.ns(ended_at_s), "", redact)
+        for noted in self._noted:
+            about = {**self._ids, **noted.attributes}
+            span = self._start(noted.name, noted.which, about, noted.start_ns, self.process)
+            span.end(noted.end_ns, "", redact)
         word = "committed" if outcome == "released" else outcome
         self.process.attributes[n.ATTEMPT_OUTCOME] = word
         if retry is not None and outcome == "retry":
-            noted: Attributes = {n.ERROR_TYPE: retry[0], n.RETRY_IN_S: round(retry[1], 3)}
-            self.process.attributes[n.RETRY_IN_S] = noted[n.RETRY_IN_S]
-            self.process.told.add_event(n.RETRY_EVENT, noted, now_ns)
+            why: Attributes = {n.ERROR_TYPE: retry[0], n.RETRY_IN_S: round(retry[1], 3)}
+            self.process.attributes[n.RETRY_IN_S] = why[n.RETRY_IN_S]
+            self.process.told.add_event(n.RETRY_EVENT, why, now_ns)
         self.process.end(now_ns, error, redact)
 
     def tell_lost(self) -> None:
@@ -275,10 +281,6 @@ class Work:
         at = below(self.process.at, which)
         start_ns = max(start_ns, self.first_ns)
         return self._around.tracing.start(name, at, attributes, start_ns, above=above, kind=kind)
-
-    def _tell(self, name: str, start_ns: int, end_s: float, attributes: Attributes) -> None:
-        span = self._start(name, name, {**self._ids, **attributes}, start_ns, self.process)
-        span.end(self._around.ns(end_s), "", None)
 
 
 def tell_turn(

@@ -132,6 +132,7 @@ class AttemptRecorder(AttemptObserver):
         self._tools: dict[str, tuple[str, float]] = {}
         """Names of functions that run, and since when."""
         self._effects: Effects | None = None
+        self._committing_at_s = 0.0
         self._outcomes: list[str] = []
         """Of its commits."""
         self._retry: tuple[str, float] | None = None
@@ -231,16 +232,14 @@ class AttemptRecorder(AttemptObserver):
     @_harmless
     def committing(self) -> None:
         """See `turnline.worker.turn.observer`."""
-        if self._works:
-            self._activate(self._works[-1].begin_commit())
+        self._committing_at_s = time.monotonic()
 
     @_harmless
     def committed(self, effects: Effects, outcome: str) -> None:
         """See `turnline.worker.turn.observer`."""
-        self._activate(None)
         self._outcomes.append(outcome)
         if self._works:
-            self._works[-1].finish_commit(outcome)
+            self._works[-1].committed(self._committing_at_s, outcome)
         if outcome != "duplicate":
             self._effects = effects
 
