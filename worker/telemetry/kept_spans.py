@@ -44,40 +44,56 @@ class TraceStore(Protocol):
         ...
 
 
+class _Trace:
+    """What has ended of a trace and was not taken yet."""
+
+    def __init__(self) -> None:
+        self.ended: list[Span] = []
+        self.open = 0
+        """Spans of turns that have not ended."""
+
+
 class EndedSpans(SpanProcessor):
     """Notes the spans of turns that have ended, and what other libraries did below them."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._traces: OrderedDict[int, list[Span]] = OrderedDict()
+        self._traces: OrderedDict[int, _Trace] = OrderedDict()
 
     def on_start(self, span: StartedSpan, parent_context: Context | None = None) -> None:  # noqa: ARG002  the SDK's
         """See `opentelemetry.sdk.trace.SpanProcessor`."""
+        if not _is_ours(span):
+            return
         trace_id = _place(span).trace_id
-        if _is_ours(span) and trace_id not in self._traces:
-            self._traces[trace_id] = []
+        found = self._traces.get(trace_id)
+        if found is None:
+            found = self._traces[trace_id] = _Trace()
             if len(self._traces) > _TRACES:
                 self._traces.popitem(last=False)
+        found.open += 1
 
     def on_end(self, span: ReadableSpan) -> None:
         """See `opentelemetry.sdk.trace.SpanProcessor`."""
-        ended = self._traces.get(_place(span).trace_id)
-        if ended is not None and (_is_ours(span) or len(ended) < _FOREIGN):
-            ended.append(value_of(span))
+        found = self._traces.get(_place(span).trace_id)
+        if found is None:
+            return
+        is_ours = _is_ours(span)
+        found.open -= is_ours
+        if is_ours or len(found.ended) < _FOREIGN:
+            found.ended.append(value_of(span))
 
     def take(self, trace_id: str, top: str) -> list[Span]:
         """Return what has ended of a trace: a span, and what is below."""
-        found: list[Span] = []
-        left = self._traces.pop(int(trace_id, 16), [])
-        above = {top}
-        while left:
-            taken = [it for it in left if it.span_id in above or it.parent_id in above]
-            if not taken:  # of another turn in the same trace
-                self._traces[int(trace_id, 16)] = left
-                break
+        trace = self._traces.get(int(trace_id, 16))
+        if trace is None:
+            return []
+        above, found = {top}, list[Span]()
+        while taken := [it for it in trace.ended if it.span_id in above or it.parent_id in above]:
             above.update(it.span_id for it in taken)
             found += taken
-            left = [it for it in left if it.span_id not in above]
+            trace.ended = [it for it in trace.ended if it.span_id not in above]
+        if not trace.open and not trace.ended:  # else another turn is in the same trace
+            del self._traces[int(trace_id, 16)]
         return found
 
 

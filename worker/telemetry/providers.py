@@ -88,18 +88,19 @@ def find_or_make(
         StartFailed: A variable is unusable, or what it names is not installed.
     """
     traces, meters = trace.get_tracer_provider(), metrics.get_meter_provider()
-    if not isinstance(traces, trace.ProxyTracerProvider) or _is_set(meters):
+    has_traces = not isinstance(traces, trace.ProxyTracerProvider)
+    if has_traces or _is_set(meters):
         if prometheus_port:
             log.warning("telemetry.port_unused", extra={"port": prometheus_port})
-        return Providers(traces, meters if _is_set(meters) else NoOpMeterProvider())
+        meters = meters if _is_set(meters) else NoOpMeterProvider()
+        return Providers(traces if has_traces else _own(resource), meters, sends_spans=has_traces)
     is_disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     defaults = {} if is_disabled else _defaults(environ)
     exporters = {**defaults, **environ}
     has_metrics = prometheus_port > 0 or (not is_disabled and _sends(exporters, "METRICS"))
     has_spans = not is_disabled and _sends(exporters, "TRACES")
     if not (whole or has_metrics or has_spans):
-        made = TracerProvider(resource=Resource.create(_new(resource)), shutdown_on_exit=False)
-        return Providers(made, NoOpMeterProvider(), is_ours=True, sends_spans=False)
+        return Providers(_own(resource), NoOpMeterProvider(), is_ours=True, sends_spans=False)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     _configure(_new(resource), prometheus_port)
@@ -130,6 +131,11 @@ def _configure(resource: Mapping[str, str], prometheus_port: int) -> None:
             f"OpenTelemetry cannot be set up as the OTEL_* variables say: {error}. "
             "OTEL_SDK_DISABLED=true sends nothing."
         ) from None
+
+
+def _own(resource: Mapping[str, str]) -> TracerProvider:
+    """Return a provider for traces in Redis, which sends nothing."""
+    return TracerProvider(resource=Resource.create(_new(resource)), shutdown_on_exit=False)
 
 
 def _batched(exporter: SpanExporter) -> SpanProcessor:
