@@ -119,6 +119,8 @@ class _Shared(NamedTuple):
     cache: ContextCache
     replicas: Replicas | None
     slots: Slots
+    failing: set[str]
+    """Providers that were told to be failing."""
 
 
 def make_fleet(
@@ -157,7 +159,9 @@ def make_fleet(
     confirmations = links.confirmations
     replicas = Replicas(confirmations, settings.wait_replicas) if confirmations else None
     slots = Slots(settings.slots, shards=len(settings.served_shards))
-    shared = _Shared(worker_id, links, services, telemetry, planner, cache, replicas, slots)
+    shared = _Shared(
+        worker_id, links, services, telemetry, planner, cache, replicas, slots, failing=set()
+    )
     parts = FleetParts(
         worker_id=worker_id,
         client=services.client,
@@ -185,7 +189,7 @@ def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWork
     driver = ConversationDriver(
         store,
         shared.services,
-        Breakers(batcher, shard),
+        Breakers(batcher, shard, failing=shared.failing),
         shard,
         driver_settings(settings),
         observer=_observer(settings, shared.telemetry, batcher, shard),

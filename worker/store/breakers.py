@@ -7,6 +7,7 @@ the turns. Source: https://martinfowler.com/bliki/CircuitBreaker.html
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from turnline.contracts.scripts import Call, text
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.store import lua
 
+log = logging.getLogger("turnline.turns")
 _VIEW_S = 1.0
 _EXPIRY_MS = 3_600_000
 
@@ -33,6 +35,7 @@ class Breakers:
         conversations: int = 5,
         pause_s: float = 2.0,
         cap_s: float = 30.0,
+        failing: set[str] | None = None,
     ) -> None:
         """Use the shard's batcher.
 
@@ -43,6 +46,7 @@ class Breakers:
             conversations: How many conversations have to share them.
             pause_s: How long it stays open before one call may try.
             cap_s: The pause doubles with each failed try, up to this.
+            failing: Names that this process has said to be failing; shared by its shards.
         """
         self._batcher = batcher
         self._shard = shard
@@ -58,6 +62,7 @@ class Breakers:
             expiry_ms=_EXPIRY_MS,
         )
         self._suspects: set[str] = set()
+        self._failing: set[str] = set() if failing is None else failing
         self._seen_at = -_VIEW_S
         self._looking: asyncio.Task[None] | None = None
 
@@ -71,6 +76,10 @@ class Breakers:
         word, wait_ms = await self._run(lua.admit(self._shard, args))
         if word == "closed":
             self._suspects.discard(name)
+            self._works(name)
+        elif name not in self._failing:
+            self._failing.add(name)
+            log.warning("provider.failing", extra={"provider": name})
         return wait_ms / 1000
 
     async def succeeded(self, name: str) -> None:
@@ -78,12 +87,18 @@ class Breakers:
         if name in self._suspects:
             self._suspects.discard(name)
             await self._run(lua.report(self._shard, self._success._replace(name=name)))
+            self._works(name)
 
     async def failed(self, name: str, conversation_id: str) -> None:
         """A call failed in a way that speaks against the provider, not the request or the reply."""
         self._suspects.add(name)
         args = self._success._replace(name=name, outcome="failed", who=_mark(conversation_id))
         await self._run(lua.report(self._shard, args))
+
+    def _works(self, name: str) -> None:
+        if name in self._failing:
+            self._failing.discard(name)
+            log.info("provider.back", extra={"provider": name})
 
     async def _run(self, call: Call) -> tuple[str, int]:
         try:

@@ -254,6 +254,25 @@ async def test_a_probe_that_fails_does_not_hold_off_who_has_not_failed(
         assert await redis.exists(SHARD.breakers) == 0
 
 
+async def test_a_provider_that_fails_is_told_of_once(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And once that it is back; the shards of a process say it together."""
+    failing: set[str] = set()
+    async with batcher_on(redis_url) as batcher:
+        one, other = (Breakers(batcher, shard_keys(n), failing=failing) for n in range(2))
+        with caplog.at_level("INFO", "turnline.turns"):
+            for breaker in (one, other):
+                for n in range(10):
+                    await breaker.failed("x", f"c{n}")
+                for n in range(3):
+                    assert await breaker.wait_s("x", f"c{n}") > 0
+            await one.succeeded("x")
+            await other.succeeded("x")
+
+    assert caplog.messages == ["provider.failing", "provider.back"]
+
+
 async def test_failures_of_few_conversations_do_not_open_a_breaker(redis_url: str) -> None:
     """A hundred failures of four conversations are theirs; the fifth makes it the provider's."""
     async with breakers(redis_url) as ours:
