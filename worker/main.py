@@ -134,8 +134,7 @@ def make_fleet(
     Args:
         settings: Checked ones.
         on_serving: Called once the fleet takes turns.
-        whole: Whether the process is a worker and nothing else: OpenTelemetry's global providers
-            are then set up, if nobody has.
+        whole: Whether the process is a worker only: OpenTelemetry's providers are then global.
 
     Raises:
         StartFailed: The key, tools, agents or telemetry cannot be used as configured.
@@ -156,8 +155,8 @@ def make_fleet(
     )
     planner = Planner(toolbox, agents, limits, checker)
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
-    confirmations = links.confirmations
-    replicas = Replicas(confirmations, settings.wait_replicas) if confirmations else None
+    waits = links.confirmations
+    replicas = Replicas(waits, settings.wait_replicas) if waits else None
     slots = Slots(settings.slots, shards=len(settings.served_shards))
     shared = _Shared(
         worker_id, links, services, telemetry, planner, cache, replicas, slots, failing=set()

@@ -158,7 +158,11 @@ def joined(told: Sequence[TurnSpans]) -> TracedTurn:
     """
     ending = next((turn for turn in reversed(told) if turn.state), None)
     last = ending or told[-1]
-    spans = {span.span_id: span for turn in told for span in turn.spans}
+    spans: dict[str, Span] = {}
+    for turn in told:
+        for span in turn.spans:
+            span.trace_id = span.trace_id or turn.trace_id
+            spans[span.span_id] = span
     ordered = sorted(
         spans.values(), key=lambda span: (span.start_ns, span.name != n.WAIT, -span.end_ns)
     )

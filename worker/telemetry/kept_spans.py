@@ -116,6 +116,9 @@ class SpanKeeper(NamedTuple):
         self._keep(turn)
 
     def _keep(self, turn: TurnSpans) -> None:
+        for span in turn.spans:
+            if span.trace_id == turn.trace_id:
+                span.trace_id = ""
         if turn.spans:
             self.store.keep(turn, _encode(turn))
 

@@ -101,12 +101,12 @@ class ShardGauges:
         )
 
 
-class TurnMeters:
-    """All metrics of a worker."""
+class CallMeters:
+    """Metrics of model calls and tools."""
 
-    def __init__(self, meter: Meter, place: CallPlace) -> None:
+    def __init__(self, make: _Made, place: CallPlace) -> None:
         """Make the instruments; `place` is where model calls go."""
-        make, model = _Made(meter), n.REQUEST_MODEL
+        model = n.REQUEST_MODEL
         chat = {
             n.OPERATION_NAME: n.CHAT,
             n.PROVIDER_NAME: place.provider,
@@ -139,6 +139,22 @@ class TurnMeters:
             n.TOKEN_TYPE,
         )
         self.cost = make.counter(n.M_COST, "{usd}", "Cost as the provider reported it.", model)
+        self.tool_duration = make.times(
+            n.M_TOOL_DURATION,
+            "Functions that the model called.",
+            n.TOOL_NAME,
+            n.ERROR_TYPE,
+            bounds=_CALL_S,
+        )
+
+
+class TurnMeters(CallMeters):
+    """All metrics of a worker."""
+
+    def __init__(self, meter: Meter, place: CallPlace) -> None:
+        """Make the instruments; `place` is where model calls go."""
+        make = _Made(meter)
+        super().__init__(make, place)
         self.turn_duration = make.times(
             n.M_TURN_DURATION, "Acceptance to end.", "outcome", bounds=_TURN_S
         )
@@ -156,13 +172,6 @@ class TurnMeters:
         )
         self.dead_letters = make.counter(
             n.M_DEAD, "{turn}", "Turns that became dead letters.", "code"
-        )
-        self.tool_duration = make.times(
-            n.M_TOOL_DURATION,
-            "Functions that the model called.",
-            n.TOOL_NAME,
-            n.ERROR_TYPE,
-            bounds=_CALL_S,
         )
         self.spans_sent = make.counter(n.M_SPANS_SENT, "{span}", "Spans sent.", "to")
         self.spans_dropped = make.counter(

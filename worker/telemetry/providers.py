@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, cast
+from urllib.parse import urlsplit
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import NoOpMeterProvider
@@ -97,6 +98,8 @@ def find_or_make(
     is_disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     defaults = {} if is_disabled else _defaults(environ)
     exporters = {**defaults, **environ}
+    if not is_disabled:
+        _check_endpoints(environ)
     has_metrics = prometheus_port > 0 or (not is_disabled and _sends(exporters, "METRICS"))
     has_spans = not is_disabled and _sends(exporters, "TRACES")
     if not (whole or has_metrics or has_spans):
@@ -150,6 +153,26 @@ def _defaults(environ: Mapping[str, str]) -> dict[str, str]:
         if any(environ.get(name, "").strip() for name in names):
             found[f"OTEL_{signal}_EXPORTER"] = "otlp"
     return {f"{_BASE}PROTOCOL": "http/protobuf", **found}
+
+
+def _check_endpoints(environ: Mapping[str, str]) -> None:
+    """Refuse an address to which nothing could be sent, without showing it: it may have a password.
+
+    Raises:
+        StartFailed: One is none.
+    """
+    for name in (f"{_BASE}{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_")):
+        address = environ.get(name, "").strip()
+        try:
+            where = urlsplit(address)
+            is_usable = where.scheme in {"http", "https"} and where.hostname and where.port != 0
+        except ValueError:
+            is_usable = False
+        if address and not is_usable:
+            raise StartFailed(
+                f"{name}: expected an address such as http://collector:4318. "
+                "OTEL_SDK_DISABLED=true sends nothing."
+            )
 
 
 def _sends(environ: Mapping[str, str], signal: str) -> bool:

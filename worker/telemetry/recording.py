@@ -107,10 +107,7 @@ class AttemptRecorder(AttemptObserver):
         self._loaded = loaded
         self._began_at_s = began_at_s
         self._ready_at_s = time.monotonic()
-        self._offset_ns = loaded.now_ms * 1_000_000 - int(loaded_at_s * 1e9)
-        if loaded.entries:  # Redis gives whole ms: an attempt could begin before its message
-            accepted = loaded.entries[0].accepted_at_ms * 1_000_000
-            self._offset_ns += max(0, accepted - self._ns(began_at_s))
+        self._ns = redis_clock(loaded, began_at_s, loaded_at_s)
         self._around: Around | None = None
         if recording.tracing is not None:
             self._around = Around(
@@ -280,10 +277,6 @@ class AttemptRecorder(AttemptObserver):
         """Why another attempt follows; empty if none does."""
         return self._retry[0] if self._retry is not None else ""
 
-    def _ns(self, clock_s: float) -> int:
-        """Convert `time.monotonic` to ns since the Unix epoch by Redis' clock."""
-        return int(clock_s * 1e9) + self._offset_ns
-
     def _first_entry(self) -> ConsumedEntry:
         """Return the first inbox entry as it would be used, where nothing was collected yet."""
         entry = self._loaded.entries[0]
@@ -427,3 +420,18 @@ def baggage_of(used: ConsumedEntry) -> otel_context.Context:
         if given
         else otel_context.Context()
     )
+
+
+def redis_clock(
+    loaded: ConversationSnapshot, began_at_s: float, loaded_at_s: float
+) -> Callable[[float], int]:
+    """Return what converts `time.monotonic` to ns since the Unix epoch, by Redis' clock."""
+    offset_ns = loaded.now_ms * 1_000_000 - int(loaded_at_s * 1e9)
+    if loaded.entries:  # Redis gives whole ms: an attempt could begin before its message
+        accepted = loaded.entries[0].accepted_at_ms * 1_000_000
+        offset_ns += max(0, accepted - int(began_at_s * 1e9) - offset_ns)
+
+    def ns(clock_s: float) -> int:
+        return int(clock_s * 1e9) + offset_ns
+
+    return ns

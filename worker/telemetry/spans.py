@@ -27,6 +27,7 @@ class Span(msgspec.Struct, kw_only=True, omit_defaults=True):
     parent_id: str = ""
     """Empty: a root."""
     trace_id: str = ""
+    """Empty: that of the turn."""
     kind: Kind = "internal"
     start_ns: int
     end_ns: int

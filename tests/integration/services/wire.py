@@ -27,7 +27,7 @@ from turnline.worker.services.transport import TimeLimits
 
 QUICK = TimeLimits(first_token_s=0.3, idle_s=0.3, total_s=5, tail_s=0.3)
 """Limits of tests in which the provider is to be found stalled."""
-HEARING = TimeLimits(silence_s=0.3, total_s=10)
+HEARING = TimeLimits(silence_s=0.6, total_s=20)
 """Limits of tests in which a connection is to be found silent, and nothing else a fault."""
 PATIENT = TimeLimits(tail_s=30)
 STREAM_HEAD = (

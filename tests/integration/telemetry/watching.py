@@ -34,6 +34,8 @@ class KeptSpans:
         self.turns: list[TurnSpans] = []
 
     def keep(self, turn: TurnSpans, data: bytes) -> None:
+        for span in turn.spans:
+            span.trace_id = span.trace_id or turn.trace_id
         self.turns.append(turn)
 
     async def close(self) -> None:

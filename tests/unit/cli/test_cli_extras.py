@@ -12,7 +12,12 @@ import pytest
 from tests.support.recordings import REPOSITORY
 from turnline.worker.extras import DEV, WORKER
 
-MODULES = {"jsonschema-rs": "jsonschema_rs", "opentelemetry-proto": "opentelemetry"}
+MODULES = {
+    "jsonschema-rs": "jsonschema_rs",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-exporter-prometheus": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
+}
 
 
 def run(

@@ -204,6 +204,10 @@ INBOUND = {
     ),
     "configure.few": Configure(**FEW, settings=SettingsChange()),
 }
+INBOUND |= {
+    f"{name}.baggage": msgspec.structs.replace(INBOUND[name], baggage="tenant=acme,plan=gold")
+    for name in [it for it in INBOUND if "." not in it]
+}
 
 EVENT = {
     "conversation_id": "Gespräch-42",
