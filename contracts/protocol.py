@@ -114,6 +114,11 @@ class Home(NamedTuple):
     refused_by: frozenset[int] = frozenset()
     """Other such numbers, by which it was not found."""
 
+    @property
+    def is_asked_in_order(self) -> bool:
+        """Whether this is the old shard, or that has said that the conversation is not there."""
+        return bool(self.refused_by) or self.shards == self.layout.before
+
 
 class Submission(NamedTuple):
     """One message on its way in."""
@@ -307,7 +312,7 @@ class Requests:
                 age_limit_ms=int(limits.queue_age_s * 1000),
                 trace_id=trace_id,
                 shards=home.shards,
-                told=int(bool(home.refused_by) or home.shards == home.layout.before),
+                told_from=home.layout.before if home.is_asked_in_order else 0,
             ),
         )
         return shard, call

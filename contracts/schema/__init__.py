@@ -251,7 +251,7 @@ def _arguments() -> dict[str, str]:
         "age_limit_ms": str(int(limits.queue_age_s * 1000)),
         "trace_id": "the trace id in the message's `traceparent`, 32 hexadecimal digits, or ''",
         "shards": "the number of shards by which the tag was chosen",
-        "told": "0; 1 while the fleet is resharded",
+        "told_from": "0; `from`, in the old shard and behind its refusal, while it is resharded",
     }
 
 

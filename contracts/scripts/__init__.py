@@ -205,7 +205,7 @@ class SubmitArgs(NamedTuple):
     age_limit_ms: int
     trace_id: str
     shards: int
-    told: int
+    told_from: int
 
 
 class ForgetArgs(NamedTuple):

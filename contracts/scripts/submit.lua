@@ -33,16 +33,16 @@ ARGV[12]  conversation  str    what is published to the holder
 ARGV[13]  age_limit_ms  int    time for which a due conversation may wait for a worker
 ARGV[14]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
 ARGV[15]  shards        int    number of shards by which the producer found this one
-ARGV[16]  told          int    1 if the producer knows that the fleet is resharded: it waits while the conversation
-          is on its way; and in the new shard, the old one has said that it is not there
+ARGV[16]  told_from     int    how many shards the fleet is moved from, as the producer knows; 0 if it is not. It waits
+          while the conversation is on its way; and in the new shard, the old one has said that it is not there
 
 Returns
   {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it
   {'duplicate', 0, record}         turn_id was accepted before; nothing written
   {'elsewhere', shards, rest}      the conversation is, or would begin, in another shard; nothing written.
       The fleet has `shards`; `rest` is `<from>;<earlier>`
-  {'moving', shards, rest}         it is here, but is being moved, or the producer does not know that the fleet is
-      resharded: ask again; nothing written
+  {'moving', shards, rest}         it is here, but is being moved, or the producer does not know from how many shards:
+      ask again; nothing written
   {'busy', ahead, ''}              act is 'reject' and the conversation is not idle; nothing written
   {'inbox_full', ahead, ''}        nothing written
   {'queue_full', on_queue, ''}     nothing written
@@ -60,7 +60,7 @@ Invariants
 local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
   idle, fleet = unpack(KEYS)
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
-  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told = unpack(ARGV)
+  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told_from = unpack(ARGV)
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
 -- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
@@ -106,10 +106,10 @@ local in_fleet, from, earlier = unpack(known.err and {} or known)
 in_fleet, from = number(in_fleet), number(from)
 local is_old = from == shards and redis.call('LRANGE', log, 0, 0)[1] ~= nil
 local rest = (from or '') .. ';' .. (string.match(earlier or '', '^[%d,]+$') or '')
-if in_fleet and is_old and told == '0' then
+if in_fleet and is_old and told_from ~= from then
   return {'moving', tonumber(in_fleet), rest}
 end
-if in_fleet and not is_old and (in_fleet ~= shards or (from and told == '0')) then
+if in_fleet and not is_old and (in_fleet ~= shards or (from and told_from ~= from)) then
   return {'elsewhere', tonumber(in_fleet), rest}
 end
 local record = redis.call('HGET', turns, turn_id)

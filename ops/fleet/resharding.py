@@ -38,6 +38,8 @@ MARKED_MS: Final = 24 * 3600 * 1000
 _TOGETHER: Final = 64
 """Conversations moved at once."""
 _SCAN_COUNT: Final = 1_000
+_ASKED: Final = 64
+"""Shards that are asked how many there are, at least: the first one may have lost it."""
 _NAMED: Final = 3
 """Busy conversations that are told by their ids."""
 LEAVING_MS: Final = 2_000
@@ -80,6 +82,27 @@ class _Stay(NamedTuple):
     conversation_id: str
     old: _Names
     new: _Names
+
+
+class _View(NamedTuple):
+    """What a shard says of the number of shards."""
+
+    layout: Layout | None
+    epoch: int
+    """Of the mover who told it."""
+    found: bytes
+    """As announce.lua compares it."""
+
+    @staticmethod
+    def read(answer: Sequence[bytes | None]) -> "_View":
+        """Read the values of FIELDS and `mover`."""
+        shards, before, earlier, mover = (it or b"" for it in answer)
+        epoch, named, _ = mover.partition(b" ")
+        return _View(
+            read_layout([shards, before, earlier]),
+            int(epoch) if named and epoch.isdigit() else 0,
+            b";".join([shards, before, mover]),
+        )
 
 
 class _Packed(NamedTuple):
@@ -139,8 +162,10 @@ class _Mover:
         self._make = Requests(prefix=prefix)
         self._mover = secrets.token_hex(8)
         """Its name; once it has begun, `<epoch> <name>`."""
-        self._found = 0
-        """Number of shards that the fleet had when this began."""
+        self._found = b""
+        """What the first shard said when this began."""
+        self._epoch = 0
+        """The highest one that any shard knew then."""
         self.progress = Progress()
 
     async def reshard(self, shards: int) -> Progress:
@@ -151,7 +176,7 @@ class _Mover:
         while clean < _CLEAN_SWEEPS:
             clean = 0 if await self._sweep() else clean + 1
             await self._announce(layout)  # again: a server may have lost it
-        await self._announce(layout._replace(before=0))
+        await self._announce(layout._replace(before=0), "end")
         self.progress.is_done = True
         self._tell(self.progress)
         return self.progress
@@ -164,15 +189,13 @@ class _Mover:
         Raises:
             CannotReshard: It cannot be, now.
         """
-        fleet = self._make.shards[0].fleet
-        values = await self._redis.execute_command("HMGET", fleet, *FIELDS)
-        known = read_layout(values)
+        known = await self._known(shards)
         if known is None:
+            fleet = self._make.shards[0].fleet
             raise CannotReshard(
                 f"{fleet} has no number of shards. Is --prefix right? The first worker of a fleet "
                 f"says how many it has: start workers with TURNLINE_SHARDS={shards}."
             )
-        self._found = known.shards
         if known.before and shards != known.shards:
             raise CannotReshard(
                 f"the fleet is on its way from {known.before} to {known.shards} shards; finish "
@@ -186,6 +209,31 @@ class _Mover:
         if layout.before:
             await self._check_served(max(layout.homes))
         return layout
+
+    async def _known(self, wanted: int) -> Layout | None:
+        """Return what the shards say of their number.
+
+        That is the word of the first one, unless others know of a later mover: then it has lost
+        what it was told.
+        """
+        views: list[_View] = []
+        count = max(wanted, _ASKED)
+        while len(views) < count:
+            shards = [shard_keys(n, self._prefix).fleet for n in range(len(views), count)]
+            asked = [("HMGET", fleet, *FIELDS, "mover") for fleet in shards]
+            answers = await self._redis.send_together(asked, all_or_none=True)
+            views += [_View.read(answer) for answer in answers]
+            widest = [it.layout.widest for it in views if it.layout is not None]
+            count = max(count, max(widest, default=0))
+        first, latest = views[0], max(views, key=lambda it: it.epoch)
+        self._found, self._epoch = first.found, latest.epoch
+        is_lost = first.layout is None or latest.epoch > first.epoch
+        known = (latest.layout or first.layout) if is_lost else first.layout
+        if known is None:
+            return None
+        every = [n for it in views if it.layout is not None for n in it.layout.every]
+        earlier = dict.fromkeys((*known.earlier, *every))
+        return known._replace(earlier=tuple(it for it in earlier if it != known.shards))
 
     async def _check_served(self, count: int) -> None:
         """Look whether workers serve as many shards, if there are workers at all."""
@@ -214,7 +262,8 @@ class _Mover:
 
     async def _say(self, shards: Sequence[ShardKeys], layout: Layout, how: str) -> str:
         """Have shards know the number of shards, and return the name of this mover."""
-        args = lua.AnnounceArgs(self._mover, how, self._found, *layout.fields()[1::2])
+        words = layout.fields()[1::2]
+        args = lua.AnnounceArgs(self._mover, how, self._epoch, self._found, *words)
         answers = await self._scripts(
             [(shard, lua.announce(lua.FleetKey(shard.fleet), args)) for shard in shards]
         )
@@ -283,7 +332,7 @@ class _Mover:
 
     async def _move(self, staying: Sequence[_Stay]) -> list[_Stay]:
         """Move those that are idle; return those that are not."""
-        forgot, is_fenced = await self._ask({it.new[0] for it in staying})
+        forgot, is_fenced = await self._ask({shard for it in staying for shard, _ in it[1:]})
         packed: list[_Packed] = []
         again: list[_Stay] = []
         answers = await self._scripts(

@@ -159,9 +159,9 @@ def joined(told: Sequence[TurnSpans]) -> TracedTurn:
     ending = next((turn for turn in reversed(told) if turn.state), None)
     last = ending or told[-1]
     spans: dict[str, Span] = {}
-    for turn in told:
-        for span in turn.spans:
-            span.trace_id = span.trace_id or turn.trace_id
+    for it in told:
+        for span in it.spans:
+            span.trace_id = span.trace_id or it.trace_id
             spans[span.span_id] = span
     ordered = sorted(
         spans.values(), key=lambda span: (span.start_ns, span.name != n.WAIT, -span.end_ns)

@@ -174,6 +174,8 @@ class Work:
         attributes, now_ns = tool_attributes(name, call_id), self._around.ns(time.monotonic())
         span = self._start_work(f"{n.EXECUTE_TOOL} {name}", call_id, attributes, now_ns)
         self._tools[call_id] = _Tool(span, arguments)
+        if self._around.content is not None:
+            self._around.content.add_tool_call(call_id, name, arguments)
 
     def tool_span(self, call_id: str) -> OpenSpan | None:
         """Return the span of a function that runs."""
@@ -209,7 +211,7 @@ class Work:
         for number, (call, (settings, span)) in enumerate(called, self._calls_before):
             span.attributes.update(call_attributes(call, settings, around.place))
             if around.content is not None:
-                span.attributes.update(around.content.of_call(number))
+                span.attributes.update(around.content.of_call(number, call.finish_reason))
             end_ns = now_ns if call.finished_at is None else around.ns(call.finished_at)
             span.end(end_ns, call_error(call), redact)
             worked.append(span)

@@ -6,7 +6,7 @@ Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -32,32 +32,51 @@ def is_asked_for(environ: Mapping[str, str]) -> bool:
     return environ.get(SWITCH, "").strip().lower() in _ON
 
 
+class _Call(NamedTuple):
+    """What the model was asked, and what it answered."""
+
+    system: str | None
+    asked: list[dict[str, Any]]
+    texts: list[str]
+    tool_calls: list[dict[str, Any]]
+
+
 class CapturedContent:
     """The texts of one attempt."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._calls: list[tuple[str | None, list[dict[str, Any]], list[str]]] = []
+        self._calls: list[_Call] = []
 
     def call_started(self, context: OpenAILLMContext) -> None:
         """Keep what the model is asked."""
         messages = [_message(message) for message in context.messages[-_MESSAGES:]]
-        self._calls.append((context.system_prompt, messages, []))
+        self._calls.append(_Call(context.system_prompt, messages, [], []))
 
     def add_text(self, text: str) -> None:
         """Keep a piece of what the model answers."""
         if self._calls:
-            self._calls[-1][2].append(text)
+            self._calls[-1].texts.append(text)
 
-    def of_call(self, number: int) -> Attributes:
-        """Return the attributes of the call with this index."""
-        system, asked, texts = self._calls[number]
-        attributes: Attributes = {n.INPUT_MESSAGES: _text(asked)}
-        if texts:
-            answer = {"role": "assistant", "parts": _parts("".join(texts))}
+    def add_tool_call(self, call_id: str, name: str, arguments: Any) -> None:
+        """Keep a function call that the model's answer asks for."""
+        if self._calls:
+            self._calls[-1].tool_calls.append(_tool_call(call_id, name, _text(arguments)))
+
+    def of_call(self, number: int, finish_reason: str | None) -> Attributes:
+        """Return the attributes of the call with this index, which ended for this reason."""
+        call = self._calls[number]
+        attributes: Attributes = {n.INPUT_MESSAGES: _text(call.asked)}
+        parts = [*(_parts("".join(call.texts)) if call.texts else ()), *call.tool_calls]
+        if parts:
+            answer = {
+                "role": "assistant",
+                "parts": parts,
+                "finish_reason": finish_reason or "error",
+            }
             attributes[n.OUTPUT_MESSAGES] = _text([answer])
-        if system is not None:
-            attributes[n.SYSTEM_INSTRUCTIONS] = _text(_parts(system))
+        if call.system is not None:
+            attributes[n.SYSTEM_INSTRUCTIONS] = _text(_parts(call.system))
         return attributes
 
     def of_tool(self, arguments: Any, result: Any) -> Attributes:
@@ -94,17 +113,18 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     for call in message.get("tool_calls") or ():
         function = call.get("function", {})
         parts.append(
-            {
-                "type": "tool_call",
-                "id": call.get("id"),
-                "name": function.get("name"),
-                "arguments": str(function.get("arguments"))[:_TEXT_CHARS],
-            }
+            _tool_call(call.get("id"), function.get("name"), str(function.get("arguments")))
         )
     if message.get("role") == "tool":
         response = {"type": "tool_call_response", "id": message.get("tool_call_id")}
-        return {"role": "tool", "parts": [{**response, "response": parts}]}
+        texts = [part["content"] for part in parts if "content" in part]
+        return {"role": "tool", "parts": [{**response, "response": "".join(texts)}]}
     return {"role": message.get("role"), "parts": parts}
+
+
+def _tool_call(call_id: Any, name: Any, arguments: str) -> dict[str, Any]:
+    cut = arguments[:_TEXT_CHARS]
+    return {"type": "tool_call", "id": call_id, "name": name, "arguments": cut}
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:

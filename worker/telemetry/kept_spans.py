@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanContext, SpanKind
 from turnline.contracts.trace_context import Link, TurnTrace
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.spans import Kind, Span, SpanEvent, TurnSpans
+from turnline.worker.telemetry.tracing import Redactor, redacted
 
 _TRACES: Final = 4_096
 """Traces that may be under way; what comes on top pushes out the oldest."""
@@ -102,6 +103,8 @@ class SpanKeeper(NamedTuple):
 
     ended: EndedSpans
     store: TraceStore
+    redact: Redactor | None = None
+    """Also sees what tools added to their spans, and spans of other libraries."""
 
     def keep(self, turn: TurnSpans, trace: TurnTrace) -> None:
         """Keep what was recorded of an attempt that has just ended."""
@@ -119,6 +122,7 @@ class SpanKeeper(NamedTuple):
         for span in turn.spans:
             if span.trace_id == turn.trace_id:
                 span.trace_id = ""
+            span.attributes = redacted(self.redact, span.name, span.attributes)
         if turn.spans:
             self.store.keep(turn, _encode(turn))
 

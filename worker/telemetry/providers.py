@@ -33,7 +33,7 @@ class Providers(NamedTuple):
     traces: trace.TracerProvider
     metrics: metrics.MeterProvider
     is_ours: bool = False
-    """Whether they were made here, and have to be closed here."""
+    """Whether they have to be closed here: they were made here, or the whole process is a worker."""
     sends_spans: bool = True
     """Whether anybody but processors that are added here may see spans."""
 
@@ -94,7 +94,8 @@ def find_or_make(
         if prometheus_port:
             log.warning("telemetry.port_unused", extra={"port": prometheus_port})
         meters = meters if _is_set(meters) else NoOpMeterProvider()
-        return Providers(traces if has_traces else _own(resource), meters, sends_spans=has_traces)
+        found = traces if has_traces else _own(resource)
+        return Providers(found, meters, is_ours=whole, sends_spans=has_traces)
     is_disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     defaults = {} if is_disabled else _defaults(environ)
     exporters = {**defaults, **environ}
@@ -131,8 +132,9 @@ def _configure(resource: Mapping[str, str], prometheus_port: int) -> None:
         ) from None
     except Exception as error:  # noqa: BLE001  of the SDK and what it loads
         raise StartFailed(
-            f"OpenTelemetry cannot be set up as the OTEL_* variables say: {error}. "
-            "OTEL_SDK_DISABLED=true sends nothing."
+            f"OpenTelemetry cannot be set up as the OTEL_* variables say: {error}. Exporters are "
+            "packages, such as opentelemetry-exporter-otlp-proto-grpc; http/protobuf as "
+            "OTEL_EXPORTER_OTLP_PROTOCOL needs none. OTEL_SDK_DISABLED=true sends nothing."
         ) from None
 
 

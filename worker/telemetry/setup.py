@@ -125,7 +125,7 @@ class Telemetry:
             if self._ended is None:
                 self._ended = EndedSpans()
                 self._providers.add(self._ended)
-            keeper = SpanKeeper(self._ended, store)
+            keeper = SpanKeeper(self._ended, store, self._tracing.redact)
             self._stores.append(store)
         self._gauges[shard] = gauges
         return Recording(

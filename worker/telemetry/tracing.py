@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
@@ -78,7 +78,10 @@ class OpenSpan:
                 self.told.set_attributes(dict(islice(self.attributes.items(), self._known, None)))
             if error:
                 self.told.set_status(otel.StatusCode.ERROR, error)
-        self.told.end(self.end_ns)
+        try:
+            self.told.end(self.end_ns)
+        except Exception as error:  # noqa: BLE001  a processor's; the others still end
+            log.warning("telemetry.processor_failed", extra={"error": type(error).__name__})
 
 
 class Tracing(NamedTuple):
@@ -172,10 +175,14 @@ def redacted(redact: Redactor | None, name: str, attributes: Attributes) -> Attr
     if redact is None:
         return attributes
     try:
-        return redact(name, attributes)
-    except Exception as error:  # noqa: BLE001  foreign code; in doubt nothing leaves
-        log.warning("telemetry.redactor_failed", extra={"error": type(error).__name__})
-        return {}
+        allowed: Any = redact(name, attributes)
+        if isinstance(allowed, dict):
+            return cast("Attributes", allowed)
+        kind = type(allowed).__name__
+    except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code
+        kind = type(error).__name__
+    log.warning("telemetry.redactor_failed", extra={"error": kind})
+    return {}  # in doubt nothing leaves
 
 
 def _remote(at: TurnTrace) -> SpanContext:

@@ -48,7 +48,8 @@ class AnnounceArgs(NamedTuple):
 
     mover: str
     how: str
-    found: int
+    epoch: int
+    found: bytes
     shards: str
     old: str
     earlier: str

@@ -418,10 +418,85 @@ async def test_only_one_mover_may_move(redis: Redis, redis_url: str) -> None:
         args_ = lua.LeaveArgs(old.job_id, b"two", MANY, 1000, "held")
         assert await run(redis, lua.leave(old, args_)) == [b"fenced", 0]
         for how in ("go_on", "follow"):
-            late = lua.AnnounceArgs("1 held", how, 1, "1", str(MANY), "")
+            late = lua.AnnounceArgs("1 held", how, 0, b"", "1", str(MANY), "")
             answer, _ = await run(redis, lua.announce(lua.FleetKey(new.fleet), late))
             assert text(answer) == "fenced"
         assert await contents(client) == ["one", "two"]
+
+
+@pytest.mark.promise("P1", "P2")
+async def test_who_knows_of_the_way_there_alone_splits_nothing(
+    redis: Redis, redis_url: str
+) -> None:
+    """A producer that was quiet since: on the way back the old shard is another one."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as quiet, TurnClient.connect(redis_url) as client:
+        await on_its_way(redis)
+        await quiet.submit(UserMessage(conversation_id="other", text="Hi"))
+        await said(redis, "other", "Hi", MANY)
+        await reshard(redis_url, MANY)
+        await client.submit(UserMessage(conversation_id=MOVES, turn_id="one", text="one"))
+        moving = asyncio.create_task(reshard(redis_url, 1))  # and waits: the turn has not ended
+
+        async def is_on_its_way_back() -> bool:
+            return await redis.hget(shard_keys(0).fleet, "from") == str(MANY).encode()
+
+        await wait_until(is_on_its_way_back, "the way back has begun")
+        again = UserMessage(conversation_id=MOVES, turn_id="one", text="one")
+        assert (await quiet.submit(again)).status == "duplicate"
+        two = await quiet.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
+        assert two.position == 1
+        await said(redis, MOVES, "one", MANY)
+        await asyncio.wait_for(moving, 10)
+        assert await contents(client) == ["one"]
+
+
+@pytest.mark.parametrize("is_begun_anew", [True, False])
+@pytest.mark.promise("P1")
+async def test_a_first_shard_that_lost_its_word_is_told_by_the_others(
+    redis: Redis, redis_url: str, is_begun_anew: bool
+) -> None:
+    """Also if a worker has given it a number since; nothing is left where nobody looks."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        await on_its_way(redis, "3 m")
+        fleet = shard_keys(0).fleet
+        await redis.delete(fleet)
+        if is_begun_anew:
+            await redis.hset(fleet, "shards", MANY)
+
+        with pytest.raises(CannotReshard, match=f"turnline reshard {MANY}"):
+            await reshard(redis_url, 1)
+        assert (await reshard(redis_url, MANY)).moved == 1
+        assert await contents(client) == ["one"]
+        assert (await reshard(redis_url, 1)).moved == 1
+
+
+@pytest.mark.promise("P12")
+async def test_what_a_mover_sends_late_changes_nothing(redis: Redis, redis_url: str) -> None:
+    """Not even after its own end."""
+    await begin(redis)
+    async with TurnClient.connect(redis_url) as client:
+        await talked(redis, client, "one")
+        await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
+        seen: list[Progress] = []
+        moving = asyncio.create_task(reshard(redis_url, MANY, tell=seen.append))
+        await wait_until(lambda: seen, "it waits for the conversation")
+        mover = text(await redis.hget(shard_keys(0).fleet, "mover"))
+        old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
+        copies = [(await redis.dump(key) or b"", 0) for key in old.own[:8]]
+        await said(redis, MOVES, "two")
+        await asyncio.wait_for(moving, 10)
+        await client.forget(MOVES)
+
+        late = lua.ArriveArgs("0-0", b"", mover, [it for pair in copies for it in pair])
+        assert await run(redis, lua.arrive(new, late)) == [b"fenced", b""]
+        for how in ("go_on", "follow", "end"):
+            again = lua.AnnounceArgs(mover, how, 0, b"", str(MANY), "1", "1")
+            answer, _ = await run(redis, lua.announce(lua.FleetKey(new.fleet), again))
+            assert text(answer) == "fenced"
+        assert await contents(client) == []
 
 
 async def test_of_two_numbers_at_once_one_wins(redis: Redis, redis_url: str) -> None:

@@ -1,11 +1,19 @@
 """What is kept of spans for `turnline trace`."""
 
 import asyncio
+from typing import Any
 
-from tests.integration.telemetry.watching import KeptSpans, WatchedHand
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+
+from tests.integration.telemetry.watching import KeptSpans, WatchedHand, watched
 from tests.integration.tools.bench import calling
 from tests.support.driving import user
+from turnline.contracts import TurnClient, TurnCompleted
+from turnline.ops.simulator import Simulator
 from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry.spans import Attributes
 from turnline.worker.tools import tool
 
 
@@ -36,3 +44,66 @@ async def test_two_turns_of_one_trace_at_once(hand: WatchedHand, kept: KeptSpans
         (call,) = (it for it in turn.spans if it.name == "execute_tool fetch")
         assert [it.parent_id for it in turn.spans if it.name == "GET"] == [call.span_id]
     assert hand.ended._traces == {}
+
+
+async def test_the_redactor_sees_all_that_is_kept(
+    redis_url: str, sim: Simulator, client: TurnClient, kept: KeptSpans
+) -> None:
+    """Also what a tool adds to its span, and what other libraries tell."""
+
+    @tool
+    async def fetch() -> str:
+        """Fetch something."""
+        trace.get_current_span().set_attribute("shop.secret", "wombat")
+        with hand.provider.get_tracer("other").start_as_current_span("GET") as span:
+            span.set_attribute("url.full", "http://wombat")
+        return "done"
+
+    def redact(_name: str, attributes: Attributes) -> Attributes:
+        return {k: v for k, v in attributes.items() if "wombat" not in str(v)}
+
+    async with watched(redis_url, sim, kept, redact=redact) as hand:
+        hand.use_tools(fetch)
+        sim.inject(calling("fetch"))
+        await client.submit(user())
+        await hand.run_one()
+
+    assert kept.one("GET").attributes == {}
+    assert "shop.secret" not in kept.one("execute_tool fetch").attributes
+    assert n.TOOL_NAME in kept.one("execute_tool fetch").attributes
+
+
+@pytest.mark.parametrize("given", [None, [], SystemExit])
+async def test_a_redactor_that_misbehaves_lets_nothing_out(
+    redis_url: str, sim: Simulator, client: TurnClient, kept: KeptSpans, given: Any
+) -> None:
+    """And the turn ends as ever."""
+
+    def redact(_name: str, _attributes: Attributes) -> Attributes:
+        if given is SystemExit:
+            raise SystemExit
+        return given  # type: ignore[no-any-return]
+
+    async with watched(redis_url, sim, kept, redact=redact) as hand:
+        receipt = await client.submit(user())
+        await hand.run_one()
+
+    assert isinstance(await client.result(receipt, timeout_s=5), TurnCompleted)
+    assert [span.attributes for span in kept.spans] == [{}] * 6
+
+
+async def test_a_processor_that_fails_takes_no_other_span_with_it(
+    hand: WatchedHand, kept: KeptSpans
+) -> None:
+    """It is told of in the log."""
+
+    class Failing(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.name.startswith("chat"):
+                raise ValueError
+
+    hand.provider.add_span_processor(Failing())
+    await hand.client.submit(user())
+    await hand.run_one()
+
+    assert len(kept.spans) == 6

@@ -99,7 +99,13 @@ async def test_content_is_captured_where_it_is_asked_for(
     chat = kept.named("chat grok-4.3")[0].attributes
     asked = json.loads(chat[n.INPUT_MESSAGES])
     assert asked[-1] == {"role": "user", "parts": [{"type": "text", "content": ASKED}]}
-    assert json.loads(chat[n.OUTPUT_MESSAGES])[0]["parts"][0]["content"] == SAID
+    (answer,) = json.loads(chat[n.OUTPUT_MESSAGES])
+    assert answer["parts"][0]["content"] == SAID
+    assert answer["finish_reason"] == "stop"
+    asking, after = (it.attributes for it in kept.named("chat grok-4.3")[1:3])
+    (called,) = json.loads(asking[n.OUTPUT_MESSAGES])[0]["parts"]
+    assert (called["type"], called["name"]) == ("tool_call", "look_up")
+    assert MARKER in json.loads(after[n.INPUT_MESSAGES])[-1]["parts"][0]["response"]
     assert json.loads(chat[n.SYSTEM_INSTRUCTIONS]) == [{"type": "text", "content": PROMPT}]
     tool = kept.named("execute_tool look_up")[0].attributes
     assert json.loads(tool[n.TOOL_RESULT])["found"].startswith(f"{MARKER}-result")

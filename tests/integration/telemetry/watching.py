@@ -96,7 +96,7 @@ class WatchedHand(Hand):
             tracing=Tracing(tracer, redact),
             meters=TurnMeters(meter, place),
             queue=SHARD.queue,
-            keeper=SpanKeeper(self.ended, kept),
+            keeper=SpanKeeper(self.ended, kept, redact),
             **more,
         )
 

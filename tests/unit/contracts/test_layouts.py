@@ -81,8 +81,8 @@ class Shards:
         return [self._answer(it) for it in submissions]
 
     def _answer(self, submission: Submission) -> Receipt | Exception:
-        *_, shards, told = submission.call.args
-        self.asked.append((cast("int", shards), cast("int", told)))
+        *_, shards, told_from = submission.call.args
+        self.asked.append((cast("int", shards), cast("int", told_from)))
         answer = self._answers.pop(0) if self._answers else None
         if answer is None:
             self.turns.append(submission.turn_id)
@@ -121,7 +121,7 @@ def test_the_old_shard_is_asked_before_the_new_one() -> None:
     assert shards.asked == [(1, 0), (48, 1)]
 
     put(shards := Shards(Layout(6, 48, (48,)), Layout(6, 48, (48,))))
-    assert shards.asked == [(1, 0), (48, 1), (6, 1)]
+    assert shards.asked == [(1, 0), (48, 48), (6, 48)]
 
 
 def test_whoever_has_to_wait_asks_the_same_shard() -> None:
