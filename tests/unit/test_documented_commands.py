@@ -20,7 +20,7 @@ PAGES = [
 ]
 PROGRAMS = ("turnline", "ops/run", "../../ops/run", "python", "pip", "./run", ".ci/run")
 PLACEHOLDERS = {"ID": "1-0", "TURN_ID": "t", "FILE": "pyproject.toml", "NAME": "blind-release"}
-OTHER_PACKAGES = {"mlflow"}
+OTHER_PACKAGES = {"arize-phoenix", "mlflow", "trace-view"}
 
 
 def shown(text: str) -> Iterator[str]:
