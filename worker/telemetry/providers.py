@@ -33,7 +33,7 @@ class Providers(NamedTuple):
     traces: trace.TracerProvider
     metrics: metrics.MeterProvider
     is_ours: bool = False
-    """Whether they have to be closed here: they were made here, or the whole process is a worker."""
+    """Whether they have to be closed here: made here, or the whole process is a worker."""
     sends_spans: bool = True
     """Whether anybody but processors that are added here may see spans."""
 

@@ -80,8 +80,8 @@ class OpenSpan:
                 self.told.set_status(otel.StatusCode.ERROR, error)
         try:
             self.told.end(self.end_ns)
-        except Exception as error:  # noqa: BLE001  a processor's; the others still end
-            log.warning("telemetry.processor_failed", extra={"error": type(error).__name__})
+        except Exception as failed:  # noqa: BLE001  a processor's; the others still end
+            log.warning("telemetry.processor_failed", extra={"error": type(failed).__name__})
 
 
 class Tracing(NamedTuple):
