@@ -25,7 +25,7 @@ from turnline.worker.services.openai.sdk_client import Client
 from turnline.worker.services.provider_client import ProviderClient
 from turnline.worker.services.transport import TimeLimits
 
-QUICK = TimeLimits(first_token_s=0.3, idle_s=0.3, total_s=5, tail_s=0.3)
+QUICK = TimeLimits(first_token_s=1, idle_s=0.3, total_s=10, tail_s=0.3)
 """Limits of tests in which the provider is to be found stalled."""
 HEARING = TimeLimits(silence_s=0.6, total_s=20)
 """Limits of tests in which a connection is to be found silent, and nothing else a fault."""
