@@ -5,6 +5,7 @@ What instrumented libraries do inside a tool or a model call is kept with it.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -97,6 +98,13 @@ class EndedSpans(SpanProcessor):
             del self._traces[int(trace_id, 16)]
         return found
 
+    def below(self, open_spans: Sequence[Span]) -> list[Span]:
+        """Return what has ended directly below these spans, which have not; it stays here."""
+        above = {it.span_id for it in open_spans}
+        traces = {int(it.trace_id, 16) for it in open_spans} & self._traces.keys()
+        ended = (copy(it) for trace_id in traces for it in self._traces[trace_id].ended)
+        return [it for it in ended if it.parent_id in above]
+
 
 class SpanKeeper(NamedTuple):
     """Hands the spans of one shard's turns to its store."""
@@ -115,7 +123,8 @@ class SpanKeeper(NamedTuple):
 
     def show(self, turn: TurnSpans, spans: Sequence[otel.Span], now_ns: int) -> None:
         """Keep spans of an attempt that has not ended, as if they ended now."""
-        turn.spans.extend(value_of(it, now_ns) for it in spans if isinstance(it, ReadableSpan))
+        open_spans = [value_of(it, now_ns) for it in spans if isinstance(it, ReadableSpan)]
+        turn.spans.extend([*open_spans, *self.ended.below(open_spans)])
         self._keep(turn)
 
     def _keep(self, turn: TurnSpans) -> None:

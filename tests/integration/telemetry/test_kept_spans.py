@@ -10,9 +10,11 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand, watched
 from tests.integration.tools.bench import calling
 from tests.support.driving import user
+from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted
 from turnline.ops.simulator import Simulator
 from turnline.worker.telemetry import names as n
+from turnline.worker.telemetry import recording
 from turnline.worker.telemetry.spans import Attributes
 from turnline.worker.tools import tool
 
@@ -107,3 +109,33 @@ async def test_a_processor_that_fails_takes_no_other_span_with_it(
     await hand.run_one()
 
     assert len(kept.spans) == 6
+
+
+async def test_what_a_tool_did_is_shown_while_it_runs(
+    hand: WatchedHand, kept: KeptSpans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is kept if the worker is killed then; in the end it is there once."""
+    monkeypatch.setattr(recording, "SHOWN_AFTER_S", 0.05)
+    is_seen = asyncio.Event()
+
+    @tool
+    async def fetch() -> str:
+        """Fetch something, and think about it."""
+        with hand.provider.get_tracer("other").start_as_current_span("GET"):
+            pass
+        await is_seen.wait()
+        return "done"
+
+    hand.use_tools(fetch)
+    hand.sim.inject(calling("fetch"))
+    await hand.client.submit(user())
+    running = asyncio.create_task(hand.run_one())
+    await wait_until(lambda: any(it.name == "GET" for it in kept.spans), "it is shown")
+    is_seen.set()
+    await running
+
+    *_, whole = kept.turns
+    assert [it.name for it in whole.spans].count("GET") == 1
+    assert {it.span_id for it in kept.named("GET")} == {
+        it.span_id for it in whole.spans if it.name == "GET"
+    }
