@@ -31,7 +31,7 @@ ABOUT: Final = {
     DIRECT: "AsyncOpenAI in the client's process: no queue, nothing kept",
     FLOOR: "a bare Redis-stream worker with a bare SSE reader: no safety at all",
     UNTRACED: "Turnline that keeps no traces",
-    EXPORTING: "Turnline that keeps traces and sends them to a collector as well",
+    EXPORTING: "Turnline that sends its traces to a collector, and keeps none",
 }
 _FULL_SECONDS: Final = 0.7
 """Added to each round's time in a full run."""

@@ -131,8 +131,10 @@ def _configure(resource: Mapping[str, str], prometheus_port: int) -> None:
             "TURNLINE_METRICS_PORT to another one, or to 0"
         ) from None
     except Exception as error:  # noqa: BLE001  of the SDK and what it loads
+        # The SDK's own words name an exporter or a protocol; others may quote a header or address.
+        why = error if isinstance(error, RuntimeError) else type(error).__name__
         raise StartFailed(
-            f"OpenTelemetry cannot be set up as the OTEL_* variables say: {error}. Exporters are "
+            f"OpenTelemetry cannot be set up as the OTEL_* variables say: {why}. Exporters are "
             "packages, such as opentelemetry-exporter-otlp-proto-grpc; http/protobuf as "
             "OTEL_EXPORTER_OTLP_PROTOCOL needs none. OTEL_SDK_DISABLED=true sends nothing."
         ) from None

@@ -134,7 +134,7 @@ class AttemptRecorder(AttemptObserver):
         """Of its commits."""
         self._retry: tuple[str, float] | None = None
         self._active = otel_context.get_current()
-        """The context in which the attempt runs, but for its calls, tools and commits."""
+        """The context in which the attempt runs, but for its calls and tools."""
         self._shown: asyncio.TimerHandle | None = None
 
     @_harmless

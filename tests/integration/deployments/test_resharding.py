@@ -331,7 +331,6 @@ async def on_its_way(redis: Redis, mover: str = "m") -> None:
         await redis.execute_command("HSET", shard_keys(number).fleet, *words, "mover", mover)
 
 
-@pytest.mark.promise("P12")
 async def test_what_is_forgotten_does_not_arrive(redis: Redis, redis_url: str) -> None:
     """A conversation that is on its way when it is forgotten, however long that takes."""
     await begin(redis)
@@ -397,15 +396,21 @@ async def test_what_is_late_stays(redis: Redis, redis_url: str) -> None:
         assert await contents(client) == ["one"]
 
 
+async def waiting_mover(redis: Redis, redis_url: str, client: TurnClient) -> asyncio.Task[Progress]:
+    """A mover that waits for the turn `two` of a conversation."""
+    await talked(redis, client, "one")
+    await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
+    seen: list[Progress] = []
+    moving = asyncio.create_task(reshard(redis_url, MANY, tell=seen.append))
+    await wait_until(lambda: seen, "it waits for the conversation")
+    return moving
+
+
 async def test_only_one_mover_may_move(redis: Redis, redis_url: str) -> None:
     """The last one that began; one that was held up meanwhile ends, and changes nothing."""
     await begin(redis)
     async with TurnClient.connect(redis_url) as client:
-        await talked(redis, client, "one")
-        await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
-        seen: list[Progress] = []
-        held = asyncio.create_task(reshard(redis_url, MANY, tell=seen.append))
-        await wait_until(lambda: seen, "it waits for the conversation")
+        held = await waiting_mover(redis, redis_url, client)
         other = asyncio.create_task(reshard(redis_url, MANY))
         with pytest.raises(CannotReshard, match="another"):
             await asyncio.wait_for(held, 10)
@@ -473,16 +478,12 @@ async def test_a_first_shard_that_lost_its_word_is_told_by_the_others(
         assert (await reshard(redis_url, 1)).moved == 1
 
 
-@pytest.mark.promise("P12")
+@pytest.mark.promise("P4")
 async def test_what_a_mover_sends_late_changes_nothing(redis: Redis, redis_url: str) -> None:
     """Not even after its own end."""
     await begin(redis)
     async with TurnClient.connect(redis_url) as client:
-        await talked(redis, client, "one")
-        await client.submit(UserMessage(conversation_id=MOVES, turn_id="two", text="two"))
-        seen: list[Progress] = []
-        moving = asyncio.create_task(reshard(redis_url, MANY, tell=seen.append))
-        await wait_until(lambda: seen, "it waits for the conversation")
+        moving = await waiting_mover(redis, redis_url, client)
         mover = text(await redis.hget(shard_keys(0).fleet, "mover"))
         old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
         copies = [(await redis.dump(key) or b"", 0) for key in old.own[:8]]
