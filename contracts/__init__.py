@@ -7,7 +7,9 @@ import logging
 
 from turnline.contracts.blocking_client import SyncTurnClient
 from turnline.contracts.client import TurnClient
+from turnline.contracts.daily_spend import Spend
 from turnline.contracts.errors import (
+    BudgetExceeded,
     ConversationBusy,
     InboxFull,
     InvalidAddress,
@@ -29,6 +31,7 @@ from turnline.contracts.messages import (
     Configure,
     ContextAppend,
     ContextReplace,
+    Feedback,
     Interrupt,
     ToolResult,
     Transcription,
@@ -38,6 +41,7 @@ from turnline.contracts.messages import (
 )
 from turnline.contracts.protocol import Limits
 from turnline.contracts.replies import (
+    Rating,
     Receipt,
     TextDelta,
     ToolRequest,
@@ -49,10 +53,12 @@ from turnline.contracts.replies import (
 )
 
 __all__ = [
+    "BudgetExceeded",
     "Configure",
     "ContextAppend",
     "ContextReplace",
     "ConversationBusy",
+    "Feedback",
     "InboxFull",
     "Interrupt",
     "InvalidAddress",
@@ -61,9 +67,11 @@ __all__ = [
     "Limits",
     "QueueFull",
     "QueueLate",
+    "Rating",
     "Receipt",
     "Refused",
     "ResultTimeout",
+    "Spend",
     "StoreFull",
     "StoreIncompatible",
     "StoreUnavailable",

@@ -81,18 +81,30 @@ class BlockingServers(Servers):
         self._pid = os.getpid()
         self._watching: _WatchingThread | None = None
 
+    def known(self, slot: int) -> Server | None:
+        """As in the base."""
+        self._begin_anew_in_child()
+        return super().known(slot)
+
+    def _begin_anew_in_child(self) -> None:
+        """Use nothing that a thread of the parent has, or held: it is not there."""
+        if self._pid != os.getpid():
+            self._pid, self._learning, self._watching = os.getpid(), threading.Lock(), None
+            self.doubt()
+            if isinstance(self.topology, WatchedPrimary):
+                self.topology.go_on()  # who heard of the end is the parent
+
     async def together(self, sending: Sequence[Coroutine[Any, Any, T]]) -> Sequence[T]:
         """Do one after the other."""
         return [await it for it in sending]
 
     async def _settle_doubt(self) -> None:
-        if self._pid != os.getpid():  # a thread of the parent may have held the lock
-            self._pid, self._learning = os.getpid(), threading.Lock()
-            self._watching = None
+        self._begin_anew_in_child()
         if self._in_doubt:
             with self._learning:
                 if self._watching is None and isinstance(self.topology, WatchedPrimary):
-                    self._watching = _WatchingThread(self._address, self.topology, self.moved)
+                    watch = SentinelWatch(self._address, self.topology, self.moved, self.doubt)
+                    self._watching = _WatchingThread(watch)
                     self._watching.start()
                 if self._in_doubt:
                     await self._learn()
@@ -101,6 +113,10 @@ class BlockingServers(Servers):
         until_s = time.monotonic() + FAILOVER_S
         while self.topology.is_paused and time.monotonic() < until_s:
             time.sleep(LOOK_S)  # noqa: ASYNC251  it blocks
+
+    async def _catch_up(self) -> None:
+        if self._watching is not None:
+            self._watching.catch_up()
 
     async def _ask(self, node: Node) -> Any:
         is_sentinel = self._address.kind == "sentinel"
@@ -133,6 +149,8 @@ class BlockingServers(Servers):
         """Close all connections, those in use when they come back."""
         if self._watching is not None:
             self._watching.stop()
+            self._watching = None
+            self.doubt()  # whoever goes on all the same begins anew
         for server in self._servers.values():
             server.pool.close_all(in_use=False)
         self._servers.clear()
@@ -141,11 +159,9 @@ class BlockingServers(Servers):
 class _WatchingThread(threading.Thread):
     """Listens to sentinels beside code that blocks."""
 
-    def __init__(
-        self, address: Address, topology: WatchedPrimary, moved: Callable[[], object]
-    ) -> None:
+    def __init__(self, watch: SentinelWatch) -> None:
         super().__init__(name="sentinels", daemon=True)
-        self._watch = SentinelWatch(address, topology, moved)
+        self._watch = watch
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
 
@@ -153,7 +169,29 @@ class _WatchingThread(threading.Thread):
         self._task = self._loop.create_task(self._watch.run())
         with suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._task)
+        self._loop.run_until_complete(self._watch.catch_up())  # connections close a turn later
         self._loop.close()
+
+    def catch_up(self) -> None:
+        """Hear what has come; the way to this thread is long where others keep it busy.
+
+        Raises:
+            redis.exceptions.ConnectionError: It could not be heard.
+        """
+        if not self._watch.has_unheard:
+            return
+        heard = threading.Event()
+
+        def hear() -> None:
+            hearing = self._loop.create_task(self._watch.catch_up())
+            hearing.add_done_callback(lambda _: heard.set())
+
+        try:
+            self._loop.call_soon_threadsafe(hear)
+        except RuntimeError:  # it has ended: the client is being closed
+            return
+        if not heard.wait(ASK_S):
+            raise LostConnection("what sentinels say is not heard in time")
 
     def stop(self) -> None:
         def cancel() -> None:

@@ -3,38 +3,29 @@
 How messages are put in and replies are read stands in `turnline.contracts.protocol`.
 """
 
+import datetime as dt
 import functools
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Self, cast, overload
 
 from turnline.contracts import protocol
 from turnline.contracts.connection import AsyncRedis, pipelined
+from turnline.contracts.consuming import ConsumingVerbs
 from turnline.contracts.conversation import Totals
-from turnline.contracts.errors import (
-    ResultTimeout,
-    StoreUnavailable,
-    TurnIdReused,
-    TurnUnknown,
-)
+from turnline.contracts.daily_spend import PARTS, Part, Question, Spend, read_spend
+from turnline.contracts.errors import ResultTimeout, StoreUnavailable, TurnUnknown
 from turnline.contracts.event_iterators import ConversationEvents, Events, TurnEvents
 from turnline.contracts.history import read_history
 from turnline.contracts.homes import Homes
-from turnline.contracts.keys import ConversationKeys, ShardKeys
-from turnline.contracts.messages import Inbound, Interrupt, new_turn_id
+from turnline.contracts.keys import ConversationKeys
+from turnline.contracts.messages import Feedback, Inbound, Interrupt, new_turn_id
 from turnline.contracts.noticed_streams import noticed_streams
 from turnline.contracts.opening import open_async
 from turnline.contracts.patience import PATIENCE_S, at_most, patient
 from turnline.contracts.producer_spans import ProducerSpans
-from turnline.contracts.readers import (
-    TAKE_OVER_S,
-    GroupReader,
-    StreamReading,
-    TurnReading,
-    read_terminal,
-    read_tool_call,
-)
+from turnline.contracts.readers import StreamReading, TurnReading
 from turnline.contracts.replication import MOST_REPLICAS, put_and_wait
 from turnline.contracts.replies import (
     TERMINAL,
@@ -42,19 +33,17 @@ from turnline.contracts.replies import (
     AnyTerminal,
     History,
     Receipt,
-    ToolRequest,
     TurnRecord,
     decode_record,
 )
 from turnline.contracts.scripts import run, text
 from turnline.contracts.waiting import Streams
 
-T = TypeVar("T")
 SLACK_S = 0.4
 """Seconds beyond the time given that a last answer of the server may take."""
 
 
-class TurnClient:
+class TurnClient(ConsumingVerbs):
     """Submit turns and read what becomes of them, from asyncio.
 
     Use one per process: it holds a pool of connections and may be shared by all tasks of an event
@@ -91,11 +80,11 @@ class TurnClient:
         """
         if type(wait_replicas) is not int or not 0 <= wait_replicas <= MOST_REPLICAS:
             raise ValueError(f"wait_replicas: expected a whole number from 0 to {MOST_REPLICAS}")
-        self._make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
+        make = protocol.Requests(shards=shards, limits=limits, prefix=prefix)
         self._patient = patient(redis, patience_s)
         self._redis = cast("AsyncRedis", self._patient)
-        self._streams = streams or noticed_streams(self._patient)
-        self._homes = Homes(self._make, self._streams, patience_s, self._patient.sleep)
+        streams = streams or noticed_streams(self._patient)
+        super().__init__(make, Homes(make, streams, patience_s, self._patient.sleep), streams)
         self._wait_replicas = wait_replicas
 
     @classmethod
@@ -342,6 +331,44 @@ class TurnClient:
         """
         return await self.submit(protocol.configure_message(conversation_id, settings))
 
+    async def feedback(
+        self,
+        turn: Receipt,
+        score: float | None = None,
+        *,
+        name: str = "user_feedback",
+        label: str | None = None,
+        explanation: str | None = None,
+        feedback_id: str | None = None,
+    ) -> Receipt:
+        """Rate a turn, once it has ended: the rating becomes part of its record.
+
+        At least one of score, label and explanation says something. If the turn is not known (any
+        more), the rating itself ends as `turn_failed`, with the code `unknown_turn`.
+
+        Args:
+            turn: Which; it may still be running.
+            score: A finite number.
+            name: What is rated, or who rates, 64 characters at most. A rating takes the place of
+                an earlier one of its name.
+            label: The same in a word, 64 characters at most.
+            explanation: Why, 4,096 characters at most.
+            feedback_id: Idempotency key of the rating itself.
+
+        Raises:
+            InvalidMessage: Nothing is said, or a value is out of range.
+        """
+        message = Feedback(
+            conversation_id=turn.conversation_id,
+            of_turn=turn.turn_id,
+            name=name,
+            score=score,
+            label=label,
+            explanation=explanation,
+            turn_id=feedback_id or new_turn_id(),
+        )
+        return await self.submit(message)
+
     async def history(self, conversation_id: str) -> History:
         """Return the committed context (n messages, oldest first)."""
         look = functools.partial(read_history, self._redis, conversation_id)
@@ -356,6 +383,36 @@ class TurnClient:
             return protocol.read_totals(totals), any(totals)
 
         return await self._homes.read(conversation_id, look)
+
+    async def spend(
+        self,
+        *,
+        since: dt.date | str | None = None,
+        until: dt.date | str | None = None,
+        tenant: str | None = None,
+        agent: str | None = None,
+        model: str | None = None,
+        by: Sequence[Part] = PARTS,
+    ) -> list[Spend]:
+        """Return what was spent, to the tick what the ledgers of all conversations say.
+
+        A turn's calls count on the day (UTC) on which it ends; calls without an answer count, too.
+        Forgetting a conversation changes nothing here.
+
+        Args:
+            since: First day, such as `2026-11-30`; by default 30 days are summed up.
+            until: Last day; by default today.
+            tenant: Only this one's; `""` is what names none.
+            agent: Only of this agent; `""` is without one.
+            model: Only of this model.
+            by: What rows are told apart by; `("tenant",)` makes one row for each tenant.
+
+        Raises:
+            ValueError: A day is none, or there are more than ten years; or a part is none.
+        """
+        await self._homes.refresh(at_once=True)  # shards that the fleet had at some time
+        question = Question(since, until, tenant, agent, model, by)
+        return await read_spend(self._redis, self._make.shards, question)
 
     async def record(self, receipt: Receipt) -> TurnRecord:
         """Return what is kept of a turn.
@@ -399,102 +456,3 @@ class TurnClient:
             answer, gone = await run(self._redis, call)
             if text(answer) == "forgotten":
                 return int(gone)
-
-    def replies(
-        self,
-        stream: str,
-        group: str,
-        consumer: str,
-        *,
-        batch: int = 32,
-        take_over_s: float | None = TAKE_OVER_S,
-    ) -> AsyncGenerator[AnyTerminal, None]:
-        """Consume the terminal events that name `stream` as their `reply_to`, at least once each.
-
-        An event is acknowledged when the next one is asked for; what a consumer of this name took
-        and did not acknowledge is delivered to it again first. What a consumer of another name
-        left so for long is taken over.
-
-        Args:
-            stream: Name as given in `reply_to`.
-            group: Consumers of one group share the events.
-            consumer: Name of this consumer; keep it stable over restarts.
-            batch: Events fetched at once.
-            take_over_s: Seconds after which an event that another consumer was given, and has not
-                acknowledged, counts as abandoned: more than a whole batch takes. None: never.
-        """
-        return self._consume(
-            lambda shard: shard.reply_prefix + stream,
-            read_terminal,
-            (group, consumer),
-            batch,
-            take_over_s,
-        )
-
-    def tool_calls(
-        self,
-        group: str,
-        consumer: str,
-        *,
-        names: Collection[str] | None = None,
-        batch: int = 32,
-        take_over_s: float | None = TAKE_OVER_S,
-    ) -> AsyncGenerator[ToolRequest, None]:
-        """Consume the tool calls that no worker can run, at least once each; see `answer`.
-
-        A call is acknowledged when the next one is asked for; what a consumer of this name took
-        and did not acknowledge is delivered to it again first. What a consumer of another name
-        left so for long is taken over. Calls past their deadline are left out: nobody waits for
-        them any more.
-
-        Args:
-            group: Consumers of one group share the calls; use one per service.
-            consumer: Name of this consumer; keep it stable over restarts.
-            names: Tools that this service has; None for all.
-            batch: Calls fetched at once.
-            take_over_s: As in `replies`.
-        """
-        read = functools.partial(read_tool_call, names=names)
-        return self._consume(
-            lambda shard: shard.tool_calls, read, (group, consumer), batch, take_over_s
-        )
-
-    async def answer(
-        self, call: ToolRequest, result: Any = None, *, is_error: bool = False
-    ) -> Receipt:
-        """Hand in the result of a tool call, once: later answers to the same call change nothing.
-
-        Args:
-            call: From `tool_calls`, in this or any other process.
-            result: Any JSON value.
-            is_error: Whether `result` says why there is none.
-
-        Raises:
-            InvalidMessage: The result is no JSON value, or too large.
-            Refused: Nothing was accepted; see `retry_after_s`.
-        """
-        message = call.result(result, is_error=is_error)
-        try:
-            return await self.submit(message)
-        except TurnIdReused:
-            return Receipt(
-                conversation_id=message.conversation_id, turn_id=message.turn_id, status="duplicate"
-            )
-
-    def _consume(
-        self,
-        stream_of: Callable[[ShardKeys], str],
-        read: Callable[[bytes, str], T | None],
-        group: tuple[str, str],
-        batch: int,
-        idle_s: float | None,
-    ) -> AsyncGenerator[T, None]:
-        async def names() -> Sequence[str]:
-            await self._homes.refresh()
-            return [*map(stream_of, self._make.shards)]
-
-        kept_ms = self._make.limits.retention_ms
-        reader = GroupReader(
-            *(self._streams, names, read, group), batch=batch, idle_s=idle_s, retention_ms=kept_ms
-        )
-        return reader.items()

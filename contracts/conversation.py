@@ -26,12 +26,16 @@ INVISIBLE = (
 character class: control characters, marks of direction, joiners, fillers, variation selectors,
 tags, and code points that are no characters."""
 ID_MAX_CHARS = 200
-ID_PATTERN = (
-    r"^[^\s{}\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"
-    r"\ufff9-\uffff]+$(?!\n)"
+_ID_CHARACTER = (
+    r"[^\s{}\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"
+    r"\ufff9-\uffff]"
 )
+ID_PATTERN = rf"^{_ID_CHARACTER}+$(?!\n)"
 """What is read: ids of messages that were accepted earlier."""
+TENANT_PATTERN = rf"^{_ID_CHARACTER}*$(?!\n)"
+"""The same, or nothing."""
 SUBMITTED_ID_PATTERN = rf"^[^\s{{}}\xa0{INVISIBLE}]+$(?!\n)"
+SUBMITTED_TENANT_PATTERN = rf"^[^\s{{}}\xa0{INVISIBLE}]*$(?!\n)"
 """What is accepted from producers; beyond it, an id has to be in Unicode's normal form C."""
 ID_EXPECTED = f"1 to {ID_MAX_CHARS} printable characters (Unicode NFC) without spaces or braces"
 METADATA_MAX_PAIRS = 16
@@ -43,6 +47,8 @@ ConversationId = NewType("ConversationId", str)
 """Unit of ordering and of leasing; 1 to 200 printable characters without spaces or braces."""
 TurnId = NewType("TurnId", str)
 """Idempotency key of one accepted message; same shape as a conversation id."""
+Tenant = Annotated[str, Meta(max_length=ID_MAX_CHARS, pattern=TENANT_PATTERN)]
+"""Who pays: a name of the producers' making; empty: nobody in particular."""
 Text = Annotated[str, Meta(max_length=TEXT_MAX_BYTES)]
 
 
@@ -329,6 +335,8 @@ class ConversationSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defau
     """Run by the provider; only on `responses`."""
     reasoning_summary: bool | None = None
     """True: publish what the model says about its reasoning, as `reasoning_summary_delta`."""
+    tenant: Id | None = None
+    """Whose spend the turns are, where a message does not say."""
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -349,6 +357,7 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     max_output_tokens: PositiveInt | UnsetType | None = UNSET
     server_tools: ServerTools | UnsetType | None = UNSET
     reasoning_summary: bool | UnsetType | None = UNSET
+    tenant: Id | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
@@ -428,6 +437,10 @@ class CallEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     response_id: str | None = None
     started_at_ms: int = 0
     duration_ms: int = 0
+    tenant: str = ""
+    """Whose spend it is; empty: nobody's in particular."""
+    agent: str = ""
+    """Profile by which the model was asked; empty: none."""
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

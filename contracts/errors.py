@@ -8,6 +8,7 @@ TurnlineError
 │   ├── InboxFull                     too many turns wait in this conversation
 │   ├── QueueFull                     too many conversations wait in this shard
 │   ├── QueueLate                     conversations wait too long for a worker in this shard
+│   ├── BudgetExceeded                the conversation, its tenant or the fleet may spend no more
 │   └── StoreFull                     Redis has no memory left and evicts nothing
 ├── TurnIdReused                      the id belongs to an earlier turn with another content
 ├── TurnUnknown                       no such turn: never accepted, forgotten, or past its retention
@@ -67,6 +68,39 @@ class QueueFull(Refused):
 
 class QueueLate(Refused):
     """A conversation has waited for longer than allowed: workers do not keep up, or none runs."""
+
+
+class BudgetExceeded(Refused):
+    """What the conversation, its tenant or the fleet may spend is spent."""
+
+    code: Final = "budget_exceeded"
+    """Of turns that end for the same reason."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        budget: str,
+        unit: str,
+        spent: float,
+        limit: float,
+    ) -> None:
+        """Say which budget.
+
+        Args:
+            message: In words.
+            retry_after_s: When the day is over, or a larger limit may have been set.
+            budget: `conversation`, `tenant` or `fleet`; the latter two are those of a day (UTC).
+            unit: `usd` or `tokens`.
+            spent: How many of them, when a worker last looked.
+            limit: How many may be.
+        """
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.budget = budget
+        self.unit = unit
+        self.spent = spent
+        self.limit = limit
 
 
 class StoreFull(Refused):

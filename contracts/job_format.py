@@ -25,8 +25,22 @@ def deserialize_job(data: bytes) -> Any:
     return _decoder.decode(data)
 
 
+def named_job(function: str, enqueued_at_ms: int) -> bytes:
+    """Return an ARQ job without arguments."""
+    return _encoder.encode({"t": 1, "f": function, "a": (), "k": {}, "et": enqueued_at_ms})
+
+
 def conversation_job(conversation_id: str, enqueued_at_ms: int) -> bytes:
     """Return the ARQ job that stands for a conversation with something in its inbox."""
     return _encoder.encode(
         {"t": 1, "f": FUNCTION, "a": (conversation_id,), "k": {}, "et": enqueued_at_ms}
     )
+
+
+def read_job(payload: bytes, conversation_id: str) -> tuple[str, tuple[Any, ...]]:
+    """Return function and arguments; one that is gone or unreadable means its conversation."""
+    try:
+        job = deserialize_job(payload)
+        return job["f"], tuple(job["a"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return FUNCTION, (conversation_id,)

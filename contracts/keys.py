@@ -29,6 +29,11 @@ class ShardKeys(NamedTuple):
     """Sorted set, permanent: worker id, scored by the time (ms) since when it has been idle."""
     wake_prefix: str
     """Followed by a worker id: sharded channel that wakes an idle worker, naming what is due."""
+    order: str
+    """Sorted set, expires: job ids that are due while workers are busy, by their place; see
+    claim.lua."""
+    shares: str
+    """Sorted set, expires: what tenants had of the workers, as places in `order`; see claim.lua."""
     token: str
     """Integer, permanent: the last fencing token given out."""
     dead: str
@@ -46,6 +51,11 @@ class ShardKeys(NamedTuple):
     """Stream: tool calls that no worker can run, for whoever has the tool. Field e (JSON)."""
     breakers: str
     """Hash: failing providers (`<base URL and model>|failures`, `|until`, `|pause`), expiring."""
+    limits: str
+    """Hash, of shard 0: id of what a provider allows -> `<base URL> <model>`; expires."""
+    limit_prefix: str
+    """Followed by such an id: hash of what was used; with `:held`, `:line`, `:due` behind it, see
+    reserve.lua."""
     traces: str
     """Stream: the newest traces, one entry per attempt, capped. Fields c (conversation), t (turn
     id), i (trace id), s (how the turn ended, if it did), d (ms since acceptance), j (spans,
@@ -53,8 +63,27 @@ class ShardKeys(NamedTuple):
     fleet: str
     """Hash, permanent: number of shards, and what it is being changed from; see
     `turnline.contracts.layout`."""
+    spend_prefix: str
+    """Followed by a day (UTC), such as `2026-11-30`: hash, expires: what calls used whose turns
+    ended that day; see `turnline.contracts.daily_spend`."""
+    exhausted: str
+    """Hash, expires: budgets that are used up. Fields `fleet`, `t:<tenant>`, `c:<conversation>`,
+    and `tenants` if there is one of the second kind; see worker/store/lua/mark.lua."""
     written: str
     """String, expires: written where WAIT needs a write of its connection to wait for."""
+    schedules: str
+    """Hash, permanent, in shard 0 only: name to a schedule, JSON; see
+    `turnline.worker.schedules`."""
+    ticks: str
+    """Hash, permanent, in shard 0 only: name of a schedule to its last tick, ms; to `since
+    <ms>` before the first."""
+    schedules_id: str
+    """Not a key: what stands for the schedules in the queue of shard 0. No conversation has such an
+    id."""
+    schedules_job: str
+    """String: ARQ's job of that."""
+    schedules_lease: str
+    """String, expires: `<fencing token> <worker id>` of whoever looks what is due."""
 
 
 class ConversationKeys(NamedTuple):
@@ -80,6 +109,9 @@ class ConversationKeys(NamedTuple):
     """List: ledger of model calls, JSON, oldest first, capped."""
     events: str
     """Stream: outbound events, field e (JSON), capped."""
+    later: str
+    """Sorted set: delayed messages, scored by when they are due, ms. Members are `<clock at
+    acceptance, us> <turn id> <digest> <message>`."""
     copies: str
     """List: `<stream key> <entry id>` of what was copied into streams of the shard (reply streams,
     dead letters), so that `forget` finds it; capped."""
@@ -95,13 +127,17 @@ class ConversationKeys(NamedTuple):
     """As in `ShardKeys`."""
     fleet: str
     """As in `ShardKeys`."""
+    exhausted: str
+    """As in `ShardKeys`."""
+    shares: str
+    """As in `ShardKeys`."""
     job_id: str
     """Not a key: the member in the queue."""
 
     @property
     def own(self) -> tuple[str, ...]:
         """The keys of the conversation alone: what `forget` removes."""
-        return self[:11]
+        return self[:12]
 
 
 def shard_of(conversation_id: str, shards: int) -> int:
@@ -129,12 +165,15 @@ def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
     """
     tag = f"{{{prefix}-s{shard}}}" if prefix else f"{{s{shard}}}"
     base = f"{PREFIX}:{tag}:"
+    schedules_id = f"{tag}:{{schedules}}"
     return ShardKeys(
         tag=tag,
         queue=base + "queue",
         wake=base + "wake",
         idle=base + "idle",
         wake_prefix=base + "idle:",
+        order=base + "order",
+        shares=base + "shares",
         token=base + "token",
         dead=base + "dead",
         workers=base + "workers",
@@ -143,9 +182,18 @@ def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
         reply_prefix=base + "replies:",
         tool_calls=base + "tool-calls",
         breakers=base + "breakers",
+        limits=base + "limits",
+        limit_prefix=base + "limit:",
         traces=base + "traces",
         fleet=base + "fleet",
+        spend_prefix=base + "spend:",
+        exhausted=base + "exhausted",
         written=written_key(tag),
+        schedules=base + "schedules",
+        ticks=base + "ticks",
+        schedules_id=schedules_id,
+        schedules_job=ARQ_JOB + schedules_id,
+        schedules_lease=ARQ_IN_PROGRESS + schedules_id,
     )
 
 
@@ -168,6 +216,7 @@ def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
         base + "log",
         base + "calls",
         base + "events",
+        base + "later",
         base + "sent",
         ARQ_JOB + job_id,
         ARQ_IN_PROGRESS + job_id,
@@ -175,6 +224,8 @@ def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
         shard + "wake",
         shard + "idle",
         shard + "fleet",
+        shard + "exhausted",
+        shard + "shares",
         job_id,
     )
 

@@ -4,6 +4,7 @@ JSON, one object per message, told apart by `type`. Structs are frozen; new fiel
 tag is never renamed or reused; unknown fields are ignored (docs/adr/0001-json-on-the-wire.md).
 """
 
+import math
 import uuid
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from turnline.contracts.conversation import (
     Id,
     ResponseFormat,
     SettingsChange,
+    Tenant,
     Text,
     check_id,
     check_reply_items,
@@ -32,8 +34,10 @@ from turnline.contracts.msgspec_sentences import explain
 from turnline.contracts.numbers import number
 
 WhenBusy = Literal["enqueue", "interrupt", "rollback", "reject"]
+Priority = Literal["interactive", "batch"]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
+Word = Annotated[str, Meta(min_length=1, max_length=64)]
 Entries = Annotated[tuple[ContextEntry, ...], Meta(max_length=10_000)]
 
 
@@ -55,7 +59,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     """Producer's W3C trace context (https://www.w3.org/TR/trace-context/)."""
     tracestate: Annotated[str, Meta(max_length=512)] | None = None
     baggage: Annotated[str, Meta(max_length=8192)] | None = None
-    """Producer's W3C baggage (https://www.w3.org/TR/baggage/), for the tools of the turn."""
+    """Producer's W3C baggage (https://www.w3.org/TR/baggage/), for the tools of the turn. None:
+    what is active where the message is submitted; an empty one stays empty."""
     deadline_at_ms: int | None = None
     """Ms since the Unix epoch after which an answer is of no use: the turn then fails."""
     when_busy: WhenBusy = "enqueue"
@@ -80,6 +85,14 @@ class UserMessage(Message, frozen=True, kw_only=True, tag="user_message"):
     """Profile of the workers' agents file for this turn; wins over the conversation's settings."""
     response_format: ResponseFormat | None = None
     """A JSON Schema that this turn's reply has to fit; the value is in `turn_completed`."""
+    tenant: Tenant = ""
+    """Whose the turn is, and what it spends; wins over the conversation's settings."""
+    priority: Priority = "interactive"
+    """`batch`: it waits while anything else does, of any tenant."""
+    deliver_at_ms: int | None = None
+    """When the message takes its place in the conversation, ms since the Unix epoch by the server's
+    clock, at most 366 days ahead. It is accepted now, and holds up nothing before. A time that is
+    over means now. Goes with `when_busy` `enqueue` only."""
 
     def __post_init__(self) -> None:
         if bool(self.text) == bool(self.parts):
@@ -93,6 +106,8 @@ class Transcription(Message, frozen=True, kw_only=True, tag="transcription"):
     text: Text
     final: bool = True
     """False: interim; its text is never used, it only says that more is coming."""
+    tenant: Tenant = ""
+    """As in `user_message`."""
 
     def __post_init__(self) -> None:
         check_text_bytes(self.text, "text")
@@ -136,6 +151,12 @@ class ContextAppend(Message, frozen=True, kw_only=True, tag="context_append"):
     """As in `user_message`."""
     response_format: ResponseFormat | None = None
     """As in `user_message`."""
+    tenant: Tenant = ""
+    """As in `user_message`."""
+    priority: Priority = "interactive"
+    """As in `user_message`."""
+    deliver_at_ms: int | None = None
+    """As in `user_message`."""
 
 
 class ContextReplace(Message, frozen=True, kw_only=True, tag="context_replace"):
@@ -150,6 +171,34 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     settings: SettingsChange
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether this is a number that JSON has; structs do not check what Python gives them."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
+
+
+class Feedback(Message, frozen=True, kw_only=True, tag="feedback"):
+    """Rate a turn that stands before it in the conversation; has a score, a label or a text."""
+
+    of_turn: Id
+    """Turn id of the message that is rated. A turn that was absorbed has its own ratings."""
+    name: Word = "user_feedback"
+    """What is rated, or who rates. A rating takes the place of an earlier one of its name."""
+    score: float | None = None
+    """A finite number; producers and whoever reads it agree on what it means."""
+    label: Word | None = None
+    """The same in a word, such as `good`."""
+    explanation: Annotated[str, Meta(max_length=4096)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not _is_finite(self.score):
+            raise InvalidMessage("score", "a finite number")
+        if self.score is None and not self.label and not self.explanation:
+            raise InvalidMessage("score", "one of score, label and explanation at least")
+
+
 Inbound = (
     UserMessage
     | Transcription
@@ -160,6 +209,7 @@ Inbound = (
     | ContextAppend
     | ContextReplace
     | Configure
+    | Feedback
 )
 _decoder: msgspec.json.Decoder[Inbound] = msgspec.json.Decoder(Inbound, float_hook=number)
 _encoder = msgspec.json.Encoder()
@@ -201,10 +251,18 @@ def check_ids(message: Inbound) -> None:
     check_id(message.conversation_id, "conversation_id")
     check_id(message.turn_id, "turn_id")
     check_id(message.reply_to, "reply_to")
-    if isinstance(message, ToolResult):
+    if isinstance(message, UserMessage | Transcription | ContextAppend):
+        check_id(message.tenant, "tenant")
+    elif isinstance(message, ToolResult):
         check_visible(message.call_id, "call_id")
-    elif isinstance(message, Configure) and isinstance(message.settings.model, str):
-        check_id(message.settings.model, "settings.model")
+    elif isinstance(message, Configure):
+        for name in ("model", "tenant"):
+            value = getattr(message.settings, name)
+            check_id(value if isinstance(value, str) else None, f"settings.{name}")
+    elif isinstance(message, Feedback):
+        check_id(message.of_turn, "of_turn")
+        check_visible(message.name, "name")
+        check_visible(message.label or "", "label")
 
 
 def check_message_bytes(data: bytes) -> None:

@@ -10,6 +10,7 @@ from turnline.contracts.conversation import (
     FUNCTION_NAME_PATTERN,
     ID_EXPECTED,
     ID_PATTERN,
+    TENANT_PATTERN,
     TEXT_MAX_BYTES,
     URL_PATTERN,
 )
@@ -24,7 +25,7 @@ from turnline.contracts.server_tools import (
 
 TYPES = (
     "user_message, transcription, user_started_speaking, user_stopped_speaking, interrupt, "
-    "tool_result, context_append, context_replace, configure"
+    "tool_result, context_append, context_replace, configure, feedback"
 )
 UNKNOWN = "what the JSON Schema of messages has here"
 """What is expected, where a sentence cannot be read."""
@@ -34,9 +35,13 @@ _KNOWN = re.compile(r"Expected |(Integer|Number|Float|Timestamp|Duration) .*out 
 _ECHO = re.compile(r"Invalid (?:enum )?value ")
 _OWN = re.compile(r"([a-z_]+): (.*)$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
-_IDS = frozenset({"conversation_id", "turn_id", "reply_to", "settings.model"})
+_IDS = frozenset(
+    {"conversation_id", "turn_id", "reply_to", "of_turn"}
+    | {"tenant", "settings.model", "settings.tenant"}
+)
 _PATTERNS = {
     repr(ID_PATTERN): ID_EXPECTED,
+    repr(TENANT_PATTERN): ID_EXPECTED,
     repr(URL_PATTERN): "an http(s) URL or a data:image/ URL",
     repr(FUNCTION_NAME_PATTERN): "letters, digits, `_`, `.` and `-`",
     repr(DOMAIN_PATTERN): "a domain without `https://`, port and path",

@@ -16,6 +16,7 @@ from turnline.contracts.conversation import (
     Usage,
 )
 from turnline.contracts.errors import (
+    BudgetExceeded,
     ConversationBusy,
     InboxFull,
     InvalidCursor,
@@ -38,9 +39,11 @@ from turnline.contracts.keys import (
 from turnline.contracts.layout import Elsewhere, Layout, read_layout
 from turnline.contracts.messages import (
     Configure,
+    ContextAppend,
     Inbound,
     Interrupt,
     ToolResult,
+    Transcription,
     UserMessage,
     check_ids,
     check_message_bytes,
@@ -75,6 +78,8 @@ TOTAL_FIELDS = (
     *(f"a.{name}" for name in USAGE_FIELDS),
 )
 """Fields of the state hash that hold totals: `u.` for answers, `a.` for abandoned spend."""
+DELAY_MAX_MS: Final = 366 * 24 * 3600 * 1000
+"""Time for which a message may be delayed."""
 _CURSOR: Final = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", re.ASCII)
 _MOST: Final = 2**64 - 1
 
@@ -88,7 +93,7 @@ class Limits(NamedTuple):
     inbox: int = 1_000
     """Messages waiting in one conversation."""
     queue: int = 1_000_000
-    """Conversations waiting or running in one shard."""
+    """Conversations waiting, also for their time, or running in one shard."""
     queue_age_s: float = 300
     """Seconds for which a conversation of the shard may have waited for a worker, before those that
     are not on the queue yet are refused."""
@@ -188,6 +193,8 @@ class Submission(NamedTuple):
                 layout = read_layout([number, *text(detail).split(";")])
                 assert layout is not None
                 raise Elsewhere(layout, is_here=word == "moving")
+            case "budget_exceeded":
+                raise _budget_exceeded(detail, number / 1000)
             case word if word in _REFUSALS:
                 error, reason, retry_after_s = _REFUSALS[word]
                 reason = reason.format(n=number, s=number / 1000, id=self.conversation_id)
@@ -203,6 +210,56 @@ class Submission(NamedTuple):
             return self.receipt(reply, replicas)
         except (Elsewhere, Refused, TurnIdReused) as error:
             return error
+
+
+class _UsedUp(msgspec.Struct, frozen=True, kw_only=True):
+    """What submit.lua says of a budget; the defaults, where others wrote there."""
+
+    message: str = "a budget is used up"
+    budget: str = ""
+    unit: str = ""
+    spent: float = 0
+    limit: float = 0
+
+
+def _budget_exceeded(detail: bytes | str, retry_after_s: float) -> BudgetExceeded:
+    try:
+        about = msgspec.json.decode(detail, type=_UsedUp)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        about = _UsedUp()
+    return BudgetExceeded(**msgspec.structs.asdict(about), retry_after_s=retry_after_s)
+
+
+def _payer(message: Inbound) -> str:
+    """Return who pays for a message, as submit.lua takes it; '' if nobody does."""
+    match message:
+        case UserMessage(run=True) | ContextAppend(run=True) | Transcription():
+            return f":{message.tenant}"
+        case _:
+            return ""
+
+
+def _delay(message: Inbound, now_ms: int) -> int | None:
+    """Return when a message takes its place (ms), None if at once.
+
+    Raises:
+        InvalidMessage: That is too far ahead, or does not go with the rest.
+    """
+    at_ms = message.deliver_at_ms if isinstance(message, UserMessage | ContextAppend) else None
+    if at_ms is None:
+        return None
+    if at_ms > now_ms + DELAY_MAX_MS:
+        raise InvalidMessage("deliver_at_ms", "at most 366 days ahead, in ms since the Unix epoch")
+    if message.when_busy != "enqueue":
+        raise InvalidMessage("when_busy", "`enqueue` for a message with deliver_at_ms")
+    if message.deadline_at_ms is not None and message.deadline_at_ms <= at_ms:
+        raise InvalidMessage("deadline_at_ms", "later than deliver_at_ms")
+    return max(0, at_ms)
+
+
+def _priority(message: Inbound) -> str:
+    is_batch = isinstance(message, UserMessage | ContextAppend) and message.priority == "batch"
+    return "b" if is_batch else "i"
 
 
 class Requests:
@@ -257,6 +314,8 @@ class Requests:
         message = decode(message) if isinstance(message, bytes) else validated(message)
         check_ids(message)
         self._schemas.check(message)
+        now_ms = int(time.time() * 1000)
+        delay = _delay(message, now_ms)
         plain = msgspec.structs.replace(
             message,
             sent_at_ms=0,
@@ -264,19 +323,21 @@ class Requests:
             tracestate=None,
             baggage=None,
             deadline_at_ms=None,
+            **({"deliver_at_ms": None} if delay is not None else {}),
+            **({"priority": "interactive"} if _priority(message) == "b" else {}),
         )
         digest = hashlib.blake2b(_encode_sorted(plain), digest_size=8).hexdigest()
         trace = TraceContext(message.traceparent or "", message.tracestate)
         trace_id = trace_id_of(message.traceparent)
+        baggage = message.baggage if message.baggage is not None else current_baggage()
         if not trace_id:
             trace = current(message.conversation_id, message.turn_id)
             trace_id = trace_id_of(trace.traceparent)
-        now_ms = int(time.time() * 1000)
         sent = msgspec.structs.replace(
             message,
             traceparent=trace.traceparent,
             tracestate=trace.tracestate,
-            baggage=message.baggage or current_baggage(),
+            baggage=baggage,
             sent_at_ms=message.sent_at_ms or now_ms,
         )
         data = encode(sent)
@@ -313,6 +374,9 @@ class Requests:
                 trace_id=trace_id,
                 shards=home.shards,
                 told_from=home.layout.before if home.is_asked_in_order else 0,
+                payer=_payer(message),
+                deliver_at_ms=_delay(message, now_ms) or 0,
+                priority=_priority(message),
             ),
         )
         return shard, call

@@ -5,6 +5,7 @@ Without these names everything works, more slowly: what redis-py would do by its
 
 import functools
 import inspect
+import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -95,6 +96,18 @@ def hear(error: Exception, demoted: Callable[[], object], doubtful: Callable[[],
         demoted()
     elif said in _ELSEWHERE or isinstance(error, _LOST):
         doubtful()
+
+
+def may_have_come(connection: Any) -> bool:
+    """Whether something may have come on a connection (asyncio) that was not read; any thread."""
+    try:
+        if connection._reader._buffer or connection._parser._reader.has_data():  # noqa: SLF001  no other way
+            return True
+        looking = select.poll()
+        looking.register(connection._writer.get_extra_info("socket"), select.POLLIN)  # noqa: SLF001
+        return bool(looking.poll(0))
+    except (AttributeError, OSError, TypeError, ValueError):  # kept elsewhere, or just closed
+        return True
 
 
 def set_timeout(connection: Any, timeout_s: float | None) -> None:

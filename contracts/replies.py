@@ -246,6 +246,20 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 TurnState = Literal["accepted", "completed", "failed", "interrupted", "absorbed"]
 
 
+class Rating(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a `feedback` message said of a turn."""
+
+    name: str
+    """What is rated, or who rates: a turn has one rating of each name."""
+    score: float | None = None
+    label: str | None = None
+    explanation: str | None = None
+    feedback_id: str = ""
+    """Turn id of the message."""
+    at_ms: int = 0
+    """When that was accepted, by Redis' clock."""
+
+
 class TurnRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What Redis keeps of a turn for the retention time."""
 
@@ -255,6 +269,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: str = "0-0"
     digest: str = ""
     """Fingerprint of the content, to tell a repeated submission from a reused id."""
+    deliver_at_ms: int | None = None
+    """When a delayed message takes its place; `accepted_at_ms` of an ended turn is when it did."""
     finished_at_ms: int = 0
     """Redis' clock."""
     attempts: int = 0
@@ -266,6 +282,8 @@ class TurnRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Index after its last one."""
     event: msgspec.Raw = msgspec.Raw(b"null")
     """The terminal event, as published."""
+    feedback: tuple[Rating, ...] = ()
+    """At most 16 ratings, one of each name."""
 
     def terminal(self) -> AnyTerminal | None:
         """Return the terminal event, or None while the turn is waiting or running."""

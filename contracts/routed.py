@@ -22,7 +22,10 @@ class RoutedRedis:
         """Send one command and return its reply; one without keys goes to any primary."""
         slot = slot_of(key_of(args) or "")
         server = self.servers.known(slot) or await self.servers.find(slot)
-        return await server.redis.execute_command(*args)
+        reply = await server.redis.execute_command(*args)
+        if self.servers.is_watched:
+            await self.servers.check(server)
+        return reply
 
     def pipeline(self, transaction: bool = False) -> "_RoutedPipeline":  # noqa: FBT001, FBT002
         """Begin a pipeline; never a transaction."""
@@ -89,6 +92,8 @@ class _RoutedPipeline:
             pipe.execute_command(*self._commands[place])
         try:
             replies: list[Any] = await pipe.execute(raise_on_error=False)
+            if self._servers.is_watched:
+                await self._servers.check(server)
         except (RedisError, OSError) as error:
             return [error] * len(places)
         return replies

@@ -64,6 +64,8 @@ class Servers(ABC):
         self.topology = topology_of(address)
         self._servers: dict[Node, Server] = {}
         self._in_doubt = bool(self.topology.question)
+        self.is_watched: Final = isinstance(self.topology, WatchedPrimary)
+        """Whether sentinels may replace a primary that goes on answering; see `check`."""
         self.on_moved: list[Callable[[], object]] = []
         """Called when a primary was replaced, or connections to it were given up."""
 
@@ -91,9 +93,13 @@ class Servers(ABC):
         Raises:
             redis.exceptions.ConnectionError: Nobody knows, or a failover is under way.
         """
-        await self._settle_doubt()
+        if (
+            not self.topology.is_paused
+        ):  # else sentinels know no better, and will say so by themselves
+            await self._settle_doubt()
         if self.topology.is_paused:
             await self._wait_for_primary()
+            await self._settle_doubt()
         if (server := self.known(slot)) is None:
             self._in_doubt = bool(self.topology.question)
             raise NoPrimary(self.topology.why_unknown)
@@ -110,6 +116,16 @@ class Servers(ABC):
         return [
             await self.find(self.topology.a_slot_of(it)) for it in sorted(self.topology.primaries)
         ]
+
+    async def check(self, server: Server) -> None:
+        """See that what a server has just answered counts, where that is not sure by itself.
+
+        Raises:
+            redis.exceptions.ConnectionError: Its successor may have been made before.
+        """
+        await self._catch_up()
+        if self.topology.is_paused or server.node not in self.topology.primaries:
+            raise LostConnection(_LEFT)
 
     # -- doubt ------------------------------------------------------------------------------------
 
@@ -166,6 +182,10 @@ class Servers(ABC):
     @abstractmethod
     async def _wait_for_primary(self) -> None:
         """Wait for the end of a failover, for a bounded time."""
+
+    @abstractmethod
+    async def _catch_up(self) -> None:
+        """Hear all that sentinels have said by now."""
 
     @abstractmethod
     async def _ask(self, node: Node) -> Any:
@@ -245,6 +265,7 @@ class AsyncServers(Servers):
         super().__init__(address, max_connections)
         self._learning = asyncio.Lock()
         self._watching: list[asyncio.Task[None]] = []
+        self._sentinels: SentinelWatch | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._home: tuple[int, object] | None = None
         self._is_closed = False
@@ -268,7 +289,8 @@ class AsyncServers(Servers):
         if not self._watching:
             self._watching.append(asyncio.create_task(self._watch()))
             if isinstance(self.topology, WatchedPrimary):
-                watch = SentinelWatch(self._address, self.topology, self.moved)
+                watch = SentinelWatch(self._address, self.topology, self.moved, self.doubt)
+                self._sentinels = watch
                 self._watching.append(asyncio.create_task(watch.run()))
         async with self._learning:
             if self._in_doubt:
@@ -279,6 +301,10 @@ class AsyncServers(Servers):
             async with asyncio.timeout(FAILOVER_S):
                 while self.topology.is_paused:  # noqa: ASYNC110  also told from other threads
                     await asyncio.sleep(LOOK_S)
+
+    async def _catch_up(self) -> None:
+        if self._sentinels is not None and self._sentinels.has_unheard:
+            await self._sentinels.catch_up()
 
     async def _ask(self, node: Node) -> Any:
         is_sentinel = self._address.kind == "sentinel"

@@ -19,6 +19,8 @@ SLOTS: Final = 16_384
 _MOST_NAMED: Final = 3
 PAUSE_S: Final = 10.0
 """Longest time for which a failover is waited for, or sentinels are taken to be behind."""
+_ALIVE_S: Final = 3.0
+"""After so long those who are asked are believed that no failover is under way."""
 
 
 class Node(NamedTuple):
@@ -88,6 +90,9 @@ class Topology(ABC):
         """Forget what only counts within one round of questions."""
         self.is_unsettled = False
 
+    def all_asked(self) -> None:  # noqa: B027  for most this changes nothing
+        """Take note that nobody who answered says that a primary is being replaced."""
+
     @property
     def is_paused(self) -> bool:
         """Whether a primary is being replaced: what is written to it now would be lost."""
@@ -125,6 +130,8 @@ class WatchedPrimary(Topology):
         self.question = ("SENTINEL", "MASTER", address.service)
         self._epoch = -1
         self._paused_until_s = 0.0
+        self.is_unsure = False
+        """Whether the primary was seen to be one, but no sentinel has named it yet."""
         self._left: Node | None = None
         self._left_until_s = 0.0
 
@@ -153,6 +160,11 @@ class WatchedPrimary(Topology):
         """Whether a successor is being made."""
         return time.monotonic() < self._paused_until_s
 
+    def all_asked(self) -> None:
+        """End a pause of which no sentinel knows any more: the one that began it is gone."""
+        if time.monotonic() > self._paused_until_s - PAUSE_S + _ALIVE_S:
+            self.go_on()
+
     def pause(self) -> None:
         """Let nobody write for a while: a successor is being chosen."""
         self._paused_until_s = time.monotonic() + PAUSE_S
@@ -161,9 +173,19 @@ class WatchedPrimary(Topology):
         """Let write again."""
         self._paused_until_s = 0.0
 
-    def replace(self, primary: Node) -> bool:
-        """Have a new primary, which sentinels may not know of for a while; False if it is known."""
+    def take_back(self) -> None:
+        """Believe sentinels again, which did not name the new primary: their leader is gone."""
+        self.is_unsure, self._left, self._left_until_s = False, None, 0.0
+
+    def replace(self, primary: Node, *, is_named: bool = True) -> bool:
+        """Have a new primary, which sentinels may not know of for a while; False if it is known.
+
+        Args:
+            primary: The new one.
+            is_named: Whether a sentinel says so; see `is_unsure`.
+        """
         self.go_on()
+        self.is_unsure = not is_named
         if self._primaries == (primary,):
             return False
         self._left, self._left_until_s = (
@@ -248,6 +270,7 @@ async def ask_around(topology: Topology, ask: Callable[[Node], Awaitable[Any]]) 
         raise NoPrimary(
             "nobody says where the primary is: " + (", ".join(named) or "no answer names one")
         )
+    topology.all_asked()
 
 
 def topology_of(address: Address) -> Topology:

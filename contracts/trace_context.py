@@ -6,8 +6,8 @@ Source: https://www.w3.org/TR/trace-context/, docs/adr/0007-one-trace-per-turn.m
 """
 
 import hashlib
+import os
 import re
-import secrets
 from types import ModuleType
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ def current(conversation_id: str = "", turn_id: str = "") -> TraceContext:
                 f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags}",
                 context.trace_state.to_header() or None,
             )
-    trace_id = secrets.token_hex(16)
+    trace_id = os.urandom(16).hex()
     return TraceContext(f"00-{trace_id}-{_own_id(trace_id, conversation_id, turn_id)}-01", None)
 
 
@@ -153,6 +153,11 @@ def child_id(above: TurnTrace, which: int | str) -> str:
             what there is only once; 0: the agent.
     """
     return _hash(8, above.trace_id, above.span_id, str(which))
+
+
+def root_of(trace_id: str, conversation_id: str, turn_id: str) -> Link:
+    """Return the own span of a turn that has ended, by the trace id in its record."""
+    return Link(trace_id, _own_id(trace_id, conversation_id, turn_id))
 
 
 def _own_id(trace_id: str, conversation_id: str, turn_id: str) -> str:

@@ -43,6 +43,30 @@ TAKE_SECONDS = (
     "tests/unit/cli/test_cli_extras.py",
 )
 """Beginnings of the names of tests that start many processes, or compute for long."""
+NOT_BRIEF = (
+    *TAKE_SECONDS,
+    "tests/integration/contracts/test_refusals.py::test_a_cluster",
+    "tests/integration/contracts/test_tls.py",
+    "tests/integration/services/test_service_hooks.py::test_a_thought",
+    "tests/integration/simulator/test_sim_ledger_and_faults.py",
+    "tests/integration/telemetry/test_instrumented_tools.py",
+    "tests/integration/telemetry/test_lost_attempts.py",
+    "tests/integration/telemetry/test_otlp.py",
+    "tests/integration/telemetry/test_own_providers.py",
+    "tests/integration/test_examples.py",
+    "tests/integration/tools/test_checking.py",
+    "tests/integration/tools/test_kept_thoughts.py",
+    "tests/integration/worker/test_failing_alike.py::test_a_few_conversations",
+    "tests/integration/worker/test_foreign_values.py",
+    "tests/integration/worker/test_starting.py",
+    "tests/unit/bench/test_bench_figures.py",
+    "tests/unit/pipeline/test_completion_stream.py::test_a_long_reply",
+    "tests/unit/pipeline/test_completion_stream.py::test_a_response_in_single_bytes",
+    "tests/unit/pipeline/test_completion_stream.py::test_many_pieces",
+    "tests/unit/pipeline/test_responses_stream.py::test_a_long_reply",
+    "tests/unit/services/test_without_the_sdk.py",
+)
+"""Those that `ops/run test` leaves out if nobody names them: they take longer than all others."""
 SHARING = (
     "tests/integration/cli/test_stack.py",
     "tests/integration/deployments/test_cluster_deployment.py",
@@ -59,12 +83,20 @@ SHARING = (
 _COMMON = settings(
     deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+settings.register_profile("brief", _COMMON, max_examples=10, derandomize=True)
 settings.register_profile("default", _COMMON, max_examples=50, derandomize=True)
 _SEARCH = settings(_COMMON, derandomize=False, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 settings.register_profile("ci", _SEARCH, max_examples=100)
 settings.register_profile("full", _SEARCH, max_examples=200)
 settings.register_profile("long", _COMMON, max_examples=5_000, derandomize=False)
 settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer what `ops/run test` has by itself."""
+    parser.addoption(
+        "--brief", action="store_true", help="leave out tests that take seconds; .ci/run has them"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -119,10 +151,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Tests that take seconds come first, in random order as the others: so all test processes end
     at about the same time.
     """
+    too_long = NOT_BRIEF if config.getoption("brief") else ()
     left_out = [
         item
         for item in items
-        if needs_absent_recordings(item) or (_is_fake() and not _is_quick(item))
+        if needs_absent_recordings(item)
+        or (_is_fake() and not _is_quick(item))
+        or item.nodeid.startswith(too_long)
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -325,6 +325,12 @@ class _Pipeline:
         }
         if whole:
             await self._exchange(whole, replies)
+        if self._servers.is_watched:
+            try:
+                await self._servers.check(self._server)
+            except LostConnection:
+                replies.clear()  # none of them counts
+                raise
 
     async def _exchange(self, commands: Mapping[int, Command], replies: dict[int, Any]) -> None:
         pool, connection = self._server.pool, self._connection

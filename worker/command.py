@@ -65,7 +65,7 @@ def worker(*, check: bool, as_json: bool) -> None:
             _leave(0)
         code = main.run(settings)
     except StartFailed as error:
-        secrets = [settings.api_key.value, *read_address(settings.redis_url).passwords]
+        secrets = [*settings.api_key.value.split(","), *read_address(settings.redis_url).passwords]
         sentence = plain(str(error), SENTENCE_CHARS, secrets)
         _refuse(sentence, as_json=as_json)
     sys.exit(code)

@@ -126,6 +126,8 @@ class Effects(msgspec.Struct, kw_only=True):
     events: Sequence[AnyEvent] = ()
     records: Sequence[tuple[str, TurnRecord]] = ()
     copies: Sequence[Copy] = ()
+    at_ms: int = 0
+    """When, Redis' clock, ms: on that day (UTC) the calls are entered in what is spent."""
     next_attempt: int = 1
     """Number of the attempt at what waits next, where the lease is kept."""
 

@@ -7,6 +7,7 @@ WORKER: Final = frozenset(
         "aiohttp",
         "arq",
         "click",
+        "cronsim",
         "hiredis",
         "httpx2",
         "jsonschema_rs",

@@ -1,14 +1,17 @@
 """Files that an operator names: read once, bounded in size and time, whatever the path leads to."""
 
+import asyncio
 import contextlib
 import json
 import os
 import select
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+T = TypeVar("T")
 ANSWER_S: Final = 2.0
 """Seconds that a pipe has to say all it has to say."""
 MOST_BYTES: Final = 4 * 1024 * 1024
@@ -23,6 +26,42 @@ _MARKS: Final = (
 
 class UnusableFile(Exception):
     """A file cannot be read, or holds no text; says why, and nothing of what it holds."""
+
+
+class FileChanges:
+    """Has a file read again when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        """Know the file as it is now, before it is read for the first time."""
+        self._path = path
+        self._stamp = self._look()
+        self._reading = asyncio.Lock()
+
+    async def read(self, read: Callable[[], T]) -> T | None:
+        """Return what is read, in a thread, if the file changed, else None.
+
+        Whoever asks meanwhile waits. Raises what `read` raises, once for each change.
+        """
+        if self._look() == self._stamp:
+            return None
+        async with self._reading:
+            stamp = self._look()
+            if stamp == self._stamp:
+                return None
+            try:
+                found = await asyncio.to_thread(read)
+            except Exception:  # whatever it is, it is passed on; it would come again for each turn
+                self._stamp = stamp
+                raise
+            self._stamp = stamp
+            return found
+
+    def _look(self) -> tuple[int, int, int]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return (0, 0, 0)
+        return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def read_text(path: str | Path, *, most_bytes: int = MOST_BYTES) -> str:

@@ -7,38 +7,36 @@ import platform
 import secrets
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import NamedTuple, cast
 
-import msgspec
 import uvloop
 from arq.connections import ArqRedis
 
-from turnline.contracts.conversation import ConversationSettings
+from turnline.contracts.client import TurnClient
+from turnline.contracts.connection import AsyncRedis
 from turnline.contracts.job_format import deserialize_job, serialize_job
-from turnline.contracts.keys import ShardKeys
+from turnline.contracts.keys import ShardKeys, shard_keys
+from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.servers import AsyncServers
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.ending import Listen, Watchdog, run_until_stopped
 from turnline.worker.errors import StartFailed
+from turnline.worker.grok_services import GrokServices, server_of
 from turnline.worker.lease import LeaseSettings
-from turnline.worker.pipeline.calls import CallObserver
+from turnline.worker.pool import Pool
 from turnline.worker.process import Fleet, FleetParts, Found
+from turnline.worker.provider_limits import LimitRules
 from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.queue.links import Links
 from turnline.worker.queue.slots import Slots
+from turnline.worker.schedules.ticking import Schedules, Submit
 from turnline.worker.schema_checking import Checker
-from turnline.worker.services.grok.llm import GrokLLMService
-from turnline.worker.services.grok.model_catalogue import BUILT_IN, Model
-from turnline.worker.services.grok.responses_request import ResponsesOptions
-from turnline.worker.services.openai.llm import OpenAIInputParams
-from turnline.worker.services.provider_client import ProviderClient
-from turnline.worker.services.transport import TimeLimits
 from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import cannot_connect, need_key
 from turnline.worker.starting.signals import ended_by, obeyed
@@ -47,21 +45,19 @@ from turnline.worker.store.breakers import Breakers
 from turnline.worker.store.cache import ContextCache
 from turnline.worker.store.conversations import Conversations, StoreLimits
 from turnline.worker.store.gauges import read_gauges
+from turnline.worker.store.limiter import RateLimiter
+from turnline.worker.store.purse import Purse
 from turnline.worker.store.replicas import Replicas
 from turnline.worker.store.traces import TraceLimits, Traces
 from turnline.worker.telemetry.attributes import CallPlace
-from turnline.worker.telemetry.setup import Telemetry, TelemetrySettings, TracedHeaders
+from turnline.worker.telemetry.setup import Telemetry, TelemetrySettings
 from turnline.worker.tools.loader import load_tools
 from turnline.worker.tools.runner import Toolbox
+from turnline.worker.turn.budgets import BadBudgets, BudgetsFile
 from turnline.worker.turn.driver import ConversationDriver
 from turnline.worker.turn.observer import Observer
 from turnline.worker.turn.plan import AgentsFile, BadAgents, Planner, ToolLimits
 from turnline.worker.turn.ports import DriverSettings
-from turnline.worker.turn.reply_format import request_format
-
-_SPEECH_S = 600.0
-_THOUGHT_S = 1800.0
-"""Seconds that a turn may take whose model does not think, and whose model does."""
 
 
 def run(settings: Settings) -> int:
@@ -121,6 +117,8 @@ class _Shared(NamedTuple):
     slots: Slots
     failing: set[str]
     """Providers that were told to be failing."""
+    limiters: Sequence[RateLimiter]
+    purse: Purse | None
 
 
 def make_fleet(
@@ -137,7 +135,7 @@ def make_fleet(
         whole: Whether the process is a worker only: OpenTelemetry's providers are then global.
 
     Raises:
-        StartFailed: The key, tools, agents or telemetry cannot be used as configured.
+        StartFailed: The key, tools, agents, budgets or telemetry cannot be used as configured.
     """
     worker_id = f"{settings.worker_name}-{secrets.token_hex(4)}"
     links = Links(
@@ -155,21 +153,21 @@ def make_fleet(
     )
     planner = Planner(toolbox, agents, limits, checker)
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
-    waits = links.confirmations
-    replicas = Replicas(waits, settings.wait_replicas) if waits else None
-    slots = Slots(settings.slots, shards=len(settings.served_shards))
-    shared = _Shared(
-        worker_id, links, services, telemetry, planner, cache, replicas, slots, failing=set()
-    )
+    replicas = Replicas(waits, settings.wait_replicas) if (waits := links.confirmations) else None
+    stored = cache, replicas, Slots(settings.slots, shards=len(settings.served_shards))
+    limiting = limits_of(settings, services.pool, links, worker_id)
+    shared = _Shared(worker_id, links, services, telemetry, planner, *stored, set(), *limiting)
     parts = FleetParts(
         worker_id=worker_id,
-        client=services.client,
+        clients=services.clients,
+        pool=services.pool,
         toolbox=toolbox,
         agents=tuple(agents.agents) if agents is not None else (),
         checker=checker,
         telemetry=telemetry,
         learn=services.learn,
         links=links,
+        limiters=shared.limiters,
         make_worker=partial(_worker, settings, shared),
     )
     return Fleet(settings, parts, on_serving)
@@ -183,7 +181,11 @@ def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWork
         shard,
         replicas=shared.replicas,
         cache=shared.cache,
-        limits=StoreLimits(retention_ms=int(settings.retention_days * 86_400_000)),
+        purse=shared.purse,
+        limits=StoreLimits(
+            retention_ms=int(settings.retention_days * 86_400_000),
+            spend_ms=settings.spend_days * 86_400_000,
+        ),
     )
     driver = ConversationDriver(
         store,
@@ -193,6 +195,9 @@ def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWork
         driver_settings(settings),
         observer=_observer(settings, shared.telemetry, batcher, shard),
         planner=shared.planner,
+        purse=shared.purse,
+        limiters=shared.limiters,
+        pool=shared.services.pool,
     )
     facts = {
         "name": settings.worker_name,
@@ -201,6 +206,7 @@ def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWork
         "model": settings.model,
         "started_at_ms": int(time.time() * 1000),
     }
+    schedules = _schedules(settings, shared.links, shard)
     return LeasedWorker(
         [run_conversation],
         shard=shard,
@@ -212,8 +218,30 @@ def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWork
         about=lambda: facts,
         prefetch=partial(store.prefetch, worker_id=shared.worker_id),
         slots=shared.slots,
+        others={shard.schedules_id: schedules.look} if schedules else {},
+        on_startup=schedules.begin if schedules else None,
         ctx={"driver": driver},
     )
+
+
+def _schedules(settings: Settings, links: Links, shard: ShardKeys) -> Schedules | None:
+    """Return what looks after the schedules; only shard 0 has any."""
+    if shard != shard_keys(0, settings.prefix):
+        return None
+
+    @asynccontextmanager
+    async def open_producer() -> AsyncGenerator[Submit, None]:
+        client = TurnClient(
+            cast("AsyncRedis", RoutedRedis(links.servers)),
+            shards=settings.shards,
+            prefix=settings.prefix,
+        )
+        try:
+            yield client.submit
+        finally:
+            await client.aclose()
+
+    return Schedules(links.pipelines.of(shard.tag), shard, open_producer)
 
 
 def _observer(
@@ -235,83 +263,6 @@ def _observer(
     )
 
 
-class GrokServices:
-    """Makes the service for one attempt at one turn, around one client per worker."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Open a client; nothing is sent yet."""
-        self._settings = settings
-        self.catalogue = BUILT_IN
-        """What is known of the models; at the start the provider is asked."""
-        self.client = ProviderClient(settings.api_key.value, settings.base_url)
-        self.create_context_aggregator = self("", ConversationSettings()).create_context_aggregator
-        """Needs no service of its own: nothing of a pair depends on a turn's settings."""
-
-    def learn(self, listed: Sequence[Model]) -> None:
-        """Take note of what the provider says of its models: it wins over what was known."""
-        self.catalogue = BUILT_IN.updated(listed)
-
-    def model_of(self, settings: ConversationSettings) -> str:
-        """Return the name of the model that a conversation with these settings talks to."""
-        return settings.model or self._settings.model
-
-    def budget_s(self, settings: ConversationSettings) -> float:
-        """Return how long a turn with these settings may take, where nobody says, seconds."""
-        model = self.catalogue.nearest(self.model_of(settings))
-        return _THOUGHT_S if model.thinks(settings.reasoning_effort) else _SPEECH_S
-
-    def __call__(
-        self,
-        conversation_id: str,
-        settings: ConversationSettings,
-        observer: CallObserver | None = None,
-        *,
-        budget_s: float = _THOUGHT_S,
-    ) -> GrokLLMService:
-        """Return a service that talks as this conversation's settings say."""
-        given = {
-            name: value
-            for name in ("temperature", "top_p", "max_tokens", "seed")
-            if (value := getattr(settings, name)) is not None
-        }
-        extra: dict[str, Any] = {}
-        if settings.reasoning_effort:
-            extra["reasoning_effort"] = settings.reasoning_effort
-        if settings.response_format is not None:
-            extra["response_format"] = request_format(settings.response_format)
-        headers: Mapping[str, str] = {"x-grok-conv-id": _header_value(conversation_id)}
-        if self._settings.send_traceparent:
-            headers = TracedHeaders(headers)
-        return GrokLLMService(
-            api_key=self._settings.api_key.value,
-            base_url=self._settings.base_url,
-            model=self.model_of(settings),
-            params=OpenAIInputParams(**given, extra=extra) if given or extra else None,
-            client=self.client,
-            extra_headers=headers,
-            observer=observer,
-            limits=TimeLimits(
-                silence_s=self._settings.silence_timeout_s,
-                first_token_s=self._settings.first_token_timeout_s,
-                idle_s=self._settings.idle_timeout_s,
-                total_s=budget_s,
-            ),
-            catalogue=self.catalogue,
-            wire=settings.wire or self._settings.wire,
-            options=ResponsesOptions(
-                cache_key=conversation_id,
-                server_tools=msgspec.to_builtins(settings.server_tools or ()),
-                max_output_tokens=settings.max_output_tokens,
-                summary=bool(settings.reasoning_summary),
-            ),
-        )
-
-
-def _header_value(conversation_id: str) -> str:
-    """Return an id that HTTP headers can carry; ASCII ids stay as they are."""
-    return conversation_id.encode("ascii", "backslashreplace").decode()
-
-
 def services_of(settings: Settings) -> GrokServices:
     """Make the services, and with them the client of the provider.
 
@@ -323,6 +274,33 @@ def services_of(settings: Settings) -> GrokServices:
         return GrokServices(settings)
     except Exception as error:  # noqa: BLE001  what libraries make of the environment
         raise StartFailed(cannot_connect(error)) from None
+
+
+def limits_of(
+    settings: Settings, pool: Pool, links: Links, worker_id: str
+) -> tuple[list[RateLimiter], Purse | None]:
+    """Make what keeps to the limits of each key, in shard 0, and to the budgets, if there are any.
+
+    Raises:
+        StartFailed: The file of budgets cannot be used.
+    """
+    first = shard_keys(0, settings.prefix)
+    if purse := purse_of(settings, links):
+        links.weights = purse.weights
+    limiters = [
+        RateLimiter(
+            links.pipelines.of(first.tag),
+            first,
+            provider=it.base_url,
+            key=it.api_key.value,
+            name=member.name,
+            rules=LimitRules.read(settings.provider_limits),
+            worker_id=worker_id,
+            weight_of=purse.weight_of if purse else lambda _: 1.0,
+        )
+        for it, member in zip(settings.members, pool.members, strict=True)
+    ]
+    return limiters, purse
 
 
 def toolbox_of(settings: Settings, checker: Checker) -> Toolbox:
@@ -355,6 +333,22 @@ def agents_of(settings: Settings, toolbox: Toolbox, checker: Checker) -> AgentsF
         raise StartFailed(f"The agents cannot be used: {error}") from None
 
 
+def purse_of(settings: Settings, links: Links) -> Purse | None:
+    """Read the budgets that the settings name; None if they name none.
+
+    Raises:
+        StartFailed: The file cannot be used.
+    """
+    if not settings.budgets:
+        return None
+    try:
+        file = BudgetsFile(Path(settings.budgets))
+    except BadBudgets as error:
+        raise StartFailed(f"The budgets cannot be used: {error}") from None
+    redis = cast("AsyncRedis", RoutedRedis(links.servers))
+    return Purse(redis, file, shards=settings.shards, prefix=settings.prefix)
+
+
 def telemetry_of(settings: Settings, worker_id: str, *, whole: bool = False) -> Telemetry:
     """Set up what is asked for by settings and the standard `OTEL_*` variables.
 
@@ -366,8 +360,6 @@ def telemetry_of(settings: Settings, worker_id: str, *, whole: bool = False) -> 
     Raises:
         StartFailed: The redactor or a variable cannot be used.
     """
-    where = urlsplit(settings.base_url)
-    port = where.port or (80 if where.scheme == "http" else 443)
     asked = f"the import of {settings.redactor}" if settings.redactor else "telemetry"
     try:
         version = metadata.version("turnline")
@@ -377,7 +369,7 @@ def telemetry_of(settings: Settings, worker_id: str, *, whole: bool = False) -> 
         return Telemetry(
             TelemetrySettings(
                 worker=worker_id,
-                place=CallPlace(where.hostname or "", port),
+                place=CallPlace(*server_of(settings.members[0].base_url)),
                 redactor=settings.redactor,
                 metrics_port=settings.metrics_port,
             ),
@@ -402,7 +394,6 @@ def driver_settings(settings: Settings) -> DriverSettings:
     """Return the part of the settings that the driver uses."""
     return DriverSettings(
         worker_name=settings.worker_name,
-        provider=settings.base_url,
         turn_quota=settings.turn_quota,
         max_crashes=settings.max_crashes,
         turn_budget_s=settings.turn_budget_s,

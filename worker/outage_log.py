@@ -1,8 +1,12 @@
 """Outages: that something fails is logged once, with the reason, and once that it works again."""
 
 import logging
+from typing import Final
 
 from turnline.contracts.refusals import reason
+
+LATE_S: Final = 10.0
+"""A queue is late once what is claimed has been due for so long; half of it is in time again."""
 
 
 class Outage:
@@ -41,3 +45,21 @@ class Outage:
             self._failing.discard(who)
             if not self._failing:
                 self._log.info(self._end, extra={"where": self._where})
+
+
+class Lateness:
+    """Whether conversations wait for workers: logged once, and once that they do no more."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        """Start with none that is late; `log` gets the two events."""
+        self._log = log
+        self._late: set[str] = set()
+
+    def looked(self, waited_s: float, queue: str) -> None:
+        """Take note for how long the first one in a queue had been due when it was claimed."""
+        if waited_s >= LATE_S and queue not in self._late:
+            self._late.add(queue)
+            self._log.warning("queue.late", extra={"queue": queue, "waited_s": round(waited_s, 1)})
+        elif waited_s < LATE_S / 2 and queue in self._late:
+            self._late.discard(queue)
+            self._log.info("queue.in_time", extra={"queue": queue})

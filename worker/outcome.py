@@ -12,9 +12,10 @@ class Parked(NamedTuple):
 
     defer_ms: int
     """Until it is due again, at the latest."""
-    why: Literal["input", "backoff", "defect"]
+    why: Literal["input", "backoff", "defect", "limit"]
     """`input`: a new message ends the wait; `backoff`: only time does (or an interrupt); `defect`:
-    as `backoff`, and the attempt counts as crashed."""
+    as `backoff`, and the attempt counts as crashed; `limit`: as `backoff`, and the attempt does not
+    count."""
     last_entry_id: str = ""
     """The last inbox entry that this run has read. If a newer one would end the wait, the
     conversation is not parked but due at once."""

@@ -11,6 +11,8 @@ from redis.exceptions import RedisError
 
 from turnline.contracts.keys import ShardKeys, shard_keys
 from turnline.worker.ending import CLOSE_S, within
+from turnline.worker.errors import StartFailed
+from turnline.worker.pool import Pool
 from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.queue.links import Links
 from turnline.worker.schema_checking import Checker
@@ -20,6 +22,7 @@ from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import ProviderFound, check_provider
 from turnline.worker.starting.redis_check import RedisFound, check_redis
 from turnline.worker.starting.stage import log_if_slow
+from turnline.worker.store.limiter import RateLimiter
 from turnline.worker.telemetry.setup import Telemetry, unwatched
 from turnline.worker.tools.runner import Toolbox
 
@@ -41,8 +44,9 @@ class FleetParts(NamedTuple):
     """What the workers of a process are made of, and share. Nothing of it has been started."""
 
     worker_id: str
-    client: ProviderClient
-    """Connections to the provider."""
+    clients: Sequence[ProviderClient]
+    """Connections to the provider, one for each member of the pool."""
+    pool: Pool
     toolbox: Toolbox
     agents: tuple[str, ...]
     """Names of the agents that messages may ask for."""
@@ -52,6 +56,8 @@ class FleetParts(NamedTuple):
     """Told of the models that the provider lists."""
     links: Links
     """Connections to Redis."""
+    limiters: Sequence[RateLimiter]
+    """Keep to what the provider allows, one for each member of the pool."""
     make_worker: Callable[[ShardKeys], LeasedWorker]
     """Makes the worker of a shard."""
 
@@ -80,10 +86,29 @@ class Fleet:
             StartFailed: One of them cannot be used as configured.
         """
         redis = await check_redis(self._settings)
-        provider = await check_provider(self._settings, self.parts.client)
+        provider = await self._check_provider()
         self.parts.learn(provider.listed)
         tools = tuple(name for name, _, _ in self.parts.toolbox.definitions)
         return Found(redis, provider, tools, self.parts.agents)
+
+    async def _check_provider(self) -> ProviderFound:
+        """Ask with each key and at each address; one that can be used is enough.
+
+        Raises:
+            StartFailed: None can be used; for the reason of the first one.
+        """
+        members = self._settings.members
+        asking = map(check_provider, members, self.parts.clients)
+        answers = await asyncio.gather(*asking, return_exceptions=len(members) > 1)
+        found = [it for it in answers if isinstance(it, ProviderFound)]
+        errors = [it for it in answers if isinstance(it, BaseException)]
+        unforeseen = [it for it in errors if not isinstance(it, StartFailed)]
+        if unforeseen or not found:
+            raise (unforeseen or errors)[0]
+        for member, answer in zip(self.parts.pool.members, answers, strict=True):
+            if isinstance(answer, StartFailed):
+                self.parts.pool.leave_out(member, "refused")
+        return next((it for it in found if it.listed), found[0])
 
     async def run(self, opening: AbstractContextManager[object] | None = None) -> None:
         """Serve until `stop`.
@@ -180,8 +205,9 @@ class Fleet:
             ("resources", 0.5, [self.parts.toolbox.stop()]),
             ("checks", 0.5, [self.parts.checker.close()]),
             ("telemetry", 0.8, [self.parts.telemetry.close()]),
+            ("limits", 0.3, [it.aclose() for it in self.parts.limiters]),
             ("redis", 0.5, [self.parts.links.aclose()]),
-            ("provider", 1.0, [self.parts.client.close()]),
+            ("provider", 1.0, [it.close() for it in self.parts.clients]),
         ]
         for what, share, closing in parts:
             left_s = max(0.1, (by_s - time.monotonic()) * share)

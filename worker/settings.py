@@ -13,9 +13,11 @@ import msgspec
 from msgspec import Meta
 
 from turnline.contracts.addresses import host_and_port, read_address, where
+from turnline.contracts.daily_spend import SPEND_DAYS
 from turnline.contracts.errors import InvalidAddress
 from turnline.contracts.keys import check_prefix
 from turnline.worker.files import UnusableFile, read_text
+from turnline.worker.provider_limits import LimitRules
 
 PREFIX = "TURNLINE_"
 KEY: Final = "XAI_API_KEY"
@@ -39,6 +41,8 @@ Source: https://kubernetes.io/docs/tutorials/services/connect-applications-servi
 Source: https://docs.docker.com/engine/network/links/
 """
 
+MOST_MEMBERS: Final = 64
+"""Keys and addresses that are pooled."""
 DAY_S: Final = 86_400
 Seconds = Annotated[float, Meta(gt=0, le=365 * DAY_S)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -73,9 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Where Redis or Valkey (7.0 or newer) is: redis://, rediss:// or unix://PATH?db=N."""
     base_url: str = "https://api.x.ai/v1"
-    """Where Grok is."""
+    """Where Grok is; several, separated by commas, are pooled, with as many keys or one."""
     model: Name = "grok-4.3"
-    """Model of conversations that do not choose their own."""
+    """Model of conversations that do not choose their own; several, separated by commas, where the
+    next one is asked when one cannot answer."""
     wire: Literal["responses", "chat"] = "responses"
     """How the model is spoken to, where a conversation does not choose: `responses` keeps what its
     reasoning leaves behind; `chat` is what other OpenAI-compatible hosts speak."""
@@ -110,6 +115,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Attempts at a turn that may fail after the provider began to answer; others do not count."""
     turn_spend_tokens: Count = 2_000_000
     """Tokens that failed attempts at a turn may use, reported or estimated."""
+    provider_limits: str = ""
+    """Limits of the provider by model, such as `grok-4.3=37rps+10_000_000tpm,*=5rps`: rps, rpm, tps
+    and tpm, or `off`, which heeds none. Unset: those that the provider tells."""
     aggregation_timeout_s: Seconds = 0.5
     """Seconds to wait for another fragment of the same user message."""
     speech_timeout_s: Seconds = 30.0
@@ -130,12 +138,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Bytes of reasoning in a context; beyond it that of earlier turns goes; 0 keeps none."""
     retention_days: Annotated[float, Meta(ge=0.0001, le=36_500)] = 30.0
     """Days that an idle conversation is kept."""
+    spend_days: Annotated[int, Meta(ge=1, le=36_500)] = SPEND_DAYS
+    """Days that is kept what was spent on a day, by tenant, agent and model."""
     tools: str = ""
     """Python modules whose tools the model may call, such as `my_shop.tools`, comma-separated."""
     tool_schemas: str = ""
     """JSON files of tools that run elsewhere, as OpenAI's `tools` are written, comma-separated."""
     agents: str = ""
     """TOML file of agents: a table for each, with prompt, model, parameters, tools and limits."""
+    budgets: str = ""
+    """TOML file of budgets: what may be spent in a turn, in a conversation, by tenants in a day."""
     max_tool_rounds: Count = 8
     """Model calls that one turn may take; tools asked for in the last one are not run."""
     tool_result_bytes: Annotated[int, Meta(ge=256, le=16_777_216)] = 65_536
@@ -168,6 +180,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Return what may be shown: no password of Redis."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         return list({**shown, "redis_url": where(self.redis_url)}.items())
+
+    @property
+    def members(self) -> "tuple[Settings, ...]":
+        """These settings with each of the keys and addresses that are pooled.
+
+        Raises:
+            SettingsError: One is missing, or stands there twice.
+        """
+        keys, urls = self.api_key.value.split(","), self.base_url.split(",")
+        if len(keys) == len(urls) == 1:
+            return (self,)
+        count = max(len(keys), len(urls))
+        each = (it * count if len(it) == 1 else it for it in (keys, urls))
+        pairs = list(zip(*each, strict=False))
+        if not {len(keys), len(urls)} <= {1, count} or len(set(pairs)) < count:
+            raise SettingsError(
+                f"{KEY} and {PREFIX}BASE_URL: one of each, or several of one, or as many of both, "
+                "separated by commas and all different"
+            )
+        if count > MOST_MEMBERS or not all(keys):
+            raise SettingsError(f"{KEY}: 1 to {MOST_MEMBERS} keys, separated by commas")
+        return tuple(
+            msgspec.structs.replace(self, api_key=Secret(key), base_url=url) for key, url in pairs
+        )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of conversations that do not choose their own, in order.
+
+        Raises:
+            SettingsError: A name is missing, or stands there twice.
+        """
+        names = tuple(self.model.split(","))
+        if not all(names) or len(set(names)) < len(names):
+            raise SettingsError(f"{PREFIX}MODEL: different names, separated by commas")
+        return names
 
     @property
     def served_shards(self) -> tuple[int, ...]:
@@ -220,7 +268,9 @@ def from_env(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(
             f"{KEY} holds a space, or a character that is not visible ASCII: it is no key"
         )
-    return msgspec.structs.replace(settings, api_key=Secret(key))
+    settings = msgspec.structs.replace(settings, api_key=Secret(key))
+    _ = settings.members
+    return settings
 
 
 def value_or_file(environ: Mapping[str, str], name: str) -> str:
@@ -293,7 +343,11 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             f"{PREFIX}STALL_S: more than {PREFIX}HEARTBEAT_S ({settings.heartbeat_s:g} s)"
         )
-    _ = settings.served_shards
+    _ = settings.served_shards, settings.models
+    try:
+        LimitRules.read(settings.provider_limits)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}PROVIDER_LIMITS: {error}") from None
     try:
         check_prefix(settings.prefix)
     except ValueError as error:
@@ -303,7 +357,8 @@ def _check(settings: Settings) -> None:
     except InvalidAddress as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
     try:
-        check_base_url(settings.base_url)
+        for url in settings.base_url.split(","):
+            check_base_url(url)
     except InvalidAddress as error:
         raise SettingsError(f"{PREFIX}BASE_URL: {error}") from None
 
@@ -338,7 +393,9 @@ def described() -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for field in msgspec.structs.fields(Settings):
         if field.name == "api_key":
-            rows.append((KEY, "", "Key for the provider. Never logged."))
+            rows.append(
+                (KEY, "", "Key for the provider; or several, separated by commas. Never logged.")
+            )
             continue
         default = "<host>-<pid>" if field.name == "worker_name" else _shown(field.default)
         rows.append((PREFIX + field.name.upper(), default, texts.get(field.name, "")))

@@ -68,23 +68,27 @@ class EntryState(StrEnum):
     """Where a conversation's entry in the queue stands."""
 
     IDLE = "idle"
-    """There is none, and the inbox is empty."""
+    """There is none, and the inbox is empty; nothing is delayed."""
     DUE = "due"
     LEASED = "leased"
     PARKED_INPUT = "parked: input"
     PARKED_BACKOFF = "parked: backoff"
+    PARKED_LATER = "parked: later"
+    """The inbox is empty; it is due with the first delayed message."""
 
 
 class EntryEvent(StrEnum):
-    """What happens to an entry. All but the first three and the last two need the lease."""
+    """What happens to an entry. All but the first four and the last two need the lease."""
 
     SUBMIT = "submit"
+    SUBMIT_LATER = "submit: delayed"
     INTERRUPT = "submit: interrupt"
     CLAIM = "claim"
     RENEW = "renew"
     COMMIT_AND_KEEP = "commit: go on"
     COMMIT_AND_YIELD = "commit: yield"
     COMMIT_THE_LAST = "commit: inbox empty"
+    COMMIT_ALL_BUT_DELAYED = "commit: only delayed left"
     RELEASE = "release"
     PARK_FOR_INPUT = "release: input"
     PARK_FOR_BACKOFF = "release: backoff"
@@ -96,6 +100,9 @@ S, E = EntryState, EntryEvent
 ENTRY: Final[Mapping[tuple[EntryState, EntryEvent], EntryState]] = {
     (S.IDLE, E.SUBMIT): S.DUE,
     (S.IDLE, E.INTERRUPT): S.DUE,
+    (S.IDLE, E.SUBMIT_LATER): S.PARKED_LATER,
+    # Where more waits, it is looked at when that is over.
+    **{(state, E.SUBMIT_LATER): state for state in S if state != S.IDLE},
     (S.DUE, E.SUBMIT): S.DUE,
     (S.DUE, E.INTERRUPT): S.DUE,
     (S.DUE, E.CLAIM): S.LEASED,
@@ -106,6 +113,7 @@ ENTRY: Final[Mapping[tuple[EntryState, EntryEvent], EntryState]] = {
     (S.LEASED, E.COMMIT_AND_KEEP): S.LEASED,
     (S.LEASED, E.COMMIT_AND_YIELD): S.DUE,
     (S.LEASED, E.COMMIT_THE_LAST): S.IDLE,
+    (S.LEASED, E.COMMIT_ALL_BUT_DELAYED): S.PARKED_LATER,
     (S.LEASED, E.RELEASE): S.DUE,
     (S.LEASED, E.PARK_FOR_INPUT): S.PARKED_INPUT,
     (S.LEASED, E.PARK_FOR_BACKOFF): S.PARKED_BACKOFF,
@@ -116,6 +124,9 @@ ENTRY: Final[Mapping[tuple[EntryState, EntryEvent], EntryState]] = {
     (S.PARKED_BACKOFF, E.SUBMIT): S.PARKED_BACKOFF,  # only an interrupt ends this wait early
     (S.PARKED_BACKOFF, E.INTERRUPT): S.DUE,
     (S.PARKED_BACKOFF, E.LAPSE): S.DUE,
+    (S.PARKED_LATER, E.SUBMIT): S.DUE,
+    (S.PARKED_LATER, E.INTERRUPT): S.DUE,
+    (S.PARKED_LATER, E.LAPSE): S.DUE,
     **{(state, E.FORGET): S.IDLE for state in S},
 }
 

@@ -19,6 +19,8 @@ from turnline.contracts.conversation import (
     ID_PATTERN,
     MESSAGE_MAX_BYTES,
     SUBMITTED_ID_PATTERN,
+    SUBMITTED_TENANT_PATTERN,
+    TENANT_PATTERN,
     TEXT_MAX_BYTES,
 )
 from turnline.contracts.job_format import conversation_job
@@ -49,6 +51,8 @@ _TOOL_CALLS = (
 )
 _RUN_TOOLS = "XREADGROUP, submit a `tool_result` with the call's `call_id`, then XACK."
 _TAG, _CONVERSATION, _STREAM = "{tag}", "{conversation_id}", "{reply_to}"
+_SUBMITTED = {ID_PATTERN: SUBMITTED_ID_PATTERN, TENANT_PATTERN: SUBMITTED_TENANT_PATTERN}
+"""What is read, and what producers are held to."""
 
 
 def inbound_schema() -> dict[str, Any]:
@@ -166,7 +170,7 @@ def _word(key: str, value: str) -> str:
     """Return a text of a schema; of ids, the pattern that producers are held to."""
     if key == "description":
         return inspect.cleandoc(value)
-    return SUBMITTED_ID_PATTERN if key == "pattern" and value == ID_PATTERN else value
+    return _SUBMITTED.get(value, value) if key == "pattern" else value
 
 
 def _document(union: Any, title: str, description: str) -> dict[str, Any]:
@@ -252,6 +256,9 @@ def _arguments() -> dict[str, str]:
         "trace_id": "the trace id in the message's `traceparent`, 32 hexadecimal digits, or ''",
         "shards": "the number of shards by which the tag was chosen",
         "told_from": "0; `from`, in the old shard and behind its refusal, while it is resharded",
+        "payer": "':' and the message's `tenant`, if it has `run` or is a transcription; else ''",
+        "deliver_at_ms": "the message's `deliver_at_ms`, or 0",
+        "priority": "'b' if the message's `priority` is `batch`, else 'i'",
     }
 
 
@@ -294,4 +301,5 @@ def _description() -> str:
         replies=shard.reply_prefix + _STREAM,
         tool_calls=shard.tool_calls,
         fleet=shard.fleet,
+        spend=shard.spend_prefix + "2026-11-30",
     )

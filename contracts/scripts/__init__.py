@@ -206,6 +206,9 @@ class SubmitArgs(NamedTuple):
     trace_id: str
     shards: int
     told_from: int
+    payer: str
+    deliver_at_ms: int
+    priority: str
 
 
 class ForgetArgs(NamedTuple):

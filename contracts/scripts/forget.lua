@@ -11,12 +11,13 @@ KEYS[5]   turns        hash
 KEYS[6]   log          list
 KEYS[7]   calls        list
 KEYS[8]   events       stream
-KEYS[9]   copies       list    `<stream> <entry id>`: copies in streams of the shard
-KEYS[10]  job          string
-KEYS[11]  in_progress  string
-KEYS[12]  queue        zset
-KEYS[13]  fleet        hash    `from` is set while the fleet is resharded; `forgot` changes with each conversation then
-KEYS[14..]  streams    stream  the streams named in `copies`, each once
+KEYS[9]   later        zset
+KEYS[10]  copies       list    `<stream> <entry id>`: copies in streams of the shard
+KEYS[11]  job          string
+KEYS[12]  in_progress  string
+KEYS[13]  queue        zset
+KEYS[14]  fleet        hash    `from` is set while the fleet is resharded; `forgot` changes with each conversation then
+KEYS[15..]  streams    stream  the streams named in `copies`, each once
 
 ARGV[1]  job_id        str  member of the queue
 ARGV[2]  channel       str  prefix of the holders' channels
@@ -34,8 +35,8 @@ Invariants
       something was forgotten since it was packed
   I4  whoever reads the events is told on the channel of their name, behind the writes
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue,
-  fleet = unpack(KEYS, 1, 13)
+local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress,
+  queue, fleet = unpack(KEYS, 1, 14)
 local job_id, channel, conversation, copies_read = unpack(ARGV)
 
 local function notify(worker_id)
@@ -51,7 +52,7 @@ if #listed ~= tonumber(copies_read) then
   return {'again', #listed}
 end
 local named = {}
-for i = 14, #KEYS do
+for i = 15, #KEYS do
   named[KEYS[i]] = true
 end
 local found = {}
@@ -66,8 +67,8 @@ local holder = redis.call('GET', in_progress)
 for _, copy in ipairs(found) do
   redis.call('XDEL', copy[1], copy[2])
 end
-local gone = redis.call('DEL', inbox, state, context, steps, turns, log, calls, events, copies,
-  job, in_progress)
+local gone = redis.call('DEL', inbox, state, context, steps, turns, log, calls, events, later,
+  copies, job, in_progress)
 redis.call('ZREM', queue, job_id)
 if holder then
   notify(string.match(holder, '%S+$'))

@@ -2,21 +2,24 @@
 submit: accept one message into a conversation's inbox, once, and put the conversation on the queue.
 
 KEYS[1]   inbox        stream  accepted messages not yet committed
-KEYS[2]   state        hash    `leaving` is until when (ms) it is being moved;
-          `head` is set while a turn runs, `parked` while one waits for input
+KEYS[2]   state        hash    `leaving` is until when (ms) it is being moved; `parked` is set while a turn waits
+          for input, or all for their time; `tenant` of its settings; `lane`, `<i or b>:<tenant>`, by which it gets its turn
 KEYS[3]   context      list    only its expiry is moved
 KEYS[4]   steps        list    only its expiry is moved
 KEYS[5]   turns        hash    turn id -> record (JSON)
 KEYS[6]   log          list    turn ids in the order accepted
 KEYS[7]   calls        list    only its expiry is moved
 KEYS[8]   events       stream  its last id is the cursor a reader starts from
-KEYS[9]   copies       list    only its expiry is moved
-KEYS[10]  job          string  ARQ's job
-KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
-KEYS[12]  queue        zset    job id -> due time, ms
-KEYS[13]  wake         list    job ids, for idle workers of the version before; expires
-KEYS[14]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
-KEYS[15]  fleet        hash    shards, from, earlier: how many shards the fleet has, is moved from, and had
+KEYS[9]   later        zset    delayed message -> due time, ms
+KEYS[10]  copies       list    only its expiry is moved
+KEYS[11]  job          string  ARQ's job
+KEYS[12]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[13]  queue        zset    job id -> due time, ms
+KEYS[14]  wake         list    job ids, for idle workers of the version before; expires
+KEYS[15]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
+KEYS[16]  fleet        hash    shards, from, earlier: how many shards the fleet has, is moved from, and had
+KEYS[17]  exhausted    hash    budget -> `<until, ms> <end, ms> <JSON>`: those that are used up; `tenants` if one is a tenant's
+KEYS[18]  shares       zset    `<i or b>:<tenant>` -> place of its next turn, while workers are busy; see claim.lua
 
 ARGV[1]   job_id        str    member of the queue
 ARGV[2]   turn_id       str    idempotency key
@@ -35,32 +38,41 @@ ARGV[14]  trace_id      str    of the message's traceparent, hexadecimal; '' if 
 ARGV[15]  shards        int    number of shards by which the producer found this one
 ARGV[16]  told_from     int    how many shards the fleet is moved from, as the producer knows; 0 if it is not. It waits
           while the conversation is on its way; and in the new shard, the old one has said that it is not there
+ARGV[17]  payer         str    ':' and the message's tenant; '' if the model is not to run
+ARGV[18]  deliver_at_ms  int  when the message takes its place; at once if that is not to come
+ARGV[19]  priority      str    'i' interactive or 'b' batch
 
 Returns
-  {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it
+  {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it, as it is now
   {'duplicate', 0, record}         turn_id was accepted before; nothing written
   {'elsewhere', shards, rest}      the conversation is, or would begin, in another shard; nothing written.
       The fleet has `shards`; `rest` is `<from>;<earlier>`
   {'moving', shards, rest}         it is here, but is being moved, or the producer does not know from how many shards:
       ask again; nothing written
   {'busy', ahead, ''}              act is 'reject' and the conversation is not idle; nothing written
+  {'budget_exceeded', ms, about}   nothing is left of a budget for so long; `about` is JSON; nothing written
   {'inbox_full', ahead, ''}        nothing written
   {'queue_full', on_queue, ''}     nothing written
-  {'queue_late', waited_ms, ''}    the first in the queue has been due for so long; nothing written
+  {'queue_late', waited_ms, ''}    the first in the queue has been due for so long, and its turn would not come before
+      those that wait; nothing written
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write: a refusal writes nothing
-  I3  a conversation with a message in its inbox is on the queue
+  I3  a conversation with a message in its inbox, or a delayed one, is on the queue
   I4  the clock is the server's
   I5  an accepted message is no error, whatever its producer may not publish
-  I6  while a fleet is resharded, a conversation begins nowhere but in its new shard, and only once its old
+  I6  a message is in the inbox behind all delayed ones that were due before it
+  I7  while a fleet is resharded, a conversation begins nowhere but in its new shard, and only once its old
       one has said that it is not there
+  I8  whoever pays is the message's tenant, else that of the conversation's settings
+  I9  a conversation in which one message that waits is interactive is not batch
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
-  idle, fleet = unpack(KEYS)
+local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
+  wake, idle, fleet, exhausted, shares = unpack(KEYS)
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
-  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told_from = unpack(ARGV)
+  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told_from, payer, deliver_at_ms,
+  priority = unpack(ARGV)
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
 -- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
@@ -88,12 +100,89 @@ local function wake_one(due_id)
   end
 end
 
+-- Idle workers sleep until the first time that they know of: one has to hear of an earlier one.
+local function wake_if_first()
+  if redis.call('ZRANGE', queue, 0, 0)[1] == job_id then
+    wake_one('')
+  end
+end
+
 local function notify(worker_id)
   local name = channel .. worker_id
   local heard = redis.pcall('SPUBLISH', name, conversation)
   if type(heard) ~= 'number' or heard == 0 then
     redis.pcall('PUBLISH', name, conversation)  -- workers of the version before listen there
   end
+end
+
+-- Return what is said of a budget that is used up, and for how long it is.
+local function used_up(now)
+  local marks = redis.pcall('HMGET', exhausted, 'fleet', 'c:' .. conversation, 't' .. payer, 'tenants')
+  if marks.err then
+    return nil
+  end
+  if payer == ':' and marks[4] then
+    local tenant = redis.call('HGET', state, 'tenant')
+    marks[3] = tenant and redis.call('HGET', exhausted, 't:' .. tenant)
+  end
+  for n = 1, 3 do
+    local lasts, ends, about = string.match(marks[n] or '', '^(%d+) (%d+) (.*)$')
+    if lasts and tonumber(lasts) > now then
+      return about, ends - now
+    end
+  end
+end
+
+-- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
+-- order accepted. Returns when the next one is due, nil if there is none.
+local function take_due(now)
+  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  if not first[2] or tonumber(first[2]) > now then
+    return tonumber(first[2])
+  end
+  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
+    local turn_id, digest, message = string.match(member, '^%d+ ([^ ]+) ([^ ]*) (.*)$')
+    if turn_id then  -- else others wrote that
+      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest)
+    end
+    redis.call('ZREM', later, member)
+  end
+  return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
+end
+
+-- The keys of a conversation outlive its delayed messages by a day. A time that others wrote may be infinite,
+-- or no whole number.
+local function kept_ms(now)
+  local latest = redis.call('ZRANGE', later, -1, -1, 'WITHSCORES')[2]
+  local needed = latest and math.ceil(math.min(latest - now + 86400000, 1e14)) or 0
+  return math.max(tonumber(retention_ms), needed)
+end
+
+-- Drop the oldest record, but none of a delayed message that has not been answered: it is known by that when it
+-- is sent again.
+local function drop_oldest()
+  local seen = 0
+  repeat
+    local ids = redis.call('LRANGE', log, seen, seen + (seen > 0 and 999 or 0))
+    local records = ids[1] and redis.call('HMGET', turns, unpack(ids))
+    for n, id in ipairs(ids) do
+      if not string.find(records[n] or '', '^{"state":"accepted".*,"deliver_at_ms":%d+}$') then
+        redis.call('LREM', log, 1, id)
+        redis.call('HDEL', turns, id)
+        return
+      end
+    end
+    seen = seen + #ids
+  until not ids[1]
+end
+
+-- Whether a turn would be among the next, however many wait: its tenant has no others that do.
+local function is_next(now)
+  local tenant = payer ~= ':' and string.sub(payer, 2) or redis.call('HGET', state, 'tenant') or ''
+  local known = redis.pcall('ZMSCORE', shares, 'placed', 'i', 'i:' .. tenant)
+  local placed, claimed, own = unpack(known.err and {} or known)
+  return priority == 'i' and placed and now - placed < 10000 and claimed and (not own or own - claimed <= 1)
 end
 
 -- What others wrote there is no number, and says nothing.
@@ -116,19 +205,27 @@ local record = redis.call('HGET', turns, turn_id)
 if record then
   return {'duplicate', 0, record}
 end
-local ahead = redis.call('XLEN', inbox)
+local delayed = redis.call('ZCARD', later)
 local holder = redis.call('GET', in_progress)
 local score = redis.call('ZSCORE', queue, job_id)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-if in_fleet and is_old and ahead == 0 and not holder and not score
+local ahead = redis.call('XLEN', inbox) + (delayed > 0 and redis.call('ZCOUNT', later, '-inf', now) or 0)
+local is_due = score and tonumber(score) <= now
+if in_fleet and is_old and ahead == 0 and not holder and not is_due
   and now < tonumber(redis.call('HGET', state, 'leaving') or 0) then
   return {'moving', tonumber(in_fleet), rest}
 end
 if act == 'reject' and (ahead > 0 or holder) then
   return {'busy', ahead, ''}
 end
-if ahead >= tonumber(inbox_limit) then
+if payer ~= '' and tonumber(deliver_at_ms) <= now then  -- else it is looked at in its time
+  local about, left = used_up(now)
+  if about then
+    return {'budget_exceeded', left, about}
+  end
+end
+if redis.call('XLEN', inbox) + delayed >= tonumber(inbox_limit) then
   return {'inbox_full', ahead, ''}
 end
 if not score then
@@ -137,35 +234,69 @@ if not score then
     return {'queue_full', on_queue, ''}
   end
   local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  if first[2] and now - first[2] > tonumber(age_limit_ms) then  -- scores of leases lie in the future
+  if first[2] and now - first[2] > tonumber(age_limit_ms) and not is_next(now) then  -- scores of leases lie in the future
     return {'queue_late', now - first[2], ''}
   end
 end
 local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)
 local cursor = last[1] and last[1][1] or '0-0'
 local is_control = act == 'interrupt' or act == 'rollback'
+if delayed > 0 then
+  take_due(now)
+end
 local active = is_control and redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[1]
-local deferred = score and not holder and tonumber(score) > now  -- an entry that is due keeps its place
+local deferred = score and not holder and not is_due  -- an entry that is due keeps its place
 local parked = deferred and redis.call('HGET', state, 'parked')
 
-if active then
+local is_delayed = tonumber(deliver_at_ms) > now
+if is_delayed then
+  ahead = redis.call('XLEN', inbox) + redis.call('ZCOUNT', later, '-inf', deliver_at_ms)
+  redis.call('ZADD', later, deliver_at_ms,
+    string.format('%010d%06d %s %s %s', clock[1], clock[2], turn_id, digest, message))
+elseif active then
   redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest,
     'on', active[1], 'act', act)
 else
   redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest)
 end
 redis.call('HSET', turns, turn_id, string.format(
-  '{"state":"accepted","accepted_at_ms":%.0f,"after":"%s","digest":"%s","trace_id":"%s"}',
-  now, cursor, digest, trace_id))
+  '{"state":"accepted","accepted_at_ms":%.0f,"after":"%s","digest":"%s","trace_id":"%s"%s}',
+  now, cursor, digest, trace_id, is_delayed and ',"deliver_at_ms":' .. deliver_at_ms or ''))
 if redis.call('RPUSH', log, turn_id) > tonumber(log_limit) then
-  redis.call('HDEL', turns, redis.call('LPOP', log))
+  drop_oldest()
 end
-redis.call('HSETNX', state, 'epoch', clock[1] .. clock[2])
+local kept = retention_ms
+if delayed > 0 or is_delayed then
+  kept = kept_ms(now)
+  redis.call('PEXPIRE', later, kept)
+end
+local epoch, former, tenant = unpack(redis.call('HMGET', state, 'epoch', 'lane', 'tenant'))
+if not epoch then
+  redis.call('HSET', state, 'epoch', clock[1] .. clock[2])
+end
+local is_urgent = false  -- it waits among batch turns, and is to wait among others
+if payer ~= '' then
+  local lane = priority .. ':' .. (payer ~= ':' and string.sub(payer, 2) or tenant or '')
+  is_urgent = ahead > 0 and not is_delayed and priority == 'i' and string.sub(former or '', 1, 1) == 'b'
+  if lane ~= (former or 'i:') and (ahead == 0 or is_urgent) then
+    redis.call('HSET', state, 'lane', lane)
+  end
+end
 for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
-  redis.call('PEXPIRE', key, retention_ms)
+  redis.call('PEXPIRE', key, kept)
 end
-if not score or (deferred and (parked == 'input' or (parked and is_control))) then
-  redis.call('SET', job, job_data, 'PX', retention_ms)
+local ends_wait = deferred and (parked == 'input' or parked == 'later' or (parked and is_control))
+if is_delayed then
+  if not score and redis.call('XLEN', inbox) == 0 then
+    redis.call('HSET', state, 'parked', 'later')
+  end
+  if not score or (ends_wait and tonumber(deliver_at_ms) < tonumber(score)) then
+    redis.call('SET', job, job_data, 'PX', kept)
+    redis.call('ZADD', queue, not score and redis.call('XLEN', inbox) > 0 and now or deliver_at_ms, job_id)
+    wake_if_first()
+  end
+elseif not score or ends_wait or (is_urgent and is_due and not holder) then
+  redis.call('SET', job, job_data, 'PX', kept)
   redis.call('ZADD', queue, now, job_id)
   wake_one(job_id)
 elseif holder then

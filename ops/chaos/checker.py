@@ -30,8 +30,11 @@ from turnline.ops.chaos.disturbances import (
 )
 from turnline.ops.chaos.evidence import Evidence, Left, Request
 from turnline.ops.chaos.journal import Chat, Sent, Shown
-from turnline.ops.chaos.spending import check_spending
+from turnline.ops.chaos.places import check_places, in_order
+from turnline.ops.chaos.rated_turns import check_ratings, is_unknown
+from turnline.ops.chaos.spending import check_spend, check_spending
 from turnline.ops.chaos.thoughts import Answered, check_thoughts
+from turnline.worker.turn.commit import NO_DEAD_LETTER
 
 Column = Literal[
     "lost", "duplicated", "reordered", "misled", "tokens", "leaked", "run twice", "broken",
@@ -66,6 +69,10 @@ def check(
     """Check every promise for every conversation."""
     found = list(_check_keys(chats, evidence))
     found += _check_dead_letters(chats, evidence)
+    if len(evidence.layout.every) == 1 or not any(it.failed_over for it in disturbances):
+        # Else a ledger may have moved on from a server that lost what it had of the spend.
+        for tenant, what in check_spend(chats, evidence):
+            found.append(Violation(column="tokens", conversation=f"tenant {tenant!r}", what=what))
     for chat in chats:
         if chat.forgotten:
             continue
@@ -111,6 +118,7 @@ class ChatCheck:
         self._disturbances = disturbances
         self._sent = {sent.turn: sent for sent in chat.sent}
         self._accepted = [sent for sent in chat.sent if sent.outcome == "accepted"]
+        self._order = in_order(left, self._sent)
         self._ends: dict[str, AnyTerminal] = {}
         self._ids: dict[str, list[str]] = {}
         for event in left.events:
@@ -134,8 +142,12 @@ class ChatCheck:
         yield from self._check_runs()
         for turn, what in check_spending(self._left, self._requests):
             yield self._violation("tokens", turn, what)
+        for turn, what in check_ratings(self._left, self._sent, self._ends):
+            yield self._violation("lost", turn, what)
         for column, turn, what in check_thoughts(self._left, list(self._answered())):
             yield self._violation(column, turn, what)
+        for turn, what in check_places(self._left, self._sent):
+            yield self._violation("reordered", turn, what)
         for what in self._left.unfinished:
             yield self._violation("leaked", "", f"{what} of a turn that is over")
         for what in self._left.strays:
@@ -199,7 +211,7 @@ class ChatCheck:
     def _check_endings(self) -> Iterator[Violation]:
         """Each end of a turn has a cause in what was sent or what was disturbed."""
         later_acts: set[str] = set()
-        for turn in reversed(self._left.log):
+        for turn in reversed(self._order):
             sent, end = self._sent.get(turn), self._ends.get(turn)
             if sent is None:
                 yield self._violation("duplicated", turn, "nobody sent this")
@@ -207,7 +219,9 @@ class ChatCheck:
             match end:
                 case TurnInterrupted() if "interrupt" not in later_acts:
                     yield self._violation("broken", turn, "interrupted by nobody")
-                case TurnFailed() if not self._is_explained(end):
+                case TurnFailed() if not (
+                    self._is_explained(end) or is_unknown(end, self._left, sent)
+                ):
                     yield self._violation("broken", turn, f"failed: {end.code}: {end.message}")
                 case TurnAbsorbed() if sent.kind == "user" and "rollback" not in later_acts:
                     yield self._violation("broken", turn, "absorbed for no reason")
@@ -226,7 +240,7 @@ class ChatCheck:
         """Return the (role, text, turn) that the records say the context consists of."""
         said: dict[str, list[str]] = {}
         expected: list[tuple[str, str, str]] = []
-        for turn in self._left.log:
+        for turn in self._order:
             sent, end = self._sent.get(turn), self._ends.get(turn)
             if sent is None or end is None:
                 continue
@@ -460,8 +474,12 @@ def _check_dead_letters(chats: Sequence[Chat], evidence: Evidence) -> Iterator[V
     for chat in chats:
         name = chat.conversation
         left = evidence.left.get(name, Left())
-        failed = {turn for turn, record in left.records.items() if record.state == "failed"}
         ends = {turn: record.terminal() for turn, record in left.records.items()}
+        failed = {
+            turn
+            for turn, end in ends.items()
+            if isinstance(end, TurnFailed) and end.code not in NO_DEAD_LETTER
+        }
         failed |= {
             turn
             for turn, end in ends.items()

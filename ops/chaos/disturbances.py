@@ -50,7 +50,7 @@ FAULTS: Final[Mapping[str, float]] = {
     "rst;at=before-usage": 0.003,
     "status=500": 0.006,
     "unavailable": 0.006,
-    "rate-limit;retry_after=1": 0.006,
+    "rate-limit;retry_after=1,limit=1000": 0.006,
     "capacity": 0.004,
     "ok-json": 0.005,
     "error-frame;at=tokens:3": 0.005,

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from turnline.contracts import Spend, SyncTurnClient
 from turnline.contracts.addresses import read_address
 from turnline.contracts.blocking_servers import BlockingServers, run
 from turnline.contracts.connection import SyncRedis
@@ -92,6 +93,8 @@ class Evidence(msgspec.Struct, kw_only=True):
     """By conversation id, oldest first."""
     layout: Layout = Layout(1)
     """How many shards the fleet has in the end, and had."""
+    spend: Sequence[Spend] = ()
+    """What was spent, by tenant, agent and model."""
     disagreeing: Sequence[int] = ()
     """Shards that say something else of that."""
 
@@ -134,6 +137,7 @@ def gather(url: str, sim: SimAdmin, conversations: Iterable[str]) -> Evidence:
             lives=dict(_lives_everywhere(url)),
             requests=requests,
             layout=layout,
+            spend=SyncTurnClient(redis).spend(by=("tenant", "agent", "model")),
             disagreeing=disagreeing,
         )
 
@@ -185,17 +189,19 @@ def _left(redis: SyncRedis, keys: ConversationKeys) -> Left:
         ("EXISTS", keys.in_progress),
         ("EXISTS", keys.job),
         ("LLEN", keys.steps),
+        ("ZCARD", keys.later),
         ("HMGET", keys.state, "running", "call"),
     ):
         pipe.execute_command(*command)
     log, turns, events, info, context, calls, totals, inbox, *unfinished = pipe.execute(
         raise_on_error=False
     )
-    lease, job, steps, marks = unfinished
+    lease, job, steps, delayed, marks = unfinished
     found = (
         ("lease", lease),
         ("job", job),
         ("steps", steps),
+        ("delayed messages", delayed),
         ("mark `running`", marks[0]),
         ("mark `call`", marks[1]),
     )

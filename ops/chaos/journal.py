@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["user", "fragment", "note", "speech", "setting", "interrupt"]
+Kind = Literal["user", "fragment", "note", "speech", "setting", "interrupt", "rating"]
 """`note` only appends to the context, `speech` is an event of the user's voice."""
 Act = Literal["", "interrupt", "rollback", "reject"]
 """What a message does to the turn that runs."""
@@ -19,6 +19,8 @@ class Sent(msgspec.Struct, kw_only=True, omit_defaults=True):
     text: str = ""
     """What it adds to the context. It begins with a mark of its own."""
     act: Act = ""
+    rates: tuple[str, str] | None = None
+    """The turn that it rates, and under which name."""
     replies: bool = False
     """Whether its end was also wanted in the reply stream."""
     outcome: Outcome = "unanswered"
@@ -26,6 +28,8 @@ class Sent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How many submissions of it were answered `accepted`."""
     is_unsafe: bool = False
     """Whether its producer waited for replicas, and each receipt said that too few have it."""
+    due_ms: int = 0
+    """When it is to take its place, if it is delayed."""
     begun_ms: float = 0.0
     """Producer's clock, ms since the Unix epoch: before the first submission."""
     answered_ms: float = 0.0
@@ -55,6 +59,8 @@ class Chat(msgspec.Struct, kw_only=True):
     """One conversation as its producers and readers know it."""
 
     conversation: str
+    tenant: str | None = None
+    """Whose its spend is; None: nobody looks."""
     sent: list[Sent] = []
     shown: list[Shown] = []
     followed: list[str] = []

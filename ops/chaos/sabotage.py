@@ -63,6 +63,17 @@ def _forget_calls() -> None:
     ledger.entries = property(entries)
 
 
+def _spend_on_answers_only() -> None:
+    """Leave calls of abandoned attempts out of what is spent."""
+    store: Any = importlib.import_module("turnline.worker.store.conversations")
+    plain = store.spent_by
+
+    def spent_by(calls: Any) -> Any:
+        return plain([call for call in calls if not call.abandoned])
+
+    store.spent_by = spent_by
+
+
 def _bend_replies() -> None:
     """Publish another text than the one that is committed."""
     turn_run: Any = importlib.import_module("turnline.worker.turn.run").TurnRun
@@ -169,18 +180,19 @@ SABOTAGES: Final[Mapping[str, tuple[str, Callable[[], None]]]] = {
         _lua(
             LuaPatch(
                 "commit",
-                "  redis.call('PEXPIRE', key, retention_ms)\n",
+                "  redis.call('PEXPIRE', key, kept)\n",
                 "  redis.call('PERSIST', context)\n",
             ),
         ),
     ),
     "half-forgotten": (
         "leave the ledger of a forgotten conversation",
-        _lua(LuaPatch("forget", "calls, events, copies,\n  job, in_progress)", "turns)")),
+        _lua(LuaPatch("forget", "calls, events, later,\n  copies, job, in_progress)", "turns)")),
     ),
     "count-abandoned": ("count calls of abandoned attempts as the answer's", _keep_abandoned),
     "mixed-totals": ("add abandoned spend to the usage of answers", _mix_totals),
     "forget-calls": ("leave abandoned calls out of the ledger", _forget_calls),
+    "spend-answers": ("leave abandoned calls out of what is spent", _spend_on_answers_only),
     "other-text": ("publish a text that was not committed", _bend_replies),
     "no-reasoning": (
         "commit answers without the reasoning behind them",

@@ -19,7 +19,14 @@ from turnline.ops.chaos.report import Report, judge
 from turnline.ops.chaos.reshards import Reshards
 from turnline.ops.chaos.run_options import Run
 from turnline.ops.chaos.simulated import SimAdmin
-from turnline.ops.chaos.stores import DURABLE, BehindSentinels, OnCluster, OneServer, Store
+from turnline.ops.chaos.stores import (
+    DURABLE,
+    SETTLE_SOON,
+    BehindSentinels,
+    OnCluster,
+    OneServer,
+    Store,
+)
 from turnline.ops.chaos.traffic import TrafficPlan
 from turnline.ops.chaos.upgrade import old_workers, worker_beside
 from turnline.ops.deployments import Cluster, Sentinels
@@ -52,6 +59,8 @@ def run(options: Run, tell: Tell) -> Report:
             think_s=options.think_s,
             forgotten=options.forgotten,
             patience_s=options.patience_s,
+            is_new=not options.upgrade_from,
+            tenants=not options.upgrade_from,
         )
         # Older revisions ask for a malformed reply again and again.
         malformed = MALFORMED if not options.upgrade_from else dict[str, float]()
@@ -85,8 +94,8 @@ def _store(options: Run, scratch: Path, exits: ExitStack) -> Store:
             cluster = exits.enter_context(Cluster(options=DURABLE))
             return OnCluster(cluster, shards)
         case "sentinel":
-            watched = exits.enter_context(Sentinels(failover_timeout_ms=2_000, options=DURABLE))
-            return BehindSentinels(watched, shards)
+            watched = Sentinels(failover_timeout_ms=2_000, periods_ms=SETTLE_SOON, options=DURABLE)
+            return BehindSentinels(exits.enter_context(watched), shards)
         case "server":
             server = EmbeddedRedis(options.keep or scratch / "redis")
             return OneServer(exits.enter_context(server), shards)

@@ -8,10 +8,12 @@ from typing import Final
 from turnline.contracts.conversation import CallEntry, Usage
 from turnline.contracts.replies import TurnCompleted, TurnFailed, TurnInterrupted
 from turnline.ops.chaos.disturbances import TWICE_CODES
-from turnline.ops.chaos.evidence import Left, Request
+from turnline.ops.chaos.evidence import Evidence, Left, Request
+from turnline.ops.chaos.journal import Chat
+from turnline.worker.turn.commit import NO_DEAD_LETTER
 
 _MARK: Final = re.compile(r"#(\d+)")
-_BEFORE_THE_MODEL: Final = frozenset({"invalid_message", "unknown_call"})
+_BEFORE_THE_MODEL: Final = frozenset({"invalid_message", *NO_DEAD_LETTER})
 
 
 def check_spending(left: Left, requests: Sequence[Request]) -> Iterator[tuple[str, str]]:
@@ -20,6 +22,35 @@ def check_spending(left: Left, requests: Sequence[Request]) -> Iterator[tuple[st
     yield from _check_turns(left)
     yield from _check_against_model(left, requests)
     yield from _check_repetitions(left)
+
+
+def check_spend(chats: Sequence[Chat], evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Yield (tenant, what is wrong): spend is what the ledgers say, to the tick.
+
+    Of conversations that were forgotten there is no ledger any more; yet nobody spent more than
+    the model said.
+    """
+    for tenant in sorted({chat.tenant for chat in chats if chat.tenant is not None}):
+        own = [chat for chat in chats if chat.tenant == tenant]
+        rows = [row for row in evidence.spend if row.tenant == tenant]
+        told = [it.reported for chat in own for it in evidence.requests.get(chat.conversation, ())]
+        most = sum(it.cost_usd_ticks for it in told if it is not None)
+        if (cost := sum(row.usage.cost_usd_ticks for row in rows)) > most:
+            yield tenant, f"{cost} ticks spent, the model told of {most}"
+        if any(chat.forgotten for chat in own):
+            continue
+        left = [evidence.left.get(chat.conversation, Left()) for chat in own]
+        entered: dict[tuple[str, str], list[CallEntry]] = {}
+        for call in (call for it in left for call in it.calls):
+            entered.setdefault((call.agent, call.model), []).append(call)
+            if call.tenant != tenant:
+                yield tenant, f"call {call.call_id} is entered as one of {call.tenant!r}"
+        says = {(row.agent or "", row.model or ""): (row.calls, row.usage) for row in rows}
+        for name in sorted(says.keys() | entered.keys()):
+            calls = entered.get(name, [])
+            ledger = (len(calls), _sum(calls))
+            if says.get(name, (0, Usage())) != ledger:
+                yield tenant, f"spend says {says.get(name)}, the ledgers make {ledger}"
 
 
 def token_difference(left: Left, requests: Sequence[Request]) -> int:

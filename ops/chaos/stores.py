@@ -32,6 +32,8 @@ from turnline.ops.embedded.errors import EmbeddedRedisError
 
 DURABLE: Final = {"appendfsync": "always"}
 """A server that is killed and comes back has lost nothing."""
+SETTLE_SOON: Final = {"INFO-PERIOD": 1_000, "PUBLISH-PERIOD": 500}
+"""A former primary is told after 3 s, not 11: what can happen once in 11 s happens too rarely."""
 _TROUBLES: Final = (RedisError, OSError, DeploymentError, EmbeddedRedisError)
 """What servers answer, or do not, in the middle of something."""
 _HARMLESS: Final[frozenset[Kind]] = frozenset({"cut", "flush"})

@@ -22,6 +22,7 @@ import uvloop
 from turnline.contracts import (
     Configure,
     ConversationBusy,
+    Feedback,
     Interrupt,
     Receipt,
     Refused,
@@ -50,6 +51,10 @@ _WORDS: Final = (
     "ça va où ça",
     "how so",
 )
+_RATED: Final = ("user_feedback", "tone")
+_TENANTS: Final = ("", "acme", "globex")
+_FORGOTTEN: Final = "forgotten"
+"""Tenant of conversations that are to be forgotten: their ledgers say nothing in the end."""
 _LOOK_S: Final = 2.0
 """After so long without news a producer asks what became of its turns."""
 
@@ -77,25 +82,36 @@ class TrafficPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the conversations that are forgotten while a turn runs, 0 to 1."""
     patience_s: float
     """How long to wait for the end of all turns when the talking is over."""
+    is_new: bool = True
+    """Whether turns are rated and delayed, which workers of earlier versions do not know."""
+    tenants: bool = True
+    """Whether it is kept what tenants spend, which workers of earlier versions do not."""
 
 
 class _Talk:
     """One conversation: moves of its producers, its follower and its readers."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  all that a conversation has to do with
         self,
         client: TurnClient,
         chat: Chat,
         rng: random.Random,
         quiet: asyncio.Event,
         errors: Errors,
-        *,
-        wait_replicas: int,
+        plan: TrafficPlan,
     ) -> None:
         self._client = client
-        self._wait_replicas = wait_replicas
+        self._wait_replicas = plan.wait_replicas
+        self._is_new = plan.is_new
         self._errors = errors
         self._chat = chat
+        luck = random.Random(f"{plan.seed} {chat.conversation}")
+        self._is_to_be_forgotten = luck.random() < plan.forgotten
+        if plan.tenants:
+            chat.tenant = _FORGOTTEN if self._is_to_be_forgotten else luck.choice(_TENANTS)
+        self._is_configured = bool(chat.tenant) and luck.random() < 0.5
+        """Whether the conversation's settings say whose it is; else each message does."""
+        self._tenant = "" if self._is_configured else chat.tenant or ""
         self._rng = rng
         self._quiet = quiet
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,12 +125,14 @@ class _Talk:
         rng, chat = self._rng, self._chat
         follower = asyncio.create_task(self._follow())
         try:
+            if self._is_configured:
+                await self._set(tenant=chat.tenant or None)
             for _ in range(rng.randint(10, 25)):
                 if self._quiet.is_set():
                     break
                 await self._chosen()()
                 await asyncio.sleep(rng.uniform(0, plan.think_s))
-            if rng.random() < plan.forgotten:
+            if self._is_to_be_forgotten:
                 await self._forget()
             else:
                 chat.followed_to_end = await self._wait_for_the_end(plan.patience_s)
@@ -136,6 +154,8 @@ class _Talk:
             (4, self._only_if_idle),
             (3, self._note),
             (2, self._configure),
+            (4 if self._is_new else 0, self._rate),
+            (4 if self._is_new else 0, self._later),
             (2, self._speak),
         )
         weights = [weight for weight, _ in moves]
@@ -229,23 +249,51 @@ class _Talk:
             await self._say(self._text())
         await self._until_over(await self._say(self._text(), act="reject"))
 
+    async def _later(self) -> None:
+        """Say something that takes its place later, and go on meanwhile."""
+        sent, message = self._message(self._text())
+        sent.due_ms = int(now_ms()) + self._rng.randint(1, 4_000)
+        message = msgspec.structs.replace(message, deliver_at_ms=sent.due_ms)
+        self._read(await self._send(sent, message))
+
     async def _note(self) -> None:
         where, sent = self._chat.conversation, self._new("note", text=self._text())
         message = UserMessage(conversation_id=where, turn_id=sent.turn, text=sent.text, run=False)
         await self._send(sent, message)
 
     async def _configure(self) -> None:
+        await self._set(temperature=round(self._rng.random(), 2))
+
+    async def _set(self, **settings: Any) -> None:
         where, sent = self._chat.conversation, self._new("setting")
-        change = SettingsChange(temperature=round(self._rng.random(), 2))
+        change = SettingsChange(**settings)
         message = Configure(conversation_id=where, turn_id=sent.turn, settings=change)
         await self._send(sent, message)
+
+    async def _rate(self) -> None:
+        """Rate a turn that was accepted and stands before, whether it has ended or not."""
+        every = self._chat.sent
+        accepted = [it.turn for it in every if it.outcome == "accepted" and not it.due_ms]
+        if accepted:
+            turn, name = self._rng.choice(accepted[-4:]), self._rng.choice(_RATED)
+            sent = self._new("rating", rates=(turn, name))
+            message = Feedback(
+                conversation_id=self._chat.conversation,
+                turn_id=sent.turn,
+                of_turn=turn,
+                name=name,
+                score=round(self._rng.random(), 2),
+            )
+            await self._send(sent, message)
 
     async def _speak(self) -> None:
         where = self._chat.conversation
         start = self._new("speech")
         await self._send(start, UserStartedSpeaking(conversation_id=where, turn_id=start.turn))
         said = self._new("fragment", text=self._text())
-        message = Transcription(conversation_id=where, turn_id=said.turn, text=said.text)
+        message = Transcription(
+            conversation_id=where, turn_id=said.turn, text=said.text, tenant=self._tenant
+        )
         await self._send(said, message)
         stop = self._new("speech")
         await self._send(stop, UserStoppedSpeaking(conversation_id=where, turn_id=stop.turn))
@@ -267,9 +315,9 @@ class _Talk:
     def _text(self) -> str:
         return f"#{len(self._chat.sent)} {self._rng.choice(_WORDS)}"
 
-    def _new(self, kind: Kind, *, text: str = "", act: Act = "", replies: bool = False) -> Sent:
+    def _new(self, kind: Kind, **fields: Any) -> Sent:
         turn = f"{self._chat.conversation}.{len(self._chat.sent)}"
-        sent = Sent(turn=turn, kind=kind, text=text, act=act, replies=replies)
+        sent = Sent(turn=turn, kind=kind, **fields)
         self._chat.sent.append(sent)
         return sent
 
@@ -284,6 +332,7 @@ class _Talk:
             final=kind != "fragment",
             when_busy=act or "enqueue",
             reply_to=REPLIES if sent.replies else None,
+            tenant=self._tenant,
         )
 
     async def _say(
@@ -390,7 +439,7 @@ async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
             journal.chats.append(chat)
             count += 1
             try:
-                talk = _Talk(client, chat, rng, quiet, errors, wait_replicas=plan.wait_replicas)
+                talk = _Talk(client, chat, rng, quiet, errors, plan)
                 await talk.run(plan)
             except Exception as error:  # noqa: BLE001  whatever a client raises is a finding
                 journal.defects.append(_words({"exception": error}))

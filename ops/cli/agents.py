@@ -64,7 +64,7 @@ def _show(found: dict[str, Agent]) -> None:
         prompt = agent.description or agent.system_prompt or ""
         shown.add_row(
             name,
-            agent.model or "worker's",
+            ", ".join(agent.models) or "worker's",
             "; ".join(filter(None, (of_workers, of_provider))),
             ", ".join(f"{value:g} {word}" for word, value in limits.items() if value) or "worker's",
             output.printable(prompt.partition("\n")[0][:80]),

@@ -26,6 +26,7 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
         "tail": "Follow what happens in a conversation.",
         "show": "Show a conversation and its turns.",
         "usage": "Show a conversation's tokens and cost.",
+        "spend": "Show what was spent, by tenant, agent, model and day.",
         "forget": "Remove every trace of a conversation.",
     },
     "Operate it": {
@@ -34,6 +35,7 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
         "tools": "List the tools that a worker would offer.",
         "agents": "List the agents that a worker would know.",
         "dead": "List, show, replay or drop dead letters.",
+        "schedule": "Have turns begin again and again, by cron lines.",
         "reshard": "Change the number of shards, while turns run.",
         "acl": "Print the rights that a user in Redis needs.",
         "trace": "Draw what became of a turn, as a waterfall.",

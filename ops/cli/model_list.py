@@ -36,7 +36,7 @@ def models(*, as_json: bool) -> None:
     except SettingsError as error:
         raise Failure(str(error)) from None
     if settings.api_key.value:
-        found = _asked(settings)
+        found = _asked(settings.members[0])
     else:
         found = ProviderFound(unchecked=f"{KEY} is not set")
     listed = BUILT_IN.models if found.unchecked else BUILT_IN.updated(found.listed).served

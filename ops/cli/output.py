@@ -26,6 +26,7 @@ from turnline.contracts.replies import (
     AnyEvent,
     AnyTerminal,
     History,
+    Rating,
     ReasoningSummaryDelta,
     ServerToolFinished,
     ServerToolStarted,
@@ -138,6 +139,12 @@ def outcome(event: AnyTerminal) -> str:
             return f"interrupted, {tokens(event.usage)}, {event.usage_state}"
         case TurnAbsorbed():
             return f"absorbed into {event.into}" if event.into else "absorbed"
+
+
+def rating(it: Rating) -> str:
+    """Return what was said of a turn, in a few words."""
+    score = None if it.score is None else f"{it.score:g}"
+    return " ".join(["rated", f"{it.name}:", *filter(None, (score, it.label, it.explanation))])
 
 
 def history_table(history: History, *, title: str | None = None, most: int | None = None) -> Table:

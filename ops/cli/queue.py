@@ -36,7 +36,8 @@ def queue(*, watch: bool, every_s: float, as_json: bool, connect: Connect) -> No
     """Show what waits and runs, and the workers.
 
     Conversations are counted, not messages: waiting ones are due and run by nobody yet, deferred
-    ones wait for a time (a retry) or for the rest of their input.
+    ones wait for a time (a retry, a delayed message), for what the provider allows, or for the
+    rest of their input.
     """
     with connect() as connection:
         if watch and not as_json and sys.stdout.isatty():
@@ -73,8 +74,11 @@ def _view(state: QueueState) -> RenderableType:
         f"{state.slots:,}",
         f"{state.dead:,}",
     )
+    limits = [_limits(state)] if state.limits else []
     if not state.workers:
-        return Group(counts, Text("No worker is running: `turnline worker` starts one.", "yellow"))
+        return Group(
+            counts, *limits, Text("No worker is running: `turnline worker` starts one.", "yellow")
+        )
     columns = ("worker", "running", "slots", "model", "host", "pid", "up")
     workers = output.table(*columns, numbers=("running", "slots", "pid", "up"))
     now_ms = time.time() * 1000
@@ -88,4 +92,19 @@ def _view(state: QueueState) -> RenderableType:
             str(worker.pid),
             output.duration(max(0, now_ms - worker.started_at_ms)),
         )
-    return Group(counts, workers)
+    return Group(counts, workers, *limits)
+
+
+def _limits(state: QueueState) -> RenderableType:
+    numbers = ("allowed", "used", "turns waiting")
+    limits = output.table("model", "limit", *numbers, "provider", numbers=numbers)
+    for limit in state.limits:
+        limits.add_row(
+            output.word(limit.model),
+            limit.what,
+            f"{limit.allowed:,}",
+            f"{limit.used:,}",
+            f"{limit.waiting:,}",
+            output.word(limit.provider),
+        )
+    return limits

@@ -1,12 +1,14 @@
 """`turnline send`: puts one message into a conversation, and shows what comes of it."""
 
 import sys
+import time
 
 import click
 import msgspec
 
 from turnline.contracts import Receipt, TurnFailed, UserMessage
 from turnline.contracts.messages import WhenBusy, new_turn_id
+from turnline.contracts.protocol import DELAY_MAX_MS
 from turnline.contracts.replies import AnyTerminal, encode_event
 from turnline.ops.cli import output
 from turnline.ops.cli.chat import show_reply, warn_if_nobody_works
@@ -35,6 +37,11 @@ _encode_receipt = msgspec.json.Encoder().encode
     help="What to do if a turn is running or waiting.",
 )
 @click.option(
+    "--in-s",
+    type=click.IntRange(0, DELAY_MAX_MS // 1000),
+    help="Have the message take its place in the conversation so many seconds from now.",
+)
+@click.option(
     "--timeout-s",
     type=click.FloatRange(min=0, min_open=True),
     default=600.0,
@@ -51,6 +58,7 @@ def send(
     stream: bool,
     turn_id: str | None,
     when_busy: WhenBusy,
+    in_s: int | None,
     timeout_s: float,
     as_json: bool,
     connect: Connect,
@@ -64,6 +72,7 @@ def send(
         text=_text(text),
         turn_id=new_turn_id() if turn_id is None else turn_id,
         when_busy=when_busy,
+        deliver_at_ms=None if in_s is None else int((time.time() + in_s) * 1000),
     )
     with connect() as connection:
         client = connection.client

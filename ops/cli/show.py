@@ -47,6 +47,6 @@ def _turns_table(turns: Sequence[Turn]) -> Table:
             str(turn.attempts or ""),
             output.at(turn.accepted_at_ms),
             "" if turn.took_ms is None else output.duration(turn.took_ms),
-            output.printable(turn.outcome),
+            output.printable("; ".join([turn.outcome, *map(output.rating, turn.feedback)])),
         )
     return shown

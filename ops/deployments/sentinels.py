@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -46,6 +47,7 @@ class Sentinels:
         *,
         down_after_ms: int = 1000,
         failover_timeout_ms: int = 5000,
+        periods_ms: Directives | None = None,
         min_replicas_to_write: int = 0,
         min_replicas_max_lag_s: int = 10,
         options: Directives | None = None,
@@ -59,6 +61,8 @@ class Sentinels:
             down_after_ms: After how long a silent node is held for down.
             failover_timeout_ms: After how long a failover that hangs is given up; the next one may
                 begin after twice that.
+            periods_ms: How often sentinels look and tell, in milliseconds, by the names that
+                `SENTINEL DEBUG` has for it; until they are restarted. The default is as shipped.
             min_replicas_to_write: A primary with fewer replicas takes no writes.
             min_replicas_max_lag_s: After how long a silent replica does not count for that.
             options: More lines for the configuration of primary and replicas; these win.
@@ -67,6 +71,7 @@ class Sentinels:
         self._replicas = replicas
         self._sentinels = sentinels
         self._min_replicas = min_replicas_to_write
+        self._periods_ms = periods_ms or {}
         self._limits: Directives = {
             f"sentinel down-after-milliseconds {NAME}": down_after_ms,
             f"sentinel failover-timeout {NAME}": failover_timeout_ms,
@@ -100,6 +105,8 @@ class Sentinels:
             wait_settled(lambda: self._out_of_sync(first), "the replicas are in sync", 30)
             self._make_sentinels()
             start_all(self.sentinels)
+            for sentinel, (name, ms) in product(self.sentinels, self._periods_ms.items()):
+                sentinel.command("SENTINEL", "DEBUG", name, ms)
             self.wait_settled()
         except BaseException:
             self._close()

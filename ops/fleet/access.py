@@ -8,11 +8,12 @@ from turnline.worker.starting.redis_rights import rights
 Role = Literal["worker", "producer", "operator"]
 
 _PRODUCER: Final = (
-    "del eval evalsha get hdel hget hmget hset hsetnx lpop lpush lrange ltrim pexpire publish "
-    "rpush script|load set spublish ssubscribe sunsubscribe time wait xack xadd xautoclaim xdel "
-    "xgroup|create xlen xrange xread xreadgroup xrevrange zadd zcard zpopmin zrange zrem zscore"
+    "del eval evalsha get hdel hget hgetall hmget hset lpush lrange lrem ltrim pexpire "
+    "publish rpush script|load set spublish ssubscribe sunsubscribe time wait xack xadd xautoclaim "
+    "xdel xgroup|create xlen xrange xread xreadgroup xrevrange zadd zcard zcount zmscore "
+    "zpopmin zrange zrangebyscore zrem zscore"
 )
-_OPERATOR: Final = "dump exists hgetall lindex mget pttl restore scan zcount zrangebyscore"
+_OPERATOR: Final = "dump exists lindex mget pttl restore scan"
 """Beside what producers call."""
 _ANYBODY: Final = "cluster|slots ping role select"
 """To find the primary, to see whether it is there, and to reach a database other than 0."""

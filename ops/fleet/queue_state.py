@@ -7,6 +7,7 @@ import msgspec
 
 from turnline.contracts.connection import SyncRedis
 from turnline.contracts.keys import ARQ_IN_PROGRESS, ShardKeys
+from turnline.ops.fleet.limit_state import ProviderLimit, read_limits
 
 _PAGE = 2_000
 
@@ -40,6 +41,8 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     dead: int = 0
     """Dead letters."""
     workers: tuple[Worker, ...] = ()
+    limits: tuple[ProviderLimit, ...] = ()
+    """What providers allow, where that is known."""
 
     @property
     def slots(self) -> int:
@@ -52,7 +55,8 @@ _decode_worker = msgspec.json.Decoder(Worker).decode
 
 def read_queue(redis: SyncRedis, shards: Sequence[ShardKeys]) -> QueueState:
     """Read the state of all shards; a worker that serves several counts once."""
-    return merged(_read_shard(redis, shard) for shard in shards)
+    state = merged(_read_shard(redis, shard) for shard in shards)
+    return msgspec.structs.replace(state, limits=read_limits(redis, shards[0]))
 
 
 def read_workers(redis: SyncRedis, shard: ShardKeys) -> list[Worker]:

@@ -19,7 +19,14 @@ from redis.exceptions import RedisError
 
 from turnline.contracts.connection import AsyncRedis, Command
 from turnline.contracts.errors import StoreFull, StoreUnavailable
-from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_keys, shard_keys
+from turnline.contracts.job_format import conversation_job
+from turnline.contracts.keys import (
+    ConversationKeys,
+    ShardKeys,
+    conversation_keys,
+    conversation_of,
+    shard_keys,
+)
 from turnline.contracts.layout import FIELDS, Layout, read_layout
 from turnline.contracts.opening import open_servers
 from turnline.contracts.patience import LOOP, PatientRedis
@@ -278,7 +285,7 @@ class _Mover:
 
     async def _sweep(self) -> int:
         """Move all that can be found; return how many conversations were not where they belong."""
-        staying = await self._find()
+        staying, delayed = await self._find()
         found = len(staying)
         while staying:
             busy: list[_Stay] = []
@@ -290,10 +297,13 @@ class _Mover:
             if len(busy) == len(staying):
                 await asyncio.sleep(_PAUSE_S)
             staying = busy
+        await self._rouse_delayed(delayed)
         return found
 
-    async def _find(self) -> list[_Stay]:
+    async def _find(self) -> tuple[list[_Stay], set[str]]:
         """Look through all servers for conversations that are in their old shard.
+
+        Also for those in their new one that have delayed messages, by their ids.
 
         Raises:
             StoreUnavailable: A server is away.
@@ -307,11 +317,13 @@ class _Mover:
                     raise told(error) from None
             await asyncio.sleep(_REFUSED_S)
 
-    async def _look_through(self) -> list[_Stay]:
-        log = conversation_keys("*", "*").log
-        pattern = log.replace("*", shard_keys(0, self._prefix).tag.replace("s0", "s*"), 1)
-        shape = re.escape(log).replace(r"\*", "(.*?)", 1).replace(r"\*", "(.*)")
+    async def _look_through(self) -> tuple[list[_Stay], set[str]]:
+        log = conversation_keys("*", "*").log.removesuffix("log")
+        tags = shard_keys(0, self._prefix).tag.replace("s0", "s*")
+        pattern = log.replace("*", tags, 1) + "l*"  # `log` and `later`
+        shape = re.escape(log).replace(r"\*", "(.*?)", 1).replace(r"\*", "(.*)") + "(log|later)"
         found: dict[str, _Stay] = {}
+        delayed: set[str] = set()
         for server in await self._servers.primaries():
             cursor: Any = 0
             while cursor is not None:
@@ -320,9 +332,15 @@ class _Mover:
                 cursor = following if int(following) else None
                 for name in names:
                     match = re.fullmatch(shape, name.decode(errors="replace"), re.DOTALL)
-                    if match is not None and (stay := self._stay(*match.groups())) is not None:
+                    if match is None:
+                        continue
+                    tag, conversation_id, key = match.groups()
+                    if key == "later":
+                        if self._make.names(conversation_id)[0].tag == tag:
+                            delayed.add(conversation_id)
+                    elif (stay := self._stay(tag, conversation_id)) is not None:
                         found[stay.conversation_id] = stay
-        return list(found.values())
+        return list(found.values()), delayed
 
     def _stay(self, tag: str, conversation_id: str) -> _Stay | None:
         """Return a conversation if this is its old shard, and not its new one too."""
@@ -356,6 +374,11 @@ class _Mover:
         again += (it.stay for it, so in zip(packed, is_there, strict=True) if not so)
         packed = [it for it, so in zip(packed, is_there, strict=True) if so]
         answers = await self._scripts([self._leaving(it) for it in packed])
+        await self._rouse(
+            it.stay.new
+            for it, (word, _) in zip(packed, answers, strict=True)
+            if text(word) == "left"
+        )
         for it, (answer, _) in zip(packed, answers, strict=True):
             self.progress.moved += text(answer) == "left"
             if text(answer) in {"changed", "fenced"}:
@@ -364,6 +387,29 @@ class _Mover:
         if is_fenced:  # or a server has lost who moves
             await self._announce(self._make.layout)
         return again
+
+    async def _rouse(self, there: Iterable[_Names]) -> None:
+        """Put conversations on the queue for their delayed messages, now that they have moved."""
+        now_ms = int(time.time() * 1000)
+        calls: list[tuple[ShardKeys, Call]] = []
+        for shard, keys in there:
+            name = conversation_of(keys.job_id, shard.tag) or ""
+            args = lua.RouseArgs(keys.job_id, conversation_job(name, now_ms))
+            calls.append((shard, lua.rouse(keys, args)))
+        await self._scripts(calls)
+
+    async def _rouse_delayed(self, names: Iterable[str]) -> None:
+        """Do so for those that an earlier command left behind between their move and that."""
+        every = sorted(names)
+        for at in range(0, len(every), _TOGETHER):
+            some = every[at : at + _TOGETHER]
+            olds = [self._make.names(it, self._make.layout.before) for it in some]
+            asked = (self._run(shard, [("LINDEX", keys.log, -1)]) for shard, keys in olds)
+            news = [self._make.names(it) for it in some]
+            has_left = [last is None for (last,) in await asyncio.gather(*asked)]
+            await self._rouse(
+                new for new, old, so in zip(news, olds, has_left, strict=True) if so or new == old
+            )
 
     async def _ask(self, shards: Iterable[ShardKeys]) -> tuple[dict[ShardKeys, bytes], bool]:
         """Return what each shard says of forgotten conversations, and if one has another mover.
@@ -381,7 +427,8 @@ class _Mover:
     def _leaving(self, packed: _Packed) -> tuple[ShardKeys, Call]:
         shard, keys = packed.stay.old
         shards = self._make.layout.shards
-        args = lua.LeaveArgs(keys.job_id, packed.last_turn, shards, MARKED_MS, self._mover)
+        last_turn, cursor = packed.last_turn, packed.arriving.cursor
+        args = lua.LeaveArgs(keys.job_id, last_turn, shards, MARKED_MS, self._mover, cursor)
         return shard, lua.leave(keys, args)
 
     async def _scripts(self, calls: Sequence[tuple[ShardKeys, Call]]) -> list[Any]:

@@ -1,10 +1,11 @@
 """Reads the turns of a conversation, in order, with what became of each."""
 
+import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from turnline.contracts.replies import TurnRecord, decode_record
+from turnline.contracts.replies import Rating, TurnRecord, decode_record
 from turnline.ops.cli import output
 from turnline.ops.fleet.operator_connection import Connection
 
@@ -21,6 +22,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """From acceptance to its end; None while it waits or runs."""
     trace_id: str
     outcome: str
+    feedback: tuple[Rating, ...] = ()
 
 
 def turns_in_order(log: Sequence[bytes], records: Mapping[bytes, bytes]) -> list[Turn]:
@@ -39,14 +41,21 @@ def _turn(turn_id: str, record: TurnRecord) -> Turn:
     ending = record.terminal()
     return Turn(
         turn_id=turn_id,
-        state="waiting or running" if ending is None else record.state,
+        state=_waiting(record) if ending is None else record.state,
         worker=record.worker,
         attempts=record.attempts,
         accepted_at_ms=record.accepted_at_ms,
         took_ms=None if ending is None else max(0, record.finished_at_ms - record.accepted_at_ms),
         trace_id=record.trace_id or (ending.trace_id if ending is not None else ""),
         outcome="" if ending is None else output.outcome(ending),
+        feedback=record.feedback,
     )
+
+
+def _waiting(record: TurnRecord) -> str:
+    due_ms = record.deliver_at_ms or 0
+    is_delayed = due_ms > time.time() * 1000
+    return f"delayed until {output.at(due_ms)}" if is_delayed else "waiting or running"
 
 
 def read_turns(connection: Connection, conversation_id: str) -> list[Turn]:

@@ -23,13 +23,14 @@ _TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 MESSAGES: Final = (
     b'{"type":"user_message","conversation_id":"c","text":"hi"}',
     b'{"type":"user_message",%b,"text":"%b","sent_at_ms":1750000000123,"deadline_at_ms":1,'
-    b'"traceparent":"%b","tracestate":"a=b","when_busy":"rollback","reply_to":"r",'
-    b'"metadata":{"k":"%b"},"final":false,"agent":"a","response_format":{"type":"object"}}'
+    b'"traceparent":"%b","tracestate":"a=b","baggage":"tenant=acme","when_busy":"rollback","reply_to":"r",'
+    b'"metadata":{"k":"%b"},"final":false,"agent":"a","response_format":{"type":"object"},'
+    b'"tenant":"acme","deliver_at_ms":2,"priority":"batch"}'
     % (_IDS, MARK.encode(), _TRACE.encode(), MARK.encode()),
     b'{"type":"user_message",%b,"run":false,"parts":[{"type":"text","text":"what"},{"type":'
     b'"image_url","image_url":{"url":"https://example.com/a.png","detail":"low"}},'
     b'{"type":"image_url","image_url":{"url":"data:image/png;base64,aa"}}]}' % _IDS,
-    b'{"type":"transcription",%b,"text":"so","final":false}' % _IDS,
+    b'{"type":"transcription",%b,"text":"so","final":false,"baggage":""}' % _IDS,
     b'{"type":"user_started_speaking",%b}' % _IDS,
     b'{"type":"user_stopped_speaking",%b}' % _IDS,
     b'{"type":"interrupt",%b,"heard":"Hel"}' % _IDS,
@@ -42,8 +43,11 @@ MESSAGES: Final = (
     b'{"type":"context_replace",%b,"messages":[{"role":"assistant","content":"a"}]}' % _IDS,
     b'{"type":"configure",%b,"settings":{"system_prompt":"p","model":"grok-4","temperature":0.5,'
     b'"top_p":1,"max_tokens":9,"seed":1,"reasoning_effort":"low","tool_choice":"auto","agent":null,'
+    b'"tenant":"acme",'
     b'"tools":[{"type":"function","timeout_s":1,"function":{"name":"f","description":"d",'
     b'"parameters":{"type":"object"}}}],"response_format":{"type":"object"}}}' % _IDS,
+    b'{"type":"feedback",%b,"of_turn":"u","score":-0.5,"name":"helpful","label":"no",'
+    b'"explanation":"e"}' % _IDS,
 )
 
 _EVENT: Final = b'"attempt":2,"trace_id":"4bf92f3577b34da6a3ce929d0e0e4736"'
@@ -66,8 +70,10 @@ EVENTS: Final = (
     b'{"type":"turn_interrupted",%b,"text":"x","usage":%b}' % (_IDS, _USAGE),
     b'{"type":"turn_absorbed",%b,"into":"u"}' % _IDS,
     b'{"state":"accepted","accepted_at_ms":1750000000123,"after":"5-1","digest":"ab"}',
+    b'{"state":"accepted","accepted_at_ms":1,"after":"0-0","digest":"ab","deliver_at_ms":2}',
     b'{"state":"completed","accepted_at_ms":1,"finished_at_ms":2,"attempts":1,"messages_from":0,'
-    b'"messages_to":2,"worker":"w","event":%b}' % _COMPLETED,
+    b'"messages_to":2,"worker":"w","event":%b,"feedback":[{"name":"helpful","score":1e0,'
+    b'"label":"yes","explanation":"e","feedback_id":"f","at_ms":3}]}' % _COMPLETED,
     b'{%b,"call_id":"1","name":"f","arguments":{"a":1},"idempotency_key":"k",'
     b'"deadline_at_ms":5,"traceparent":"%b"}' % (_IDS, _TRACE.encode()),
 )

@@ -120,6 +120,10 @@ def _coalesce(
     help="Requests per second.",
 )
 @click.option("--tpm", "tokens_per_minute", type=click.IntRange(min=1), help="Tokens per minute.")
+@click.option(
+    "--published-limits", is_flag=True, help="Limit each model as xAI does (grok-4.3: 1800 rpm)."
+)
+@click.option("--credits-usd", type=click.FloatRange(min=0), help="What each key may spend.")
 @click.option("--seed", default=0, show_default=True, help="Seed of ids, pace and reasoning.")
 @click.option(
     "--ledger-entries",

@@ -116,6 +116,10 @@ class SimulatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Rate limit per key and model. None: none."""
     tokens_per_minute: Annotated[int, msgspec.Meta(gt=0)] | None = None
     """Token limit per key and model. None: none."""
+    published_limits: bool = False
+    """Limit each model as xAI says that it does."""
+    credits_usd: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """What each key may spend, US dollars. None: any amount."""
     seed: int = 0
     """Seed of ids, pacing and reasoning counts."""
     ledger_entries: Annotated[int, msgspec.Meta(ge=0)] = 50_000

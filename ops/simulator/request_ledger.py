@@ -1,5 +1,6 @@
 """The record of every request that was served: what was asked, what was sent, where it ended."""
 
+import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -57,6 +58,8 @@ class Entry(msgspec.Struct, kw_only=True):
     path: str
     headers: Mapping[str, str]
     """Lower case; the authorization is redacted."""
+    key: str = ""
+    """Tells API keys apart: the CRC-32 of this one."""
     conversation_id: str | None = None
     """`x-grok-conv-id`, or else the body's `prompt_cache_key`."""
     body: Raw | str | None = None
@@ -191,8 +194,14 @@ class Ledger:
             name: "<redacted>" if name == "authorization" else value
             for name, value in headers.items()
         }
+        key = headers.get("authorization", "").partition(" ")[2]
         entry = Entry(
-            seq=self._seq, received_at_ms=received_at_ms, method=method, path=path, headers=kept
+            seq=self._seq,
+            received_at_ms=received_at_ms,
+            method=method,
+            path=path,
+            headers=kept,
+            key=f"{zlib.crc32(key.encode()):08x}" if key else "",
         )
         self._entries.append(entry)
         if self._max_entries and len(self._entries) > self._max_entries:

@@ -125,6 +125,8 @@ class Simulator:
         probability: float = 1.0,
         seed: int = 0,
         conversation: str = "*",
+        model: str = "*",
+        key: str = "*",
     ) -> int:
         """Let a scenario hit requests to come, as `POST /sim/faults` does; returns the rule's id.
 
@@ -135,6 +137,8 @@ class Simulator:
             probability: Chance of each matching request to be hit.
             seed: Seed of these chances.
             conversation: Pattern of conversation ids, with `*` and `?`.
+            model: Pattern of the models that are asked for, likewise.
+            key: Pattern of the API keys that are used, likewise.
 
         Raises:
             BadScenario: The scenario is unknown.
@@ -147,6 +151,8 @@ class Simulator:
                 probability=probability,
                 seed=seed,
                 conversation=conversation,
+                model=model,
+                key=key,
             )
         )
 

@@ -29,10 +29,10 @@ class BlockingVerbs(griffe.Extension):
         if not verbs:
             raise LookupError("SyncTurnClient has no verbs that are made as this file expects")
         for name, verb in verbs.items():
-            blocking.set_member(name, _blocking(client[verb], blocking.members[name]))
+            blocking.set_member(name, _blocking(client.all_members[verb], blocking.members[name]))
 
 
-def _blocking(verb: griffe.Function, made: griffe.Object) -> griffe.Function:
+def _blocking(verb: Any, made: griffe.Object) -> griffe.Function:
     """Return a verb as it is without an event loop."""
     returns = re.sub(
         r"AsyncGenerator\[(.*), None\]", r"Generator[\1, None, None]", str(verb.returns)

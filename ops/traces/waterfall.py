@@ -79,8 +79,7 @@ def _details(span: Span) -> Iterator[str]:
     if span.error:
         yield span.error
     if span.name == n.TURN and n.TURN_OUTCOME in of:
-        into = f" into {of[n.TURN_INTO]}" if n.TURN_INTO in of else ""
-        yield f"{of[n.TURN_OUTCOME]}{into}"
+        yield from _turn_details(span)
     elif span.name == n.PROCESS:
         yield f"attempt {of.get(n.ATTEMPT, '?')}"
         if n.WORKER in of:
@@ -99,6 +98,20 @@ def _details(span: Span) -> Iterator[str]:
         yield str(of[n.TOOL_STATE]).replace("_", " ")
     elif span.kind == "client":
         yield from _call_details(of)
+
+
+def _turn_details(span: Span) -> Iterator[str]:
+    into = f" into {span.attributes[n.TURN_INTO]}" if n.TURN_INTO in span.attributes else ""
+    yield f"{span.attributes[n.TURN_OUTCOME]}{into}"
+    for event in span.events:
+        if event.name == n.EVALUATION_EVENT:
+            yield f"rates {event.attributes.get(n.TURN_ID)}: {_rating(event.attributes)}"
+
+
+def _rating(of: Mapping[str, Any]) -> str:
+    said = (n.EVALUATION_SCORE, n.EVALUATION_LABEL, n.EVALUATION_EXPLANATION)
+    words = " ".join(str(of[name]) for name in said if name in of)
+    return f"{of.get(n.EVALUATION_NAME)} {words}".strip()
 
 
 def _call_details(of: Mapping[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -16,15 +17,21 @@ from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.scripts import run, text
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import Pipelines, ScriptBatcher
+from turnline.worker.grok_services import GrokServices
 from turnline.worker.lease import Lease
-from turnline.worker.main import GrokServices
-from turnline.worker.outcome import Outcome
-from turnline.worker.queue.lua import ClaimArgs, claim, release
+from turnline.worker.outcome import Outcome, Parked
+from turnline.worker.pool import Pool
+from turnline.worker.provider_limits import LimitRules
+from turnline.worker.queue.lua import claim, release
 from turnline.worker.settings import Settings, from_env
 from turnline.worker.store.breakers import Breakers
 from turnline.worker.store.cache import ContextCache
 from turnline.worker.store.conversations import Conversations
+from turnline.worker.store.limiter import RateLimiter
+from turnline.worker.store.purse import Purse
+from turnline.worker.turn.budgets import BudgetsFile
 from turnline.worker.turn.driver import ConversationDriver
+from turnline.worker.turn.grants import Limiter, Unlimited
 from turnline.worker.turn.observer import Observer
 from turnline.worker.turn.plan import Planner
 from turnline.worker.turn.ports import DriverSettings
@@ -34,13 +41,15 @@ KEYS = conversation_keys(SHARD.tag, "c")
 End = TypeVar("End")
 
 
-def settings_for(redis_url: str, sim: Simulator, **more: str) -> Settings:
+def settings_for(
+    redis_url: str, sim: Simulator, *, api_key: str = "xai-test", **more: str
+) -> Settings:
     """Settings of a worker that talks to the simulator; by chat, if nothing else is said."""
     return from_env(
         {
             "TURNLINE_REDIS_URL": redis_url,
             "TURNLINE_BASE_URL": sim.base_url,
-            "XAI_API_KEY": "xai-test",
+            "XAI_API_KEY": api_key,
             "TURNLINE_WIRE": "chat",
             **{f"TURNLINE_{name.upper()}": value for name, value in more.items()},
         }
@@ -75,6 +84,25 @@ async def ended(client: TurnClient, receipt: Receipt, how: type[End], code: str 
     assert isinstance(end, how)
     assert getattr(end, "code", "") == code or not code
     return end
+
+
+def limiter_on(
+    batcher: ScriptBatcher,
+    rules: str = "",
+    worker: str = "w",
+    key: str = "xai-test",
+    **options: Any,
+) -> RateLimiter:
+    """The limits of a provider as one worker keeps them."""
+    return RateLimiter(
+        batcher,
+        SHARD,
+        provider="http://x/v1",
+        key=key,
+        rules=LimitRules.read(rules),
+        worker_id=worker,
+        **options,
+    )
 
 
 class Running(NamedTuple):
@@ -113,23 +141,37 @@ class Hand:
         self.pipelines = pipelines
         self.batcher = self.pipelines.of(SHARD.tag)
         self.store = Conversations(self.batcher, SHARD, cache=ContextCache(cache_bytes))
+        self.purse: Purse | None = None
         self.services = services
+        self.pool = cast("Pool", services and services.pool)  # None where no model is called
         self.settings = DriverSettings(worker_name="hand", aggregation_timeout_s=0.05, **more)
         self.planner = Planner()
         self.observer: Observer | None = None
+        self.limiter: Limiter = Unlimited()
+        self.limiters: list[Limiter] = []
+        """One for each member of the pool; none: `limiter` is that of all."""
+        self.breakers = Breakers(self.batcher, SHARD)
 
     def driver(self, store: Any = None) -> ConversationDriver:
         """Build the driver, around another store if given."""
-        breakers = Breakers(self.batcher, SHARD)
         return ConversationDriver(
-            *(store or self.store, self.services, breakers, SHARD, self.settings),
+            *(store or self.store, self.services, self.breakers, SHARD, self.settings),
             self.observer,
             planner=self.planner,
+            purse=self.purse,
+            limiters=self.limiters or [self.limiter] * len(self.pool),
+            pool=self.pool,
         )
+
+    def hold_to(self, budgets: Path) -> None:
+        """Have it keep the budgets of a file."""
+        self.purse = Purse(self.redis, BudgetsFile(budgets), shards=1, prefix="")
+        cache = ContextCache(1 << 20)
+        self.store = Conversations(self.batcher, SHARD, cache=cache, purse=self.purse)
 
     async def claim(self, *, lease_ms: int = 60_000, worker: str = "hand") -> Lease | None:
         """Claim the first due conversation."""
-        _, _, *items = await run(self.redis, claim(SHARD, ClaimArgs(1, lease_ms, worker)))
+        _, _, _, *items = await run(self.redis, claim(SHARD, 1, lease_ms, worker))
         if not items:
             return None
         conversation_id = conversation_of(text(items[0]), SHARD.tag)
@@ -214,7 +256,20 @@ async def hand(
     finally:
         await pipelines.close()
         await servers.aclose()
-        await services.client.close()
+        for client in services.clients:
+            await client.close()
+
+
+async def run_next(hand: Hand) -> Parked | None:
+    """Run what is due as the queue does; return how it is parked, if it is."""
+    outcome = await hand.run_lease(await hand.must_claim())
+    return outcome if isinstance(outcome, Parked) else None
+
+
+async def run_again(hand: Hand, conversation_id: str = "c") -> Parked | None:
+    """The same when a wait is over."""
+    await hand.make_due(conversation_id)
+    return await run_next(hand)
 
 
 @asynccontextmanager

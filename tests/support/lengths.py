@@ -6,7 +6,7 @@ from typing import TypeVar
 from hypothesis import settings
 
 T = TypeVar("T")
-IS_SHORT = settings.get_current_profile_name() in {"default", "ci"}
+IS_SHORT = settings.get_current_profile_name() in {"brief", "default", "ci"}
 """Whether somebody waits for the run, as for `ops/run test` and `.ci/run`."""
 
 

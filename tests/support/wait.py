@@ -13,7 +13,7 @@ _PAUSE_S = 0.005
 
 
 async def wait_until(
-    predicate: Callable[[], T | Awaitable[T]], description: str, timeout_s: float = 10.0
+    predicate: Callable[[], T | Awaitable[T]], description: str, timeout_s: float = 30.0
 ) -> T:
     """Let the event loop run until the predicate gives something true, and return that.
 
@@ -37,7 +37,7 @@ async def wait_until(
         await asyncio.sleep(_PAUSE_S)
 
 
-def wait_until_sync(predicate: Callable[[], T], description: str, timeout_s: float = 10.0) -> T:
+def wait_until_sync(predicate: Callable[[], T], description: str, timeout_s: float = 30.0) -> T:
     """The twin of `wait_until` for tests without an event loop, such as those of processes."""
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()

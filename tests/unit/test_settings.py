@@ -168,6 +168,15 @@ def test_numbers_have_bounds(field: str, value: str) -> None:
         ({"TURNLINE_WORKER_NAME": "my worker"}, "TURNLINE_WORKER_NAME: Expected 1 to 200 visible"),
         ({"TURNLINE_WORKER_NAME": "w\x1b[31m"}, "TURNLINE_WORKER_NAME"),
         ({"TURNLINE_MODEL": "grok\x07"}, "TURNLINE_MODEL"),
+        ({"XAI_API_KEY": "a,b,a"}, "XAI_API_KEY and TURNLINE_BASE_URL: one of each, or several"),
+        (
+            {"XAI_API_KEY": "a,b", "TURNLINE_BASE_URL": "http://a,http://b,http://c"},
+            "XAI_API_KEY and TURNLINE_BASE_URL: one of each, or several of one",
+        ),
+        ({"XAI_API_KEY": "a,,b"}, "XAI_API_KEY: 1 to 64 keys, separated by commas"),
+        ({"TURNLINE_BASE_URL": "http://a,b"}, "TURNLINE_BASE_URL: it begins with https://"),
+        ({"TURNLINE_MODEL": "grok-4.7,"}, "TURNLINE_MODEL: different names, separated by commas"),
+        ({"TURNLINE_MODEL": "grok-4.7,grok-4.3,grok-4.7"}, "TURNLINE_MODEL: different names"),
         ({"TURNLINE_REDIS_URL": "redis://h:notaport"}, "TURNLINE_REDIS_URL: the port"),
     ],
 )
@@ -254,3 +263,19 @@ def test_a_value_that_is_no_choice_is_not_repeated(name: str) -> None:
         from_env({name: "wombat"})
 
     assert "wombat" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "urls", "pairs"),
+    [
+        ("a", "http://x", [("a", "http://x")]),
+        ("a,b", "http://x", [("a", "http://x"), ("b", "http://x")]),
+        ("a", "http://x,http://y", [("a", "http://x"), ("a", "http://y")]),
+        ("a,b", "http://x,http://y", [("a", "http://x"), ("b", "http://y")]),
+    ],
+)
+def test_keys_and_addresses_are_paired(keys: str, urls: str, pairs: list[tuple[str, str]]) -> None:
+    """Several of one go with one of the other; as many of both go together."""
+    settings = from_env({"XAI_API_KEY": keys, "TURNLINE_BASE_URL": urls})
+
+    assert [(it.api_key.value, it.base_url) for it in settings.members] == pairs

@@ -1,7 +1,7 @@
 """Records each model call, so that none is missing in a ledger or a trace."""
 
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -61,6 +61,12 @@ class LLMCall(msgspec.Struct, kw_only=True):
     """Of the function calls that came, where the call ended without a report."""
     refused: bool = False
     """Whether an error came in place of a reply, under HTTP 200."""
+    on_headers: Callable[[Mapping[str, str]], object] | None = None
+    """Called with the headers of the response, once they have come."""
+    member: str = ""
+    """Name of the key and address by which it was made, where there are several."""
+    server: tuple[str, int] | None = None
+    """Host and port that it went to, where there are several."""
     outcome: Outcome = "running"
     error: str | None = None
     """Code of the error that ended the call."""

@@ -36,6 +36,8 @@ _KEPT: Final = b',"reply_items":{"model":"'
 _ONE_ITEM: Final = b'","items":[{"item":'
 _ITEM: Final = b'"item":'
 _LAST: Final = b"}]}}"
+_OWNED: Final = " @"
+"""Stands in no name of a model."""
 _SENT_BACK: Final = ("reasoning", "compaction")
 _UNFINISHED: Final = ("in_progress", "incomplete")
 _NOTHING: Final = msgspec.Raw(b"")
@@ -102,6 +104,27 @@ def placed(item: Any, chars: int, calls: int) -> dict[str, Any]:
     """Return an item with its place: behind so many characters of the text, and so many calls."""
     places = {"chars": chars, "calls": calls}
     return {**{key: it for key, it in places.items() if it}, "item": item}
+
+
+def owned(model: str, owner: str) -> str:
+    """Return the name under which items of a model are kept, that only this owner's key reads."""
+    return f"{model}{_OWNED}{owner}" if owner else model
+
+
+def owned_by(owner: str, is_same: Callable[[str], bool]) -> Callable[[str], bool]:
+    """Return what tells whether items, by the name they are kept under, can be read."""
+
+    def can_read(name: str) -> bool:
+        model, _, by = name.partition(_OWNED)
+        return by == owner and is_same(model)
+
+    return can_read
+
+
+def owner_of(message: Mapping[str, Any]) -> str | None:
+    """Return whose items a message has; None if it has none."""
+    kept = message.get(REPLY_ITEMS)
+    return None if kept is None else str(kept.get("model") or "").partition(_OWNED)[2]
 
 
 class _Function(msgspec.Struct, gc=False):

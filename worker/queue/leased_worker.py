@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import arq.worker
@@ -21,7 +21,7 @@ import msgspec
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError, ResponseError
 
-from turnline.contracts.job_format import FUNCTION, deserialize_job, serialize_job
+from turnline.contracts.job_format import FUNCTION, deserialize_job, read_job, serialize_job
 from turnline.contracts.keys import ShardKeys, conversation_of
 from turnline.contracts.scripts import Call, text
 from turnline.worker.batching import ScriptBatcher
@@ -86,6 +86,7 @@ class LeasedWorker(arq.worker.Worker):
         about: Callable[[], dict[str, Any]] = dict,
         prefetch: Callable[[str], Any] = lambda _: None,
         slots: Slots | None = None,
+        others: Mapping[str, Callable[[str], Coroutine[Any, Any, None]]] | None = None,
         **arq_options: Any,
     ) -> None:
         """Prepare a worker; nothing is sent before it runs.
@@ -101,6 +102,7 @@ class LeasedWorker(arq.worker.Worker):
             about: What the worker says about itself (JSON object), shown by `turnline queue`.
             prefetch: Sends the load of what a claim will probably bring; its result is the lease's.
             slots: For conversations (and jobs) run at once; by default 100 of its own.
+            others: What else is on the queue, by job id: gets the lease, and gives it up.
             arq_options: Further options of `arq.worker.Worker`.
 
         Raises:
@@ -129,6 +131,7 @@ class LeasedWorker(arq.worker.Worker):
         self._times = times or LeaseSettings()
         self._about = about
         self._send_prefetch = prefetch
+        self._others = others or {}
         self._hint = ""
         self._prefetch: _Prefetch | None = None
         self._active: dict[str, _Active] = {}
@@ -148,9 +151,8 @@ class LeasedWorker(arq.worker.Worker):
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
-        wakes, news = (
-            it + self.worker_id for it in (self._shard.wake_prefix, self._shard.channel_prefix)
-        )
+        wakes = self._shard.wake_prefix + self.worker_id
+        news = self._shard.channel_prefix + self.worker_id
         try:
             self._links.subscriber.listen(wakes, self._heard_wake)
             self._links.subscriber.listen(news, self._heard_news)
@@ -226,7 +228,7 @@ class LeasedWorker(arq.worker.Worker):
         if self.loop.time() - self._swept_at > SWEEP_S:
             self._swept_at = self.loop.time()
             self._notify_all()
-        due_s = self._times.poll_s if next_ms < 0 else min(self._times.poll_s, next_ms / 1000)
+        due_s = min(self._times.poll_s, next_ms / 1000 if next_ms >= 0 else math.inf)
         if self.burst:
             await self._sleep(min(due_s, 0.01))
         elif not self._slots.free:
@@ -250,16 +252,18 @@ class LeasedWorker(arq.worker.Worker):
 
         With fewer claims than asked for, and nothing due now, the worker is on the idle set.
         """
-        args = lua.ClaimArgs(count, int(self._times.lease_s * 1000), self.worker_id)
-        claiming = self._batcher.run(lua.claim(self._shard, args))
+        whose = int(self._times.lease_s * 1000), self.worker_id, self._links.weights()
+        claiming = self._batcher.run(lua.claim(self._shard, count, *whose))
         hint, self._hint = self._hint, ""
-        hinted = None if hint in self._active else conversation_of(hint, self._shard.tag)
+        is_known = hint in self._active or hint in self._others
+        hinted = None if is_known else conversation_of(hint, self._shard.tag)
         prefetch = None if hinted is None else _Prefetch(hint, self._send_prefetch(hinted))
         self._prefetch = prefetch  # its load travels behind the claim
         try:
-            answer, next_ms, *items = await claiming
+            answer, next_ms, late_ms, *items = await claiming
         finally:
             self._prefetch = None
+        self._links.lateness.looked(late_ms / 1000, self._shard.queue)
         if text(answer) == "repaired":
             log.warning("queue.repaired", extra={"queue": self._shard.queue})
         claims: list[_Claim] = []
@@ -294,8 +298,10 @@ class LeasedWorker(arq.worker.Worker):
             self.lose([(claim.job_id, before.value)])
         self.job_counter += 1
         conversation_id = conversation_of(claim.job_id, self._shard.tag)
-        if conversation_id is None:
-            lease = None
+        lease: Lease | None = None
+        if (other := self._others.get(claim.job_id)) is not None:
+            run = other(claim.lease)
+        elif conversation_id is None:
             run = self._run_plain_job(claim)
         else:
             lease = Lease(self._shard.tag, conversation_id, claim.lease)
@@ -382,7 +388,7 @@ class LeasedWorker(arq.worker.Worker):
 
     async def _run_conversation(self, claim: _Claim, lease: Lease) -> None:
         """Run a conversation; however that ends, its entry leaves the queue only by `release`."""
-        name, args = _job(claim.payload, lease.conversation_id)
+        name, args = read_job(claim.payload, lease.conversation_id)
         function = self.functions.get(name) or self.functions[FUNCTION]
         outcome: Outcome = Done()
         try:
@@ -489,12 +495,3 @@ class LeasedWorker(arq.worker.Worker):
             lease_s=self._times.lease_s,
             about=msgspec.json.encode(about),
         )
-
-
-def _job(payload: bytes, conversation_id: str) -> tuple[str, tuple[Any, ...]]:
-    """Read ARQ's job; one that is gone or unreadable still stands for its conversation."""
-    try:
-        job = deserialize_job(payload)
-        return job["f"], tuple(job["a"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return FUNCTION, (conversation_id,)

@@ -6,14 +6,14 @@ pool for ARQ's own jobs, which opens connections only for those.
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from turnline.contracts.opening import open_servers
 from turnline.contracts.servers import AsyncServers
 from turnline.contracts.subscriber import Subscriber
 from turnline.worker.batching import Pipelines
 from turnline.worker.lease import LeaseSettings
-from turnline.worker.outage_log import Outage
+from turnline.worker.outage_log import Lateness, Outage
 from turnline.worker.queue.heartbeat import Heartbeat
 
 log = logging.getLogger("turnline.queue")
@@ -42,6 +42,9 @@ class Links:
         self.heartbeat = Heartbeat(times, lambda: _opened(url))
         self.refusals = Outage(log, "queue.refused", "queue.accepted", "")
         """Whether some shard's server refuses to have its queue looked at."""
+        self.lateness = Lateness(log)
+        self.weights: Callable[[], str] = str
+        """Of tenants where they are not 1: JSON, '' for none."""
 
     async def aclose(self) -> None:
         """Stop the heartbeat, wait for what is under way, and close the connections."""

@@ -44,7 +44,7 @@ _AUTH: Final = re.compile(
 )
 _NO_MODEL: Final = re.compile(
     r"model not found|model_not_found|^The model \S+ (?:does not exist|(?:has been|was|is) "
-    r"(?:retired|deprecated|decommissioned|no longer ))",
+    r"(?:retired|deprecated|decommissioned|no longer )|has reached its end of life)",
     re.IGNORECASE,
 )
 _PARAMETER: Final = re.compile(
@@ -57,6 +57,7 @@ _TRANSIENT: Final = re.compile(
     r"|bad gateway|try again|^5\d\d ",
     re.IGNORECASE,
 )
+_OVERLOADED: Final = re.compile(r"at capacity|over_?capacity|overload", re.IGNORECASE)
 _RATE: Final = re.compile(
     r"resource-exhausted|too many (?:requests|tokens)|rate limit|rate_limit", re.IGNORECASE
 )
@@ -135,6 +136,13 @@ def _of_response(
     if refused is not None:
         return refused
     retry_after_s = retry_after(headers)
+    if status == 429 and _OVERLOADED.search(f"{failure.code} {failure.message}"):
+        return ProviderUnavailable(
+            "the provider has no room for the model (HTTP 429)",
+            code="overloaded",
+            retry_after_s=retry_after_s,
+            status=status,
+        )
     if status == 429:
         return RateLimited(
             "the provider limits the rate (HTTP 429)", retry_after_s=retry_after_s, status=status

@@ -191,6 +191,8 @@ def note_response(call: LLMCall, response: Any, now: Callable[[], float]) -> Non
         call.request_id = short(response.headers.get("x-request-id"))
         if call.response_at is None:
             call.response_at = now()
+            if call.on_headers is not None:
+                call.on_headers(response.headers)
 
 
 def note_unread(event: StreamEvent, call: LLMCall, now: Callable[[], float]) -> None:

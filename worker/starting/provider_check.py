@@ -4,6 +4,7 @@ import logging
 import ssl
 import time
 import zlib
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
@@ -152,14 +153,18 @@ def judge_answer(settings: Settings, answer: Answer) -> ProviderFound:
 
 
 def need_model(settings: Settings, listed: tuple[Model, ...]) -> None:
-    """Check that the model is served; xAI also serves names that redirect to one in its list.
+    """Check that a model is served; xAI also serves names that redirect to one in its list.
 
     Raises:
-        StartFailed: It is not.
+        StartFailed: None of those in the settings is.
     """
-    where, name = settings.base_url, settings.model
+    where, models = settings.base_url, settings.models
     known = BUILT_IN.updated(listed).served if is_xai(where) else listed
-    if any(name in {it.name, *it.aliases} for it in known):
+    served = {name for it in known for name in (it.name, *it.aliases)}
+    missing = [name for name in models if name not in served]
+    if len(missing) < len(models):
+        for name in missing:
+            log.warning("model.not_served", extra={"model": name, "base_url": where})
         return
     names = sorted({plain(it.name, 80, [settings.api_key.value]) for it in listed})
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
@@ -167,26 +172,29 @@ def need_model(settings: Settings, listed: tuple[Model, ...]) -> None:
     if not names:
         serves = "It lists no models. Set TURNLINE_BASE_URL to a provider that does"
     raise StartFailed(
-        f"{where} does not serve the model {name}{_fate(name)}. {serves}, or "
+        f"{where} does not serve the model {_fates(missing)}. {serves}, or "
         "TURNLINE_CHECK_MODEL=false if you know better."
     )
 
 
 def _refuse_retired(settings: Settings) -> None:
-    """Refuse a model of which it is known without asking that xAI has ceased to serve it.
+    """Refuse models of which it is known without asking that xAI has ceased to serve them.
 
     Raises:
-        StartFailed: It is one.
+        StartFailed: All in the settings are such.
     """
-    fate = _fate(settings.model) if is_xai(settings.base_url) else ""
-    if fate:
+    if is_xai(settings.base_url) and all(map(_fate, settings.models)):
         today = _today()
         names = ", ".join(it.name for it in BUILT_IN.models if not it.is_retired(today))
         raise StartFailed(
-            f"xAI does not serve the model {settings.model}{fate}; on {TABLE_DATE} it served "
+            f"xAI does not serve the model {_fates(settings.models)}; on {TABLE_DATE} it served "
             f"{names}. Set TURNLINE_MODEL to one of them, or TURNLINE_CHECK_MODEL=false if you "
             "know better."
         )
+
+
+def _fates(names: Sequence[str]) -> str:
+    return ", nor ".join(f"{name}{_fate(name)}" for name in names)
 
 
 def _fate(name: str) -> str:

@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
     "LPOP": (),
     "LPUSH": ("v",),
     "LRANGE": (0, 0),
+    "LREM": (0, "v"),
     "LTRIM": (0, 0),
     "PEXPIRE": (1,),
     "PSETEX": (1, "v"),
@@ -42,9 +43,12 @@ COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
     "XTRIM": ("MAXLEN", 0),
     "ZADD": (1, "m"),
     "ZCARD": (),
+    "ZCOUNT": (1, 1),
+    "ZMSCORE": ("m",),
     "ZPOPMIN": (),
     "ZRANGE": (0, 0),
     "ZRANGEBYSCORE": (1, 1),
+    "ZRANK": ("m",),
     "ZREM": ("m",),
     "ZREMRANGEBYSCORE": (1, 1),
     "ZSCORE": ("m",),
@@ -104,11 +108,15 @@ def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
     """Yield (how to name it, key) for every kind of key."""
     for key in conversation_keys(shard.tag, CONVERSATION).own:
         yield key.replace(CONVERSATION, "*"), key
-    for key in (shard.queue, shard.wake, shard.idle, shard.token, shard.dead, shard.workers):
+    for key in (shard.queue, shard.wake, shard.idle, shard.order, shard.shares, shard.token):
         yield key, key
-    for key in (shard.tool_calls, shard.breakers, shard.traces):
+    for key in (shard.dead, shard.workers):
         yield key, key
-    for prefix in (shard.worker_prefix, shard.reply_prefix):
+    for key in (shard.tool_calls, shard.breakers, shard.limits, shard.traces, shard.exhausted):
+        yield key, key
+    for key in (shard.schedules, shard.ticks, shard.schedules_job, shard.schedules_lease):
+        yield key, key
+    for prefix in (shard.worker_prefix, shard.limit_prefix, shard.reply_prefix, shard.spend_prefix):
         yield f"{prefix}*", prefix + CONVERSATION
 
 

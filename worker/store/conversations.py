@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -10,9 +12,10 @@ from redis.exceptions import RedisError
 
 from turnline.contracts.connection import Arg
 from turnline.contracts.conversation import CallEntry, ConversationSettings
+from turnline.contracts.daily_spend import SPEND_DAYS, day_of, spent_by
 from turnline.contracts.keys import ConversationKeys, ShardKeys, conversation_keys
 from turnline.contracts.protocol import RETENTION_MS, USAGE_FIELDS, TextAssembler, decode_settings
-from turnline.contracts.replies import encode_event, read_event
+from turnline.contracts.replies import TurnRecord, decode_record, encode_event, read_event
 from turnline.contracts.scripts import Call, text
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.effects import Committed, ConversationSnapshot, Copy, Effects, Entry
@@ -21,6 +24,7 @@ from turnline.worker.lease import Lease
 from turnline.worker.states import LeaseEvent
 from turnline.worker.store import lua
 from turnline.worker.store.cache import CachedContext, ContextCache
+from turnline.worker.store.purse import Purse
 from turnline.worker.store.replicas import Replicas
 
 _encode = msgspec.json.Encoder().encode
@@ -41,6 +45,8 @@ class StoreLimits(NamedTuple):
     """Entries of a reply stream, or dead letters of a shard, about."""
     batch: int = 64
     """Inbox entries fetched at once."""
+    spend_ms: int = SPEND_DAYS * 86_400_000
+    """Expiry of what was spent on a day."""
 
 
 class _Prefetch(NamedTuple):
@@ -61,11 +67,13 @@ class Conversations:
         cache: ContextCache,
         limits: StoreLimits | None = None,
         replicas: Replicas | None = None,
+        purse: Purse | None = None,
     ) -> None:
         """Use the shard's batcher; `cache` may be shared by shards.
 
-        `replicas` are waited for behind each commit.
+        `replicas` are waited for behind each commit; `purse` learns what it adds to what was spent.
         """
+        self._purse = purse
         self._batcher = batcher
         self._replicas = replicas
         self._shard = shard
@@ -151,6 +159,21 @@ class Conversations:
             if event is not None and event.turn_id == turn_id:
                 assembler.feed(event)
         return assembler.text
+
+    async def records(self, lease: Lease, turn_ids: Sequence[str]) -> dict[str, TurnRecord]:
+        """Return what is kept of turns, by their ids; what is not known is left out.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        words = ("HMGET", lease.keys.turns, *turn_ids)
+        found = await self._patiently(lease, "HMGET", partial(self._batcher.send, *words))
+        records = dict[str, TurnRecord]()
+        for turn_id, data in zip(turn_ids, found, strict=True):
+            if data is not None:
+                with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+                    records[turn_id] = decode_record(data)
+        return records
 
     async def _behind(self, after: str, stream: str, *options: Arg) -> list[Entry]:
         try:
@@ -247,10 +270,15 @@ class Conversations:
             how="rewrite" if effects.rewrite else "append",
             settings=_encode(effects.settings) if effects.settings is not None else b"",
             attempt=effects.next_attempt,
+            spend_ms=limits.spend_ms,
             lists=_counted(effects, shared),
         )
+        spend = self._shard.spend_prefix + day_of(effects.at_ms)
+        keys = lua.CommitKeys(*lease.keys[:15], spend)
         lease.advance(LeaseEvent.SEND)
-        reply = await self._run(lease, lua.commit(lease.keys, args, shared))
+        call = lua.commit(keys, args, shared)
+        with self._purse.committing(effects.calls) if self._purse else nullcontext():
+            reply = await self._run(lease, call)
         match text(reply[0]):
             case "committed" | "released" as outcome:
                 length = int(reply[2])
@@ -285,18 +313,27 @@ class Conversations:
             StoreUnavailable: It was not answered in time.
         """
         name = call.script.name
+        reply = await self._patiently(lease, name, partial(self._batcher.run, call))
+        if reply[0] == b"fenced":
+            lease.advance(LeaseEvent.FENCED)
+            raise LeaseLost(f"{lease.conversation_id}: {name} refused, held {lease.value}")
+        return reply
+
+    async def _patiently(
+        self, lease: Lease, name: str, ask: Callable[[], "asyncio.Future[list[Any]]"]
+    ) -> list[Any]:
+        """Ask for something that bears repetition, again if there was no answer.
+
+        Raises:
+            StoreUnavailable: There was none in time.
+        """
         for wait_s in (*_PATIENCE_S, None):
             try:
-                reply: list[Any] = await self._batcher.run(call)
+                return await ask()
             except (RedisError, OSError) as error:
                 if wait_s is None or lease.lost:
                     raise StoreUnavailable(f"{name}: {type(error).__name__}") from None
                 await asyncio.sleep(wait_s)
-                continue
-            if reply[0] == b"fenced":
-                lease.advance(LeaseEvent.FENCED)
-                raise LeaseLost(f"{lease.conversation_id}: {name} refused, held {lease.value}")
-            return reply
         raise AssertionError("unreachable")
 
 
@@ -325,12 +362,13 @@ def _read_entries(reply: Any) -> list[Entry]:
 
 def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
     """Lay out commit.lua's counted lists."""
-    totals = _totals(effects)
+    totals, spent = _totals(effects), spent_by(effects.calls)
     lists: tuple[tuple[int, Iterable[Arg]], ...] = (
         (len(effects.entries), effects.entries),
         (len(effects.messages), effects.messages),
         (len(effects.calls), map(_encode, effects.calls)),
         (len(totals), (word for pair in totals for word in pair)),
+        (len(spent), (word for pair in spent for word in pair)),
         (len(effects.events), map(encode_event, effects.events)),
         (
             len(effects.records),
@@ -338,7 +376,7 @@ def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
         ),
         (
             len(effects.copies),
-            (word for copy in effects.copies for word in _copied(copy, shared, first_key=15)),
+            (word for copy in effects.copies for word in _copied(copy, shared, first_key=17)),
         ),
     )
     return [word for count, words in lists for word in (count, *words)]

@@ -22,11 +22,13 @@ from turnline.worker.telemetry.attributes import (
     call_attributes,
     call_error,
     chat_attributes,
+    place_of,
     process_attributes,
     tool_attributes,
     turn_attributes,
 )
 from turnline.worker.telemetry.captured_content import CapturedContent
+from turnline.worker.telemetry.evaluations import Evaluation, evaluation_of
 from turnline.worker.telemetry.lost_attempts import just_lost, tell_lost
 from turnline.worker.telemetry.spans import Attributes
 from turnline.worker.telemetry.tracing import OpenSpan, Tracing, below
@@ -49,16 +51,18 @@ class Around(NamedTuple):
     content: CapturedContent | None
     ns: Callable[[float], int]
     """Converts `time.monotonic` to ns since the Unix epoch, by Redis' clock."""
+    waited_for: str = ""
 
     def ids(self, used: ConsumedEntry) -> Attributes:
         """Return what every span has."""
         return {n.CONVERSATION_ID: self.conversation_id, n.TURN_ID: used.turn_id}
 
-    def agent(self, owner: ConsumedEntry) -> str | None:
-        """Return the agent that a message or its conversation names."""
-        message = owner.message
-        asked = message.agent if isinstance(message, UserMessage | ContextAppend) else None
-        return asked or self.loaded.settings.agent
+
+def agent_of(owner: ConsumedEntry, loaded: ConversationSnapshot) -> str | None:
+    """Return the agent that a message or its conversation names."""
+    message = owner.message
+    asked = message.agent if isinstance(message, UserMessage | ContextAppend) else None
+    return asked or loaded.settings.agent
 
 
 class _Tool:
@@ -162,7 +166,7 @@ class Work:
         span = self._start_work(
             f"{n.CHAT} {call.model}",
             len(self.calls),
-            chat_attributes(call.model, self._around.place),
+            chat_attributes(call.model, place_of(call, self._around.place)),
             self._around.ns(call.started_at),
             SpanKind.CLIENT,
         )
@@ -247,7 +251,7 @@ class Work:
             self.owner.trace._replace(sampled=self.trace.sampled),
             self._ids,
             around.place,
-            agent=around.agent(self.owner),
+            agent=agent_of(self.owner, around.loaded),
             within=lambda ns: min(max(ns, accepted), self.first_ns),  # Redis gives whole ms
         )
 
@@ -260,7 +264,7 @@ class Work:
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> OpenSpan:
         """Start a span below the agent's, if there is one, which starts with the first."""
-        agent, above = self._around.agent(self.owner), self.process
+        agent, above = agent_of(self.owner, self._around.loaded), self.process
         attributes = {**self._ids, **attributes}
         if agent:
             attributes[n.AGENT_NAME] = agent
@@ -313,6 +317,7 @@ def tell_turn(
     attributes = {**ids, **turn_attributes(ending, effects, loaded, around.conversation_id)}
     if around.content is not None:
         attributes.update(around.content.of_turn(used, ending.event))
+    rating = evaluation_of(ending, effects, around.conversation_id)
     into = [Link(u.trace.trace_id, u.trace.span_id) for u in used if u is not owner]
     here = [trace.sent] if trace.sent is not None else []
     begun_ns, wait_at, wait_links = accepted, below(trace, n.WAIT), list[Link]()
@@ -321,25 +326,42 @@ def tell_turn(
         wait_at = _waited(trace, trace.waited_in)
         wait_links = [Link(trace.trace_id, trace.span_id)]
     start, redact = around.tracing.start, around.tracing.redact
-    turn = start(n.TURN, trace, attributes, begun_ns, links=[*here, *into])
-    waited = {**ids, n.WAIT_S: (first_ns - accepted) / 1e9}
+    turn = start(n.TURN, trace, attributes, begun_ns, links=[*here, *into, *_rated(rating)])
+    waited: dict[str, Any] = {**ids, n.WAIT_S: (first_ns - accepted) / 1e9}
+    if around.waited_for:
+        waited[n.WAIT_FOR] = around.waited_for
     above = turn if trace.waited_in is None else None
     wait = start(n.WAIT, wait_at, waited, accepted, above=above, links=wait_links)
     wait.end(first_ns, "", redact)
+    _tell_rating(around, turn, rating, now_ns)
     turn.end(now_ns, error, redact)
 
 
-def tell_other(around: Around, ending: Ending, owner: ConsumedEntry, now_ns: int) -> TurnTrace:
+def tell_other(
+    around: Around, ending: Ending, effects: Effects, owner: ConsumedEntry, now_ns: int
+) -> TurnTrace:
     """Tell the span of a message that ended together with a turn, in its own trace."""
     used, tracing = ending.used, around.tracing
     trace = tracing.sampled(used.trace)
     attributes: Attributes = {**around.ids(used), n.TURN_OUTCOME: ending.state}
     if ending.state == "absorbed":
         attributes[n.TURN_INTO] = owner.turn_id
-    links = [Link(owner.trace.trace_id, owner.trace.span_id)]
+    rating = evaluation_of(ending, effects, around.conversation_id)
+    links = [Link(owner.trace.trace_id, owner.trace.span_id), *_rated(rating)]
     span = tracing.start(n.TURN, trace, attributes, accepted_ns(used), links=links)
+    _tell_rating(around, span, rating, now_ns)
     span.end(now_ns, ending.error, tracing.redact)
     return trace
+
+
+def _rated(rating: Evaluation | None) -> list[Link]:
+    return [rating.turn] if rating is not None else []
+
+
+def _tell_rating(around: Around, span: OpenSpan, rating: Evaluation | None, now_ns: int) -> None:
+    if rating is not None:
+        about = rating.told(around.tracing.redact, capture=around.content is not None)
+        span.told.add_event(n.EVALUATION_EVENT, about, now_ns)
 
 
 def accepted_ns(used: ConsumedEntry) -> int:

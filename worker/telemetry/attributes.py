@@ -25,6 +25,8 @@ class CallPlace(NamedTuple):
     address: str
     port: int
     provider: str = n.PROVIDER_XAI
+    member: str = ""
+    """Of the pool, where there is one."""
 
 
 class Ending(NamedTuple):
@@ -114,6 +116,7 @@ def chat_attributes(model: str, place: CallPlace) -> Attributes:
         n.REQUEST_MODEL: model,
         n.SERVER_ADDRESS: place.address,
         n.SERVER_PORT: place.port,
+        **({n.CALL_MEMBER: place.member} if place.member else {}),
     }
 
 
@@ -127,10 +130,19 @@ def tool_attributes(name: str, call_id: str) -> Attributes:
     }
 
 
+def place_of(call: LLMCall, usual: CallPlace) -> CallPlace:
+    """Return where a call goes: where there are several keys or addresses, it says so."""
+    return (
+        usual
+        if call.server is None
+        else usual._replace(address=call.server[0], port=call.server[1], member=call.member)
+    )
+
+
 def call_attributes(call: LLMCall, settings: ConversationSettings, place: CallPlace) -> Attributes:
     """Return what is known of a model call once it is over."""
     attributes: Attributes = {
-        **chat_attributes(call.model, place),
+        **chat_attributes(call.model, place_of(call, place)),
         n.REQUEST_STREAM: True,
         n.CALL_OUTCOME: call.outcome,
         n.REQUEST_BYTES: call.request_bytes,

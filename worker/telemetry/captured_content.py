@@ -19,6 +19,7 @@ from turnline.worker.turn.gathering import ConsumedEntry
 
 SWITCH: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _ON: Final = frozenset({"span_only", "span_and_event", "true"})
+_IN_EVENTS: Final = frozenset({"event_only", "span_and_event", "true"})
 _TEXT_CHARS: Final = 4_096
 """Longest text that is kept of one message."""
 _MESSAGES: Final = 32
@@ -30,6 +31,11 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 def is_asked_for(environ: Mapping[str, str]) -> bool:
     """Whether the convention's variable asks for content in spans."""
     return environ.get(SWITCH, "").strip().lower() in _ON
+
+
+def is_asked_for_in_events(environ: Mapping[str, str]) -> bool:
+    """Whether the convention's variable asks for content in events, which are log records."""
+    return environ.get(SWITCH, "").strip().lower() in _IN_EVENTS
 
 
 class _Call(NamedTuple):

@@ -6,18 +6,18 @@ What instrumented libraries do inside a tool or a model call is kept with it.
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace import Span as StartedSpan
 from opentelemetry.trace import SpanContext, SpanKind
 
 from turnline.contracts.trace_context import Link, TurnTrace
 from turnline.worker.telemetry import names as n
-from turnline.worker.telemetry.spans import Kind, Span, SpanEvent, TurnSpans
+from turnline.worker.telemetry.spans import Attributes, Kind, Span, SpanEvent, TurnSpans
 from turnline.worker.telemetry.tracing import Redactor, redacted
 
 _TRACES: Final = 4_096
@@ -147,10 +147,24 @@ def _place(span: ReadableSpan) -> SpanContext:
     return found
 
 
+def _link(link: otel.Link) -> Link:
+    return Link(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}")
+
+
+def _event(event: Event) -> SpanEvent:
+    return SpanEvent(
+        name=event.name, at_ns=event.timestamp, attributes=dict(event.attributes or {})
+    )
+
+
 def value_of(span: ReadableSpan, now_ns: int = 0) -> Span:
     """Return a span as a value; one that has not ended, as if it ended now."""
     at, parent, start_ns = _place(span), span.parent, span.start_time or 0
-    attributes = dict(span.attributes or {})
+    told: Any = (
+        span.attributes or {}
+    )  # a proxy, whose own `copy` takes a sixth of the time of `dict`
+    attributes: Attributes = told.copy()
+    links, events = span.links, span.events  # made anew with each look
     return Span(
         name=span.name,
         span_id=f"{at.span_id:016x}",
@@ -161,11 +175,6 @@ def value_of(span: ReadableSpan, now_ns: int = 0) -> Span:
         end_ns=span.end_time or max(start_ns, now_ns),
         attributes=attributes,
         error="" if span.status.is_ok else str(attributes.get(n.ERROR_TYPE, "error")),
-        links=tuple(
-            Link(f"{it.context.trace_id:032x}", f"{it.context.span_id:016x}") for it in span.links
-        ),
-        events=tuple(
-            SpanEvent(name=it.name, at_ns=it.timestamp, attributes=dict(it.attributes or {}))
-            for it in span.events
-        ),
+        links=tuple(map(_link, links)) if links else (),
+        events=tuple(map(_event, events)) if events else (),
     )

@@ -13,7 +13,6 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -58,16 +57,18 @@ def lean(exporter: SpanExporter) -> SpanExporter:
 def encoded(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
     """Return spans as OTLP has them."""
     request = ExportTraceServiceRequest()
-    resources: dict[Resource, ResourceSpans] = {}
-    scopes: dict[tuple[Resource, InstrumentationScope | None], ScopeSpans] = {}
+    # By identity: spans share them, and a resource makes JSON of itself to be looked up by value.
+    resources: dict[int, ResourceSpans] = {}
+    scopes: dict[tuple[int, int], ScopeSpans] = {}
     for span in spans:
-        found = resource, scope = (span.resource, span.instrumentation_scope)
-        if resource not in resources:
+        resource, scope = span.resource, span.instrumentation_scope
+        found = (id(resource), id(scope))
+        if id(resource) not in resources:
             made = request.resource_spans.add(schema_url=resource.schema_url)
             _put_all(made.resource.attributes, resource.attributes)
-            resources[resource] = made
+            resources[id(resource)] = made
         if found not in scopes:
-            scopes[found] = _scope(resources[resource], scope)
+            scopes[found] = _scope(resources[id(resource)], scope)
         _add(scopes[found], span)
     return request
 

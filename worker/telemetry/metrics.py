@@ -5,8 +5,9 @@ Labels hold only words from short lists: models, outcomes, codes; never an id.
 
 from collections.abc import Callable, Sequence
 from typing import Final
+from weakref import WeakKeyDictionary
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from turnline.contracts.conversation import CallEntry
 from turnline.worker.effects import ConversationSnapshot, Effects
@@ -14,6 +15,7 @@ from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace, Ending, call_error, output_tokens
 from turnline.worker.telemetry.spans import Attributes
+from turnline.worker.turn.commit import NO_DEAD_LETTER
 
 Labels = tuple[str, ...]
 Bounds = tuple[float, ...]
@@ -40,13 +42,43 @@ class Labelled:
 
     def __call__(self, value: float, *labels: str) -> None:
         """Hand on a value; an empty label is left out."""
-        if labels not in self._known and len(self._known) >= _SERIES:
+        labels = self._admitted(labels)
+        self._take(value, self._known[labels])
+
+    def _admitted(self, labels: Labels) -> Labels:
+        if labels in self._known:
+            return labels
+        if len(self._known) >= _SERIES:
             labels = (_OTHER,) * len(self.names)
-        known = self._known.get(labels)
-        if known is None:
-            given = {name: it for name, it in zip(self.names, labels, strict=True) if it}
-            known = self._known[labels] = {**self._always, **given}
-        self._take(value, known)
+        given = {name: it for name, it in zip(self.names, labels, strict=True) if it}
+        self._known[labels] = {**self._always, **given}
+        return labels
+
+
+class Watched(Labelled):
+    """A counter or a gauge that is looked at when metrics are read.
+
+    The SDK's own take 10 us for each value, of which a turn has a dozen.
+    """
+
+    def __init__(self, names: Labels, *, adds_up: bool) -> None:
+        """Begin with no value; `adds_up`: a counter."""
+        super().__init__(lambda _value, _attributes: None, names, {})
+        self._adds_up = adds_up
+        self._values: dict[Labels, float] = {}
+
+    def __call__(self, value: float, *labels: str) -> None:
+        """Add a value, or set it."""
+        labels = self._admitted(labels)
+        self._values[labels] = value + (self._values.get(labels, 0) if self._adds_up else 0)
+
+    def observe(self, _: CallbackOptions) -> Sequence[Observation]:
+        """Return what there is, from any thread."""
+        return [Observation(value, self._known[it]) for it, value in [*self._values.items()]]
+
+
+_watched: WeakKeyDictionary[Meter, dict[str, Watched]] = WeakKeyDictionary()
+"""Those of a meter by their names: the workers of a process share them, as they share the meter."""
 
 
 class _Made:
@@ -54,12 +86,19 @@ class _Made:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        self._watched = _watched.setdefault(meter, {})
 
     def counter(self, name: str, unit: str, about: str, *labels: str) -> Labelled:
-        return Labelled(self._meter.create_counter(name, unit, about).add, labels, {})
+        if name not in self._watched:
+            found = self._watched[name] = Watched(labels, adds_up=True)
+            self._meter.create_observable_counter(name, [found.observe], unit, about)
+        return self._watched[name]
 
     def gauge(self, name: str, unit: str, about: str, *labels: str) -> Labelled:
-        return Labelled(self._meter.create_gauge(name, unit, about).set, labels, {})
+        if name not in self._watched:
+            found = self._watched[name] = Watched(labels, adds_up=False)
+            self._meter.create_observable_gauge(name, [found.observe], unit, about)
+        return self._watched[name]
 
     def histogram(
         self,
@@ -146,6 +185,13 @@ class CallMeters:
             n.ERROR_TYPE,
             bounds=_CALL_S,
         )
+        self.agent_duration = make.times(
+            n.M_AGENT_DURATION,
+            "What an agent did in an attempt, from its first model call on.",
+            n.AGENT_NAME,
+            model,
+            bounds=_TURN_S,
+        )
 
 
 class TurnMeters(CallMeters):
@@ -190,8 +236,10 @@ class TurnMeters(CallMeters):
         self._running += 1
         self.in_flight(self._running)
 
-    def parked(self) -> None:
-        """An attempt ended before anything happened."""
+    def parked(self, retry_code: str) -> None:
+        """An attempt ended before anything happened; another one follows, for a reason or none."""
+        if retry_code:
+            self.retries(1, retry_code)
         self._running -= 1
         self.in_flight(self._running)
 
@@ -220,7 +268,7 @@ class TurnMeters(CallMeters):
         retry_code: str,
     ) -> None:
         """An attempt is over."""
-        self.parked()
+        self.parked("")
         if loaded.attempt == 1 and loaded.entries:
             self.queue_wait((loaded.since_ms - loaded.entries[0].accepted_at_ms) / 1000)
         if first_text_s is not None:
@@ -232,7 +280,7 @@ class TurnMeters(CallMeters):
         for ending in endings:
             duration_s = max(0, now_ms - ending.used.entry.accepted_at_ms) / 1000
             self.turn_duration(duration_s, ending.state)
-            if ending.error:
+            if ending.error and ending.error not in NO_DEAD_LETTER:
                 self.dead_letters(1, ending.error)
         for entry in effects.calls if effects is not None else ():
             self._spent(entry)

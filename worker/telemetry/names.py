@@ -25,6 +25,8 @@ EXECUTE_TOOL: Final = "execute_tool"
 INVOKE_AGENT: Final = "invoke_agent"
 """Followed by the agent's name."""
 RETRY_EVENT: Final = "turnline.retry"
+EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
+"""Of the conventions: somebody has rated a turn."""
 
 # -- GenAI conventions --------------------------------------------------------------------------
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
@@ -55,14 +57,25 @@ TOOL_NAME: Final = "gen_ai.tool.name"
 TOOL_TYPE: Final = "gen_ai.tool.type"
 TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
 TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105  not a secret
+EVALUATION_NAME: Final = "gen_ai.evaluation.name"
+EVALUATION_SCORE: Final = "gen_ai.evaluation.score.value"
+EVALUATION_LABEL: Final = "gen_ai.evaluation.score.label"
 # Content: only where it is captured.
+EVALUATION_EXPLANATION: Final = "gen_ai.evaluation.explanation"
 INPUT_MESSAGES: Final = "gen_ai.input.messages"
 OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
 SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
 TOOL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"
 TOOL_RESULT: Final = "gen_ai.tool.call.result"
 CONTENT: Final = frozenset(
-    {INPUT_MESSAGES, OUTPUT_MESSAGES, SYSTEM_INSTRUCTIONS, TOOL_ARGUMENTS, TOOL_RESULT}
+    {
+        EVALUATION_EXPLANATION,
+        INPUT_MESSAGES,
+        OUTPUT_MESSAGES,
+        SYSTEM_INSTRUCTIONS,
+        TOOL_ARGUMENTS,
+        TOOL_RESULT,
+    }
 )
 
 # -- other conventions --------------------------------------------------------------------------
@@ -100,6 +113,8 @@ ATTEMPT: Final = "turnline.attempt"
 ATTEMPT_OUTCOME: Final = "turnline.attempt.outcome"
 WORKER: Final = "turnline.worker"
 WAIT_S: Final = "turnline.queue.wait_s"
+WAIT_FOR: Final = "turnline.queue.wait_for"
+"""What the first attempt had to wait for, where that was known: `provider_limit`."""
 RETRY_IN_S: Final = "turnline.retry.in_s"
 CONTEXT_MESSAGES: Final = "turnline.context.messages"
 CONTEXT_BYTES: Final = "turnline.context.bytes"
@@ -107,6 +122,7 @@ TOOL_STATE: Final = "turnline.tool.state"
 """Of a function without a result in this attempt: `sent_out` to run elsewhere, `cancelled`, or
 `unknown`, where the worker is lost."""
 COMMIT_OUTCOME: Final = "turnline.commit.outcome"
+CALL_MEMBER: Final = "turnline.llm.member"
 CALL_OUTCOME: Final = "turnline.call.outcome"
 USAGE_STATE: Final = "turnline.usage.state"
 USAGE_COST_STATE: Final = "turnline.usage.cost_state"
@@ -136,5 +152,6 @@ M_IN_FLIGHT: Final = "turnline.turns.in_flight"
 M_BREAKERS_OPEN: Final = "turnline.breakers.open"
 M_LOOP_LAG: Final = "turnline.loop.lag"
 M_TOOL_DURATION: Final = "gen_ai.execute_tool.duration"
+M_AGENT_DURATION: Final = "gen_ai.invoke_agent.duration"
 M_SPANS_SENT: Final = "turnline.spans.exported"
 M_SPANS_DROPPED: Final = "turnline.spans.dropped"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from opentelemetry import metrics, trace
+from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -36,6 +36,8 @@ class Providers(NamedTuple):
     """Whether they have to be closed here: made here, or the whole process is a worker."""
     sends_spans: bool = True
     """Whether anybody but processors that are added here may see spans."""
+    logs: _logs.LoggerProvider | None = None
+    """What events go to that stand in no span, if it has to be closed here."""
 
     @property
     def has_metrics(self) -> bool:
@@ -61,7 +63,7 @@ class Providers(NamedTuple):
         """
         ends = [
             cast("Callable[[], Any]", end)
-            for provider in (self.traces, self.metrics)
+            for provider in (self.traces, self.metrics, self.logs)
             if (end := getattr(provider, "shutdown" if self.is_ours else "force_flush", None))
         ]
         threads = [threading.Thread(target=_quietly, args=(end,), daemon=True) for end in ends]
@@ -95,7 +97,8 @@ def find_or_make(
             log.warning("telemetry.port_unused", extra={"port": prometheus_port})
         meters = meters if _is_set(meters) else NoOpMeterProvider()
         found = traces if has_traces else _own(resource)
-        return Providers(found, meters, is_ours=whole, sends_spans=has_traces)
+        logs = _logs.get_logger_provider() if whole else None
+        return Providers(found, meters, is_ours=whole, sends_spans=has_traces, logs=logs)
     is_disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     defaults = {} if is_disabled else _defaults(environ)
     exporters = {**defaults, **environ}
@@ -107,9 +110,16 @@ def find_or_make(
         return Providers(_own(resource), NoOpMeterProvider(), is_ours=True, sends_spans=False)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    before = _logs.get_logger_provider()  # the program's, if it can be shut down
     _configure(_new(resource), prometheus_port)
     meters = metrics.get_meter_provider() if has_metrics else NoOpMeterProvider()
-    return Providers(trace.get_tracer_provider(), meters, is_ours=True, sends_spans=has_spans)
+    return Providers(
+        trace.get_tracer_provider(),
+        meters,
+        is_ours=True,
+        sends_spans=has_spans,
+        logs=None if hasattr(before, "shutdown") else _logs.get_logger_provider(),
+    )
 
 
 def _configure(resource: Mapping[str, str], prometheus_port: int) -> None:

@@ -23,11 +23,13 @@ from turnline.worker.telemetry.attempt_spans import (
     ROLLED_BACK,
     Around,
     Work,
+    agent_of,
     tell_other,
     tell_turn,
 )
 from turnline.worker.telemetry.attributes import CallPlace, Ending, endings_of, output_tokens
 from turnline.worker.telemetry.captured_content import CapturedContent
+from turnline.worker.telemetry.evaluations import EvaluationLog, evaluation_of
 from turnline.worker.telemetry.kept_spans import SpanKeeper
 from turnline.worker.telemetry.metrics import TurnMeters
 from turnline.worker.telemetry.spans import TurnSpans
@@ -64,6 +66,8 @@ class Recording(NamedTuple):
     """Keeps spans where `turnline trace` finds them."""
     capture: bool = False
     """Whether what people and models say goes into spans."""
+    evaluations: EvaluationLog | None = None
+    """Emits events for ratings that no span has."""
 
     def attempt(
         self, lease: Lease, loaded: ConversationSnapshot, *, began_at_s: float, loaded_at_s: float
@@ -222,6 +226,12 @@ class AttemptRecorder(AttemptObserver):
                 self._works[-1].finish_tool(call_id, result, failure)
 
     @_harmless
+    def waited(self, what: str) -> None:
+        """See `turnline.worker.turn.observer`."""
+        if self._around is not None:
+            self._around = self._around._replace(waited_for=what)
+
+    @_harmless
     def retrying(self, code: str, wait_s: float) -> None:
         """See `turnline.worker.turn.observer`."""
         self._retry = (code, wait_s)
@@ -247,9 +257,9 @@ class AttemptRecorder(AttemptObserver):
         self._activate(None)
         if self._shown is not None:
             self._shown.cancel()
-        waits = isinstance(outcome, Parked) and outcome.why == "input"
+        waits = isinstance(outcome, Parked) and outcome.why in {"input", "limit"}
         if waits and not self._calls and not self._loaded.crashes:
-            meters.parked()
+            meters.parked(self._retry_code)
             return  # nothing happened yet: the next attempt records all of it
         word, error = self._outcome(outcome)
         owner = self._owner or self._first_entry()
@@ -264,6 +274,9 @@ class AttemptRecorder(AttemptObserver):
             now_ms=now_ns // 1_000_000,
             retry_code=self._retry_code,
         )
+        agent, calls = agent_of(owner, self._loaded), self._calls[self._calls_undone :]
+        if agent and calls:
+            meters.agent_duration(ended_at_s - calls[0].started_at, agent, calls[0].model)
         ending = next((end for end in endings if end.used is owner), None)
         error = error or (ending.error if ending is not None else "")
         self._log(word, error, ending, ended_at_s)
@@ -271,6 +284,10 @@ class AttemptRecorder(AttemptObserver):
             if not self._works:
                 self._work(owner).rebuilt(self._ready_at_s)
             self._tell(word, error, endings, now_ns)
+        if self._recording.evaluations is not None and self._effects is not None:
+            conversation_id, effects = self._lease.conversation_id, self._effects
+            found = [evaluation_of(it, effects, conversation_id) for it in endings]
+            self._recording.evaluations.emit(filter(None, found), now_ns)
 
     @property
     def _retry_code(self) -> str:
@@ -351,7 +368,8 @@ class AttemptRecorder(AttemptObserver):
             )
         self._keep(work.trace, work.owner, ending, error, now_ns)
         for other in ended.values():
-            trace = tell_other(self._around, other, work.owner, now_ns)
+            assert self._effects is not None
+            trace = tell_other(self._around, other, self._effects, work.owner, now_ns)
             self._keep(trace, other.used, other, other.error, now_ns)
         for it in undone:  # not committed yet: another attempt tells the rest
             if it.owner.turn_id not in ended:

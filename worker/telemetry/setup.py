@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol, cast
 
 from opentelemetry import context
+from opentelemetry._logs import get_logger
 from opentelemetry.trace import NoOpTracer, get_current_span
 
 from turnline.worker.errors import StartFailed
@@ -15,6 +16,7 @@ from turnline.worker.logs import places, type_name
 from turnline.worker.telemetry import captured_content
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace
+from turnline.worker.telemetry.evaluations import EvaluationLog
 from turnline.worker.telemetry.kept_spans import EndedSpans, SpanKeeper, TraceStore
 from turnline.worker.telemetry.metrics import TurnMeters
 from turnline.worker.telemetry.providers import find_or_make
@@ -84,6 +86,7 @@ class Telemetry:
         """
         self._settings = settings
         self._capture = captured_content.is_asked_for(environ)
+        in_events = captured_content.is_asked_for_in_events(environ)
         redact = _imported(settings.redactor)
         resource = {
             "service.name": n.SCOPE,
@@ -96,6 +99,7 @@ class Telemetry:
         tracer = self._providers.traces.get_tracer(n.SCOPE, version)
         derive_ids(tracer)
         self._tracing = None if isinstance(tracer, NoOpTracer) else Tracing(tracer, redact)
+        self._evaluations = EvaluationLog(get_logger(n.SCOPE, version), redact, in_events)
         self.meters = TurnMeters(
             self._providers.metrics.get_meter(n.SCOPE, version), settings.place
         )
@@ -136,6 +140,7 @@ class Telemetry:
             queue=queue,
             keeper=keeper,
             capture=self._capture,
+            evaluations=self._evaluations,
         )
 
     def open(self) -> None:

@@ -137,7 +137,7 @@ class Tracing(NamedTuple):
                 context,
                 kind,
                 allowed,
-                [otel.Link(_place(*link, at.sampled)) for link in links],
+                [otel.Link(place(*link, at.sampled)) for link in links],
                 start_ns,
                 record_exception=False,
                 set_status_on_exception=False,
@@ -186,10 +186,11 @@ def redacted(redact: Redactor | None, name: str, attributes: Attributes) -> Attr
 
 
 def _remote(at: TurnTrace) -> SpanContext:
-    return _place(at.trace_id, at.parent_id, at.sampled, at.tracestate)
+    return place(at.trace_id, at.parent_id, at.sampled, at.tracestate)
 
 
-def _place(trace_id: str, span_id: str, sampled: bool, state: str = "") -> SpanContext:  # noqa: FBT001
+def place(trace_id: str, span_id: str, sampled: bool, state: str = "") -> SpanContext:  # noqa: FBT001
+    """Return where a span of another process is, by the hexadecimal digits of its ids."""
     return SpanContext(
         int(trace_id, 16),
         int(span_id, 16),

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -9,14 +10,19 @@ from typing import NamedTuple, Self
 from turnline.contracts.keys import ShardKeys
 from turnline.worker.effects import Entry
 from turnline.worker.errors import (
+    ProviderUnavailable,
+    RateLimited,
     Retryable,
     Stalled,
     StoreUnavailable,
     Terminal,
     UnusableReply,
+    WorkerError,
 )
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.aggregators import LLMAssistantContextAggregator
+from turnline.worker.pipeline.calls import estimated_tokens
+from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import (
     Frame,
     FunctionCallInProgressFrame,
@@ -28,10 +34,19 @@ from turnline.worker.pipeline.frames import (
     StartInterruptionFrame,
 )
 from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection, FrameProcessor
-from turnline.worker.pipeline.reply_frames import LLMServerToolFrame, LLMThoughtTextFrame
+from turnline.worker.pipeline.reply_frames import (
+    LLMReplyItemFrame,
+    LLMServerToolFrame,
+    LLMThoughtTextFrame,
+)
+from turnline.worker.pipeline.reply_items import owned
+from turnline.worker.pool import OF_THE_KEY, Pool
+from turnline.worker.provider_limits import Caller
 from turnline.worker.turn.attempt_log import AttemptLog
+from turnline.worker.turn.budgets import BudgetExceeded, Purse, TurnBudget
+from turnline.worker.turn.grants import Grants, Limiter
 from turnline.worker.turn.inbox import Inbox
-from turnline.worker.turn.ledger import Ledger
+from turnline.worker.turn.ledger import Ledger, Payer
 from turnline.worker.turn.observer import Observer
 from turnline.worker.turn.open_calls import OpenCalls
 from turnline.worker.turn.plan import Plan, Planner
@@ -64,6 +79,11 @@ class Parts(NamedTuple):
     settings: DriverSettings
     observer: Observer
     planner: Planner
+    limiters: Sequence[Limiter]
+    """One for each member of the pool."""
+    pool: Pool
+    purse: Purse | None = None
+    """None where nothing limits what is spent."""
 
     def budget_s(self, plan: Plan) -> float:
         """Return how long a turn may take, seconds: its agent, the worker or the model says."""
@@ -74,16 +94,61 @@ class Parts(NamedTuple):
         )
 
 
+def grants_of(
+    parts: Parts, lease: Lease, plan: Plan, payer: Payer, context: OpenAILLMContext
+) -> Grants:
+    """Return what is asked before each call of the model about this context."""
+    settings = plan.settings
+    return Grants(
+        parts.limiters[plan.member.number],
+        parts.services.models_of(settings)[0],
+        Caller(lease.keys.job_id, payer.tenant, payer.is_batch),
+        lambda: estimated_tokens(context.encoded_request_messages()),
+        settings.max_output_tokens or settings.max_tokens,
+        member=plan.member,
+    )
+
+
+async def note_health(
+    parts: Parts, provider: str, lease: Lease, plan: Plan, failure: Retryable | Terminal | None
+) -> None:
+    """Tell breakers and pool whether the provider works: also one that refuses does."""
+    if isinstance(failure, BudgetExceeded):  # it was not asked
+        return
+    if failure is None:
+        parts.pool.works(plan.member)
+    elif failure.code in OF_THE_KEY:
+        parts.pool.leave_out(plan.member, failure.code)
+    if failure is None or isinstance(failure, UnusableReply | Terminal):
+        await parts.breakers.succeeded(provider)
+    elif isinstance(failure, ProviderUnavailable) and not isinstance(failure, RateLimited):
+        await parts.breakers.failed(provider, lease.conversation_id)
+
+
 class Tap(FrameProcessor):
     """Stands between model and assistant aggregator, and shows what passes to log and tools."""
 
-    def __init__(self, log: AttemptLog, tools: ToolCalls) -> None:
-        """Show text to `log` and calls to `tools`."""
+    def __init__(
+        self,
+        log: AttemptLog,
+        tools: ToolCalls,
+        budget: TurnBudget | None = None,
+        *,
+        owner: str = "",
+    ) -> None:
+        """Show text to `log` and calls to `tools`; the model is asked again within `budget`.
+
+        Reasoning is kept as that of the `owner` of the key.
+        """
         super().__init__()
         self.is_closed = False
         """Whether the model is not to be asked again."""
+        self.exceeded: BudgetExceeded | None = None
+        """Why the model was not asked again, if that is so."""
         self._log = log
         self._tools = tools
+        self._budget = budget
+        self._owner = owner
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Show a frame before the assistant aggregator gets it."""
@@ -96,11 +161,24 @@ class Tap(FrameProcessor):
             self._log.response_started()
         elif isinstance(frame, LLMThoughtTextFrame):
             self._log.on_thought(frame.text)
+        elif isinstance(frame, LLMReplyItemFrame):
+            frame.model = owned(frame.model, self._owner)
+            frame.asked = owned(frame.asked, self._owner)
         elif isinstance(frame, LLMServerToolFrame):
             self._log.server_tool(frame)
-        elif self.is_closed and isinstance(frame, OpenAILLMContextFrame):
+        elif isinstance(frame, OpenAILLMContextFrame) and not await self._may_go_on():
             return
         await self.push_frame(frame, direction)
+
+    async def _may_go_on(self) -> bool:
+        """Whether the model is to be asked again."""
+        if self._budget is not None and not self.is_closed:
+            try:
+                await self._budget.check()
+            except BudgetExceeded as error:
+                self.exceeded = error
+                self.is_closed = True
+        return not self.is_closed
 
 
 class Attempt:
@@ -135,13 +213,17 @@ class Attempt:
         self._lease = lease
         self._inbox = inbox
         self.plan = plan
+        self.pool = parts.pool
         self.calls = calls
         self.log = log
-        self._service = parts.services(lease.conversation_id, plan.settings, log, budget_s=budget_s)
+        self._service = parts.services(
+            lease.conversation_id, plan.settings, log, budget_s=budget_s, member=plan.member
+        )
         self._tools = ToolCalls(log, calls, plan, parts.planner, stream=parts.shard.tool_calls)
         if plan.offered:
             self._service.use_functions(self._tools)
-        self._tap = Tap(log, self._tools)
+        self._budget = TurnBudget(parts.purse, lease, log) if parts.purse is not None else None
+        self._tap = Tap(log, self._tools, self._budget, owner=plan.member.owner)
         self._service.link(self._tap)
         self._tap.link(assistant)
 
@@ -158,12 +240,15 @@ class Attempt:
         """Break the circles that its parts make; else their memory waits for a collection."""
         self._service.unlink()
         self._tap.unlink()
+        if self._budget is not None:
+            self._budget.close()
 
     async def run(self) -> None:
         """Answer until the model is done, somebody stops it, or a tool has to be waited for.
 
         Raises:
-            Terminal: The turn's budget is used up, by its tools or by the model.
+            Terminal: The turn's budget of time is used up, by its tools or by the model, or that of
+                somebody's money or tokens.
             WorkerError: As the service raises it.
             asyncio.CancelledError: Handed over or lost; spend so far is noted if that is possible.
         """
@@ -192,6 +277,8 @@ class Attempt:
         try:
             async with budget:
                 await self._answer_calls()
+            if self._tap.exceeded is not None and self.stop is None:
+                raise self._tap.exceeded
         except TimeoutError:
             if not budget.expired():
                 raise
@@ -200,6 +287,8 @@ class Attempt:
     async def _answer_calls(self) -> None:
         """Go on where an earlier attempt ended, until something has to be waited for."""
         calls = self.calls
+        if self._budget is not None and (not calls.rounds or calls.wants_run):
+            await self._budget.check()
         if not calls.rounds:
             frame = OpenAILLMContextFrame(self.log.context)
             await self._service.process_frame(frame, DOWNSTREAM)
@@ -261,7 +350,7 @@ def backoff_s(attempt: int, retry_after_s: float | None) -> float:
 
 
 def given_up(
-    ledger: Ledger, turn_id: str, limits: DriverSettings, error: Retryable | None = None
+    ledger: Ledger, turn_id: str, limits: DriverSettings, error: WorkerError | None = None
 ) -> tuple[str, str] | None:
     """Return why a turn is not tried (again), whatever time is left: code and text; None if it is.
 

@@ -33,14 +33,17 @@ from turnline.worker.turn.checkpoints import (
     Checkpoints,
     External,
     Finished,
+    Left,
     call_step,
     external_step,
     finished_step,
+    left_step,
     message_step,
     rollback_step,
 )
 from turnline.worker.turn.event_writer import EventWriter
-from turnline.worker.turn.ledger import Ledger, entry_of, note_of
+from turnline.worker.turn.grants import Grants
+from turnline.worker.turn.ledger import Ledger, Payer, entry_of, note_of
 from turnline.worker.turn.observer import AttemptObserver
 
 BETWEEN_ANSWERS = "\n\n"
@@ -86,6 +89,7 @@ class TurnFacts(NamedTuple):
     turn_id: str
     attempt: int
     trace: TurnTrace
+    payer: Payer = Payer()
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -112,6 +116,7 @@ class AttemptLog:
         context: OpenAILLMContext,
         settings: ConversationSettings,
         opening: Sequence[bytes],
+        grants: Grants,
     ) -> None:
         """Begin with no call.
 
@@ -124,6 +129,7 @@ class AttemptLog:
             context: That the model answers.
             settings: By which it is asked.
             opening: Steps before the first response of the turn; none if one is safe already.
+            grants: Lets its calls be made.
         """
         self.facts = facts
         self.writer = writer
@@ -133,27 +139,47 @@ class AttemptLog:
         self._observer = observer
         self._settings = settings
         self._opening = opening
+        self.grants = grants
+        self._unsent: LLMCall | None = None
+        """The call that waits for its grant."""
         self._calls: list[LLMCall] = []
         """Model calls of this attempt that are not in the ledger yet."""
         self._separate = False
+        self.has_shown = False
+        """Whether readers have seen anything of the reply to the last call."""
 
     # -- the model ------------------------------------------------------------------------------
 
     def on_call_started(self, call: LLMCall) -> Awaitable[None]:
         """Announce a call and leave a note of it; its request is sent once that is safe."""
+        return self._begin(call) if self.grants.has_spare else self._wait_and_begin(call)
+
+    async def _wait_and_begin(self, call: LLMCall) -> None:
+        self._unsent = call
+        await self.grants.wait()
+        self._unsent = None
+        await self._begin(call)
+
+    def _begin(self, call: LLMCall) -> Awaitable[None]:
+        self.grants.begin(call)
         self._observer.call_started(call, self.context, self._settings)
         if any(it.error for it in self._calls):  # a request was refused, and this is the mended one
             self.abandon_calls()
         self._calls.append(call)
+        self.has_shown = False
         return self._note(call)
 
     async def _note(self, call: LLMCall) -> None:
+        facts = self.facts
         await self.save_abandoned()  # the note takes the place of the one before
-        await self.writer.begin_call(note_of(call, self.facts.turn_id, self.facts.attempt))
+        await self.writer.begin_call(note_of(call, facts.turn_id, facts.attempt, facts.payer))
+        self.grants.sent()
 
     async def on_call_finished(self, call: LLMCall) -> None:
         """Take note that a call is over; what it cost is read when the attempt ends."""
-        self._observer.call_finished(call)
+        if call is not self._unsent:
+            self.grants.settle(call)
+            self._observer.call_finished(call)
 
     def response_started(self) -> None:
         """Keep the text of this response apart from that of the one before."""
@@ -161,6 +187,7 @@ class AttemptLog:
 
     def on_text(self, text: str) -> None:
         """Show what the model says."""
+        self.has_shown = True
         if self._separate:
             self._separate = False
             self.writer.text(BETWEEN_ANSWERS)
@@ -169,10 +196,12 @@ class AttemptLog:
 
     def on_thought(self, text: str) -> None:
         """Show a piece of what the model tells of its thoughts."""
+        self.has_shown = True
         self.writer.thought(text)
 
     def server_tool(self, frame: LLMServerToolFrame) -> None:
         """Show that a tool which the provider runs was called, or is done."""
+        self.has_shown = True
         ids, call_id, ok = self.facts.ids, frame.call_id, frame.ok
         if ok is None:
             self.writer.event(ServerToolStarted(**ids, call_id=call_id, name=frame.tool))
@@ -261,17 +290,23 @@ class AttemptLog:
         self._ledger.abandon(self._entries())
         self._calls = []
 
-    def _entries(self) -> list[CallEntry]:
-        return [entry_of(it, self.facts.turn_id, self.facts.attempt) for it in self._calls]
+    @property
+    def calls(self) -> list[CallEntry]:
+        """Entries of all calls of the turn so far, of this attempt and earlier ones."""
+        return [*self._ledger.entries, *self._entries()]
 
-    async def save_abandoned(self) -> None:
-        """Make the calls safe that led to nothing.
+    def _entries(self) -> list[CallEntry]:
+        facts = self.facts
+        return [entry_of(it, facts.turn_id, facts.attempt, facts.payer) for it in self._calls]
+
+    async def save_abandoned(self, left: Iterable[Left] = ()) -> None:
+        """Make the calls safe that led to nothing, and which models are left for others.
 
         Raises:
             LeaseLost: Nothing was written.
             StoreUnavailable: Redis did not answer.
         """
-        if steps := [*map(call_step, self._ledger.note_abandoned())]:
+        if steps := [*map(call_step, self._ledger.note_abandoned()), *map(left_step, left)]:
             await self._checkpoints.save(steps)
 
     async def flush(self) -> None:

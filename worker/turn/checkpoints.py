@@ -8,6 +8,7 @@ A step is one byte that says what it is, and what follows it:
     c<ledger entry>  a model call, JSON: kept unless it says `abandoned`; where it was refused for
                      earlier reasoning, all reasoning from before it is out of the context
     u<entry id>      the last entry of the inbox that belongs to this turn
+    f<Left>          a model that failed, or a member of the pool, JSON: others are asked before
     l<Lost>          an attempt that ended without a word, JSON; noted by the load that found out
     x<entry id>      rolled back for that entry: of what stands before it only the spend counts,
                      as abandoned
@@ -16,7 +17,7 @@ Source: docs/adr/0011-steps-beside-the-context.md
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -60,9 +61,21 @@ class Lost(msgspec.Struct, frozen=True):
     """When the next one began, Redis' clock."""
 
 
+class Left(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model that the turn has left for the next one of its list, or a member of the pool."""
+
+    model: str
+    """Empty if it is a member."""
+    code: str
+    """Of the error."""
+    member: str = ""
+    """Its `ident`."""
+
+
 _encode = msgspec.json.Encoder().encode
 decode_message = msgspec.json.Decoder(dict, float_hook=number).decode
 decode_finished = msgspec.json.Decoder(Finished).decode
+decode_left = msgspec.json.Decoder(Left).decode
 decode_lost = msgspec.json.Decoder(Lost).decode
 decode_external = msgspec.json.Decoder(External).decode
 
@@ -89,9 +102,11 @@ class Progress(NamedTuple):
     """Of these, the ones whose `tool_result` was used."""
     reasoning_refused: bool = False
     """Whether the model could not read the reasoning of earlier turns, and was asked without it."""
+    left: tuple[Left, ...] = ()
+    """Models that failed, the last one last."""
 
 
-def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
+def progress_of(steps: Sequence[bytes], rollback: str | None) -> Progress:
     """Read steps.
 
     Args:
@@ -104,6 +119,7 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
     deadlines: dict[str, int] = {}
     answered: set[str] = set()
     refused = False
+    left = tuple(decode_left(it[1:]) for it in steps if it[:1] == b"f")  # a rollback mends nothing
     done = None
     for step in steps:
         kind, data = step[:1], step[1:]
@@ -134,8 +150,9 @@ def progress_of(steps: Iterable[bytes], rollback: str | None) -> Progress:
             case _:
                 pass
     if rollback is not None and done != rollback:
-        return Progress(reasoning_refused=refused)
-    return Progress(messages, last_entry, wants_run, deadlines, frozenset(answered), refused)
+        return Progress(reasoning_refused=refused, left=left)
+    found = frozenset(answered)
+    return Progress(messages, last_entry, wants_run, deadlines, found, refused, left)
 
 
 def _placeholders(message: Message) -> list[Message]:
@@ -223,6 +240,11 @@ def message_step(encoded: bytes) -> bytes:
 def call_step(call: CallEntry) -> bytes:
     """Return the step of a model call."""
     return b"c" + _encode(call)
+
+
+def left_step(left: Left) -> bytes:
+    """Return the step of a model that is left."""
+    return b"f" + _encode(left)
 
 
 def finished_step(finished: Finished) -> bytes:

@@ -1,8 +1,8 @@
 """Works out all that changes when a turn takes effect."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -14,16 +14,19 @@ from turnline.contracts.replies import (
     AnyTerminal,
     TurnCompleted,
     TurnFailed,
+    TurnRecord,
     encode_event,
 )
 from turnline.worker.effects import ConversationSnapshot, Copy, Effects
 from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.turn.gathering import ConsumedEntry, Turn, record_of
 from turnline.worker.turn.kept_reasoning import REASONING_MAX_BYTES, bound_reasoning
+from turnline.worker.turn.ratings import Ends, count_ratings, with_ratings
 
 _encode = msgspec.json.Encoder().encode
-_NO_DEAD_LETTER = frozenset({"unknown_call"})
-"""Results that come late, or twice, are in the nature of things delivered at least once."""
+NO_DEAD_LETTER: Final = frozenset({"unknown_call", "unknown_turn", "too_many_ratings"})
+"""Results that come late, or twice, are in the nature of things delivered at least once. A rating
+is refused by what there is of its turn: sending it again from a dead letter mends nothing."""
 
 
 class Ending(NamedTuple):
@@ -57,6 +60,7 @@ def build_commit(
     turn: Turn,
     loaded: ConversationSnapshot,
     calls: Sequence[CallEntry],
+    rated: Mapping[str, TurnRecord],
     *,
     shard: ShardKeys,
     worker: str,
@@ -70,6 +74,7 @@ def build_commit(
         turn: The entries it used, and the context as it is to be.
         loaded: The conversation as it was.
         calls: Ledger entries of all attempts.
+        rated: Records of the turns that it rates; see `records_of_rated`.
         shard: Where copies go.
         worker: Noted in the records.
         now_ms: Redis' clock, ms since the Unix epoch.
@@ -79,29 +84,26 @@ def build_commit(
     added, rewrite = ([], False) if failed else _changed_messages(turn.context)
     messages = added if rewrite else [*loaded.messages, *added]
     first = 0 if rewrite else len(loaded.messages)
-    own_messages = (first if turn.context_replaced else len(loaded.messages), len(messages))
+    own = (first if turn.context_replaced else len(loaded.messages), len(messages))
     first, size = bound_reasoning(messages, first, loaded.reasoning_bytes, reasoning_max_bytes)
-    ends = _ends(turn, ending.event)
+    ends, ratings = count_ratings(_ends(turn, ending.event), rated)
     record = partial(record_of, attempts=loaded.attempt, finished_at_ms=now_ms, worker=worker)
-    of = {True: own_messages, False: (0, 0)}
-    records = [(it.turn_id, record(it, end, messages=of[end is ending.event])) for it, end in ends]
-    return Commit(
-        Effects(
-            turn_id=next((it for it, end in ends if end is ending.event), turn.used[0]).turn_id,
-            entries=[used.entry.entry_id for used, _ in ends],
-            messages=messages[first:],
-            rewrite=rewrite or first < own_messages[0],
-            reasoning_bytes=size,
-            settings=turn.settings if turn.settings_changed and not failed else None,
-            calls=calls,
-            turns=int(ending.event is not None or ending.counts),
-            events=[*ending.unpublished, *(end for _, end in ends)],
-            records=records,
-            copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),
-            next_attempt=loaded.attempt + 1 if ending.is_unread else 1,
-        ),
-        messages,
+    effects = Effects(
+        turn_id=next((it for it, end in ends if end is ending.event), turn.used[0]).turn_id,
+        entries=[used.entry.entry_id for used, _ in ends],
+        messages=messages[first:],
+        rewrite=rewrite or first < own[0],
+        reasoning_bytes=size,
+        settings=turn.settings if turn.settings_changed and not failed else None,
+        calls=calls,
+        turns=int(ending.event is not None or ending.counts),
+        events=[*ending.unpublished, *(end for _, end in ends)],
+        records=with_ratings(_records(ends, ending.event, own, record), ratings, rated),
+        copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),
+        at_ms=now_ms,
+        next_attempt=loaded.attempt + 1 if ending.is_unread else 1,
     )
+    return Commit(effects, messages)
 
 
 def _changed_messages(context: OpenAILLMContext) -> tuple[list[bytes], bool]:
@@ -117,6 +119,17 @@ def _ends(turn: Turn, ending: AnyTerminal | None) -> list[tuple[ConsumedEntry, A
     if isinstance(ending, TurnFailed):  # what only changes things stays in the inbox, as the next
         ends = [(used, end) for used, end in ends if not _only_changes(used)]
     return sorted(ends, key=lambda pair: pair[1] is ending)
+
+
+def _records(
+    ends: Ends,
+    of_turn: AnyTerminal | None,
+    messages: tuple[int, int],
+    record: Callable[..., TurnRecord],
+) -> list[tuple[str, TurnRecord]]:
+    """Return what is kept of each entry; the messages are those of the turn's own."""
+    of = {True: messages, False: (0, 0)}
+    return [(it.turn_id, record(it, end, messages=of[end is of_turn])) for it, end in ends]
 
 
 def _only_changes(used: ConsumedEntry) -> bool:
@@ -138,7 +151,7 @@ def _copies(  # noqa: PLR0917  all that stands in a dead letter
             stream = shard.reply_prefix + used.message.reply_to
             copies.append(Copy(stream, {"e": encode_event(end)}))
         failure = _failure(used, end, ending.event)
-        if failure is None or failure.code in _NO_DEAD_LETTER:
+        if failure is None or failure.code in NO_DEAD_LETTER:
             continue
         fields: dict[str, str | bytes | int] = {
             "c": conversation_id,

@@ -1,12 +1,16 @@
 """Drives one conversation: inbox -> user aggregator -> model -> assistant aggregator -> commit."""
 
 import time
+from collections.abc import Sequence
 
 from turnline.contracts.keys import ShardKeys
 from turnline.worker.errors import LeaseLost, StoreUnavailable
 from turnline.worker.lease import Lease
 from turnline.worker.outcome import Done, Outcome, Parked
+from turnline.worker.pool import Member, Pool
 from turnline.worker.turn.attempt import Parts
+from turnline.worker.turn.budgets import Purse
+from turnline.worker.turn.grants import Limiter, Unlimited
 from turnline.worker.turn.observer import Observer, Unobserved
 from turnline.worker.turn.plan import Planner
 from turnline.worker.turn.ports import Breakers, DriverSettings, Services, Store
@@ -26,8 +30,12 @@ class ConversationDriver:
         observer: Observer | None = None,
         *,
         planner: Planner | None = None,
+        limiters: Sequence[Limiter] | None = None,
+        pool: Pool | None = None,
+        purse: Purse | None = None,
     ) -> None:
         """Use these parts for every conversation."""
+        pool = pool or Pool([Member()])
         self._parts = Parts(
             store,
             services,
@@ -36,6 +44,9 @@ class ConversationDriver:
             settings,
             observer or Unobserved(),
             planner or Planner(),
+            limiters or [Unlimited()] * len(pool),
+            pool,
+            purse,
         )
 
     async def run(self, lease: Lease) -> Outcome:

@@ -210,7 +210,7 @@ class Turn:
                 self.settings = message.settings.applied_to(self.settings)
                 self.settings_changed = True
                 self._consume(entry, message, self._completed(message))
-            case inbound.Interrupt():
+            case inbound.Interrupt() | inbound.Feedback():  # see `turnline.worker.turn.ratings`
                 self._consume(entry, message, self._completed(message))
             case inbound.ToolResult():
                 text = "no tool call of this conversation waits for a result"
@@ -417,6 +417,7 @@ def record_of(
         accepted_at_ms=used.entry.accepted_at_ms,
         after=used.entry.after,
         digest=used.entry.digest,
+        deliver_at_ms=getattr(used.entry.message, "deliver_at_ms", None),
         finished_at_ms=finished_at_ms,
         attempts=attempts,
         trace_id=ending.trace_id,

@@ -2,15 +2,28 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from turnline.contracts.conversation import CallEntry, Usage, UsageState
+from turnline.contracts.conversation import CallEntry, ConversationSettings, Usage, UsageState
+from turnline.contracts.messages import ContextAppend, Inbound, Transcription, UserMessage
 from turnline.worker.effects import ConversationSnapshot
 from turnline.worker.pipeline.calls import LLMCall
 
 _decode_call = msgspec.json.Decoder(CallEntry).decode
 _LEAST_CERTAIN_FIRST: Sequence[UsageState] = ("unknown", "estimated", "reported")
+
+
+class Payer(NamedTuple):
+    """Whose spend the calls of a turn are."""
+
+    tenant: str = ""
+    """Empty: nobody's in particular."""
+    agent: str = ""
+    """Empty: none."""
+    is_batch: bool = False
+    """Whether others go first."""
 
 
 class Ledger:
@@ -79,7 +92,17 @@ class Ledger:
         return _LEAST_CERTAIN_FIRST[min(certainties, default=-1)]
 
 
-def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
+def payer_of(message: Inbound | None, settings: ConversationSettings) -> Payer:
+    """Return whose spend a turn is: the message says so, else the conversation's settings."""
+    tenant, agent, is_batch = "", None, False
+    if isinstance(message, UserMessage | ContextAppend | Transcription):
+        tenant = message.tenant
+    if isinstance(message, UserMessage | ContextAppend):
+        agent, is_batch = message.agent, message.priority == "batch"
+    return Payer(tenant or settings.tenant or "", agent or settings.agent or "", is_batch)
+
+
+def entry_of(call: LLMCall, turn_id: str, attempt: int, payer: Payer) -> CallEntry:
     """Return a call's entry in the ledger."""
     return CallEntry(
         call_id=f"{turn_id}/{attempt}/{call.number}",
@@ -93,10 +116,12 @@ def entry_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
         response_id=call.response_id,
         started_at_ms=_wall_ms(call.started_at),
         duration_ms=int((call.duration_s or 0) * 1000),
+        tenant=payer.tenant,
+        agent=payer.agent,
     )
 
 
-def note_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
+def note_of(call: LLMCall, turn_id: str, attempt: int, payer: Payer) -> CallEntry:
     """Return what is noted of a call before its request is sent: all that a lost worker leaves."""
     return CallEntry(
         call_id=f"{turn_id}/{attempt}/{call.number}",
@@ -106,6 +131,8 @@ def note_of(call: LLMCall, turn_id: str, attempt: int) -> CallEntry:
         state="unknown",
         abandoned=True,
         started_at_ms=_wall_ms(call.started_at),
+        tenant=payer.tenant,
+        agent=payer.agent,
     )
 
 

@@ -49,6 +49,9 @@ class AttemptObserver:
         """Hold while a function runs, in the task in which it does."""
         return nullcontext()
 
+    def waited(self, what: str) -> None:
+        """The turn waited for this before it was attempted."""
+
     def retrying(self, code: str, wait_s: float) -> None:
         """The attempt is given up; another one is made after a while."""
 

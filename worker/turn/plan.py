@@ -1,9 +1,9 @@
 """Agents: named profiles from a file, and what one turn works with: settings, tools, limits."""
 
-import asyncio
 import logging
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -25,9 +25,11 @@ from turnline.contracts.conversation import (
     check_wire,
 )
 from turnline.contracts.json_schemas import Schema, Schemas
+from turnline.contracts.messages import ContextAppend, Inbound, UserMessage
 from turnline.contracts.schema_bounds import BadSchema
 from turnline.contracts.server_tools import ServerTools
-from turnline.worker.files import UnusableFile, read_text
+from turnline.worker.files import FileChanges, UnusableFile, read_text
+from turnline.worker.pool import Member
 from turnline.worker.schema_checking import Checker
 
 log = logging.getLogger("turnline.agents")
@@ -45,7 +47,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     description: str = ""
     """For people; never sent."""
     system_prompt: Text | None = None
-    model: Id | None = None
+    model: Id | Annotated[tuple[Id, ...], Meta(min_length=1)] | None = None
+    """Several: the next one is asked when one cannot answer."""
     temperature: Temperature | None = None
     top_p: Probability | None = None
     max_tokens: PositiveInt | None = None
@@ -66,10 +69,23 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         check_wire(self)
+        if len(set(self.models)) < len(self.models):
+            raise ValueError("model: a name stands there twice")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models, in order; none: those of the conversation or of the worker."""
+        match self.model:
+            case None:
+                return ()
+            case str():
+                return (self.model,)
+            case _:
+                return self.model
 
 
 _SETTINGS = (
-    *("system_prompt", "model", "temperature", "top_p", "max_tokens", "seed"),
+    *("system_prompt", "temperature", "top_p", "max_tokens", "seed"),
     *("reasoning_effort", "tool_choice", "response_format"),
     *("wire", "max_output_tokens", "server_tools", "reasoning_summary"),
 )
@@ -131,10 +147,8 @@ class AgentsFile:
         Raises:
             BadAgents: See `read_agents`.
         """
-        self._path = path
-        self._tools = tools
-        self._refreshing = asyncio.Lock()
-        self._stamp = self._look()
+        self._read = partial(read_agents, path, tools)
+        self._changes = FileChanges(path)
         self.agents: Mapping[str, Agent] = read_agents(path, tools, schemas)
 
     def get(self, name: str) -> Agent | None:
@@ -143,27 +157,14 @@ class AgentsFile:
 
     async def refresh(self) -> None:
         """Read the file again, in a thread, if it changed; a broken one changes nothing."""
-        if self._look() == self._stamp:
-            return
-        async with self._refreshing:
-            stamp = self._look()
-            if stamp == self._stamp:
-                return
-            try:
-                self.agents = await asyncio.to_thread(
-                    read_agents, self._path, self._tools, Schemas()
-                )
-                log.info("agents.loaded", extra={"agents": ",".join(self.agents)})
-            except BadAgents as error:
-                log.error("agents.unusable", extra={"error": str(error)})  # noqa: TRY400  told
-            self._stamp = stamp
-
-    def _look(self) -> tuple[int, int, int]:
         try:
-            found = self._path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+            agents = await self._changes.read(self._read)
+        except BadAgents as error:
+            log.error("agents.unusable", extra={"error": str(error)})  # noqa: TRY400  told
+            return
+        if agents is not None:
+            self.agents = agents
+            log.info("agents.loaded", extra={"agents": ",".join(agents)})
 
 
 class ToolLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +233,21 @@ class Plan(NamedTuple):
     """What the reply has to fit, if a form is asked for."""
     problem: tuple[str, str] | None = None
     """Code and text of why the turn cannot be run."""
+    models: tuple[str, ...] = ()
+    """That may be asked, in order; none: as the settings and the worker say."""
+
+    member: Member = Member()
+    """By whose key and where the model is asked."""
+
+    def with_member(self, member: Member) -> "Plan":
+        """Return the plan by which the model is asked by this one."""
+        return self if member is self.member else self._replace(member=member)
+
+    def with_model(self, model: str) -> "Plan":
+        """Return the plan by which this model is asked."""
+        if self.settings.model == model:
+            return self
+        return self._replace(settings=msgspec.structs.replace(self.settings, model=model))
 
 
 class Planner:
@@ -267,6 +283,13 @@ class Planner:
         if self._agents is not None:
             await self._agents.refresh()
 
+    def plan_of(self, message: Inbound | None, settings: ConversationSettings) -> Plan:
+        """Work out the plan of the turn that a message asks for."""
+        if isinstance(message, UserMessage | ContextAppend):
+            form = message.response_format or None
+            return self.plan(settings, agent=message.agent or None, response_format=form)
+        return self.plan(settings)
+
     def plan(
         self,
         settings: ConversationSettings,
@@ -288,15 +311,19 @@ class Planner:
             return self._with_tools(settings, None, self._limits)
         name = agent or settings.agent
         profile = None
+        models: tuple[str, ...] = ()
         if name is not None:
             profile = self._agents.get(name) if self._agents is not None else None
             if profile is None:
                 problem = ("unknown_agent", f"no agent is called {name}")
                 return Plan(settings, (), {}, self._limits, problem=problem)
+            if agent is not None or settings.model is None:
+                models = profile.models
             settings = _merged(settings, profile, profile_wins=agent is not None)
         if response_format is not None:
             settings = msgspec.structs.replace(settings, response_format=response_format)
-        return self._with_tools(settings, profile, _limited(self._limits, profile))
+        plan = self._with_tools(settings, profile, _limited(self._limits, profile))
+        return plan._replace(models=models).with_model(models[0]) if models else plan
 
     def _with_tools(
         self, settings: ConversationSettings, profile: Agent | None, limits: ToolLimits

@@ -1,11 +1,12 @@
 """The ports of a turn to the adapters, and the settings by which turns are run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from turnline.contracts.conversation import CallEntry, ConversationSettings
+from turnline.contracts.replies import TurnRecord
 from turnline.worker.effects import Committed, ConversationSnapshot, Copy, Effects, Entry
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.aggregators import (
@@ -19,6 +20,7 @@ from turnline.worker.pipeline.context import OpenAILLMContext
 from turnline.worker.pipeline.frames import Frame, FunctionCallFromLLM
 from turnline.worker.pipeline.functions import FunctionRegistry
 from turnline.worker.pipeline.processor import FrameDirection, FrameProcessor
+from turnline.worker.pool import Member
 from turnline.worker.turn.kept_reasoning import REASONING_MAX_BYTES
 
 
@@ -28,6 +30,9 @@ class Store(Protocol):
     async def load(self, lease: Lease) -> ConversationSnapshot: ...  # noqa: D102
     async def more(self, lease: Lease, after: str) -> list[Entry]: ...  # noqa: D102
     async def shown(self, lease: Lease, after: str, turn_id: str) -> str: ...  # noqa: D102
+    async def records(  # noqa: D102
+        self, lease: Lease, turn_ids: Sequence[str]
+    ) -> Mapping[str, TurnRecord]: ...
     async def emit(  # noqa: D102
         self,
         lease: Lease,
@@ -84,8 +89,8 @@ class Services(Protocol):
         user_params: LLMUserAggregatorParams,
         assistant_params: LLMAssistantAggregatorParams,
     ) -> AggregatorPair: ...
-    def model_of(self, settings: ConversationSettings) -> str:
-        """Return the name of the model that a conversation with these settings talks to."""
+    def models_of(self, settings: ConversationSettings) -> tuple[str, ...]:
+        """Return the names of the models that a conversation may talk to, in order."""
         ...
 
     def budget_s(self, settings: ConversationSettings) -> float:
@@ -99,6 +104,7 @@ class Services(Protocol):
         observer: CallObserver,
         *,
         budget_s: float,
+        member: Member,
     ) -> ModelService:
         """Return a service for one attempt at one turn, none of whose calls takes longer."""
         ...
@@ -108,8 +114,6 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How conversations are run; see `turnline.worker.settings` for what each means."""
 
     worker_name: str
-    provider: str = ""
-    """Base URL; names the breakers, together with the model."""
     turn_quota: int = 16
     max_crashes: int = 3
     turn_budget_s: float | None = None

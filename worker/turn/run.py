@@ -2,11 +2,11 @@
 
 import itertools
 import logging
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from turnline.contracts.messages import ContextAppend, Interrupt, UserMessage
+from turnline.contracts.messages import Interrupt
 from turnline.contracts.replies import (
     TurnCompleted,
     TurnFailed,
@@ -14,13 +14,7 @@ from turnline.contracts.replies import (
     TurnStarted,
 )
 from turnline.worker.effects import ConversationSnapshot, Entry
-from turnline.worker.errors import (
-    ProviderUnavailable,
-    RateLimited,
-    Retryable,
-    Terminal,
-    UnusableReply,
-)
+from turnline.worker.errors import RateLimited, Retryable, Terminal
 from turnline.worker.lease import Lease
 from turnline.worker.logs import bind_log_context
 from turnline.worker.outcome import Done, Outcome, Parked
@@ -38,7 +32,7 @@ from turnline.worker.pipeline.frames import (
 )
 from turnline.worker.pipeline.processor import DOWNSTREAM
 from turnline.worker.pipeline.tool_schemas import NOT_GIVEN
-from turnline.worker.turn.attempt import Attempt, Parts, backoff_s, given_up
+from turnline.worker.turn.attempt import Attempt, Parts, backoff_s, given_up, note_health
 from turnline.worker.turn.attempt_log import (
     BETWEEN_ANSWERS,
     AttemptLog,
@@ -49,23 +43,31 @@ from turnline.worker.turn.attempt_log import (
 )
 from turnline.worker.turn.checkpoints import (
     Checkpoints,
+    Left,
     Progress,
     last_entry_step,
     progress_of,
     rollback_step,
 )
+from turnline.worker.turn.clock import TurnClock
 from turnline.worker.turn.commit import Ending, build_commit
 from turnline.worker.turn.event_writer import EventWriter
 from turnline.worker.turn.gathering import ConsumedEntry, Turn, collect, collect_again
+from turnline.worker.turn.grants import Grants
 from turnline.worker.turn.inbox import Inbox
-from turnline.worker.turn.ledger import Ledger
+from turnline.worker.turn.ledger import Ledger, payer_of
+from turnline.worker.turn.model_lists import FallBack, fall_back, with_models
 from turnline.worker.turn.open_calls import OpenCalls
 from turnline.worker.turn.plan import Plan
+from turnline.worker.turn.pooling import choose, find_room, leave_lines
+from turnline.worker.turn.ratings import records_of_rated
 from turnline.worker.turn.reply_format import InvalidReply, parsed_reply
 
 turns_log = logging.getLogger("turnline.turns")
 
 _SPEECH_PARK_MS = 60_000
+_AHEAD_MS = 10
+"""By which a turn comes back before it may call: it is loaded meanwhile."""
 _ASSISTANT_PARAMS = LLMAssistantAggregatorParams(expect_stripped_words=False)
 
 
@@ -94,12 +96,11 @@ class TurnRun:
         self._ledger = Ledger(loaded)
         self._checkpoints = Checkpoints(parts.store, lease, loaded.steps)
         self._batches = itertools.count(loaded.attempt * 1_000_000 + 1)
-        self._began_at_s = time.monotonic()
-        self._budget_s = 0.0
+        self._clock = TurnClock(loaded)
         self.following: ConversationSnapshot | None = None
         """The conversation as the commit left it; None: it must be loaded again."""
         self._observer = parts.observer.attempt(
-            lease, loaded, began_at_s=began_at_s, loaded_at_s=self._began_at_s
+            lease, loaded, began_at_s=began_at_s, loaded_at_s=self._clock.began_at_s
         )
 
     async def run(self, *, keep_lease: bool) -> Outcome:
@@ -192,43 +193,43 @@ class TurnRun:
     async def _answer(self, draft: Draft) -> Ending | Parked | None:
         """Answer a turn or refuse to; None if it was rolled back."""
         turn = draft.turn
-        plan = self._plan(turn)
+        plan = self._plan(turn, draft.progress.left)
         if draft.progress.reasoning_refused:
             turn.context.drop_reply_items()  # as the attempt did that was told
         turn.context.add_messages(map(dict, draft.progress.messages))
-        calls = OpenCalls(draft.progress, turn.context, plan, self._now_ms)
+        calls = OpenCalls(draft.progress, turn.context, plan, self._clock.now_ms)
         refusal = self._refusal(turn.primary, plan)
-        ended = await self._respond(draft, plan, calls) if refusal is None else Ending(refusal)
+        if refusal is not None:
+            leave_lines(self._parts, self._lease, plan)
+            ended: Ending | Parked | None = Ending(refusal)
+        else:
+            ended = await self._respond(draft, plan, calls)
         if isinstance(ended, Ending):
             for entry, result in calls.used_answers(self._inbox.entries):
                 turn.consume_result(entry, result)
         return ended
 
-    def _plan(self, turn: Turn) -> Plan:
-        """Work out settings and tools, by what the message asks for, and tell the context."""
+    def _plan(self, turn: Turn, left: Sequence[Left]) -> Plan:
+        """Work out settings, models and tools by what the message asks for; tell the context."""
         planner, settings = self._parts.planner, self._loaded.settings
-        message = turn.primary.message
-        if isinstance(message, UserMessage | ContextAppend):
-            form = message.response_format or None
-            plan = planner.plan(settings, agent=message.agent or None, response_format=form)
-        else:
-            plan = planner.plan(settings)
+        plan = planner.plan_of(turn.primary.message, settings)
+        plan = with_models(plan, self._parts.services.models_of(plan.settings), left)
         if plan.reply is not None:
             planner.checker.expect(plan.reply)  # while the model is at work
         choice = plan.settings.tool_choice
         turn.context.set_tools(plan.tools or NOT_GIVEN)
         turn.context.set_tool_choice(choice if choice is not None else NOT_GIVEN)
         turn.context.system_prompt = plan.settings.system_prompt
-        self._budget_s = self._parts.budget_s(plan)
+        self._clock.budget_s = self._parts.budget_s(plan)
         return plan
 
     def _refusal(self, primary: ConsumedEntry, plan: Plan) -> TurnFailed | None:
         """Return why this turn is not attempted (again), if so."""
-        loaded, deadline_at_ms = self._loaded, _deadline_at_ms(primary)
+        loaded = self._loaded
         why = plan.problem
         if why is None and loaded.crashes >= self._settings.max_crashes:
             why = ("crashed", f"{loaded.crashes} attempts ended without a word")
-        if why is None and deadline_at_ms is not None and self._now_ms() > deadline_at_ms:
+        if why is None and self._clock.left_ms(primary) < 0:
             why = ("deadline_exceeded", "the producer's deadline has passed")
         if why is None and loaded.attempt > 1:
             why = given_up(self._ledger, primary.turn_id, self._settings)
@@ -236,19 +237,28 @@ class TurnRun:
 
     async def _respond(self, draft: Draft, plan: Plan, calls: OpenCalls) -> Ending | Parked | None:
         """Have the model answer, unless that has to wait; None if the turn was rolled back."""
-        stop = self._inbox.pending_control("interrupt")
-        if stop is not None:
+        if (stop := self._inbox.pending_control("interrupt")) is not None:
+            leave_lines(self._parts, self._lease, plan)
             return await self._interrupted(draft, stop, None)
         calls.find_answers(self._inbox.entries)
         if not calls.can_go_on:
             return self._wait_for_result(draft.turn.primary, calls)
-        provider = f"{self._settings.provider} {self._parts.services.model_of(plan.settings)}"
-        wait_s = await self._parts.breakers.wait_s(provider, self._lease.conversation_id)
-        if wait_s:
-            waiting = self._wait(draft, wait_s, "provider_unavailable", "the provider is failing")
+        chosen = await choose(self._parts, self._lease, plan, draft.progress)
+        if chosen.wait_s:
+            what = "provider_unavailable", "the provider is failing"
+            waiting = self._wait(draft, chosen.wait_s, *what)
             return waiting if isinstance(waiting, Parked) else Ending(waiting)
+        payer = self._facts(draft.turn.primary).payer
+        room = partial(find_room, self._parts, self._lease, payer, draft.turn.context)
+        chosen, grants, wait_s = await room(chosen, progress=draft.progress, asks=not calls.open)
+        if wait_s:
+            return self._wait_for_limit(draft, wait_s, grants)
+        plan = chosen.plan
+        self._clock.budget_s = self._parts.budget_s(plan)
+        if grants.waited:
+            self._observer.waited("provider_limit")
         failure: Retryable | Terminal | None = None
-        log = self._open_log(draft, plan)
+        log = self._open_log(draft, plan, grants)
         attempt = Attempt(self._parts, self._lease, self._inbox, plan, calls, log, draft.assistant)
         try:
             async with attempt:
@@ -258,17 +268,14 @@ class TurnRun:
             # until a collection, while turns after turns fail.
             error.__traceback__ = None
             failure = error
-        await self._note_health(provider, failure)
+            if isinstance(error, RateLimited):
+                grants.refused(error)
+        finally:
+            grants.close()
+        await note_health(self._parts, chosen.provider, self._lease, plan, failure)
         return await self._conclude(draft, attempt, failure)
 
-    async def _note_health(self, provider: str, failure: Retryable | Terminal | None) -> None:
-        """Tell the breakers whether the provider works: also one that refuses does."""
-        if failure is None or isinstance(failure, UnusableReply | Terminal):
-            await self._parts.breakers.succeeded(provider)
-        elif isinstance(failure, ProviderUnavailable) and not isinstance(failure, RateLimited):
-            await self._parts.breakers.failed(provider, self._lease.conversation_id)
-
-    def _open_log(self, draft: Draft, plan: Plan) -> AttemptLog:
+    def _open_log(self, draft: Draft, plan: Plan, grants: Grants) -> AttemptLog:
         """Begin what an attempt leaves, with what earlier ones said for good."""
         turn, primary, settings = draft.turn, draft.turn.primary, self._settings
         facts = self._facts(primary)
@@ -299,6 +306,7 @@ class TurnRun:
             context=turn.context,
             settings=plan.settings,
             opening=opening,
+            grants=grants,
         )
 
     # -- how it ends ----------------------------------------------------------------------------
@@ -311,9 +319,10 @@ class TurnRun:
         if failure is not None and (stop is None or isinstance(failure, Terminal)):
             log.writer.close()
             log.abandon_calls()
-            outcome = self._after(failure, draft)
+            following = fall_back(failure, attempt, draft.progress.left)
+            outcome = self._after(failure, draft, following)
             if isinstance(outcome, Parked):
-                await log.save_abandoned()
+                await log.save_abandoned(following.left if following is not None else ())
                 return outcome
             said = failure.said.text if failure.said is not None else ""
             return Ending(outcome, log.writer.rest(), said=said)
@@ -327,36 +336,43 @@ class TurnRun:
             return None
         return await self._interrupted(draft, stop, log)
 
-    def _after(self, failure: Retryable | Terminal, draft: Draft) -> TurnFailed | Parked:
+    def _after(
+        self, failure: Retryable | Terminal, draft: Draft, following: FallBack | None
+    ) -> TurnFailed | Parked:
         """Fail, or try again later: without a slot, within the turn's budget."""
-        primary = draft.turn.primary
-        if isinstance(failure, Terminal):
+        primary, at_once = draft.turn.primary, following is not None and following.at_once
+        if isinstance(failure, Terminal) and following is None:
             return self._failed(primary, failure.code, str(failure))
-        why = given_up(self._ledger, primary.turn_id, self._settings, failure)
+        why = given_up(self._ledger, primary.turn_id, self._settings, None if at_once else failure)
         if why is not None:
             return self._failed(primary, *why)
-        wait_s = backoff_s(self._loaded.attempt, failure.retry_after_s)
+        wait_s = 0.0 if at_once else backoff_s(self._loaded.attempt, failure.retry_after_s)
         return self._wait(draft, wait_s, failure.code, str(failure))
 
     def _wait(self, draft: Draft, wait_s: float, code: str, text: str) -> TurnFailed | Parked:
         """Wait without a slot; fail where that would outlast the turn's budget or deadline."""
-        primary, deadline_at_ms = draft.turn.primary, _deadline_at_ms(draft.turn.primary)
-        spent_s = time.monotonic() - self._began_at_s
-        if not draft.progress.deadlines:  # else most of it may have been a wait
-            spent_s += (self._loaded.now_ms - self._loaded.since_ms) / 1000
-        late = deadline_at_ms is not None and self._now_ms() + wait_s * 1000 > deadline_at_ms
-        if late or spent_s + wait_s > self._budget_s:
+        primary, clock = draft.turn.primary, self._clock
+        in_budget = clock.is_in_budget(wait_s, of_attempt=bool(draft.progress.deadlines))
+        if not in_budget or clock.left_ms(primary) < wait_s * 1000:
             return self._failed(primary, code, text)
         self._observer.retrying(code, wait_s)
         # An interrupt that nobody has looked at yet ends the wait.
         return Parked(max(1, int(wait_s * 1000)), "backoff", self._inbox.last)
 
+    def _wait_for_limit(self, draft: Draft, wait_s: float, grants: Grants) -> Ending | Parked:
+        """Wait without a slot for what the provider allows: that takes nothing of the budget."""
+        primary = draft.turn.primary
+        if self._clock.left_ms(primary) < wait_s * 1000:
+            grants.leave()
+            text = "the provider allows no call before the producer's deadline"
+            return Ending(self._failed(primary, "deadline_exceeded", text))
+        self._observer.retrying("provider_limit", wait_s)
+        return Parked(max(1, int(wait_s * 1000) - _AHEAD_MS), "limit", self._inbox.last)
+
     def _wait_for_result(self, primary: ConsumedEntry, calls: OpenCalls) -> Parked:
         """Wait without a slot for what others have to say."""
-        defer_ms, deadline_at_ms = calls.defer_ms, _deadline_at_ms(primary)
-        if deadline_at_ms is not None:
-            defer_ms = min(defer_ms, max(1, deadline_at_ms - self._now_ms()))
-        return Parked(defer_ms, "input", self._inbox.last)
+        defer_ms = min(calls.defer_ms, max(1, self._clock.left_ms(primary)))
+        return Parked(int(defer_ms), "input", self._inbox.last)
 
     async def _completed(self, draft: Draft, attempt: Attempt) -> Ending:
         turn, log, asked = draft.turn, attempt.log, attempt.plan.reply
@@ -412,7 +428,7 @@ class TurnRun:
         """Return what completed and interrupted turns have in common."""
         return {
             **self._ids(turn.primary),
-            "text": self._text(turn),
+            "text": text_of(self._messages(turn)),
             "citations": citations_of(self._messages(turn)),
             "usage": self._ledger.usage,
             "usage_state": self._ledger.usage_state,
@@ -425,20 +441,13 @@ class TurnRun:
 
     def _facts(self, owner: ConsumedEntry) -> TurnFacts:
         conversation_id, attempt = self._lease.conversation_id, self._loaded.attempt
-        return TurnFacts(conversation_id, owner.turn_id, attempt, owner.trace)
-
-    def _text(self, turn: Turn) -> str:
-        """Return what the assistant said in this turn, as it is committed."""
-        return text_of(self._messages(turn))
+        payer = payer_of(owner.message, self._loaded.settings)
+        return TurnFacts(conversation_id, owner.turn_id, attempt, owner.trace, payer)
 
     @staticmethod
     def _messages(turn: Turn) -> Sequence[Message]:
         """Return the messages of a turn, of which none was loaded."""
         return turn.context.messages if turn.context_replaced else turn.context.own_messages
-
-    def _now_ms(self) -> int:
-        """Return Redis' clock."""
-        return self._loaded.now_ms + int((time.monotonic() - self._began_at_s) * 1000)
 
     # -- committing -----------------------------------------------------------------------------
 
@@ -466,9 +475,10 @@ class TurnRun:
             turn,
             loaded,
             self._ledger.entries,
+            await records_of_rated(self._parts.store, self._lease, turn.used),
             shard=self._parts.shard,
             worker=self._settings.worker_name,
-            now_ms=self._now_ms(),
+            now_ms=self._clock.now_ms(),
             reasoning_max_bytes=self._settings.reasoning_max_bytes,
         )
         self._observer.committing()
@@ -488,9 +498,3 @@ class TurnRun:
                 now_ms=committed.now_ms,
             )
         return Done()
-
-
-def _deadline_at_ms(primary: ConsumedEntry) -> int | None:
-    """Return the producer's deadline, if there is one."""
-    assert primary.message is not None
-    return primary.message.deadline_at_ms

@@ -35,6 +35,14 @@ class LeaveArgs(NamedTuple):
     shards: int
     marked_ms: int
     mover: str
+    cursor: str
+
+
+class RouseArgs(NamedTuple):
+    """What `rouse` is given; the header of rouse.lua says what each is."""
+
+    job_id: str
+    job_data: bytes
 
 
 class FleetKey(NamedTuple):
@@ -58,4 +66,5 @@ class AnnounceArgs(NamedTuple):
 pack = bind(__name__, "pack", ConversationKeys, PackArgs)
 arrive = bind(__name__, "arrive", ConversationKeys, ArriveArgs)
 leave = bind(__name__, "leave", ConversationKeys, LeaveArgs)
+rouse = bind(__name__, "rouse", ConversationKeys, RouseArgs)
 announce = bind(__name__, "announce", FleetKey, AnnounceArgs)

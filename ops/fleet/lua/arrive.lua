@@ -9,14 +9,15 @@ KEYS[5]   turns        hash
 KEYS[6]   log          list
 KEYS[7]   calls        list
 KEYS[8]   events       stream
-KEYS[9]   job          string  ARQ's job
-KEYS[10]  in_progress  string  `<token> <worker id>` of the holder
-KEYS[11]  fleet        hash    `mover`; `forgot` changes with each conversation that is forgotten meanwhile
+KEYS[9]   later        zset
+KEYS[10]  job          string  ARQ's job
+KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[12]  fleet        hash    `mover`; `forgot` changes with each conversation that is forgotten meanwhile
 
 ARGV[1]  cursor  str  id of the last event in the old shard
 ARGV[2]  forgot  bytes  as it was before the conversation was packed
 ARGV[3]  mover   str  who moves it
-ARGV[4..]  packed  list  two items for each of the first eight keys: its DUMP, '' for none; ms until it expires
+ARGV[4..]  packed  list  two items for each of the first nine keys: its DUMP, '' for none; ms until it expires
 
 Returns
   {'arrived', ''}  it is here; what an earlier try left here is replaced
@@ -28,7 +29,8 @@ Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write
 ]]
-local inbox, state, context, steps, turns, log, calls, events, job, in_progress, fleet = unpack(KEYS)
+local inbox, state, context, steps, turns, log, calls, events, later, job, in_progress, fleet =
+  unpack(KEYS)
 local cursor, forgot, mover = unpack(ARGV, 1, 3)
 
 local function is_later(id, than)
@@ -52,7 +54,7 @@ if redis.call('EXISTS', log) == 1 then
     return {'ahead', ''}
   end
 end
-for n, key in ipairs({inbox, state, context, steps, turns, log, calls, events}) do
+for n, key in ipairs({inbox, state, context, steps, turns, log, calls, events, later}) do
   local dump, left_ms = unpack(ARGV, 2 * n + 2, 2 * n + 3)
   if dump ~= '' then
     redis.call('RESTORE', key, left_ms, dump, 'REPLACE')

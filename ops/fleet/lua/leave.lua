@@ -9,19 +9,22 @@ KEYS[5]   turns        hash
 KEYS[6]   log          list
 KEYS[7]   calls        list
 KEYS[8]   events       stream  afterwards one entry, which tells readers to go on elsewhere
-KEYS[9]   in_progress  string  `<token> <worker id>` of the holder
-KEYS[10]  queue        zset    job id -> due time, ms
-KEYS[11]  fleet        hash    `mover`
+KEYS[9]   later        zset
+KEYS[10]  job          string  ARQ's job
+KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[12]  queue        zset    job id -> due time, ms
+KEYS[13]  fleet        hash    `mover`
 
 ARGV[1]  job_id     str  member of the queue
 ARGV[2]  last_turn  bytes  as packed
 ARGV[3]  shards     int  number of shards by which the conversation is found now
 ARGV[4]  marked_ms  int  time for which the marks stay, unless the conversation would have expired before
 ARGV[5]  mover      str  who moves it
+ARGV[6]  cursor     str  id of the last event, as packed
 
 Returns
   {'left', 1}     it is in its new shard
-  {'changed', 0}  something was accepted since it was packed; nothing written
+  {'changed', 0}  something was accepted since it was packed, or a turn began; nothing written
   {'fenced', 0}   another mover has taken over; nothing written
   {'gone', 0}     there is no such conversation (any more); nothing written
 
@@ -31,9 +34,16 @@ Invariants
   I3  the list of copies stays: `forget` comes for it
   I4  the first write is one that a full server refuses: nothing is removed and then not marked
 ]]
-local inbox, state, context, steps, turns, log, calls, events, in_progress, queue,
+local inbox, state, context, steps, turns, log, calls, events, later, job, in_progress, queue,
   fleet = unpack(KEYS)
-local job_id, last_turn, shards, marked_ms, mover = unpack(ARGV)
+local job_id, last_turn, shards, marked_ms, mover, cursor = unpack(ARGV)
+
+-- Whether a message waits or a turn runs. Delayed messages that are not due yet do not count.
+local function is_busy(now)
+  local score = redis.call('ZSCORE', queue, job_id)
+  return redis.call('EXISTS', in_progress) == 1
+    or (score and (tonumber(score) <= now or redis.call('XLEN', inbox) > 0))
+end
 
 if redis.call('HGET', fleet, 'mover') ~= mover then
   return {'fenced', 0}
@@ -42,8 +52,11 @@ local last = redis.call('LINDEX', log, -1)
 if not last then
   return {'gone', 0}
 end
-if last ~= last_turn or redis.call('ZSCORE', queue, job_id)
-  or redis.call('EXISTS', in_progress) == 1 then
+local clock = redis.call('TIME')
+local shown = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+-- A delayed message may have come to its time, and its turn be over: then there are more events.
+if last ~= last_turn or (shown and shown[1] or '0-0') ~= cursor
+  or is_busy(clock[1] * 1000 + math.floor(clock[2] / 1000)) then
   return {'changed', 0}
 end
 local left_ms = redis.call('PTTL', log)
@@ -53,6 +66,7 @@ end
 redis.call('SET', inbox, shards, 'PX', marked_ms)
 redis.call('XADD', events, 'MAXLEN', 1, '*', 'moved', shards)
 redis.call('PEXPIRE', events, marked_ms)
-redis.call('DEL', state, context, steps, turns, log, calls)
+redis.call('ZREM', queue, job_id)
+redis.call('DEL', state, context, steps, turns, log, calls, later, job)
 redis.pcall('SPUBLISH', events, '')  -- without the right to, readers look now and then
 return {'left', 1}

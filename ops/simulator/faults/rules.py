@@ -31,6 +31,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Pattern of conversation ids, with `*` and `?`."""
     path: str = "*"
     """Pattern of the requests' paths, likewise."""
+    model: str = "*"
+    """Pattern of the models that are asked for, likewise."""
+    key: str = "*"
+    """Pattern of the API keys that are used, likewise."""
 
 
 class RuleState(msgspec.Struct, kw_only=True):
@@ -81,7 +85,9 @@ class RuleBook:
         """Return all rules that are still active."""
         return [active.state for active in self._rules.values()]
 
-    def hit(self, conversation_id: str | None, path: str = "") -> list[Scenario]:
+    def hit(
+        self, conversation_id: str | None, path: str = "", model: str = "", key: str = ""
+    ) -> list[Scenario]:
         """Return the scenarios that hit this request; every rule that it matches counts it."""
         found: list[Scenario] = []
         for number, active in list(self._rules.items()):
@@ -89,6 +95,8 @@ class RuleBook:
             if not (
                 fnmatch.fnmatchcase(conversation_id or "", rule.conversation)
                 and fnmatch.fnmatchcase(path, rule.path)
+                and fnmatch.fnmatchcase(model, rule.model)
+                and fnmatch.fnmatchcase(key, rule.key)
             ):
                 continue
             state.matched += 1

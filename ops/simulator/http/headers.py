@@ -7,7 +7,7 @@ from typing import Final
 
 from turnline.ops.simulator.config import Profile
 from turnline.ops.simulator.faults.response_plan import Headers
-from turnline.ops.simulator.model.models import Model
+from turnline.ops.simulator.model.rate_limits import Limits
 
 _EDGE: Final[Headers] = [
     ("strict-transport-security", "max-age=31536000"),
@@ -50,12 +50,15 @@ def uuid_text(rng: random.Random) -> str:
 def answer_headers(
     rng: random.Random,
     profile: Profile,
-    model: Model,
+    limits: Limits,
     *,
     stream: bool,
     response_id: str | None = None,
 ) -> Headers:
-    """Headers of a successful answer; `response_id` is known on `/v1/responses` only."""
+    """Headers of a successful answer; `response_id` is known on `/v1/responses` only.
+
+    Limits are told where they are kept to.
+    """
     named = response_id if profile is Profile.OCT2026 else None
     headers: Headers = [
         ("content-type", "text/event-stream" if stream else "application/json"),
@@ -65,15 +68,17 @@ def answer_headers(
     if stream:
         headers.append(("cache-control", "no-cache"))
     if profile.is_modern:
-        requests, tokens = str(model.requests_per_minute), str(model.tokens_per_minute)
         headers += [
             ("x-data-retention", "general"),
             ("traceparent", f"00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-01"),
-            ("x-ratelimit-limit-requests", requests),
-            ("x-ratelimit-limit-tokens", tokens),
-            ("x-ratelimit-remaining-requests", requests),
-            ("x-ratelimit-remaining-tokens", tokens),
         ]
+        rps, tpm = limits
+        for what, limit in (("requests", rps and round(rps * 60)), ("tokens", tpm)):
+            if limit:
+                headers += [
+                    (f"x-ratelimit-limit-{what}", str(limit)),
+                    (f"x-ratelimit-remaining-{what}", str(limit)),
+                ]
     return headers + edge_headers(rng)
 
 

@@ -146,7 +146,8 @@ class Grok:
         self._ledger.keep_body(entry, request.body, is_json=is_json)
         entry.conversation_id = request.headers.get(_CONVERSATION) or peek.prompt_cache_key
         model, has_suffix, suffix = (peek.model or "").partition("@")
-        scenarios = self._rules.hit(entry.conversation_id, request.path)
+        key = request.headers.get("authorization", "").partition(" ")[2]
+        scenarios = self._rules.hit(entry.conversation_id, request.path, model, key)
         scenarios += catalogue.read(request.headers.get(HEADER, ""))
         scenarios += catalogue.read(suffix)
         scenarios = self._expanded(scenarios, entry)
@@ -226,7 +227,8 @@ class Grok:
             usage_in_every_chunk=usage_in_every_chunk,
         )
         tempo = Tempo(self._speaker.pacing(turn), rng)
-        head = headers.answer_headers(rng, config.profile, asked.model, stream=asked.stream)
+        limits = self._speaker.limits_of(asked.model)
+        head = headers.answer_headers(rng, config.profile, limits, stream=asked.stream)
         if asked.stream:
             prefix, steps = frames.stream_frames(
                 answer, counted, voice, tempo, include_usage=asked.include_usage

@@ -1,10 +1,27 @@
 """Rate limits per key and model: requests per second, tokens per minute."""
 
 from collections import deque
+from typing import NamedTuple
 
-from turnline.ops.simulator.model.api_errors import ApiError, too_many_requests, too_many_tokens
+from turnline.ops.simulator.config import SimulatorConfig
+from turnline.ops.simulator.model.api_errors import (
+    ApiError,
+    out_of_credits,
+    too_many_requests,
+    too_many_tokens,
+)
+from turnline.ops.simulator.model.models import Model
 
 _MINUTE_S = 60.0
+_TICKS = 10_000_000_000
+"""In a US dollar."""
+
+
+class Limits(NamedTuple):
+    """What is allowed of one model; None: any number."""
+
+    requests_per_second: float | None
+    tokens_per_minute: int | None
 
 
 class _Window:
@@ -26,33 +43,44 @@ class _Window:
 
 
 class RateLimiter:
-    """Sliding windows, one pair for each key and model."""
+    """Sliding windows, one pair for each key and model; and the credits of each key."""
 
-    def __init__(self, requests_per_second: float | None, tokens_per_minute: int | None) -> None:
-        self._rps = requests_per_second
-        self._tpm = tokens_per_minute
+    def __init__(self, config: SimulatorConfig) -> None:
+        self._config = config
+        self._credits = None if config.credits_usd is None else config.credits_usd * _TICKS
+        self._spent: dict[str, int] = {}
         self._requests: dict[tuple[str, str], _Window] = {}
         self._tokens: dict[tuple[str, str], _Window] = {}
 
-    def admit(self, key: str, model: str, prompt_tokens: int, now_s: float) -> ApiError | None:
+    def of(self, model: Model) -> Limits:
+        """Return what is allowed of a model."""
+        config = self._config
+        if config.published_limits:
+            return Limits(model.requests_per_minute / _MINUTE_S, model.tokens_per_minute)
+        return Limits(config.requests_per_second, config.tokens_per_minute)
+
+    def admit(self, key: str, model: Model, prompt_tokens: int, now_s: float) -> ApiError | None:
         """Let a request in and count it, or return the 429 that it gets."""
-        slot = (key, model)
-        if self._rps is not None:
-            window = self._requests.setdefault(slot, _Window(max(1.0, 1 / self._rps)))
-            limit = max(1, int(self._rps))
+        if self._credits is not None and self._spent.get(key, 0) >= self._credits:
+            return out_of_credits()
+        slot, (rps, tpm) = (key, model.name), self.of(model)
+        if rps is not None:
+            window = self._requests.setdefault(slot, _Window(max(1.0, 1 / rps)))
+            limit = max(1, int(rps))
             used = window.prune(now_s)
             if used + 1 > limit:
-                return too_many_requests(model, used, limit)
+                return too_many_requests(model.name, used, limit)
             window.add(1, now_s)
-        if self._tpm is not None:
+        if tpm is not None:
             window = self._tokens.setdefault(slot, _Window(_MINUTE_S))
             used = window.prune(now_s) + prompt_tokens
-            if used > self._tpm:
-                return too_many_tokens(model, used, self._tpm)
+            if used > tpm:
+                return too_many_tokens(model.name, used, tpm)
             window.add(prompt_tokens, now_s)
         return None
 
-    def spend(self, key: str, model: str, tokens: int, now_s: float) -> None:
-        """Count the tokens of an answer."""
-        if self._tpm is not None:
-            self._tokens.setdefault((key, model), _Window(_MINUTE_S)).add(tokens, now_s)
+    def spend(self, key: str, model: Model, tokens: int, cost_ticks: int, now_s: float) -> None:
+        """Count the tokens of an answer, and what all of it costs."""
+        self._spent[key] = self._spent.get(key, 0) + cost_ticks
+        if self.of(model).tokens_per_minute is not None:
+            self._tokens.setdefault((key, model.name), _Window(_MINUTE_S)).add(tokens, now_s)

@@ -60,7 +60,9 @@ class Speaker:
     def __init__(self, config: SimulatorConfig, dialogues: Dialogues | None) -> None:
         self._config = config
         self._dialogues = dialogues
-        self._limiter = RateLimiter(config.requests_per_second, config.tokens_per_minute)
+        self._limiter = RateLimiter(config)
+        self.limits_of = self._limiter.of
+        """What is allowed of a model."""
 
     def admit(self, turn: Turn, asked: Asked) -> None:
         """Let a request in.
@@ -70,7 +72,7 @@ class Speaker:
         """
         turn.entry.model, turn.entry.stream = asked.model.name, asked.stream
         limited = self._limiter.admit(
-            _key(turn), asked.model.name, asked.prompt.tokens, time.monotonic()
+            _key(turn), asked.model, asked.prompt.tokens, time.monotonic()
         )
         if limited is not None:
             raise Refused(limited)
@@ -106,7 +108,10 @@ class Speaker:
             priority=asked.priority,
         )
         spent = counted.total_tokens - counted.prompt_tokens
-        self._limiter.spend(_key(turn), asked.model.name, spent, time.monotonic())
+        cost = counted.cost_in_usd_ticks
+        self._limiter.spend(
+            _key(turn), asked.model, spent, cost if isinstance(cost, int) else 0, time.monotonic()
+        )
         if self._config.profile in {Profile.OCT2025, Profile.LEGACY2024}:
             counted = msgspec.structs.replace(counted, cost_in_usd_ticks=UNSET)
         return counted

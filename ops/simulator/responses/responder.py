@@ -168,7 +168,7 @@ class Responder:
         head = headers.answer_headers(
             turn.rng,
             self._config.profile,
-            spoken.model,
+            self._speaker.limits_of(spoken.model),
             stream=spoken.echo.stream,
             response_id=spoken.echo.id,
         )
@@ -204,7 +204,10 @@ class Responder:
                 "usage": {**used, "dropped_message_count": len(received.items)},
             },
             headers.answer_headers(
-                turn.rng, self._config.profile, received.asked.model, stream=False
+                turn.rng,
+                self._config.profile,
+                self._speaker.limits_of(received.asked.model),
+                stream=False,
             )[1:],
         )
 

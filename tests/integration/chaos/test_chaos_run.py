@@ -105,6 +105,6 @@ def test_a_broken_promise_is_named(sabotage: str, column: str) -> None:
     The other sabotages need a kill or a zombie at the right moment and more time than a suite has:
     `turnline chaos --sabotage NAME`.
     """
-    report = run(length(5, 10), scale=3, sabotage=sabotage, patience_s=5, itl_ms=40)
+    report = run(length(8, 10), scale=3, sabotage=sabotage, patience_s=5, itl_ms=40)
 
     assert report.violations[column] > 0, report.violations

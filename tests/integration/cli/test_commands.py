@@ -34,7 +34,7 @@ def run(stack: Stack) -> Run:
     """Call `turnline` with these words, pointed at the stack."""
 
     def call(*words: str, input_: str | None = None) -> Result:
-        environ = {"TURNLINE_REDIS_URL": stack.redis_url}
+        environ = {"TURNLINE_REDIS_URL": stack.redis_url, "COLUMNS": "160"}
         return CliRunner().invoke(turnline, words, input=input_, env=environ)
 
     return call
@@ -68,8 +68,18 @@ def test_a_message_is_sent_shown_counted_and_forgotten(run: Run) -> None:
     assert shown["messages"][1]["content"] == ending["text"]
     assert [(turn["turn_id"], turn["worker"]) for turn in shown["turns"]] == [("w1", "worker-1")]
 
+    assert out(run("send", "way", "Later", "--in-s", "3600", "--json"))["status"] == "accepted"
+    assert "delayed until" in run("show", "way").stdout
+    assert out(run("queue", "--json"))["deferred"] == 1
+
     totals = out(run("usage", "way", "--json"))
     assert totals["usage"]["total_tokens"] == ending["usage"]["total_tokens"]
+
+    (spent,) = [
+        json.loads(it) for it in run("spend", "--by", "tenant", "--json").stdout.splitlines()
+    ]
+    assert spent["tenant"] == ""
+    assert spent["usage"]["cost_usd_ticks"] >= totals["usage"]["cost_usd_ticks"] > 0
 
     assert run("forget", "way", input_="n\n").exit_code == 1
     assert run("show", "way").exit_code == 0
@@ -98,6 +108,10 @@ def test_people_see_tables(run: Run) -> None:
     assert "assistant" in shown
     assert "completed" in shown
     assert "reported by the provider" in run("usage", "seen").stdout
+    assert "grok-4.3" in run("spend").stdout
+    assert "Nothing was spent" in run("spend", "--tenant", "nobody").stdout
+    assert "--by" in run("spend", "--by", "week").stderr
+    assert "is not 1 to" in run("spend", "--since", "2026-03-01", "--until", "2026-02-01").stderr
     queue = run("queue").stdout
     assert "oldest waiting" in queue
     assert "worker-1" in queue

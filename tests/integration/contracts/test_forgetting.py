@@ -1,5 +1,6 @@
 """Forgetting a conversation: every key, every copy, and the worker that runs it is told."""
 
+import time
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ def done(conversation_id: str, turn_id: str = "t") -> TurnCompleted:
 async def fill(client: Any, redis: Redis) -> None:
     """Give the conversation `c` everything that one can have."""
     await client.submit(user("c", turn_id="t"))
+    await client.submit(user("c", deliver_at_ms=int(time.time() * 1000) + 3_600_000))
     await hold(redis, "w1")
     await publish(redis, *whole_turn())
     for key in (KEYS.context, KEYS.steps, KEYS.calls):

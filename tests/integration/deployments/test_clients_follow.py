@@ -9,6 +9,7 @@ from tests.integration.deployments.steady_producers import SHARDS, Producers
 from turnline.contracts import StoreUnavailable, SyncTurnClient, TurnClient, UserMessage
 from turnline.contracts.topology import slot_of
 from turnline.ops.deployments import Cluster, Node, Proxy, Sentinels
+from turnline.ops.deployments.sentinels import NAME
 
 
 @pytest.mark.promise("P11")
@@ -67,6 +68,30 @@ async def test_a_planned_failover_of_sentinels_loses_nothing(sentinels: Sentinel
     after = await producers.while_they_submit(sentinels.fail_over)
 
     assert after is not before
+    assert await producers.lost() == []
+
+
+@pytest.mark.promise("P11")
+async def test_a_promoted_replica_is_used_before_sentinels_name_it(sentinels: Sentinels) -> None:
+    """They look for its promotion once a second: that one is long here."""
+    producers = Producers(sentinels.address)
+
+    def fail_over() -> int:
+        leader, others = sentinels.sentinels[0], sentinels.replicas
+        leader.command("SENTINEL", "FAILOVER", NAME)
+        until_s = time.monotonic() + 20
+        while all(it.replication().get("role") != "master" for it in others):
+            assert time.monotonic() < until_s, "no replica was promoted"
+        leader.freeze()
+        until_s, at_promotion = time.monotonic() + 3, producers.receipts
+        while producers.receipts <= at_promotion + 12 and time.monotonic() < until_s:
+            time.sleep(0.01)
+        try:
+            return producers.receipts - at_promotion
+        finally:
+            leader.wake()
+
+    assert await producers.while_they_submit(fail_over) > 12  # more than may have been under way
     assert await producers.lost() == []
 
 

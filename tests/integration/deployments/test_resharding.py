@@ -18,7 +18,7 @@ from turnline.contracts import (
     TurnUnknown,
     UserMessage,
 )
-from turnline.contracts.conversation import UserEntry
+from turnline.contracts.conversation import Usage, UserEntry
 from turnline.contracts.keys import shard_keys, shard_of
 from turnline.contracts.layout import FIELDS, Layout, read_layout
 from turnline.contracts.opening import open_async
@@ -125,6 +125,7 @@ async def test_talks_go_on_while_a_fleet_is_resharded(address: str, sim: Simulat
                 task.cancel()
             histories = [await before.history(it.name) for it in talks]
             totals = [await after.usage(it.name) for it in talks]
+            spent = await before.spend(by=("tenant",))
     await redis.aclose()
 
     moving = sum(shard_of(it.name, MANY) != 0 for it in talks)
@@ -133,6 +134,8 @@ async def test_talks_go_on_while_a_fleet_is_resharded(address: str, sim: Simulat
         said = [it.content for it in history.messages if isinstance(it, UserEntry)]
         assert said == talk.asked
         assert total.turns == len(talk.asked)
+    usage = sum((it.usage + it.abandoned for it in totals), Usage())
+    assert [(it.calls, it.usage) for it in spent] == [(sum(it.calls for it in totals), usage)]
 
 
 async def said(redis: Any, conversation_id: str, words: str, shards: int = 1) -> None:
@@ -293,13 +296,12 @@ async def test_what_was_accepted_after_it_was_packed_lets_it_stay(
     async with TurnClient.connect(redis_url) as client:
         await talked(redis, client, "one")
         old = Requests().names(MOVES)[1]
-        _, last, *_ = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
+        _, last, cursor, *_ = await run(redis, lua.pack(old, lua.PackArgs(old.job_id, 0)))
         await talked(redis, client, "two")
         await redis.hset(old.fleet, "mover", "m")
 
-        answer, _ = await run(
-            redis, lua.leave(old, lua.LeaveArgs(old.job_id, last, MANY, 1000, "m"))
-        )
+        args = lua.LeaveArgs(old.job_id, last, MANY, 1000, "m", text(cursor))
+        answer, _ = await run(redis, lua.leave(old, args))
 
         assert text(answer) == "changed"
         assert await contents(client) == ["one", "two"]
@@ -344,7 +346,7 @@ async def test_what_is_forgotten_does_not_arrive(redis: Redis, redis_url: str) -
 
         args = lua.ArriveArgs(text(cursor), b"", "m", items)
         assert await run(redis, lua.arrive(new, args)) == [b"late", b""]
-        args_ = lua.LeaveArgs(old.job_id, last, MANY, 1000, "m")
+        args_ = lua.LeaveArgs(old.job_id, last, MANY, 1000, "m", text(cursor))
         assert await run(redis, lua.leave(old, args_)) == [b"gone", 0]
         assert await contents(client) == []
         assert [key async for key in redis.scan_iter(f"*{MOVES}*")] == []
@@ -420,7 +422,7 @@ async def test_only_one_mover_may_move(redis: Redis, redis_url: str) -> None:
         old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
         args = lua.ArriveArgs("0-0", b"", "held", [])
         assert await run(redis, lua.arrive(new, args)) == [b"fenced", b""]
-        args_ = lua.LeaveArgs(old.job_id, b"two", MANY, 1000, "held")
+        args_ = lua.LeaveArgs(old.job_id, b"two", MANY, 1000, "held", "0-0")
         assert await run(redis, lua.leave(old, args_)) == [b"fenced", 0]
         for how in ("go_on", "follow"):
             late = lua.AnnounceArgs("1 held", how, 0, b"", "1", str(MANY), "")
@@ -486,7 +488,7 @@ async def test_what_a_mover_sends_late_changes_nothing(redis: Redis, redis_url: 
         moving = await waiting_mover(redis, redis_url, client)
         mover = text(await redis.hget(shard_keys(0).fleet, "mover"))
         old, new = (Requests().names(MOVES, it)[1] for it in (1, MANY))
-        copies = [(await redis.dump(key) or b"", 0) for key in old.own[:8]]
+        copies = [(await redis.dump(key) or b"", 0) for key in old.own[:9]]
         await said(redis, MOVES, "two")
         await asyncio.wait_for(moving, 10)
         await client.forget(MOVES)

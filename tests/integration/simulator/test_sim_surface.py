@@ -54,12 +54,10 @@ async def test_a_stream_has_exactly_xais_bytes(post) -> None:
 
 
 async def test_the_headers_are_xais(post) -> None:
-    """Rate limits, retention, edge; timings only when nothing is streamed."""
+    """Retention, edge; timings only when nothing is streamed."""
     stream, body = await post(), await post(stream=False, stream_options=None)
 
     for reply in (stream, body):
-        assert reply.headers["x-ratelimit-limit-requests"] == "1800"
-        assert reply.headers["x-ratelimit-remaining-tokens"] == "10000000"
         assert reply.headers["x-zero-data-retention"] == "false"
         assert reply.headers["server"] == "cloudflare"
         assert {"x-request-id", "traceparent", "cf-ray", "set-cookie"} <= reply.headers.keys()
@@ -382,6 +380,29 @@ async def test_errors_have_other_spellings(style: str, body: dict[str, object]) 
             await ask(client, "m")
 
     assert refused.value.response.json() == body
+
+
+async def test_limits_are_told_where_they_are_kept_to() -> None:
+    """By the headers that xAI has; without limits there are none."""
+    expected: dict[SimulatorConfig, dict[str, str]] = {
+        SimulatorConfig(): {},
+        SimulatorConfig(requests_per_second=5): {"limit-requests": "300"},
+        SimulatorConfig(published_limits=True): {
+            "limit-requests": "1800",
+            "limit-tokens": "10000000",
+        },
+    }
+    for config, told in expected.items():
+        async with (
+            Simulator(config) as sim,
+            AsyncOpenAI(base_url=sim.base_url, api_key="k", max_retries=0) as client,
+        ):
+            reply = await client.chat.completions.with_raw_response.create(
+                model="grok-4.3", messages=[{"role": "user", "content": "hi"}]
+            )
+        prefix = "x-ratelimit-"
+        found = {k.removeprefix(prefix): v for k, v in reply.headers.items() if prefix in k}
+        assert {k: v for k, v in found.items() if "limit-" in k} == told
 
 
 async def test_rate_limits_can_be_switched_on() -> None:

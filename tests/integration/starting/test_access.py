@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -79,6 +80,10 @@ async def talk(client: TurnClient) -> None:
     assert (await client.usage("a")).turns == 1
     outcomes = await client.submit_many([user("one", "b"), user("two", "b", run=False)])
     assert not [it for it in outcomes if isinstance(it, Exception)]
+    await ended(client, outcomes[0], TurnCompleted)  # else it may take a fault meant for another
+    for _ in range(2):
+        later_ms = int(time.time() * 1000) + 3_600_000
+        assert (await client.submit(user("later", "b", deliver_at_ms=later_ms))).accepted
 
 
 async def _calls_of_nobody(client: TurnClient) -> AsyncIterator[Any]:
@@ -146,6 +151,7 @@ async def test_an_operator_may_use_all_commands(
             known = shard_keys(0, PREFIX).fleet
             await wait_until(lambda: admin.exists(known), "the fleet has begun")
         await run("send", "o", "Hello", "--wait")
+        await run("send", "o", "Later", "--in-s", "3600")
         sim.inject("status=401", times=1)
         await asyncio.to_thread(
             CliRunner().invoke,
@@ -157,6 +163,19 @@ async def test_an_operator_may_use_all_commands(
         (letter,) = json.loads((await run("dead", "list", "--json")).stdout)
         await run("dead", "show", letter["id"])
         await run("dead", "replay", letter["id"])
+        words = ("--conversation", "y", "--text", "Hello")
+        await run("schedule", "add", "yearly", "0 0 1 1 *", *words)
+        for verb in ("pause", "resume"):
+            await run("schedule", verb, "yearly")
+        with redis_sync.Redis.from_url(server.url) as admin:  # as if nobody had looked for years
+            keys = shard_keys(0, PREFIX)
+            admin.hset(keys.ticks, "yearly", 0)
+            admin.delete(keys.schedules_lease)
+            admin.zadd(keys.queue, {keys.schedules_id: 0})
+            await wait_until(lambda: admin.hget(keys.ticks, "yearly") != b"0", "it is seen to")
+        assert "y" in (await run("show", "y")).stdout
+        await run("schedule", "list")
+        await run("schedule", "remove", "yearly")
         for shards in "123":
             await run("reshard", shards)
         await run("forget", "o", "--yes")

@@ -265,6 +265,7 @@ async def test_the_list_that_says_more_is_asked_for_first() -> None:
             "the model grok-code-fast-1, retired on 2026-11-19 and replaced by grok-4.7. It serves",
         ),
         ("grok-9", XAI, "does not serve the model grok-9. It serves grok-4.3, grok-4.7. Set"),
+        ("grok-9,grok-8", "", "the model grok-9, nor grok-8. It serves grok-4.3, grok-4.7. Set"),
     ],
 )
 async def test_a_model_that_is_not_served_is_refused(model: str, named: str, words: str) -> None:
@@ -274,6 +275,15 @@ async def test_a_model_that_is_not_served_is_refused(model: str, named: str, wor
             assert words in await refusal(port, model, named)
         else:
             assert (await asked(port, model, named)).models == 2
+
+
+async def test_one_served_model_of_a_list_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    """The worker starts, and says which one is missing."""
+    async with answering(http(RICH)) as port:
+        assert (await asked(port, "grok-9,grok-4.7")).models == 2
+
+    (record,) = (it for it in caplog.records if it.message == "model.not_served")
+    assert vars(record)["model"] == "grok-9"
 
 
 async def test_the_providers_list_wins_over_a_retirement() -> None:
@@ -290,6 +300,10 @@ async def test_a_retired_model_is_refused_though_nobody_answers() -> None:
         assert "it served grok-4.7, grok-4.6, grok-4.5, grok-4.3, grok-4.20-0309-reasoning" in said
         assert "grok-build" not in said
 
+        both = await refusal(port, "grok-code-fast,grok-build-0.1", XAI)
+        assert "replaced by grok-4.7, nor grok-build-0.1, retired on 2026-11-19" in both
+
+        assert (await asked(port, "grok-code-fast,grok-4.3", XAI)).unchecked == "HTTP 503"
         assert (await asked(port, "grok-code-fast")).unchecked == "HTTP 503"
         assert (await asked(port, "grok-9", XAI)).unchecked == "HTTP 503"
         assert (await asked(port, "grok-4", XAI)).unchecked == "HTTP 503"

@@ -76,7 +76,7 @@ def test_every_command_in_use_is_asked_for() -> None:
     for path in Path(REPOSITORY, "worker").rglob("*.py"):
         used |= set(re.findall(r"(?:execute_command|send)\(\s*\"([A-Z]+)\"", path.read_text()))
     # Done without, for metrics only, or what producers send.
-    optional = {"INFO", "HELLO", "PING", "PUBLISH", "WAIT", "ZCOUNT"}
+    optional = {"INFO", "HELLO", "PING", "PUBLISH", "WAIT"}
 
     assert used - set(NEEDED) <= optional
     assert set(COMMANDS) - used <= {"LPUSH"}

@@ -6,12 +6,13 @@ import socket
 
 from redis.asyncio import Redis
 
-from tests.integration.telemetry.watching import WatchedHand
-from tests.support.driving import SHARD, batcher_on
+from tests.integration.telemetry.watching import KeptSpans, WatchedHand
+from tests.support.driving import SHARD, batcher_on, limiter_on
 from tests.support.processes import worker_process
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, UserMessage
 from turnline.ops.simulator import Simulator
+from turnline.worker.provider_limits import Caller, Grant
 from turnline.worker.store.gauges import read_gauges
 from turnline.worker.telemetry import names as n
 
@@ -32,32 +33,43 @@ async def fetch(port: int, request: str = "GET /metrics HTTP/1.1") -> str:
     return answer.decode()
 
 
-async def test_a_worker_shows_its_metrics(
-    redis_url: str, sim: Simulator, client: TurnClient
-) -> None:
-    """On the loopback port asked for: turns, calls, tokens, cost, queue, loop."""
-    port = free_port()
-    with worker_process(redis_url, sim.base_url, metrics_port=str(port), wire="chat"):
-        results = [await client.ask(f"c{n}", "Hello", timeout_s=10) for n in range(3)]
-        page = await fetch(port)
-
-    assert page.startswith("HTTP/1.0 200 OK\r\n")
-    values = {
+def values_on(page: str) -> dict[tuple[str, str], str]:
+    """Return the values of a page by name and one label each."""
+    return {
         (name, label): value
         for name, labels, value in re.findall(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", page, re.MULTILINE)
         for label in (labels.split(",") if labels else [""])
     }
+
+
+async def test_a_worker_shows_its_metrics(
+    redis_url: str, sim: Simulator, client: TurnClient
+) -> None:
+    """On the loopback port asked for: turns, calls, tokens, cost, queue, loop."""
+    port, model = free_port(), 'gen_ai_request_model="grok-4.3"'
+    with worker_process(redis_url, sim.base_url, metrics_port=str(port), wire="chat"):
+        results = [await client.ask(f"c{n}", "Hello", timeout_s=30) for n in range(3)]
+        spent = sum(result.usage.cost_usd for result in results)
+        pages: list[str] = []
+
+        async def has_all() -> bool:
+            """Producers hear of an end before it is counted; what was spent is counted last."""
+            pages.append(await fetch(port))
+            cost = values_on(pages[-1]).get(("turnline_llm_cost_usd_total", model), "0")
+            return abs(float(cost) - spent) < 1e-9
+
+        await wait_until(has_all, "all is counted")
+
+    assert pages[-1].startswith("HTTP/1.0 200 OK\r\n")
+    values = values_on(pages[-1])
     assert values["turnline_turn_duration_seconds_count", 'outcome="completed"'] == "3.0"
     scope = 'otel_scope_name="turnline"'
     assert values["turnline_turn_time_to_first_delta_seconds_count", scope] == "3.0"
     assert values["turnline_queue_wait_seconds_count", scope] == "3.0"
-    model = 'gen_ai_request_model="grok-4.3"'
     assert values["turnline_llm_calls_total", 'status="completed"'] == "3.0"
     for kind, field in (("input", "prompt_tokens"), ("reasoning", "reasoning_tokens")):
         total = sum(getattr(result.usage, field) for result in results)
         assert float(values["turnline_llm_tokens_total", f'gen_ai_token_type="{kind}"']) == total
-    cost = float(values["turnline_llm_cost_usd_total", model])
-    assert abs(cost - sum(result.usage.cost_usd for result in results)) < 1e-9
     assert values["turnline_turns_in_flight", scope] == "0.0"
     assert values["turnline_queue_depth", 'shard="s0"'] in {"0.0", "1.0"}  # read now and then
     assert values["turnline_breakers_open", 'shard="s0"'] == "0.0"
@@ -76,6 +88,29 @@ async def test_failures_are_counted_by_their_codes(hand: WatchedHand) -> None:
     assert hand.measured(n.M_DEAD)["bad_request"].value == 1
     assert hand.measured(n.M_TURN_DURATION)["failed"].count == 1
     assert hand.measured(n.M_CALLS)["grok-4.3 server_error"].value == 1
+    assert hand.measured(n.M_IN_FLIGHT)[""].value == 0
+
+
+async def test_a_wait_for_the_provider_is_told(hand: WatchedHand, kept: KeptSpans) -> None:
+    """As a retry with its reason, and by the span of the wait."""
+    limiter = hand.limiter = limiter_on(hand.batcher, "*=2rps")
+    for who in ("a", "b"):
+        assert isinstance(await limiter.reserve("grok-4.3", Caller(who), int, None), Grant)
+    await hand.client.submit(UserMessage(conversation_id="c", text="Hello"))
+    await hand.run_one()
+    assert kept.turns == []
+
+    async def is_done() -> bool:
+        await hand.make_due("c")
+        await hand.run_one()
+        return bool(kept.turns)
+
+    await wait_until(is_done, "its time has come")
+    await limiter.aclose()
+
+    assert kept.one(n.WAIT).attributes[n.WAIT_FOR] == "provider_limit"
+    assert hand.measured(n.M_RETRIES)["provider_limit"].value >= 1
+    assert hand.measured(n.M_QUEUE_WAIT)[""].count == 1
     assert hand.measured(n.M_IN_FLIGHT)[""].value == 0
 
 

@@ -16,7 +16,9 @@ PROGRAM = '''
 import asyncio, json, os, sys
 from collections import Counter
 
-from opentelemetry import metrics, trace
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -58,6 +60,9 @@ provider.add_span_processor(Seen())
 provider.add_span_processor(BatchSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
 metrics.set_meter_provider(MeterProvider([reader]))
+logged, logs = InMemoryLogRecordExporter(), LoggerProvider()
+logs.add_log_record_processor(SimpleLogRecordProcessor(logged))
+_logs.set_logger_provider(logs)
 
 from turnline.contracts import TurnClient, UserMessage
 from turnline.contracts.trace_context import TurnTrace, child_id
@@ -76,6 +81,7 @@ async def main():
         ]
         for receipt in receipts:
             await client.result(receipt, timeout_s=60)
+        await client.result(await client.feedback(receipts[0], 1), timeout_s=60)
     fleet.stop()
     await serving
     provider.force_flush()
@@ -95,7 +101,11 @@ async def main():
         int(child_id(TurnTrace(f"{s.context.trace_id:032x}", f"{s.context.span_id:016x}"), 1), 16)
         for s in roots
     }
+    logs.get_logger("mine").emit(event_name="mine")
+    *events, mine = [it.log_record for it in logged.get_finished_logs()]
     print(json.dumps({
+        "events": [[it.event_name, f"{it.trace_id:032x}"] for it in events],
+        "rated": receipts[0].trace_id, "still_logs": mine.event_name == "mine",
         "names": Counter(s.name for s in spans), "once": len(ids) == len(spans),
         "begun": Seen.begun, "ended": Seen.ended, "asked": Asked.names,
         "attributes": sorted(Asked.attributes), "traces": len(traces), "metrics": names,
@@ -131,14 +141,17 @@ async def test_every_span_passes_through_what_the_program_has_set_up(
     assert run.returncode == 0, failed.decode()
     found = json.loads(said.splitlines()[-1])
     each = dict.fromkeys(
-        ("turn", "wait", "process turnline", "rebuild_context", "chat grok-4.3", "commit"), TURNS
+        ("turn", "wait", "process turnline", "rebuild_context", "commit"), TURNS + 1
     )
+    each["chat grok-4.3"] = TURNS  # the rating runs no model
     assert found["names"] == each
     assert found["once"]
     assert {k: v for k, v in found["begun"].items() if k != "mine"} == found["ended"] == each
-    assert {name: found["asked"][name] for name in each} == {**each, "turn": 2 * TURNS}
+    assert {name: found["asked"][name] for name in each} == {**each, "turn": 2 * (TURNS + 1)}
     assert {"gen_ai.conversation.id", "gen_ai.request.model"} <= set(found["attributes"])
     assert found["traces"] == TURNS
     assert found["derived"]
     assert found["still_open"], "the program's provider is the program's to close"
     assert "gen_ai.client.operation.duration" in found["metrics"]
+    assert found["events"] == [["gen_ai.evaluation.result", found["rated"]]]
+    assert found["still_logs"]

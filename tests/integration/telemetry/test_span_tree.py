@@ -383,6 +383,9 @@ async def test_an_agents_turn(hand: WatchedHand, kept: KeptSpans, tmp_path: Path
         assert invoked.start_ns <= span.start_ns <= span.end_ns <= invoked.end_ns
     assert invoked.attributes[n.OPERATION_NAME] == "invoke_agent"
     assert len(kept.named("chat grok-4.3")) == 3, "the second message names no agent"
+    (measured,) = hand.measured(n.M_AGENT_DURATION).items()
+    assert (measured[0], measured[1].count) == ("support grok-4.3", 1)
+    assert measured[1].sum * 1e9 >= invoked.end_ns - invoked.start_ns
 
 
 async def test_a_tool_that_fails(hand: WatchedHand, kept: KeptSpans) -> None:

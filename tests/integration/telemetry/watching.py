@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,6 +20,7 @@ from turnline.ops.simulator import Simulator
 from turnline.worker.outcome import Outcome
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace
+from turnline.worker.telemetry.evaluations import EvaluationLog
 from turnline.worker.telemetry.kept_spans import EndedSpans, SpanKeeper
 from turnline.worker.telemetry.metrics import TurnMeters
 from turnline.worker.telemetry.recording import Recording
@@ -89,6 +92,10 @@ class WatchedHand(Hand):
         derive_ids(tracer)
         self.metrics = InMemoryMetricReader()
         meter = MeterProvider([self.metrics], shutdown_on_exit=False).get_meter(n.SCOPE)
+        self.logged = InMemoryLogRecordExporter()
+        logs = LoggerProvider(shutdown_on_exit=False)
+        logs.add_log_record_processor(SimpleLogRecordProcessor(self.logged))
+        capture = more.get("capture", False)
         place = CallPlace("127.0.0.1", 443)
         self.observer = Recording(
             worker=self.settings.worker_name,
@@ -97,6 +104,7 @@ class WatchedHand(Hand):
             meters=TurnMeters(meter, place),
             queue=SHARD.queue,
             keeper=SpanKeeper(self.ended, kept, redact),
+            evaluations=EvaluationLog(logs.get_logger(n.SCOPE), redact, capture),
             **more,
         )
 

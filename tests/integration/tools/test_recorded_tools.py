@@ -9,7 +9,7 @@ from tests.support.recordings import recorded
 from turnline.contracts import TurnClient, TurnCompleted
 from turnline.contracts.opening import open_servers
 from turnline.worker.batching import Pipelines
-from turnline.worker.main import GrokServices
+from turnline.worker.grok_services import GrokServices
 from turnline.worker.settings import from_env
 from turnline.worker.tools import tool
 from turnline.worker.turn.plan import Planner
@@ -68,7 +68,7 @@ async def test_recorded_streams_reach_their_second_answer(
         await hand.run_due()
         await pipelines.close()
         await servers.aclose()
-        await services.client.close()
+        await services.clients[0].close()
 
     result = await ended(client, receipt, TurnCompleted)
     streams = [lines, second] if calls else [lines]

@@ -103,6 +103,8 @@ async def test_one_crash_anywhere_still_commits_the_turn_once(
     served = [entry for entry in sim.ledger.entries() if entry.path.endswith("completions")]
     assert totals.calls - len(served) in {0, 1}  # noted, but died before it was sent
     assert totals.usage.total_tokens == served[-1].usage.total_tokens
+    (spent,) = await client.spend(by=())
+    assert (spent.calls, spent.usage) == (totals.calls, totals.usage + totals.abandoned)
     assert await redis.exists("turnline:{s0}:queue") == 0
     await assert_keys_expire(redis)
 

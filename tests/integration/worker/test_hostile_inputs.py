@@ -145,7 +145,7 @@ class Defective:
     def __init__(self, services: Services, defects: int) -> None:
         self._services = services
         self._left = defects
-        self.model_of = services.model_of
+        self.models_of = services.models_of
 
     def create_context_aggregator(self, *given: Any, **more: Any) -> AggregatorPair:
         if self._left > 0:

@@ -14,12 +14,12 @@ from turnline.contracts.scripts import run, text
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.worker.effects import Effects
 from turnline.worker.outcome import Done
-from turnline.worker.queue.lua import ClaimArgs, WakeArgs, claim, wake
+from turnline.worker.queue.lua import WakeArgs, claim, wake
 
 
 async def claimed(hand: Hand, limit: int, worker: str = "hand") -> list[str]:
     """Claim, and return what was claimed."""
-    _, _, *items = await run(hand.redis, claim(SHARD, ClaimArgs(limit, 60_000, worker)))
+    _, _, _, *items = await run(hand.redis, claim(SHARD, limit, 60_000, worker))
     return [text(name) for name in items[::3]]
 
 
@@ -103,10 +103,9 @@ async def test_an_idle_worker_hears_that_its_server_is_a_replica_now() -> None:
     """Else it would look for work there for ever: nothing is due, and nothing is refused."""
     with EmbeddedRedis() as server:
         redis = open_async(server.url)
-        args = ClaimArgs(1, 1_000, "w")
-        await run(redis, claim(SHARD, args))
+        await run(redis, claim(SHARD, 1, 1_000, "w"))
         await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
 
         with pytest.raises(ReadOnlyError):
-            await run(redis, claim(SHARD, args))
+            await run(redis, claim(SHARD, 1, 1_000, "w"))
         await redis.aclose()

@@ -34,6 +34,7 @@ from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.effects import ConversationSnapshot, Copy, Entry
+from turnline.worker.errors import LeaseLost
 from turnline.worker.lease import Lease
 from turnline.worker.outcome import Parked
 from turnline.worker.queue.lua import renew
@@ -285,6 +286,24 @@ async def test_a_batch_of_events_that_is_tried_again_is_not_overtaken(
 
 def any_call(argument: Any) -> Call:
     return renew(SHARD, argument, [], lease_s=1, about=b"{}")
+
+
+@pytest.mark.promise("P7", "P11")
+async def test_no_call_is_made_that_a_failover_left_no_note_of(redis: Redis, hand: Hand) -> None:
+    """The new primary has the claim, but not the load: a call would be in nobody's ledger."""
+    await hand.client.submit(user())
+    lease = await hand.must_claim()
+    loaded = await hand.store.load(lease)
+    head = loaded.entries[0].entry_id
+    call = CallEntry(
+        call_id="t/1/1", turn_id="t", attempt=1, model="m", state="unknown", abandoned=True
+    )
+    await redis.hdel(KEYS.state, "head", "attempt", "running")  # as replicated: not at all
+
+    await hand.store.emit(lease, [b"{}"], head=head, batch=1)  # readers get the text with the end
+    assert not await redis.exists(KEYS.events)
+    with pytest.raises(LeaseLost):
+        await hand.store.emit(lease, [], head=head, batch=2, call=call)
 
 
 async def test_a_call_that_cannot_be_sent_ends_for_all_that_travel_with_it(redis_url: str) -> None:

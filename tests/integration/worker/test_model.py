@@ -1,12 +1,14 @@
 """Queue and store scripts against a plain model of the promises, in any order of events.
 
-Hypothesis plays producers, workers, crashes and expiries over a few conversations on a real server
-and shrinks what goes wrong. The model knows, for each conversation, what was accepted, what is
-committed, and whose lease counts.
+Hypothesis plays producers, workers, clocks, crashes and expiries over a few conversations on a real
+server and shrinks what goes wrong. The model knows, for each conversation, what was accepted, what
+is delayed, what is committed, and whose lease counts.
 """
 
 import asyncio
 import itertools
+import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -32,13 +34,15 @@ from turnline.worker.effects import ConversationSnapshot, Effects
 from turnline.worker.errors import LeaseLost
 from turnline.worker.lease import Lease
 from turnline.worker.outcome import Done, Parked
-from turnline.worker.queue.lua import ClaimArgs, claim, release, renew
+from turnline.worker.queue.lua import claim, release, renew
 from turnline.worker.store.cache import ContextCache
 from turnline.worker.store.conversations import Conversations
 
 T = TypeVar("T")
 CONVERSATIONS = ("a", "b")
 WORKERS = (0, 1, 2)
+LONG_MS = 2**40
+"""Half the time since the Unix epoch, which passes at once."""
 conversations = st.sampled_from(CONVERSATIONS)
 workers = st.sampled_from(WORKERS)
 
@@ -48,6 +52,10 @@ class Told:
 
     def __init__(self) -> None:
         self.inbox: list[str] = []
+        self.due: list[str] = []
+        """Delayed messages whose time has come, while nobody has looked."""
+        self.later: list[tuple[int, str]] = []
+        """When each other one is due, ms, and its turn; in this order."""
         self.context: list[str] = []
         self.accepted: set[str] = set()
         self.holder: str | None = None
@@ -56,6 +64,11 @@ class Told:
         self.spend = 0
         self.abandoned = 0
         self.open_call = False
+
+    def look(self) -> None:
+        """Put what is due into the inbox."""
+        self.inbox += self.due
+        self.due = []
 
 
 class View(NamedTuple):
@@ -136,7 +149,7 @@ class QueueAndStore(RuleBasedStateMachine):
         message = UserMessage(
             conversation_id=name, turn_id=turn_id, text=turn_id, when_busy=when_busy
         )
-        busy = bool(told.inbox) or told.holder is not None
+        busy = bool(told.inbox or told.due) or told.holder is not None
         try:
             receipt = self.do(self.client.submit(message))
         except ConversationBusy:
@@ -145,11 +158,43 @@ class QueueAndStore(RuleBasedStateMachine):
             return
         assert not (when_busy == "reject" and busy)
         assert receipt.accepted
+        told.look()
         assert receipt.position == len(told.inbox)
         told.inbox.append(turn_id)
         told.accepted.add(turn_id)
         again = self.do(self.client.submit(message))
         assert not again.accepted
+
+    @rule(name=conversations, hours=st.integers(1, 3))
+    def submit_later(self, name: str, hours: int) -> None:
+        told = self.model[name]
+        turn_id = f"t{next(self.ids)}"
+        at_ms = int(time.time() * 1000) + hours * 3_600_000
+        message = UserMessage(
+            conversation_id=name, turn_id=turn_id, text=turn_id, deliver_at_ms=at_ms
+        )
+        receipt = self.do(self.client.submit(message))
+        assert receipt.accepted
+        told.look()
+        place = bisect_right(told.later, at_ms, key=lambda it: it[0])
+        assert receipt.position == len(told.inbox) + place
+        told.later.insert(place, (at_ms, turn_id))
+        told.accepted.add(turn_id)
+        again = self.do(self.client.submit(message))
+        assert not again.accepted
+
+    @rule(name=conversations, count=st.integers(1, 3))
+    def time_passes(self, name: str, count: int) -> None:
+        """So many delayed messages come to their time."""
+        told, keys = self.model[name], conversation_keys(SHARD.tag, name)
+        coming, told.later = told.later[:count], told.later[count:]
+        if coming:
+            members = self.do(self.redis.zrange(keys.later, 0, -1))
+            for member in members[len(told.due) : len(told.due) + len(coming)]:
+                self.do(self.redis.zincrby(keys.later, -LONG_MS, member))
+            told.due += [turn_id for _, turn_id in coming]
+            if told.holder is None:
+                self.do(self.redis.zadd(SHARD.queue, {keys.job_id: 0}, xx=True))
 
     @rule(name=conversations, really=st.integers(0, 4))
     def forget(self, name: str, really: int) -> None:
@@ -166,11 +211,11 @@ class QueueAndStore(RuleBasedStateMachine):
         hint=st.one_of(st.none(), conversations),
     )
     def claim(self, worker: int, loads: bool, hint: str | None = None) -> None:
-        due = [name for name, told in self.model.items() if told.inbox and told.holder is None]
+        due = self._due()
         if hint is not None and (self.model[hint].holder or "").endswith(f" w{worker}"):
             hint = None  # a worker does not ask for what it holds
-        call = claim(SHARD, ClaimArgs(1, 3_600_000, f"w{worker}"))
-        _, _, *items = self.do(run(self.raw, call))
+        call = claim(SHARD, 1, 3_600_000, f"w{worker}")
+        _, _, _, *items = self.do(run(self.raw, call))
         assert bool(items) == bool(due)
         early = None if hint is None else self.do(self._load_early(worker, hint))
         if items:
@@ -184,6 +229,14 @@ class QueueAndStore(RuleBasedStateMachine):
                 lease.prefetched, held.prefetched = early, _begin(told)
             if loads:
                 self._load(worker)
+
+    def _due(self) -> list[str]:
+        """Return the conversations that wait for a worker."""
+        return [
+            name
+            for name, told in self.model.items()
+            if (told.inbox or told.due) and told.holder is None
+        ]
 
     @rule(
         worker=workers,
@@ -348,6 +401,7 @@ class QueueAndStore(RuleBasedStateMachine):
         assert held.lease.released == (done.outcome == "released")
         assert told.inbox[0] == turn_id
         told.inbox.pop(0)
+        told.look()
         told.context += [f'"{turn_id}"', f'"re:{turn_id}"']
         told.tokens += 7
         told.spend += 1 + len(left)
@@ -356,10 +410,11 @@ class QueueAndStore(RuleBasedStateMachine):
         assert done.length == len(told.context)
         if done.outcome == "committed":
             assert keep_lease
+            assert not self._due()  # whoever waits goes first
             assert [e.turn_id for e in done.entries] == told.inbox
             held.loaded = None
         else:
-            assert not keep_lease or not told.inbox
+            assert not keep_lease or not told.inbox or self._due()
             told.holder = None
             del self.held[worker]
 
@@ -376,7 +431,9 @@ class QueueAndStore(RuleBasedStateMachine):
         assert (word == b"fenced") == (not counts)
         if counts:
             told.holder = None
+            told.look()
             assert waiting == len(told.inbox)
+            assert (word == b"later") == bool(told.later and not told.inbox)
             if defer and told.inbox:  # the deferral is over at once, for the model's sake
                 self.do(self.redis.zadd(SHARD.queue, {lease.keys.job_id: 0}))
 
@@ -424,8 +481,13 @@ class QueueAndStore(RuleBasedStateMachine):
             assert [m.decode() for m in context] == told.context
             inbox = self.do(self.redis.xrange(keys.inbox))
             assert [fields[b"t"].decode() for _, fields in inbox] == told.inbox
-            queued = self.do(self.redis.zscore(SHARD.queue, keys.job_id)) is not None
-            assert queued or not told.inbox, "accepted and stranded"
+            delayed = self.do(self.redis.zrange(keys.later, 0, -1))
+            expected = told.due + [turn_id for _, turn_id in told.later]
+            assert [member.split()[1].decode() for member in delayed] == expected
+            due_ms = self.do(self.redis.zscore(SHARD.queue, keys.job_id))
+            assert due_ms is not None or not (told.inbox or delayed), "accepted and stranded"
+            if told.holder is None and told.later and not (told.inbox or told.due):
+                assert due_ms == told.later[0][0]
             if told.holder is not None:
                 holder = self.do(self.redis.get(keys.in_progress))
                 assert holder is not None
@@ -437,6 +499,7 @@ class QueueAndStore(RuleBasedStateMachine):
 
 def _begin(told: Told) -> View:
     """Begin an attempt: a call that an earlier one left open is now abandoned."""
+    told.look()
     told.abandoned += told.open_call
     told.open_call = False
     return View([*told.context], [*told.inbox], told.abandoned)

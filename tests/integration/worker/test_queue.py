@@ -23,6 +23,7 @@ from turnline.worker.main import arq_redis
 from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.queue.links import Links
+from turnline.worker.queue.slots import Slots
 
 SHARD = shard_keys(0)
 
@@ -78,6 +79,17 @@ async def eat(redis: Redis, ctx: dict[str, Any]) -> None:
         await redis.xdel(keys.inbox, entry_id)
 
 
+def eating(redis: Redis, seen: list[str]) -> Any:
+    """Return what runs a conversation: it is noted, and its inbox emptied."""
+
+    async def run(ctx: dict[str, Any], conversation_id: str) -> Outcome:
+        seen.append(conversation_id)
+        await eat(redis, ctx)
+        return Done()
+
+    return run
+
+
 def user(conversation_id: str = "c") -> UserMessage:
     return UserMessage(conversation_id=conversation_id, text="Hello")
 
@@ -88,11 +100,7 @@ async def test_a_submission_wakes_one_idle_worker_without_polling(
 ) -> None:
     """With a poll interval of an hour, turns still start at once."""
     seen: list[str] = []
-
-    async def run(ctx: dict[str, Any], conversation_id: str) -> Outcome:
-        seen.append(conversation_id)
-        await eat(redis, ctx)
-        return Done()
+    run = eating(redis, seen)
 
     for _ in range(3):
         rig.start(run, times={"poll_s": 3600.0})
@@ -108,6 +116,28 @@ async def test_a_submission_wakes_one_idle_worker_without_polling(
 
 async def _is_empty(redis: Redis) -> bool:
     return await redis.zcard(SHARD.queue) == 0
+
+
+async def test_a_late_queue_is_told_of_once(
+    redis: Redis, rig: Rig, client: TurnClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And once that conversations are claimed in time again."""
+    seen: list[str] = []
+    run = eating(redis, seen)
+
+    names = ("first", "second", "third")
+    for name in names:
+        await client.submit(user(name))
+    due_ms = int(await redis.zscore(SHARD.queue, f"{SHARD.tag}:first") or 0)
+    for name, late_s in zip(names, (3_600, 11, 6), strict=True):
+        await redis.zadd(SHARD.queue, {f"{SHARD.tag}:{name}": due_ms - 1_000 * late_s})
+    with caplog.at_level(logging.INFO, "turnline.queue"):
+        rig.start(run, slots=Slots(1))
+        await wait_until(lambda: seen == [*names], "all conversations have run")
+        await client.submit(user("last"))
+        await wait_until(lambda: seen == [*names, "last"], "one is run in time")
+
+    assert [it for it in caplog.messages if "queue" in it] == ["queue.late", "queue.in_time"]
 
 
 @pytest.mark.promise("P5")

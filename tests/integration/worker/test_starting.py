@@ -134,7 +134,7 @@ async def test_what_the_provider_says_at_the_start_is_used(redis_url: str, sim: 
         assert {"grok-4.3", "grok-4.7"} < {model.name for model in services.catalogue.served}
     finally:
         await fleet.close()
-        await services.client.close()
+        await services.clients[0].close()
 
 
 async def test_a_provider_that_is_down_does_not_stop_a_start() -> None:
@@ -190,7 +190,7 @@ async def test_a_start_that_fails_closes_what_it_opened(redis_url: str, sim: Sim
     with pytest.raises(StartFailed):
         await failing.run()
 
-    assert failing.parts.client.is_closed()
+    assert failing.parts.clients[0].is_closed()
 
 
 async def test_a_worker_ends_well_though_redis_is_gone(sim: Simulator) -> None:
@@ -205,7 +205,7 @@ async def test_a_worker_ends_well_though_redis_is_gone(sim: Simulator) -> None:
     async with asyncio.timeout(20):
         await running
 
-    assert ending.parts.client.is_closed()
+    assert ending.parts.clients[0].is_closed()
 
 
 @pytest.mark.promise("P10")

@@ -1,5 +1,6 @@
 """Every state and every event: the scripts do what the tables of `turnline.worker.states` say."""
 
+import time
 from itertools import product
 from typing import Any
 
@@ -42,10 +43,12 @@ class Conversation:
         """The last that was claimed, whether or not it still counts."""
         self.entries: dict[str, str] = {}
 
-    async def submit(self, turn_id: str) -> bool:
-        message = UserMessage(conversation_id="c", turn_id=turn_id, text="hi")
+    async def submit(self, turn_id: str, deliver_at_ms: int | None = None) -> bool:
+        message = UserMessage(
+            conversation_id="c", turn_id=turn_id, text="hi", deliver_at_ms=deliver_at_ms
+        )
         receipt = await self.client.submit(message)
-        if receipt.accepted:
+        if receipt.accepted and deliver_at_ms is None:
             self.entries[turn_id] = text((await self.redis.xrevrange(KEYS.inbox, count=1))[0][0])
         return receipt.accepted
 
@@ -93,6 +96,8 @@ class Conversation:
                     found[key] = await self.redis.lrange(key, 0, -1)
                 case b"stream":
                     found[key] = await self.redis.xrange(key)
+                case b"zset":
+                    found[key] = await self.redis.zrange(key, 0, -1, withscores=True)
         return found
 
 
@@ -121,12 +126,18 @@ async def entry_state(redis: Redis) -> EntryState:
     return EntryState(f"parked: {text(parked)}")
 
 
+def in_an_hour() -> int:
+    return int(time.time() * 1000) + HOUR_MS
+
+
 async def bring_entry(to: EntryState, it: Conversation) -> None:
     """By scripts alone."""
-    if to != EntryState.IDLE:
+    if to == EntryState.PARKED_LATER:
+        await it.submit("t1", in_an_hour())
+    elif to != EntryState.IDLE:
         await it.submit("t1")
         await it.submit("t2")
-    if to not in {EntryState.IDLE, EntryState.DUE}:
+    if to not in {EntryState.IDLE, EntryState.DUE, EntryState.PARKED_LATER}:
         assert await it.claim()
         await it.load()
     if to == EntryState.PARKED_INPUT:
@@ -141,6 +152,8 @@ async def happens_to_entry(event: EntryEvent, it: Conversation) -> bool:
     match event:
         case EntryEvent.SUBMIT:
             return await it.submit("t3")
+        case EntryEvent.SUBMIT_LATER:
+            return await it.submit("t4", in_an_hour())
         case EntryEvent.INTERRUPT:
             return (await it.client.submit(Interrupt(conversation_id="c"))).accepted
         case EntryEvent.CLAIM:
@@ -154,7 +167,7 @@ async def happens_to_entry(event: EntryEvent, it: Conversation) -> bool:
             return await it.commit("t1")
         case EntryEvent.COMMIT_AND_YIELD:
             return await it.commit("t1", keep_lease=False)
-        case EntryEvent.COMMIT_THE_LAST:
+        case EntryEvent.COMMIT_THE_LAST | EntryEvent.COMMIT_ALL_BUT_DELAYED:
             return await it.commit("t1", "t2")
         case EntryEvent.LAPSE:
             await it.hand.expire(it.lease)
@@ -174,6 +187,8 @@ async def test_a_queue_entry_changes_only_as_its_table_says(
 ) -> None:
     """Every pair; what the table does not have is refused and changes nothing."""
     await bring_entry(state, conversation)
+    if (state, event) == (EntryState.LEASED, EntryEvent.COMMIT_ALL_BUT_DELAYED):
+        await conversation.submit("t4", in_an_hour())
     before = await conversation.content()
 
     taken = await happens_to_entry(event, conversation)

@@ -68,7 +68,7 @@ async def claims_of(redis: Redis) -> AsyncIterator[list[str]]:
             async for command in monitor.listen():
                 words = command["command"].split()
                 if words[0].upper() == "EVALSHA" and words[1] == sha:
-                    seen.append(words[9])
+                    seen.append(words[3 + int(words[2]) + 2])
 
     task = asyncio.create_task(watch())
     await watching.wait()

@@ -25,10 +25,12 @@ from turnline.worker.pipeline.frames import OpenAILLMContextFrame
 from turnline.worker.pipeline.processor import DOWNSTREAM
 from turnline.worker.pipeline.responses_stream import ResponsesStream
 from turnline.worker.pipeline.stream import CompletionStream
+from turnline.worker.provider_limits import Caller
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.turn.attempt import Tap
 from turnline.worker.turn.attempt_log import AttemptLog, TurnFacts
 from turnline.worker.turn.event_writer import EventWriter
+from turnline.worker.turn.grants import Grants, Unlimited
 from turnline.worker.turn.observer import Unobserved
 
 SHORT, LONG = 20, 220
@@ -170,6 +172,7 @@ async def answer(pieces: Sequence[bytes]) -> Counted:
             context=context,
             settings=ConversationSettings(),
             opening=(),
+            grants=Grants(Unlimited(), "grok", Caller("it"), lambda: 0, None),
         )
         tap = Tap(log, nothing)
         service.link(tap)

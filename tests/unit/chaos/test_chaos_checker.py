@@ -6,10 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from turnline.contracts import Spend
 from turnline.contracts.conversation import AssistantEntry, CallEntry, Totals, Usage, UserEntry
 from turnline.contracts.keys import shard_of
 from turnline.contracts.layout import Layout
 from turnline.contracts.replies import (
+    Rating,
     TextDelta,
     TurnAbsorbed,
     TurnCompleted,
@@ -133,6 +135,7 @@ class World:
         self.lives = {"turnline:{s0}:c:c:context": 1_000, "turnline:{s0}:token": -1}
         self.disturbances: list[Disturbance] = []
         self.layout = Layout(1)
+        self.spend: list[Spend] = []
 
     def change(self, **left: Any) -> None:
         """Replace what is left of the conversation."""
@@ -178,6 +181,7 @@ class World:
             lives=self.lives,
             requests={"c": self.requests},
             layout=self.layout,
+            spend=self.spend,
         )
         return check([self.chat], evidence, self.disturbances)
 
@@ -188,6 +192,59 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+def rate(world: World, *ends: Any, of: str = "c.0") -> None:
+    """Have turns 2 and following rate one."""
+    for n, end in enumerate(ends, 2):
+        its = msgspec.structs.replace(end, turn_id=f"c.{n}", event_id=f"{n}000-0")
+        world.chat.sent.append(
+            Sent(turn=f"c.{n}", kind="rating", rates=(of, "tone"), outcome="accepted", accepts=1)
+        )
+        world.change(
+            log=(*world.left.log, f"c.{n}"),
+            records={**world.left.records, f"c.{n}": record(its)},
+        )
+        world.events(*world.left.events, its)
+
+
+def rated(world: World, *by: str) -> None:
+    """Have the record of turn 0 show these ratings."""
+    ratings = tuple(Rating(name="tone", score=1.0, feedback_id=it) for it in by)
+    shown = msgspec.structs.replace(world.left.records["c.0"], feedback=ratings)
+    world.change(records={**world.left.records, "c.0": shown})
+
+
+NOTED = TurnCompleted(conversation_id="c", turn_id="")
+UNKNOWN = TurnFailed(conversation_id="c", turn_id="", code="unknown_turn")
+
+
+@pytest.mark.parametrize(
+    ("by", "columns"),
+    [(["c.3"], set()), ([], {"lost"}), (["c.2"], {"lost"}), (["c.3", "c.3"], {"lost"})],
+)
+def test_a_turn_has_the_last_of_its_ratings(world: World, by: list[str], columns: set[str]) -> None:
+    """None is lost, or takes the place of a later one, or stands twice."""
+    rate(world, NOTED, NOTED)
+    rated(world, *by)
+
+    assert world.columns() == columns
+
+
+def test_a_turn_that_nobody_rated_has_no_rating(world: World) -> None:
+    """Whoever it is from."""
+    rated(world, "c.1")
+
+    assert world.columns() == {"lost"}
+
+
+def test_a_rating_fails_if_its_turn_is_not_there(world: World) -> None:
+    """Which is no dead letter; of a turn that is there, it does not."""
+    rate(world, UNKNOWN, of="gone")
+    assert world.violations() == []
+
+    world.chat.sent[-1].rates = ("c.1", "tone")
+    assert world.columns() == {"broken"}
 
 
 def test_nothing_is_said_about_a_run_that_went_well(world: World) -> None:
@@ -418,6 +475,48 @@ def test_a_call_of_an_abandoned_attempt_counted_as_the_answers_is_named(world: W
     )
 
     assert world.columns() == {"tokens"}
+
+
+def test_spend_that_is_not_the_ledgers_is_named(world: World) -> None:
+    """Too much, too little, of another model or tenant; nobody looks where tenants are not kept."""
+    world.spend = [Spend(tenant="acme", agent="", model="m", calls=2, usage=USAGE + USAGE)]
+    assert world.violations() == []
+    world.chat.tenant = "acme"
+    assert {it.what for it in world.violations()} == {
+        "call c.0/1/1 is entered as one of ''",
+        "call c.1/1/1 is entered as one of ''",
+    }
+    world.change(calls=tuple(call(n, tenant="acme") for n in range(2)))
+    assert world.violations() == []
+
+    (good,) = world.spend
+    for bad in (
+        {"calls": 3},
+        {"usage": USAGE},
+        {"usage": USAGE + USAGE + CUT},
+        {"model": "n"},
+        {"agent": "a"},
+        {"tenant": "globex"},
+    ):
+        world.spend = [msgspec.structs.replace(good, **bad)]
+        assert world.columns() == {"tokens"}, bad
+    world.spend = []
+    assert world.columns() == {"tokens"}
+
+
+def test_nobody_spends_more_than_the_model_said(world: World) -> None:
+    """Also where the ledgers are gone."""
+    costs = msgspec.structs.replace(USAGE, cost_usd_ticks=5)
+    world.chat = Chat(conversation="c", tenant="acme", forgotten=True)
+    world.change(**{it: getattr(Left(), it) for it in Left.__struct_fields__})
+    world.lives, world.replies = {}, {}
+    world.requests = [request(0, reported=costs)]
+    world.spend = [Spend(tenant="acme", agent="", model="m", calls=1, usage=costs)]
+    assert world.violations() == []
+
+    world.spend *= 2
+
+    assert [it.what for it in world.violations()] == ["10 ticks spent, the model told of 5"]
 
 
 def test_a_third_call_that_ends_in_the_same_unusable_reply_is_named(world: World) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from turnline.contracts import TurnCompleted
+from turnline.contracts import Rating, TurnCompleted
 from turnline.contracts.replies import TurnRecord, encode_event
+from turnline.ops.cli import output
 from turnline.ops.cli.failures import Failure
 from turnline.ops.fleet.queue_state import QueueState, Worker, merged
 from turnline.ops.fleet.turn_list import turns_in_order
@@ -40,6 +41,23 @@ def test_turns_stand_in_the_order_accepted() -> None:
     assert (turns[0].state, turns[0].took_ms, turns[0].attempts) == ("completed", 15, 2)
     assert turns[0].trace_id == "abc"
     assert (turns[1].state, turns[1].took_ms, turns[1].outcome) == ("waiting or running", None, "")
+
+
+def test_ratings_are_shown_with_their_turn() -> None:
+    """In a few words, each with what it says; whole in JSON."""
+    ratings = (
+        Rating(name="user_feedback", score=1.0),
+        Rating(name="tone", score=-0.25, label="rude", explanation="It shouts."),
+    )
+    record = TurnRecord(state="accepted", accepted_at_ms=1, feedback=ratings)
+
+    (turn,) = turns_in_order([], {b"a": msgspec.json.encode(record)})
+
+    assert turn.feedback == ratings
+    assert [output.rating(it) for it in turn.feedback] == [
+        "rated user_feedback: 1",
+        "rated tone: -0.25 rude It shouts.",
+    ]
 
 
 def test_shards_are_added_up() -> None:

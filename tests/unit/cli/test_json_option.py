@@ -14,6 +14,7 @@ PRINT_NOTHING_TO_READ = {
     "dead drop",  # say in a line what they did
     "dead replay",
     "forget",
+    "schedule remove",
     "sim",  # prints its address and nothing else
 }
 

@@ -29,6 +29,7 @@ from turnline.contracts.messages import (
     Configure,
     ContextAppend,
     ContextReplace,
+    Feedback,
     Interrupt,
     ToolResult,
     Transcription,
@@ -37,6 +38,7 @@ from turnline.contracts.messages import (
     UserStoppedSpeaking,
 )
 from turnline.contracts.replies import (
+    Rating,
     ReasoningSummaryDelta,
     Receipt,
     ServerToolFinished,
@@ -168,9 +170,13 @@ INBOUND = {
     "user_message": UserMessage(**COMMON, text='Good evening — naïve 𝄞\t"yes" \\ / \u0001'),
     "user_message.parts": UserMessage(**FEW, parts=PARTS, run=False, final=False),
     "user_message.schema": UserMessage(**FEW, text="hi", agent="clerk", response_format=FORMAT),
+    "user_message.later": UserMessage(**FEW, text="hi", deliver_at_ms=1_750_086_400_000),
     "user_message.few": UserMessage(**FEW, text="hi"),
+    "user_message.tenant": UserMessage(**FEW, text="hi", tenant="Käse-GmbH"),
+    "user_message.batch": UserMessage(**FEW, text="hi", priority="batch"),
     "transcription": Transcription(**COMMON, text="find me a", final=False),
     "transcription.few": Transcription(**FEW, text=""),
+    "transcription.tenant": Transcription(**FEW, text="hi", tenant="acme"),
     "user_started_speaking": UserStartedSpeaking(**COMMON),
     "user_stopped_speaking": UserStoppedSpeaking(**COMMON),
     "interrupt": Interrupt(**COMMON, heard="How about"),
@@ -183,7 +189,12 @@ INBOUND = {
     "context_append.schema": ContextAppend(
         **FEW, messages=ENTRIES[:1], run=True, agent="clerk", response_format=FORMAT
     ),
+    "context_append.later": ContextAppend(
+        **FEW, messages=ENTRIES[:1], run=True, deliver_at_ms=1_750_086_400_000
+    ),
     "context_append.few": ContextAppend(**FEW, messages=()),
+    "context_append.tenant": ContextAppend(**FEW, messages=ENTRIES[:1], run=True, tenant="acme"),
+    "context_append.batch": ContextAppend(**FEW, messages=ENTRIES[:1], run=True, priority="batch"),
     "context_append.reply_items": ContextAppend(**FEW, messages=REPLY_ENTRIES),
     "context_replace": ContextReplace(**COMMON, messages=ENTRIES),
     "context_replace.reply_items": ContextReplace(**FEW, messages=REPLY_ENTRIES),
@@ -202,7 +213,17 @@ INBOUND = {
             wire="chat", max_output_tokens=None, server_tools=None, reasoning_summary=None
         ),
     ),
+    "configure.tenant": Configure(**FEW, settings=SettingsChange(tenant="acme")),
     "configure.few": Configure(**FEW, settings=SettingsChange()),
+    "feedback": Feedback(
+        **COMMON,
+        of_turn="turn-6",
+        name="helpful",
+        score=-0.5,
+        label="très peu",
+        explanation="Ñandú is no city.",
+    ),
+    "feedback.few": Feedback(**FEW, of_turn="turn-6", score=1.0),
 }
 INBOUND |= {
     f"{name}.baggage": msgspec.structs.replace(INBOUND[name], baggage="tenant=acme,plan=gold")
@@ -288,6 +309,25 @@ RECORDS = {
         messages_to=6,
         event=msgspec.Raw(encode_event(EVENTS["turn_completed"])),
     ),
+    "turn_record.feedback": TurnRecord(
+        state="failed",
+        accepted_at_ms=1_750_000_000_125,
+        event=msgspec.Raw(encode_event(EVENTS["turn_failed"])),
+        feedback=(
+            Rating(name="user_feedback", score=1.0, feedback_id="turn-8"),
+            Rating(
+                name="helpful",
+                score=-0.5,
+                label="très peu",
+                explanation="Ñandú is no city.",
+                feedback_id="turn-9",
+                at_ms=1_750_000_005_000,
+            ),
+        ),
+    ),
+    "turn_record.later": TurnRecord(
+        state="accepted", accepted_at_ms=1_750_000_000_125, deliver_at_ms=1_750_086_400_000
+    ),
     "turn_record.few": TurnRecord(state="accepted", accepted_at_ms=1_750_000_000_125),
     "tool_request": ToolRequest(
         conversation_id="Gespräch-42",
@@ -303,6 +343,7 @@ RECORDS = {
     "settings": ConversationSettings(**SETTINGS),
     "settings.responses": ConversationSettings(**RESPONSES),
     "settings.few": ConversationSettings(),
+    "settings.tenant": ConversationSettings(tenant="acme"),
     "call_entry": CallEntry(
         call_id="turn-7/2/1",
         turn_id="turn-7",
@@ -316,6 +357,15 @@ RECORDS = {
         response_id="0123-4567",
         started_at_ms=1_750_000_000_200,
         duration_ms=2_800,
+    ),
+    "call_entry.tenant": CallEntry(
+        call_id="turn-7/1/1",
+        turn_id="turn-7",
+        attempt=1,
+        model="grok-4.3",
+        state="reported",
+        tenant="acme",
+        agent="clerk",
     ),
     "totals": Totals(
         turns=4,

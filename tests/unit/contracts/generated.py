@@ -11,6 +11,7 @@ from msgspec import inspect
 from turnline.contracts.conversation import (
     FUNCTION_NAME_PATTERN,
     ID_PATTERN,
+    TENANT_PATTERN,
     URL_PATTERN,
     AssistantEntry,
     PlacedItem,
@@ -18,7 +19,7 @@ from turnline.contracts.conversation import (
     TextPart,
 )
 from turnline.contracts.errors import InvalidMessage
-from turnline.contracts.messages import UserMessage
+from turnline.contracts.messages import Feedback, UserMessage
 from turnline.contracts.replies import TurnRecord
 from turnline.contracts.server_tools import (
     DOMAIN_PATTERN,
@@ -44,6 +45,7 @@ _LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters="{}
 IDS = st.text(_LETTERS, min_size=1, max_size=200)
 _BY_PATTERN = {
     ID_PATTERN: IDS,
+    TENANT_PATTERN: IDS | st.just(""),
     URL_PATTERN: TEXTS.map("https://example.com/{}".format),
     FUNCTION_NAME_PATTERN: st.text(string.ascii_letters + "_.-0", min_size=1, max_size=64),
     DOMAIN_PATTERN: st.from_regex(r"[a-z]{1,9}\.[a-z]{2}", fullmatch=True),
@@ -75,7 +77,13 @@ def structs(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
             return contents.filter(lambda c: c["content"] is not None or c["tool_calls"]).map(
                 lambda c: _with_fitting_items(cls(**c))
             )
-        case SettingsChange.__name__ | WebSearch.__name__ | XSearch.__name__ | Mcp.__name__:
+        case (
+            SettingsChange.__name__
+            | WebSearch.__name__
+            | XSearch.__name__
+            | Mcp.__name__
+            | Feedback.__name__
+        ):
             return st.fixed_dictionaries(fields).filter(_is_consistent(cls)).map(lambda c: cls(**c))
         case PlacedItem.__name__:
             fields["item"] = ITEMS.map(lambda value: msgspec.Raw(msgspec.json.encode(value)))
@@ -130,7 +138,9 @@ def _values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.integers(low if low is not None else -(2**53), high or 2**53)
         case inspect.FloatType(gt=above, ge=low, le=high):
             least = low if above is None else above
-            return st.floats(least, high, exclude_min=above is not None)
+            return st.floats(  # what JSON has a word for
+                least, high, exclude_min=above is not None, allow_nan=False, allow_infinity=False
+            )
         case inspect.StrType(pattern=str(pattern)):
             return _BY_PATTERN[pattern]
         case inspect.StrType(min_length=least, max_length=most):

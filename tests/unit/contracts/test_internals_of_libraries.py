@@ -32,6 +32,7 @@ async def test_redis_py_has_the_names_that_are_overridden_and_used(kind: Any) ->
     assert hasattr(kind, "pack_command")
     assert hasattr(kind, "can_read_destructive") or hasattr(kind, "can_read")
     assert hasattr(connection, "_reader")
+    assert hasattr(connection, "_writer")
     assert hasattr(connection._parser, "_reader")
     assert isinstance(cast("Any", asyncio.StreamReader())._buffer, bytearray)
 

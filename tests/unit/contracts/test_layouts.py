@@ -12,6 +12,7 @@ from turnline.contracts import Receipt, StoreUnavailable, UserMessage
 from turnline.contracts.homes import Homes
 from turnline.contracts.layout import Elsewhere, Layout, read_layout
 from turnline.contracts.protocol import Requests, Submission
+from turnline.contracts.scripts import SubmitArgs
 
 layouts = st.builds(
     Layout,
@@ -81,8 +82,8 @@ class Shards:
         return [self._answer(it) for it in submissions]
 
     def _answer(self, submission: Submission) -> Receipt | Exception:
-        *_, shards, told_from = submission.call.args
-        self.asked.append((cast("int", shards), cast("int", told_from)))
+        args = SubmitArgs(*cast("Any", submission.call.args))
+        self.asked.append((args.shards, args.told_from))
         answer = self._answers.pop(0) if self._answers else None
         if answer is None:
             self.turns.append(submission.turn_id)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.contracts.examples import INBOUND
-from turnline.contracts import InvalidMessage, ToolResult, TurnlineError, UserMessage
+from turnline.contracts import Feedback, InvalidMessage, ToolResult, TurnlineError, UserMessage
 from turnline.contracts.conversation import SUBMITTED_ID_PATTERN, SettingsChange
 from turnline.contracts.messages import Inbound, decode, encode, validated
 from turnline.contracts.protocol import Requests, configure_message
@@ -36,6 +36,10 @@ def user(**fields: Any) -> str:
 
 def of_type(kind: str, **fields: Any) -> str:
     return json.dumps({"type": kind, "conversation_id": "c", **fields})
+
+
+def feedback(**fields: Any) -> str:
+    return of_type("feedback", **{"of_turn": "t", **fields})
 
 
 def entries(*messages: dict[str, Any]) -> str:
@@ -112,6 +116,25 @@ def test_an_id_of_a_call_is_seen(value: str) -> None:
         Requests().submission(of_type("tool_result", call_id=value).encode())
 
     assert error.value.field == "call_id"
+
+
+@pytest.mark.parametrize("field", ["of_turn", "name", "label"])
+def test_what_names_a_rating_is_seen(field: str) -> None:
+    """What is rated, and in which word, may hold spaces; nothing that does not show."""
+    Requests().submission(feedback(name="as helpful as", label="très bien", score=-0.5).encode())
+    with pytest.raises(InvalidMessage) as error:
+        Requests().submission(feedback(**{"score": 1, field: "a\u034f"}).encode())
+
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, 10**400, "1"])
+def test_a_score_is_a_finite_number(score: float) -> None:
+    """JSON has no word for others: a client would send null without a word."""
+    with pytest.raises(InvalidMessage) as error:
+        Feedback(conversation_id="c", of_turn="t", score=score, label="good")
+
+    assert str(error.value) == "score: a finite number"
 
 
 @pytest.mark.parametrize(
@@ -299,6 +322,15 @@ def test_metadata_has_at_most_16_pairs() -> None:
             "settings.tools[0].function.name",
             "letters, digits, `_`, `.` and `-`",
         ),
+        (of_type("feedback", score=1), "of_turn", "this field is required"),
+        (feedback(of_turn="a b", score=1), "of_turn", ID_RULE),
+        (feedback(), "score", "one of score, label and explanation at least"),
+        (feedback(label="x" * 65), "label", "Expected `str` of length <= 64"),
+        (feedback(label=""), "label", "Expected `str` of length >= 1"),
+        (feedback(score=1, name=""), "name", "Expected `str` of length >= 1"),
+        (feedback(score=1, name="x" * 65), "name", "Expected `str` of length <= 64"),
+        (feedback(score=True), "score", "Expected `float | null`, got `bool`"),
+        (feedback(explanation="x" * 4_097), "explanation", "Expected `str` of length <= 4096"),
         ("[]", "message", "Expected `object`, got `array`"),
         ("null", "message", "Expected `object`, got `null`"),
         ('"user_message"', "message", "Expected `object`, got `str`"),

@@ -69,6 +69,24 @@ async def test_nobody_goes_to_a_primary_that_is_being_replaced() -> None:
     assert topology.primary_of(0) == NEW
 
 
+async def test_a_pause_ends_when_sentinels_know_nothing_of_it_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not while its leader may not have said a word yet, and not if nobody answers."""
+    topology, now_s = watched(), 1_000.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    topology.pause()
+
+    await asked(topology, says(OLD, 6))
+    assert topology.is_paused
+    now_s += 3.5
+    with pytest.raises(NoPrimary):
+        await asked(topology)
+    assert topology.is_paused
+    await asked(topology, says(OLD, 6))
+    assert not topology.is_paused
+
+
 async def test_who_saw_the_successor_goes_there_before_the_sentinels_say_so() -> None:
     """They go on naming the old one until its other replicas follow."""
     topology = watched()

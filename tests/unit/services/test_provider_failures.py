@@ -33,6 +33,7 @@ SAFETY = "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO
 LONG = "This model's maximum prompt length is 500000 but the request contains 637815 tokens."
 UNAVAILABLE = "The service is currently unavailable"
 PENALTY = "Argument not supported on this model: presencePenalty"
+END_OF_LIFE = "The model grok-nope has reached its end of life."
 GONE = "The model `grok-nope` has been retired. Use grok-4.7."
 NO_ACCESS = "The model grok-nope does not exist or your team t does not have access to it."
 
@@ -88,7 +89,8 @@ ROWS: list[tuple[int, bytes, type[WorkerError], str]] = [
     (422, b"Failed to deserialize the JSON body", ProviderRejected, "bad_request"),
     (307, b"", ProviderRejected, "redirected"),
     (429, flat("resource-exhausted", RATE), RateLimited, "rate_limited"),
-    (429, flat("resource-exhausted", CAPACITY), RateLimited, "rate_limited"),
+    (429, flat("resource-exhausted", CAPACITY), ProviderUnavailable, "overloaded"),
+    (404, flat("not-found", END_OF_LIFE), ProviderRejected, "model_not_found"),
     (429, b"<html>", RateLimited, "rate_limited"),
     (408, b"", ProviderUnavailable, "server_error"),
     (500, b"", ProviderUnavailable, "server_error"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.recordings import recorded
 from turnline.ops.simulator.chat.request import BadMessage, MessageReader, Tool
-from turnline.ops.simulator.config import Profile
+from turnline.ops.simulator.config import Profile, SimulatorConfig
 from turnline.ops.simulator.model.answer import count, split
 from turnline.ops.simulator.model.models import catalogue
 from turnline.ops.simulator.model.prompt import Prompt, PromptCache, ToolFunction, prompt_of
@@ -168,8 +168,8 @@ def test_a_message_with_wrong_types_is_named() -> None:
 
 def test_requests_per_second_are_limited() -> None:
     """The third request within a second is refused with xAI's text; a second later all is well."""
-    limiter = RateLimiter(2, None)
-    results = [limiter.admit("k", "grok-4.3", 1, now_s=at) for at in (0.0, 0.1, 0.2, 1.2)]
+    limiter = RateLimiter(SimulatorConfig(requests_per_second=2))
+    results = [limiter.admit("k", GROK, 1, now_s=at) for at in (0.0, 0.1, 0.2, 1.2)]
 
     assert [result is None for result in results] == [True, True, False, True]
     assert results[2] is not None
@@ -178,13 +178,24 @@ def test_requests_per_second_are_limited() -> None:
 
 def test_tokens_per_minute_are_limited() -> None:
     """Prompt and answer count; a minute later the window is empty."""
-    limiter = RateLimiter(None, 100)
-    first = limiter.admit("k", "m", 60, now_s=0)
-    limiter.spend("k", "m", 30, now_s=1)
-    second = limiter.admit("k", "m", 20, now_s=2)
-    third = limiter.admit("k", "m", 20, now_s=61.5)
+    limiter = RateLimiter(SimulatorConfig(tokens_per_minute=100))
+    first = limiter.admit("k", GROK, 60, now_s=0)
+    limiter.spend("k", GROK, 30, 0, now_s=1)
+    second = limiter.admit("k", GROK, 20, now_s=2)
+    third = limiter.admit("k", GROK, 20, now_s=61.5)
 
     assert first is None
     assert second is not None
     assert "Tokens per Minute (actual/limit): 110/100" in second.message
     assert third is None
+
+
+def test_credits_are_used_up_once() -> None:
+    """A key that has spent all that it may is refused for good; another one is not."""
+    limiter = RateLimiter(SimulatorConfig(credits_usd=0.01))
+    limiter.spend("k", GROK, 30, 100_000_000, now_s=1)
+
+    refused = limiter.admit("k", GROK, 20, now_s=2)
+    assert refused is not None
+    assert "used all available credits" in refused.message
+    assert limiter.admit("other", GROK, 20, now_s=2) is None

@@ -144,6 +144,19 @@ def test_only_matching_paths_are_hit() -> None:
     assert [bool(book.hit("c", path)) for path in paths] == [False, False, True]
 
 
+def test_only_matching_models_and_keys_are_hit() -> None:
+    """One model fails, or one key, and the others answer."""
+    book = RuleBook()
+    book.add(Rule(scenario="capacity", model="grok-4.7"))
+
+    assert [bool(book.hit("c", "/", model)) for model in ("", "grok-4.3", "grok-4.7")] == [
+        *(False, False, True),
+    ]
+    book.add(Rule(scenario="credits", key="xai-a"))
+    hits = [bool(book.hit("c", "/", "grok-4.3", key)) for key in ("", "xai-b", "xai-a")]
+    assert hits == [False, False, True]
+
+
 def test_chances_repeat_with_their_seed() -> None:
     """The same seed hits the same requests, about as many as the probability says."""
 

@@ -1,8 +1,10 @@
 """The private names of OpenTelemetry's SDK that are used are there, and what happens if not."""
 
+import inspect
 import logging
 
 import pytest
+from opentelemetry import _logs
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk import _configuration
 from opentelemetry.sdk.trace import TracerProvider
@@ -17,6 +19,15 @@ from turnline.worker.telemetry.tracing import DerivedIds, derive_ids
 def test_distributions_build_upon_the_configurator() -> None:
     """So does Turnline."""
     assert callable(_configuration._OTelSDKConfigurator().configure)
+
+
+def test_an_event_is_a_log_record_with_a_name() -> None:
+    """By the API of logs, which has no public name yet."""
+    taken = inspect.signature(_logs.Logger.emit).parameters
+
+    assert {"timestamp", "context", "attributes", "event_name"} <= taken.keys()
+    assert callable(_logs.get_logger)
+    assert not hasattr(_logs.NoOpLoggerProvider(), "shutdown")
 
 
 def test_a_tracers_ids_come_from_an_attribute() -> None:

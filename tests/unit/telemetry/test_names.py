@@ -28,6 +28,7 @@ KNOWN = {
     if name.isupper() and isinstance(value, str)
 }
 PROPOSED = {
+    "gen_ai.evaluation.result",
     "gen_ai.request.reasoning.level",
     "gen_ai.usage.cost.amount",
     "gen_ai.usage.cost.currency",
@@ -73,7 +74,11 @@ def test_metrics_are_the_conventions_or_ours() -> None:
         for name, value in vars(gen_ai_metrics).items()
         if name.isupper() and isinstance(value, str)
     }
-    proposed = {"gen_ai.client.operation.time_to_first_chunk", "gen_ai.execute_tool.duration"}
+    proposed = {
+        "gen_ai.client.operation.time_to_first_chunk",
+        "gen_ai.execute_tool.duration",
+        "gen_ai.invoke_agent.duration",
+    }
     used = {value for name, value in vars(names).items() if name.startswith("M_")}
 
     foreign = {name for name in used if not name.startswith("turnline.")}

@@ -7,6 +7,7 @@ from turnline.contracts.trace_context import (
     TurnTrace,
     child_id,
     current,
+    root_of,
     trace_id_of,
     turn_trace,
 )
@@ -83,3 +84,11 @@ def test_attempts_have_their_own_ids() -> None:
     ids = {child_id(trace, number) for number in range(1, 5)}
     assert len(ids | {trace.span_id}) == 5
     assert child_id(trace, 1) == child_id(of(None), 1)
+
+
+def test_the_root_is_found_by_the_record() -> None:
+    """Whoever has the trace id of a turn that ended knows its own span."""
+    sent, late = TraceContext(f"00-{TRACE_ID}-{SENT}-01", None), LATE_MS + 1
+
+    for trace in (of(current("c", "t")), of(sent), of(None), of(sent, waited_ms=late)):
+        assert root_of(trace.trace_id, "c", "t") == (trace.trace_id, trace.span_id)

@@ -21,8 +21,9 @@ class ClaimArgs(NamedTuple):
     limit: int
     lease_ms: int
     worker_id: str
-    in_progress: str = ARQ_IN_PROGRESS
-    job: str = ARQ_JOB
+    in_progress: str
+    job: str
+    weights: str
 
 
 class ReleaseArgs(NamedTuple):
@@ -59,10 +60,19 @@ class RenewArgs(NamedTuple):
     held: Sequence[str]
 
 
-claim = bind(__name__, "claim", ShardKeys, ClaimArgs)
+_claim = bind(__name__, "claim", ShardKeys, ClaimArgs)
 wake = bind(__name__, "wake", ShardKeys, WakeArgs)
 _release = bind(__name__, "release", ConversationKeys, ReleaseArgs)
 _renew = bind(__name__, "renew", RenewKeys, RenewArgs, more_keys="in_progress")
+
+
+def claim(shard: ShardKeys, limit: int, lease_ms: int, worker_id: str, weights: str = "") -> Call:
+    """Lease what is due; `weights` of tenants are JSON.
+
+    Source: worker/queue/lua/claim.lua
+    """
+    args = ClaimArgs(limit, lease_ms, worker_id, ARQ_IN_PROGRESS, ARQ_JOB, weights)
+    return _claim(shard, args)
 
 
 def release(lease: Lease, outcome: Outcome) -> Call:

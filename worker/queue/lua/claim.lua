@@ -5,19 +5,28 @@ KEYS[1]  queue  zset    job id -> due time, ms; a leased job is due when its lea
 KEYS[2]  token  int     the last fencing token given out
 KEYS[3]  wake   list    job ids, for idle workers of the version before; expires
 KEYS[4]  idle   zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
+KEYS[5]  order  zset    job ids that are due and wait -> place, a virtual time: the turns of a tenant of weight
+         1 are 1 apart; batch turns have places from BATCH on
+KEYS[6]  shares  zset   `<i or b>:<tenant>` -> place of its next turn; `i` and `b` -> place of the last turn that
+         was claimed, interactive or batch; `placed` -> time (ms) of what was last given a place
 
 ARGV[1]  limit        int  jobs to claim at most
 ARGV[2]  lease_ms     int
 ARGV[3]  worker_id    str
 ARGV[4]  in_progress  str  prefix of ARQ's in-progress keys; job ids carry the tag of the queue
 ARGV[5]  job          str  prefix of ARQ's job keys
+ARGV[6]  weights      str  JSON, tenant -> weight, where that is not 1; '' for none
+
+Of conversations that are due, the hash `state` is read: `lane` is `<i or b>:<tenant>`, `head` is set once a turn
+has begun.
 
 Returns
-  {'claimed', next_ms, job_id, lease, payload, ...}  three items per job; `lease` is
+  {'claimed', next_ms, late_ms, job_id, lease, payload, ...}  three items per job; `lease` is
       `<token> <worker id>`, payload '' where ARQ's job key is gone; next_ms is the time until the next
-      job is due, 0 if one is due now, -1 if the queue is empty
-  {'repaired', next_ms, job_id, lease, payload, ...}  the same; a key held what Turnline never writes,
-      and was made anew
+      job is due, 0 if one is due now, -1 if the queue is empty; late_ms is for how long the first one
+      found had been due
+  {'repaired', next_ms, late_ms, job_id, lease, payload, ...}  the same; a key held what Turnline never
+      writes, and was made anew
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
@@ -27,9 +36,16 @@ Invariants
       not a number, or is too large to count on exactly, is replaced by the clock; an in-progress key that
       never expires is not a lease
   I5  between looking and sleeping nothing is lost: who finds nothing more is idle from that moment on
+  I6  while more is due than is taken, turns are shared among tenants by weight, and batch turns wait for all
+      others; a turn that had begun goes before its like, and so does what is no conversation
+  I7  whatever `order` and `shares` say, or have lost, each entry of the queue is found: the oldest that are due
+      are given places each time
 ]]
-local queue, token, wake, idle = unpack(KEYS)
-local limit, lease_ms, worker_id, in_progress, job = unpack(ARGV)
+local queue, token, wake, idle, order, shares = unpack(KEYS)
+local limit, lease_ms, worker_id, in_progress, job, weights = unpack(ARGV)
+local BATCH, MOST, KEPT_MS = 2 ^ 40, 1000, 86400000
+local base, tag = string.match(queue, '^(.*({.*}:))queue$')
+limit = math.min(MOST, tonumber(limit))
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
 -- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
@@ -60,7 +76,7 @@ end
 local repaired = false
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local reply = {'claimed', -1}
+local reply = {'claimed', -1, 0}
 -- Never below the clock, so that tokens keep growing even if Redis lost the counter.
 local last_token = clock[1] * 1000000 + clock[2]
 
@@ -75,38 +91,154 @@ local function next_token()
   return last_token
 end
 
-local due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, limit)
-if due.err then
-  redis.call('DEL', queue)
-  due, repaired = {}, true
-end
-for _, id in ipairs(due) do
+-- Lease it, unless it is not due or another one has it; returns whether it was.
+local function claim(id)
   local holder = in_progress .. id
   local left = redis.call('PTTL', holder)
   if left == -1 then
     redis.call('DEL', holder)
     left, repaired = -2, true
   end
-  if left == -2 then
-    local lease = string.format('%.0f %s', next_token(), worker_id)
-    redis.call('SET', holder, lease, 'PX', lease_ms)
-    redis.call('ZADD', queue, 'XX', now + lease_ms, id)
-    reply[#reply + 1] = id
-    reply[#reply + 1] = lease
-    local payload = redis.pcall('GET', job .. id)
-    reply[#reply + 1] = type(payload) == 'string' and payload or ''
-  else
+  if left ~= -2 then
     redis.call('ZADD', queue, 'XX', now + left + 1, id)
+    return false
+  end
+  local lease = string.format('%.0f %s', next_token(), worker_id)
+  redis.call('SET', holder, lease, 'PX', lease_ms)
+  redis.call('ZADD', queue, 'XX', now + lease_ms, id)
+  reply[#reply + 1] = id
+  reply[#reply + 1] = lease
+  local payload = redis.pcall('GET', job .. id)
+  reply[#reply + 1] = type(payload) == 'string' and payload or ''
+  return true
+end
+
+local function share(name)
+  return tonumber(redis.call('ZSCORE', shares, name) or nil)
+end
+
+-- Return the place of an entry: behind the turns of its tenant, and not before what was claimed already. One that has
+-- a place, among batch turns, gets another one if it is interactive by now; else nil.
+local function place(id, former, next_of)
+  local known = {false, 'not a conversation'}
+  if string.sub(id, 1, #tag) == tag and string.sub(id, #tag + 1, #tag + 1) ~= '{' then
+    known = redis.pcall('HMGET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'lane', 'head')
+  end
+  local kind, tenant = string.match(known[1] or '', '^([ib]):(.*)$')
+  kind, tenant = kind or 'i', tenant or ''
+  if former and kind == 'b' then
+    return
+  end
+  next_of[kind] = next_of[kind] or share(kind) or (kind == 'b' and BATCH or 0)
+  if known[2] then
+    return math.max(kind == 'b' and BATCH or -1, next_of[kind] - 1)
+  end
+  local lane = kind .. ':' .. tenant
+  local at = math.max(next_of[kind], next_of[lane] or share(lane) or 0)
+  next_of[lane] = at + 1 / (weights[tenant] or 1)
+  return at
+end
+
+-- Give places to these entries.
+local function place_each(news)
+  local next_of, added, grown = {}, {}, {}
+  for n, former in ipairs(redis.call('ZMSCORE', order, unpack(news))) do
+    local at = (not former or tonumber(former) >= BATCH) and place(news[n], former, next_of)
+    if at then
+      added[#added + 1] = at
+      added[#added + 1] = news[n]
+    end
+  end
+  for lane, at in pairs(next_of) do
+    grown[#grown + 1] = at
+    grown[#grown + 1] = lane
+  end
+  if added[1] then
+    redis.call('ZADD', order, unpack(added))
+    redis.call('ZADD', shares, unpack(grown))
   end
 end
-if #reply > 2 then
+
+-- Give places to these, and to what has become due since the last time.
+local function place_all(ids)
+  local placed = redis.call('ZCARD', order) > 0 and share('placed') or 0  -- else none has a place
+  placed = placed <= now and placed or 0  -- else by the clock of another server
+  place_each(ids)
+  local since, till, page = placed > 0 and string.format('(%.17g', placed) or '-inf', now - 1, 0
+  repeat
+    local news = redis.call('ZRANGEBYSCORE', queue, since, now, 'LIMIT', page * MOST, MOST)
+    if news[1] then
+      place_each(news)
+    end
+    page = page + 1
+    local last = news[MOST] and tonumber(redis.call('ZSCORE', queue, news[MOST]))
+    -- There may be more in the ms of the last one. If all became due in that, they are gone through at once.
+    till = last and math.min(till, last - 1 > placed and last - 1 or last) or now - 1
+  until not last or till < last or page == 10
+  redis.call('ZADD', shares, till, 'placed')
+end
+
+-- Claim by places, with weights and priorities.
+local function claim_in_order(ids)
+  for _, key in ipairs({order, shares}) do
+    if type(redis.pcall('ZCARD', key)) ~= 'number' then
+      redis.call('DEL', key)
+      repaired = true
+    end
+  end
+  local is_read, given = pcall(cjson.decode, weights)
+  weights = is_read and given or {}
+  place_all(ids)
+  for _ = 1, 16 do  -- more than once only where entries have left the queue otherwise
+    local free = limit - (#reply - 3) / 3
+    local first = free > 0 and redis.call('ZRANGE', order, 0, free - 1, 'WITHSCORES') or {}
+    for n = 1, #first, 2 do
+      local id, at = first[n], first[n + 1]
+      local due = redis.call('ZSCORE', queue, id)
+      redis.call('ZREM', order, id)
+      if due and tonumber(due) <= now and claim(id) then
+        redis.call('ZADD', shares, 'GT', at, tonumber(at) >= BATCH and 'b' or 'i')
+      end
+    end
+    if not first[1] then
+      break
+    end
+  end
+  -- Whose turn would not be later than a newcomer's needs no note.
+  redis.call('ZREMRANGEBYSCORE', shares, '-inf', string.format('(%.17g', share('i') or 0))
+  redis.call('ZREMRANGEBYSCORE', shares, BATCH, string.format('(%.17g', share('b') or BATCH))
+  redis.call('PEXPIRE', order, KEPT_MS)
+  redis.call('PEXPIRE', shares, KEPT_MS)
+end
+
+local due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit + 1)
+if due.err then
+  redis.call('DEL', queue)
+  due, repaired = {}, true
+end
+reply[3] = due[2] and math.floor(math.max(0, math.min(now - due[2], 86400000))) or 0
+local ids = {}
+for n = 1, #due, 2 do
+  ids[#ids + 1] = due[n]
+end
+if #ids > limit then
+  claim_in_order(ids)
+else
+  for _, id in ipairs(ids) do
+    claim(id)
+  end
+  if ids[1] then
+    redis.call('DEL', order)  -- all have left it
+  end
+end
+if #reply > 3 then
   redis.call('SET', token, string.format('%.0f', last_token))
 end
 local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
 if first[2] then
   reply[2] = math.ceil(math.max(0, math.min(first[2] - now, 86400000)))  -- a score may be infinite
 end
-local has_room = (#reply - 2) / 3 < tonumber(limit)
+local has_room = (#reply - 3) / 3 < limit
 local registered
 if has_room and reply[2] ~= 0 then
   registered = redis.pcall('ZADD', idle, 'NX', now, worker_id)
@@ -121,8 +253,8 @@ if type(registered) ~= 'number' then
     return registered  -- as of a replica: whoever finds nothing there must hear that it is one
   end
 end
-if reply[2] == 0 then
-  wake_one(first[1])  -- more is due than this worker takes
+if reply[2] == 0 then  -- more is due than this worker takes
+  wake_one(redis.call('ZRANGE', order, 0, 0)[1] or first[1])
 end
 if repaired then
   return {'repaired', unpack(reply, 2)}

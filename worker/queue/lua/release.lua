@@ -1,5 +1,5 @@
 --[[
-release: give up the lease of a conversation; it leaves the queue only if its inbox is empty.
+release: give up the lease of a conversation; it leaves the queue only if nothing waits, now or for its time.
 
 KEYS[1]   inbox        stream
 KEYS[2]   state        hash    `parked` says why the conversation waits; `running` marks an attempt
@@ -9,23 +9,26 @@ KEYS[5]   turns        hash
 KEYS[6]   log          list
 KEYS[7]   calls        list
 KEYS[8]   events       stream
-KEYS[9]   copies       list
-KEYS[10]  job          string  ARQ's job
-KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
-KEYS[12]  queue        zset    job id -> due time, ms
-KEYS[13]  wake         list    job ids, for idle workers of the version before; expires
-KEYS[14]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
+KEYS[9]   later        zset    delayed message -> due time, ms
+KEYS[10]  copies       list
+KEYS[11]  job          string  ARQ's job
+KEYS[12]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[13]  queue        zset    job id -> due time, ms
+KEYS[14]  wake         list    job ids, for idle workers of the version before; expires
+KEYS[15]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
 
 ARGV[1]  job_id      str  member of the queue
 ARGV[2]  lease       str  as claimed
 ARGV[3]  defer_ms    int  time until the conversation is due again; 0: now
 ARGV[4]  why         str  '' or why it waits: 'input' (a message ends the wait), 'backoff' (an interrupt
-         ends it) or 'defect' (as 'backoff', and the attempt counts as crashed)
+         ends it), 'defect' (as 'backoff', and the attempt counts as crashed) or 'limit' (as 'backoff',
+         and the attempt does not count: the provider allows no call before)
 ARGV[5]  last_entry  str  the last inbox entry that the run has read. If a newer entry would end the wait,
          the conversation is due at once; '' if that does not matter
 
 Returns
   {'idle', 0}       nothing waits; the conversation is off the queue
+  {'later', 0}      only delayed messages wait; the conversation is due with the first of them
   {'due', n}        n messages wait; one worker was woken
   {'parked', n}     n messages wait until the deferral is over
   {'fenced', 0}     the lease was lost; nothing written
@@ -33,10 +36,10 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write
-  I3  a conversation with a message in its inbox stays on the queue
+  I3  a conversation with a message in its inbox, or a delayed one, stays on the queue
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
-  idle = unpack(KEYS)
+local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
+  wake, idle = unpack(KEYS)
 local job_id, lease, defer_ms, why, last_entry = unpack(ARGV)
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
@@ -65,9 +68,37 @@ local function wake_one(due_id)
   end
 end
 
+-- Idle workers sleep until the first time that they know of: one has to hear of an earlier one.
+local function wake_if_first()
+  if redis.call('ZRANGE', queue, 0, 0)[1] == job_id then
+    wake_one('')
+  end
+end
+
+-- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
+-- order accepted. Returns when the next one is due, nil if there is none.
+local function take_due(now)
+  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  if not first[2] or tonumber(first[2]) > now then
+    return tonumber(first[2])
+  end
+  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
+    local turn_id, digest, message = string.match(member, '^%d+ ([^ ]+) ([^ ]*) (.*)$')
+    if turn_id then  -- else others wrote that
+      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest)
+    end
+    redis.call('ZREM', later, member)
+  end
+  return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
+end
+
 if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
 end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local next_at = take_due(now)
 local waiting = redis.call('XLEN', inbox)
 local ends_wait = false
 if last_entry ~= '' and waiting > 0 then
@@ -78,28 +109,42 @@ if last_entry ~= '' and waiting > 0 then
     end
   end
 end
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 redis.call('DEL', in_progress)
 if why ~= 'defect' or waiting == 0 then  -- else `running` stays: the next load counts a crash
   redis.call('HDEL', state, 'running')
 else
   redis.call('HSET', state, 'parked', why)  -- the next load need not report this attempt
 end
+if why == 'limit' and waiting > 0 and redis.call('HINCRBY', state, 'attempt', -1) < 1 then
+  redis.call('HDEL', state, 'since')  -- the turn's time begins with its first attempt
+end
+if waiting == 0 and next_at then
+  redis.call('HSET', state, 'parked', 'later')
+  redis.call('ZADD', queue, 'XX', next_at, job_id)
+  wake_if_first()
+  return {'later', 0}
+end
 if waiting == 0 then
   redis.call('ZREM', queue, job_id)
   redis.call('DEL', job)
   return {'idle', 0}
 end
-redis.call('ZADD', queue, 'XX', ends_wait and now or now + defer_ms, job_id)
+local due_at = ends_wait and now or now + defer_ms
+if why == 'input' and next_at then
+  due_at = math.min(due_at, next_at)  -- a message ends that wait
+end
+redis.call('ZADD', queue, 'XX', due_at, job_id)
 if tonumber(defer_ms) > 0 and not ends_wait then
   redis.call('HSET', state, 'parked', why)
   local needed = defer_ms + 86400000  -- what is waited for may come after the retention ends
-  for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies, job}) do
+  for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, later, copies, job}) do
     local left = redis.call('PTTL', key)
     if left >= 0 and left < needed then
       redis.call('PEXPIRE', key, needed)
     end
+  end
+  if next_at then
+    wake_if_first()
   end
   return {'parked', waiting}
 end

@@ -14,6 +14,7 @@ from turnline.worker.pipeline.aggregators import (
 )
 from turnline.worker.pipeline.context import MessageAdapter, OpenAILLMContext
 from turnline.worker.pipeline.frames import LLMTokenUsage
+from turnline.worker.pipeline.reply_items import owned_by
 from turnline.worker.pipeline.responses_stream import ResponsesStream
 from turnline.worker.services.completion import Completion, UsageTally
 from turnline.worker.services.grok.model_catalogue import BUILT_IN, GROK_BASE_URL, Catalogue
@@ -216,7 +217,7 @@ class GrokLLMService(OpenAILLMService):
             self._options,
             effort=fields.get("reasoning_effort") or self._default_effort(),
             thinks=self._catalogue.nearest(self._model).reasons is not False,
-            is_same=partial(self._catalogue.is_same, self._model),
+            is_same=owned_by(self._options.owner, partial(self._catalogue.is_same, self._model)),
         )
         return RESPONSES_PATH, body, ResponsesStream()
 

@@ -42,6 +42,8 @@ class ResponsesOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Tools that the provider runs, as its API has them."""
     max_output_tokens: int | None = None
     """Most tokens of a response, those of thought included."""
+    owner: str = ""
+    """Whose key it is, where there are several: it reads the reasoning made with it, no other."""
     summary: bool = False
     """Whether to ask for a summary of the thoughts."""
 

@@ -44,6 +44,42 @@ class CheckpointArgs(NamedTuple):
     lists: Sequence[Arg]
 
 
+class MarkKeys(NamedTuple):
+    """The key that `mark` touches."""
+
+    exhausted: str
+
+
+class MarkArgs(NamedTuple):
+    """What `mark` is given; the header of mark.lua says what each is."""
+
+    budget: str
+    about: bytes
+    lasts_ms: int
+    again_ms: int
+
+
+class CommitKeys(NamedTuple):
+    """Those of a conversation that `commit` touches, and what its shard spends on one day."""
+
+    inbox: str
+    state: str
+    context: str
+    steps: str
+    turns: str
+    log: str
+    calls: str
+    events: str
+    later: str
+    copies: str
+    job: str
+    in_progress: str
+    queue: str
+    wake: str
+    idle: str
+    spend: str
+
+
 class CommitArgs(NamedTuple):
     """What `commit` is given; the header of commit.lua says what each is."""
 
@@ -57,6 +93,7 @@ class CommitArgs(NamedTuple):
     how: str
     settings: bytes
     attempt: int
+    spend_ms: int
     lists: Sequence[Arg]
 
 
@@ -103,10 +140,54 @@ class ReportArgs(NamedTuple):
     expiry_ms: int
 
 
+class LimitKeys(NamedTuple):
+    """Keys of what a provider allows of one model."""
+
+    budget: str
+    held: str
+    line: str
+    due: str
+    shares: str
+
+
+class ReserveArgs(NamedTuple):
+    """What `reserve` is given; the header of reserve.lua says what each is."""
+
+    who: str
+    tokens: int
+    likely: int
+    worker: str
+    wish: str
+    used: str
+    limits: str
+    lane: str
+    weight: str
+    changes: Sequence[Arg]
+
+
+class LearnArgs(NamedTuple):
+    """What `learn` is given; the header of learn.lua says what each is."""
+
+    limits: str
+    lasts_ms: int
+    pause_ms: int
+    wider: int
+
+
+class LeaveArgs(NamedTuple):
+    """What `leave` is given; the header of leave.lua says what it is."""
+
+    who: str
+
+
 load = bind(__name__, "load", ConversationKeys, LoadArgs)
 emit = bind(__name__, "emit", ConversationKeys, EmitArgs)
 checkpoint = bind(__name__, "checkpoint", ConversationKeys, CheckpointArgs, more_keys="shared")
-commit = bind(__name__, "commit", ConversationKeys, CommitArgs, more_keys="shared")
+commit = bind(__name__, "commit", CommitKeys, CommitArgs, more_keys="shared")
+mark = bind(__name__, "mark", MarkKeys, MarkArgs)
 keep_trace = bind(__name__, "keep_trace", KeepTraceKeys, KeepTraceArgs)
 admit = bind(__name__, "admit", ShardKeys, AdmitArgs)
 report = bind(__name__, "report", ShardKeys, ReportArgs)
+learn = bind(__name__, "learn", LimitKeys, LearnArgs)
+leave = bind(__name__, "leave", LimitKeys, LeaveArgs)
+reserve = bind(__name__, "reserve", LimitKeys, ReserveArgs)

@@ -1,5 +1,5 @@
 --[[
-commit: let a turn take effect: context, inbox, totals, ledger, records, events, copies; keep or give up the lease.
+commit: let a turn take effect: context, inbox, totals, ledger, spend, records, events, copies; keep or give up the lease.
 
 KEYS[1]   inbox        stream
 KEYS[2]   state        hash
@@ -9,27 +9,30 @@ KEYS[5]   turns        hash    turn id -> record (JSON, `state` first)
 KEYS[6]   log          list    only its expiry is moved
 KEYS[7]   calls        list    capped
 KEYS[8]   events       stream  capped
-KEYS[9]   copies       list    `<stream> <entry id>`, capped
-KEYS[10]  job          string  ARQ's job
-KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
-KEYS[12]  queue        zset
-KEYS[13]  wake         list    job ids, for idle workers of the version before; expires
-KEYS[14]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
-KEYS[15..]  shared     stream  shared streams to copy into, each once
+KEYS[9]   later        zset    delayed message -> due time, ms
+KEYS[10]  copies       list    `<stream> <entry id>`, capped
+KEYS[11]  job          string  ARQ's job
+KEYS[12]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[13]  queue        zset
+KEYS[14]  wake         list    job ids, for idle workers of the version before; expires
+KEYS[15]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
+KEYS[16]  spend        hash    `[tenant, agent, model, counter]` (JSON) -> sum, of all calls entered on one day
+KEYS[17..]  shared     stream  shared streams to copy into, each once
 
 ARGV[1]   lease         str  as claimed
 ARGV[2]   turn_id       str  whose record tells whether this was committed before
 ARGV[3]   job_id        str
 ARGV[4]   retention_ms  int
 ARGV[5]   limits        str  `<calls> <events> <copies> <shared stream>`: entries kept
-ARGV[6]   afterwards    str  'go_on' keeps the lease while messages wait, 'yield' gives it up
+ARGV[6]   afterwards    str  'go_on' keeps the lease while messages wait and nobody else does, 'yield' gives it up
 ARGV[7]   batch         int  inbox entries to return at most
 ARGV[8]   how           str  'append' to the context or 'rewrite' it
 ARGV[9]   settings      bytes  JSON; '' leaves them as they are
 ARGV[10]  attempt       int  number of the next attempt, at what waits then
-ARGV[11..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
-          entry ids; messages; ledger entries; totals (field, amount); events; records (turn id, record);
-          copies (index in KEYS, number of words, field and value words)
+ARGV[11]  spend_ms      int  expiry of `spend`
+ARGV[12..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
+          entry ids; messages; ledger entries; totals (field, amount); spend (field, amount); events;
+          records (turn id, record); copies (index in KEYS, number of words, field and value words)
 
 Returns
   {'committed', epoch, length, entries, now}  still leased; `entries` wait next; now is the server's
@@ -41,16 +44,17 @@ Returns
 Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  every read that decides precedes every write: a refusal writes nothing
-  I3  context, totals, ledger, records and events change together, once per turn
-  I4  a conversation with a message in its inbox stays on the queue
+  I3  context, totals, ledger, spend, records and events change together, once per turn
+  I4  a conversation with a message in its inbox, or a delayed one, stays on the queue
   I5  the first write is one that a full server refuses: nothing is removed and then not replaced
   I6  whoever reads a stream is told on the channel of its name, behind the writes
+  I7  what others wrote into `spend` stops no turn
 ]]
-local inbox, state, context, steps, turns, log, calls, events, copies, job, in_progress, queue, wake,
-  idle = unpack(KEYS, 1, 14)
-local lease, turn_id, job_id, retention_ms, limits, afterwards, batch, how, settings, attempt =
-  unpack(ARGV, 1, 10)
-local at = 11  -- the next counted list in ARGV
+local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
+  wake, idle, spend = unpack(KEYS, 1, 16)
+local lease, turn_id, job_id, retention_ms, limits, afterwards, batch, how, settings, attempt,
+  spend_ms = unpack(ARGV, 1, 11)
+local at = 12  -- the next counted list in ARGV
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
 -- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
@@ -78,6 +82,13 @@ local function wake_one(due_id)
   end
 end
 
+-- Idle workers sleep until the first time that they know of: one has to hear of an earlier one.
+local function wake_if_first()
+  if redis.call('ZRANGE', queue, 0, 0)[1] == job_id then
+    wake_one('')
+  end
+end
+
 -- Tell whoever reads a stream what was added behind which entry; where that is much, only that something was.
 -- Without rights to channels nobody hears it: readers look by themselves now and then.
 local function tell(stream, behind, ids, added)
@@ -88,6 +99,32 @@ local function tell(stream, behind, ids, added)
   end
   redis.pcall('SPUBLISH', stream,
     bytes > 16384 and '' or table.concat(words, ' ') .. '\n' .. table.concat(added))
+end
+
+-- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
+-- order accepted. Returns when the next one is due, nil if there is none.
+local function take_due(now)
+  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  if not first[2] or tonumber(first[2]) > now then
+    return tonumber(first[2])
+  end
+  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
+    local turn_id, digest, message = string.match(member, '^%d+ ([^ ]+) ([^ ]*) (.*)$')
+    if turn_id then  -- else others wrote that
+      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest)
+    end
+    redis.call('ZREM', later, member)
+  end
+  return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
+end
+
+-- The keys of a conversation outlive its delayed messages by a day. A time that others wrote may be infinite,
+-- or no whole number.
+local function kept_ms(now)
+  local latest = redis.call('ZRANGE', later, -1, -1, 'WITHSCORES')[2]
+  local needed = latest and math.ceil(math.min(latest - now + 86400000, 1e14)) or 0
+  return math.max(tonumber(retention_ms), needed)
 end
 
 local record = redis.call('HGET', turns, turn_id)
@@ -135,6 +172,22 @@ if each(function() redis.call('RPUSH', calls, ARGV[at]) return 1 end) > 0 then
   redis.call('LTRIM', calls, -calls_limit, -1)
 end
 each(function() redis.call('HINCRBY', state, ARGV[at], ARGV[at + 1]) return 2 end)
+-- A value that others made is replaced, or their key; what it said cannot be known.
+local function count_spend(field, amount)
+  local counted = redis.pcall('HINCRBY', spend, field, amount)
+  local said = type(counted) ~= 'number' and counted.err or ''
+  if string.find(said, 'WRONGTYPE') then
+    redis.call('DEL', spend)
+  elseif string.find(said, 'integer') or string.find(said, 'overflow') then
+    redis.call('HDEL', spend, field)
+  end
+  if said ~= '' then
+    redis.pcall('HINCRBY', spend, field, amount)
+  end
+end
+if each(function() count_spend(ARGV[at], ARGV[at + 1]) return 2 end) > 0 then
+  redis.call('PEXPIRE', spend, spend_ms)
+end
 local ids, added, shared_grown = {}, {}, {}
 each(function()
   ids[#ids + 1] = redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[at])
@@ -158,11 +211,20 @@ for _ = 1, copied > 0 and redis.call('LLEN', copies) - copies_limit or 0 do
 end
 if settings ~= '' then
   redis.call('HSET', state, 'settings', settings)
+  local is_read, new = pcall(cjson.decode, settings)
+  redis.call('HSET', state, 'tenant', is_read and type(new.tenant) == 'string' and new.tenant or '')
 end
 redis.call('DEL', steps)
-redis.call('HDEL', state, 'call', 'emitted')
-for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
-  redis.call('PEXPIRE', key, retention_ms)
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local next_at = take_due(now)
+local kept = retention_ms
+if next_at then
+  kept = kept_ms(now)
+  redis.call('PEXPIRE', later, kept)
+end
+for _, key in ipairs({inbox, state, context, turns, log, calls, events, copies}) do
+  redis.call('PEXPIRE', key, kept)
 end
 if ids[1] then
   tell(events, last and last[1] or '0-0', ids, added)
@@ -172,17 +234,24 @@ for stream in pairs(shared_grown) do
 end
 local epoch, length = redis.call('HGET', state, 'epoch'), redis.call('LLEN', context)
 local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+if waiting[1] and redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, 1)[1] then
+  afterwards = 'yield'  -- others wait for a worker: the next turn of this conversation goes behind them
+end
 if waiting[1] and afterwards == 'go_on' then
+  redis.call('HDEL', state, 'call', 'emitted')
   redis.call('HSET', state, 'head', waiting[1][1], 'attempt', attempt, 'crashes', 0, 'since', now)
   return {'committed', epoch, length, waiting, now}
 end
 redis.call('DEL', in_progress)
-redis.call('HDEL', state, 'running', 'head')
+redis.call('HDEL', state, 'running', 'head', 'call', 'emitted')
 if waiting[1] then
   redis.call('ZADD', queue, 'XX', now, job_id)
   wake_one(job_id)
+elseif next_at then
+  redis.call('HSET', state, 'parked', 'later')
+  redis.call('PEXPIRE', job, kept)
+  redis.call('ZADD', queue, 'XX', next_at, job_id)
+  wake_if_first()
 else
   redis.call('ZREM', queue, job_id)
   redis.call('DEL', job)

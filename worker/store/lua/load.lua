@@ -7,7 +7,9 @@ KEYS[2]  state        hash    head, attempt, crashes, running, call, parked, beg
 KEYS[3]  context      list
 KEYS[4]  steps        list    a model call that an earlier attempt left open is added here, and behind it a
          note of an attempt that crashed
-KEYS[5]  in_progress  string  `<token> <worker id>` of the holder
+KEYS[5]  events       stream  its last id is noted with delayed messages that are due
+KEYS[6]  later        zset    delayed message -> due time, ms
+KEYS[7]  in_progress  string  `<token> <worker id>` of the holder
 
 ARGV[1]  claimed       str  the lease as claimed; or ` <worker id>`, with the space: the lease under which
          this worker has just claimed the conversation, if it has and did not load it yet
@@ -28,10 +30,29 @@ Returns
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
-  I2  every read precedes every write
+  I2  every read that decides precedes every write
+  I3  delayed messages that are due are in the inbox, behind what was there
 ]]
-local inbox, state, context, steps, in_progress = unpack(KEYS)
+local inbox, state, context, steps, events, later, in_progress = unpack(KEYS)
 local claimed, epoch_held, held, batch, retention_ms, last_held = unpack(ARGV)
+
+-- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
+-- order accepted. Returns when the next one is due, nil if there is none.
+local function take_due(now)
+  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  if not first[2] or tonumber(first[2]) > now then
+    return tonumber(first[2])
+  end
+  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
+    local turn_id, digest, message = string.match(member, '^%d+ ([^ ]+) ([^ ]*) (.*)$')
+    if turn_id then  -- else others wrote that
+      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest)
+    end
+    redis.call('ZREM', later, member)
+  end
+  return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
+end
 
 local lease = redis.call('GET', in_progress)
 if lease ~= claimed then
@@ -44,6 +65,9 @@ local epoch, settings, head, tried, crashed, running, call, first_at, began, par
   redis.call('HMGET', state,
     'epoch', 'settings', 'head', 'attempt', 'crashes', 'running', 'call', 'since', 'began', 'parked',
     'reasoning_bytes'))
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+take_due(now)
 local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
 epoch = epoch or ''
 local from = epoch == epoch_held and epoch ~= '' and tonumber(held) or 0
@@ -52,8 +76,6 @@ if from > 0 then
   from = redis.sha1hex(table.concat(last)) == last_held and from or 0
 end
 local messages = redis.call('LRANGE', context, from, -1)
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local attempt, crashes, since = 0, 0, now
 local lost
 if entries[1] then

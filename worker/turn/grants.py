@@ -1,0 +1,146 @@
+"""The rights of one attempt to its model calls, within what the provider allows."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final, Protocol
+
+from turnline.worker.errors import RateLimited
+from turnline.worker.pipeline.calls import LLMCall
+from turnline.worker.pool import Member
+from turnline.worker.provider_limits import Caller, Grant
+
+_ALONE: Final = Member()
+_IN_SLOT_S: Final = 10.0
+"""For which a later call of an attempt waits; beyond that, another attempt follows."""
+
+
+class Limiter(Protocol):
+    """What a turn asks of the provider's limits; see `turnline.worker.store.limiter`."""
+
+    async def reserve(  # noqa: D102
+        self, model: str, who: Caller, prompt: Callable[[], int], most_output: int | None
+    ) -> Grant | float: ...
+    def sent(self, grant: Grant) -> None: ...  # noqa: D102
+    def heard(self, grant: Grant, headers: Mapping[str, str]) -> None: ...  # noqa: D102
+    def refused(  # noqa: D102
+        self, grant: Grant, words: str, retry_after_s: float | None
+    ) -> None: ...
+    def settle(self, grant: Grant, call: LLMCall | None) -> None: ...  # noqa: D102
+    def leave(self, model: str, who: str, *, within_s: float = ...) -> None: ...  # noqa: D102
+
+
+class Unlimited:
+    """Nothing is limited. A `Limiter`."""
+
+    async def reserve(
+        self,
+        model: str,
+        who: Caller,  # noqa: ARG002  the port's
+        prompt: Callable[[], int],  # noqa: ARG002  the port's
+        most_output: int | None,  # noqa: ARG002  the port's
+    ) -> Grant | float:
+        """Grant it."""
+        return Grant(model)
+
+    def sent(self, grant: Grant) -> None:
+        """Do nothing."""
+
+    def heard(self, grant: Grant, headers: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def refused(self, grant: Grant, words: str, retry_after_s: float | None) -> None:
+        """Do nothing."""
+
+    def settle(self, grant: Grant, call: LLMCall | None) -> None:
+        """Do nothing."""
+
+    def leave(self, model: str, who: str, *, within_s: float = 0.0) -> None:
+        """Do nothing."""
+
+
+class Grants:
+    """A grant for each model call of an attempt, one after the other."""
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        model: str,
+        who: Caller,
+        prompt: Callable[[], int],
+        most_output: int | None,
+        *,
+        member: Member = _ALONE,
+    ) -> None:
+        """Hold none; for the arguments see `Limiter`. `member` is whose they are."""
+        self._member = member
+        self._limiter = limiter
+        self._ask = partial(limiter.reserve, model, who, prompt, most_output)
+        self.leave = partial(limiter.leave, model, who.name)
+        """Give up the place in line: the turn ends without a call."""
+        self._spare: Grant | None = None
+        self._used: Grant | None = None
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether there is one for the next call."""
+        return self._spare is not None
+
+    @property
+    def waited(self) -> bool:
+        """Whether the call that follows had to wait for others."""
+        return self._spare is not None and self._spare.waited
+
+    async def ask(self) -> float:
+        """Get one for the next call; return the seconds to wait before asking again, else 0."""
+        granted = await self._ask()
+        if isinstance(granted, Grant):
+            self._spare = granted
+            return 0.0
+        return granted
+
+    async def wait(self) -> None:
+        """Get one for the next call, in the slot.
+
+        Raises:
+            RateLimited: That would take long.
+        """
+        while wait_s := await self.ask():
+            if wait_s > _IN_SLOT_S:
+                raise RateLimited(
+                    "what the provider allows is used up for now",
+                    code="provider_limit",
+                    retry_after_s=wait_s,
+                )
+            await asyncio.sleep(wait_s)
+
+    def begin(self, call: LLMCall) -> None:
+        """Use it for this call."""
+        grant, self._spare = self._spare, None
+        assert grant is not None
+        self._used = grant
+        if self._member.name:
+            call.member, call.server = self._member.name, self._member.server
+        call.on_headers = partial(self._limiter.heard, grant)
+
+    def sent(self) -> None:
+        """The request is being sent."""
+        if self._used is not None:
+            self._limiter.sent(self._used)
+
+    def settle(self, call: LLMCall) -> None:
+        """The call is over."""
+        if self._used is not None:
+            self._limiter.settle(self._used, call)
+
+    def refused(self, error: RateLimited) -> None:
+        """The provider has refused the last call for its limits."""
+        if self._used is not None and error.status is not None:
+            words = error.said.text if error.said is not None else ""
+            self._limiter.refused(self._used, words, error.retry_after_s)
+
+    def close(self) -> None:
+        """Give back what no call was made with."""
+        if self._spare is not None:
+            self._limiter.settle(self._spare, None)
+            self._spare = None
