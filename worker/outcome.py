@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+Why = Literal["input", "backoff", "defect", "limit"]
+
 
 class Done(NamedTuple):
     """Nothing more to do now; whatever waits is due at once."""
@@ -12,7 +14,7 @@ class Parked(NamedTuple):
 
     defer_ms: int
     """Until it is due again, at the latest."""
-    why: Literal["input", "backoff", "defect", "limit"]
+    why: Why
     """`input`: a new message ends the wait; `backoff`: only time does (or an interrupt); `defect`:
     as `backoff`, and the attempt counts as crashed; `limit`: as `backoff`, and the attempt does not
     count."""

@@ -69,6 +69,10 @@ class Ledger:
         calls = (*self._noted, *self.abandoned)
         return [c for c in calls if c.turn_id == turn_id and c.error not in {None, "cancelled"}]
 
+    def has_calls_of(self, attempt: int) -> bool:
+        """Whether an attempt has made calls."""
+        return any(it.attempt == attempt for it in self.entries)
+
     def wasted_tokens(self, turn_id: str) -> int:
         """Return what calls of a turn used up that led to nothing, counted or estimated."""
         spent = (it.usage for it in (*self._noted, *self.abandoned) if it.turn_id == turn_id)

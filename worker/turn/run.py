@@ -7,17 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from turnline.contracts.messages import Interrupt
-from turnline.contracts.replies import (
-    TurnCompleted,
-    TurnFailed,
-    TurnInterrupted,
-    TurnStarted,
-)
+from turnline.contracts.replies import TurnCompleted, TurnFailed, TurnInterrupted, TurnStarted
 from turnline.worker.effects import ConversationSnapshot, Entry
 from turnline.worker.errors import RateLimited, Retryable, Terminal
 from turnline.worker.lease import Lease
 from turnline.worker.logs import bind_log_context
-from turnline.worker.outcome import Done, Outcome, Parked
+from turnline.worker.outcome import Done, Outcome, Parked, Why
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
@@ -367,7 +362,9 @@ class TurnRun:
             text = "the provider allows no call before the producer's deadline"
             return Ending(self._failed(primary, "deadline_exceeded", text))
         self._observer.retrying("provider_limit", wait_s)
-        return Parked(max(1, int(wait_s * 1000) - _AHEAD_MS), "limit", self._inbox.last)
+        made = self._ledger.has_calls_of(self._loaded.attempt)  # it was rolled back, and counts
+        why: Why = "backoff" if made else "limit"
+        return Parked(max(1, int(wait_s * 1000) - _AHEAD_MS), why, self._inbox.last)
 
     def _wait_for_result(self, primary: ConsumedEntry, calls: OpenCalls) -> Parked:
         """Wait without a slot for what others have to say."""

@@ -174,8 +174,9 @@ async def test_three_crashes_make_a_dead_letter_and_the_conversation_goes_on(
     assert (totals.unknown_calls, totals.turns) == (3, 2)
 
 
+@pytest.mark.parametrize("others", [0, 1])
 async def test_attempts_count_on_where_the_first_of_several_is_set_aside(
-    redis: Redis, hand: Hand, client: TurnClient
+    redis: Redis, hand: Hand, client: TurnClient, others: int
 ) -> None:
     """They were answered together, as the last one's turn: its readers see no attempt go back."""
     first = await client.submit(UserMessage(conversation_id="c", text="first", final=False))
@@ -184,6 +185,10 @@ async def test_attempts_count_on_where_the_first_of_several_is_set_aside(
     for _ in range(3):
         await run_and_die(hand, dies_at=3)
     await run_and_die(hand, dies_at=2)
+    lease = await hand.must_claim()
+    for n in range(others):  # else the conversation would be left to them behind its first end
+        await client.submit(UserMessage(conversation_id=f"other{n}", text="Hello"))
+    await hand.run_lease(lease)
     await finish(hand)
 
     assert (await client.result(first, timeout_s=5)).code == "crashed"

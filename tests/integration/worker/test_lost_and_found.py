@@ -306,6 +306,20 @@ async def test_no_call_is_made_that_a_failover_left_no_note_of(redis: Redis, han
         await hand.store.emit(lease, [], head=head, batch=2, call=call)
 
 
+@pytest.mark.promise("P7")
+async def test_no_call_is_made_that_is_taken_for_a_repetition(hand: Hand) -> None:
+    """Were its number that of an earlier batch, nobody would note it."""
+    await hand.client.submit(user())
+    lease = await hand.must_claim()
+    head = (await hand.store.load(lease)).entries[0].entry_id
+    call = CallEntry(call_id="t/1/1", turn_id="t", attempt=1, model="m", state="unknown")
+
+    await hand.store.emit(lease, [], head=head, batch=2, call=call)
+    await hand.store.emit(lease, [], head=head, batch=2, call=call)  # the reply was lost
+    with pytest.raises(LeaseLost):
+        await hand.store.emit(lease, [], head=head, batch=1, call=call)
+
+
 async def test_a_call_that_cannot_be_sent_ends_for_all_that_travel_with_it(redis_url: str) -> None:
     """Whatever goes wrong is heard by whoever waits, and the next call is sent as ever."""
     async with batcher_on(redis_url) as batcher, asyncio.timeout(5):

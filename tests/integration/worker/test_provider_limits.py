@@ -13,7 +13,16 @@ from click.testing import CliRunner
 from redis.asyncio import Redis
 
 from tests.integration.tools.bench import calling
-from tests.support.driving import Hand, batcher_on, ended, fleet, limiter_on, requests, user
+from tests.support.driving import (
+    KEYS,
+    Hand,
+    batcher_on,
+    ended,
+    fleet,
+    limiter_on,
+    requests,
+    user,
+)
 from tests.support.wait import wait_until
 from turnline.contracts import Interrupt, TurnClient, TurnCompleted, TurnFailed, TurnInterrupted
 from turnline.contracts.keys import shard_keys
@@ -26,6 +35,7 @@ from turnline.worker.pipeline.calls import LLMCall
 from turnline.worker.pipeline.stream_events import ProviderUsage
 from turnline.worker.provider_limits import Caller, Grant, LimitRules
 from turnline.worker.store.limiter import RateLimiter
+from turnline.worker.turn.grants import Unlimited
 
 SHARD = shard_keys(0)
 MODEL = "grok-4.3"
@@ -284,6 +294,35 @@ async def test_an_interrupt_ends_the_wait(used_up: Hand) -> None:
     await used_up.run_lease(await used_up.must_claim())
 
     await ended(used_up.client, receipt, TurnInterrupted)
+
+
+@pytest.mark.promise("P7")
+async def test_a_call_behind_a_rollback_that_waited_is_noted(hand: Hand) -> None:
+    """The attempt that was rolled back had made a call: what follows is another attempt."""
+    limiter = hand.limiter = limiter_on(hand.batcher, "*=1rpm")
+    hand.sim.inject("stall;at=tokens:3", times=2)
+    running = await hand.speaking(user())
+    second = await hand.client.submit(user("No", when_busy="rollback"))
+    outcome = await running.notified()
+    assert isinstance(outcome, Parked)
+    await hand.release(running.lease, outcome)
+    await limiter.aclose()
+    hand.limiter = Unlimited()
+    await hand.make_due("c")
+
+    lease = await hand.must_claim()
+    lost = asyncio.create_task(hand.driver().run(lease))
+    await wait_until(lambda: len(requests(hand.sim)) == 2, "it is asked again")
+    await hand.expire(lease)  # as that of a worker that is killed
+    await hand.run_due()
+    lost.cancel()
+    await asyncio.gather(lost, return_exceptions=True)
+
+    await ended(hand.client, second, TurnCompleted)
+    entries = map(
+        msgspec.json.decode, await hand.redis.execute_command("LRANGE", KEYS.calls, 0, -1)
+    )
+    assert len({it["call_id"] for it in entries}) == len(requests(hand.sim)) == 3
 
 
 async def test_a_deadline_before_the_grant_fails_the_turn_at_once(used_up: Hand) -> None:

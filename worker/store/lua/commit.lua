@@ -28,7 +28,7 @@ ARGV[6]   afterwards    str  'go_on' keeps the lease while messages wait and nob
 ARGV[7]   batch         int  inbox entries to return at most
 ARGV[8]   how           str  'append' to the context or 'rewrite' it
 ARGV[9]   settings      bytes  JSON; '' leaves them as they are
-ARGV[10]  attempt       int  number of the next attempt, at what waits then
+ARGV[10]  attempt       int  number of the next attempt, at what waits then; if that is no first one, the lease is kept
 ARGV[11]  spend_ms      int  expiry of `spend`
 ARGV[12..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
           entry ids; messages; ledger entries; totals (field, amount); spend (field, amount); events;
@@ -234,7 +234,7 @@ for stream in pairs(shared_grown) do
 end
 local epoch, length = redis.call('HGET', state, 'epoch'), redis.call('LLEN', context)
 local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
-if waiting[1] and redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, 1)[1] then
+if waiting[1] and attempt == '1' and redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, 1)[1] then
   afterwards = 'yield'  -- others wait for a worker: the next turn of this conversation goes behind them
 end
 if waiting[1] and afterwards == 'go_on' then

@@ -15,7 +15,8 @@ ARGV[7..]  events_json bytes  JSON, in order
 
 Returns
   {'emitted', n}  n events written; 0 if they were before, or if the turn is over
-  {'fenced', 0}   the lease was lost, or the turn of a call never began here; nothing written
+  {'fenced', 0}   the lease was lost, or a call cannot be noted: its turn never began here, or later batches were
+          written; nothing written
 
 Invariants
   I1  all keys share one hash tag, so one cluster slot
@@ -42,8 +43,8 @@ if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
 end
 local head, emitted = unpack(redis.call('HMGET', state, 'head', 'emitted'))
-if call ~= '' and entry_id ~= '' and head ~= entry_id then
-  return {'fenced', 0}  -- a failover lost the load: a call that nobody noted must not be made
+if call ~= '' and entry_id ~= '' and (head ~= entry_id or tonumber(emitted or 0) > tonumber(batch)) then
+  return {'fenced', 0}  -- such as when a failover lost the load: a call that nobody noted must not be made
 end
 if entry_id ~= '' and (head ~= entry_id or tonumber(emitted or 0) >= tonumber(batch)) then
   return {'emitted', 0}
