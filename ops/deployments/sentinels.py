@@ -20,6 +20,8 @@ from turnline.ops.embedded.held_port import HOST
 
 NAME: Final = "turnline"
 """What the sentinels call what they watch."""
+_TILT_S: Final = 40.0
+"""After which one that was held up acts again, and then some."""
 _TROUBLES: Final = frozenset({"s_down", "o_down", "disconnected", "failover_in_progress"})
 
 
@@ -176,7 +178,10 @@ class Sentinels:
             DeploymentError: No sentinel answers.
         """
         former = self.primary
-        sentinel = next(it for it in self.sentinels if it.can_answer)
+        able = [it for it in self.sentinels if it.can_answer]
+        # One that was held up itself does nothing for 30 s, though it says OK.
+        wait_settled(lambda: _all_held_up(able), "a sentinel acts", _TILT_S)
+        sentinel = next(it for it in able if not _is_held_up(it))
         sentinel.command("SENTINEL", "FAILOVER", NAME)
 
         def missing() -> list[str]:
@@ -281,6 +286,17 @@ class _Named:
     flags: frozenset[str]
     config_epoch: int
     """The higher one is right where two sentinels differ."""
+
+
+def _is_held_up(sentinel: Node) -> bool:
+    """Whether it only looks on, since its own clock jumped (TILT)."""
+    told: dict[str, Any] | None = sentinel.ask("INFO", "sentinel")
+    return told is None or bool(told["sentinel_tilt"])
+
+
+def _all_held_up(sentinels: Collection[Node]) -> list[str]:
+    found = [it.name for it in sentinels if _is_held_up(it)]
+    return [f"{name} was held up" for name in found] if len(found) == len(sentinels) else []
 
 
 def _fields(told: list[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A real primary with replicas and sentinels: failovers, lost sentinels, replicas asked for."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +70,17 @@ def test_a_planned_failover_names_another_primary(sentinels: Sentinels) -> None:
     for sentinel in sentinels.sentinels[1:]:
         told = sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "turnline")
         assert told == ["127.0.0.1", str(primary.port)]
+
+
+def test_a_planned_failover_asks_none_that_was_held_up(sentinels: Sentinels) -> None:
+    """Such a one does nothing for 30 s (TILT), though it says OK."""
+    former, held_up = sentinels.primary, sentinels.sentinels[0]
+    held_up.freeze()
+    time.sleep(2.5)
+    held_up.wake()
+    wait_until_sync(lambda: held_up.ask("INFO", "sentinel")["sentinel_tilt"], "it has noticed")
+
+    assert sentinels.fail_over() is not former
 
 
 def test_a_primary_without_replicas_takes_no_writes(sentinels: Sentinels) -> None:
