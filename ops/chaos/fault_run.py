@@ -34,6 +34,8 @@ from turnline.ops.fleet.stack import Stack
 _TICK_S: Final = 0.05
 _REST_S: Final = 60.0
 """Longest time for everything to be undone at the end."""
+_LATE_S: Final = 60.0
+"""For which a run goes on for strikes that could not be made in its time."""
 _FEWEST: Final = 2
 """At least so many workers are left alone at any time."""
 
@@ -50,11 +52,20 @@ class Worker:
         self.down = False
         """Whether it was killed, or told to end, and not started again yet."""
         self.started_ms = now_ms()
+        self._was_ready = True
 
     @property
     def is_up(self) -> bool:
-        """Whether it takes turns, as far as the driver is concerned."""
-        return not (self.stopped or self.down)
+        """Whether it takes turns, as far as the driver is concerned.
+
+        One that starts does not: killed again and again it would never have taken any.
+        """
+        return self._was_ready and not (self.stopped or self.down)
+
+    def look(self) -> None:
+        """See whether it takes turns by now; asks Redis."""
+        if not (self._was_ready or self.stopped or self.down):
+            self._was_ready = self._stack.is_ready(self._number)
 
     @property
     def is_running(self) -> bool:
@@ -80,7 +91,7 @@ class Worker:
         """Start it again."""
         self._stack.start(self._number)
         self.started_ms = now_ms()
-        self.down = False
+        self.down = self._was_ready = False
 
     def last_words(self) -> tuple[int, str]:
         """Return how it ended, and what it said last."""
@@ -162,26 +173,22 @@ class Driver:
 
     def run(self, plan: Iterable[Planned], seconds: float, seed: int) -> Outcome:
         """Let the traffic flow for a time and disturb it as planned; then wait for rest."""
-        began_s = time.monotonic()
         self._sim.add_faults(FAULTS, seed)
         self._sim.add_faults(EVENT_FAULTS, seed + 2, path="*/responses")
         # A name with one digit: the first ten conversations.
         self._sim.add_faults(self._malformed, seed + 1, conversation=f"{self._traffic.prefix}-?-*")
-        words = msgspec.json.encode(self._traffic).decode()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "turnline.ops.chaos.traffic", words],
-            stdin=subprocess.PIPE,
-            env=self._environ,
-            cwd=ROOT,
-        )
+        process = self._start_traffic()
+        began_s = time.monotonic()
         try:
             for each in plan:
                 self._strikes.enterabs(began_s + each.at_s, 0, self._strike, (each,))
-            while (left_s := began_s + seconds - time.monotonic()) > 0:
+            while (left_s := began_s + seconds - time.monotonic()) > 0 or (
+                not self._strikes.empty() and left_s > -_LATE_S
+            ):
                 self._strikes.run(blocking=False)
                 self._repairs.run(blocking=False)
                 self._look_after()
-                self._tell(f"{left_s:.0f} s to go, {len(self._done)} disturbances")
+                self._tell(f"{max(0, left_s):.0f} s to go, {len(self._done)} disturbances")
                 time.sleep(_TICK_S)
             faults = self._calm()
             is_done = self._finish(process)
@@ -192,8 +199,9 @@ class Driver:
                 self._reshards.close()
             process.kill()
             process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
         written = Path(self._traffic.journal)
         return Outcome(
             journal=decode_journal(written.read_bytes()) if is_done else Journal(),
@@ -206,6 +214,20 @@ class Driver:
             seconds=time.monotonic() - began_s,
             resharded=self._reshards.found if self._reshards is not None else None,
         )
+
+    def _start_traffic(self) -> "subprocess.Popen[bytes]":
+        """Start producers and readers; they talk, or have ended."""
+        words = msgspec.json.encode(self._traffic).decode()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "turnline.ops.chaos.traffic", words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self._environ,
+            cwd=ROOT,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
 
     # -- striking -------------------------------------------------------------------------------
 
@@ -297,6 +319,8 @@ class Driver:
         if self._reshards is not None:
             self._reshards.look_after(self._was_away)
         for worker in self._workers:
+            if not self._store.is_away:
+                worker.look()
             if worker.down or worker.is_running:
                 continue
             code, words = worker.last_words()

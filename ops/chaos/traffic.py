@@ -1,8 +1,9 @@
 """Producers and readers of a run, in a process of their own: `python -m` with a plan.
 
 They talk to Redis through `TurnClient` alone, as any service does, and note what they sent and what
-they were shown. A line on standard input ends the talking; when every turn has ended (or there is
-no more patience), the journal is written and the process ends.
+they were shown. When they begin, they say so on standard output. A line on standard input ends the
+talking; when every turn has ended (or there is no more patience), the journal is written and the
+process ends.
 """
 
 import asyncio
@@ -456,6 +457,7 @@ async def run(plan: TrafficPlan, quiet: asyncio.Event) -> Journal:
             )
             for shards in plan.shards
         ]
+        print("talking", flush=True)
         seeds = [rng.getrandbits(64) for _ in range(plan.conversations)]
         await asyncio.gather(*(slot(n, random.Random(seed)) for n, seed in enumerate(seeds)))
     return journal

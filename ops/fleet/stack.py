@@ -5,10 +5,13 @@ import platform
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Final, Self
 
+from redis.exceptions import RedisError
+
 from turnline.contracts.connection import SyncRedis
+from turnline.contracts.errors import StoreUnavailable
 from turnline.contracts.keys import shard_keys
 from turnline.contracts.opening import open_sync
 from turnline.ops.cli.failures import Failure
@@ -19,6 +22,8 @@ from turnline.ops.fleet.queue_state import read_workers
 from turnline.worker.settings import KEY, SettingsError, value_or_file
 
 _PAUSE_S: Final = 0.02
+_LOOK_S: Final = 0.3
+"""How long a look may take; the server may be frozen."""
 _OWN_SETTINGS: Final = ("REDIS_URL", "REDIS_URL_FILE", "WORKER_NAME", "SHARDS", "SERVE_SHARDS")
 
 
@@ -154,6 +159,14 @@ class Stack:
         """Return whether a worker has not ended; a stopped one has not."""
         return self._workers[index].is_running
 
+    def is_ready(self, index: int) -> bool:
+        """Return whether a worker takes turns; False as well while Redis does not answer."""
+        try:
+            with closing(open_sync(self.redis_url, patience_s=_LOOK_S)) as redis:
+                return self._workers[index] not in self._missing(redis)
+        except (RedisError, StoreUnavailable):
+            return False
+
     def start(self, index: int | None = None) -> int:
         """Start a worker: the next one, or one in the place of one that ended.
 
@@ -201,7 +214,8 @@ class Stack:
         """
         deadline = time.monotonic() + self._ready_timeout_s
         while True:
-            missing = self._missing()
+            assert self._connection is not None
+            missing = self._missing(self._connection)
             self.check()  # one that has just ended is not missing
             if not missing:
                 return
@@ -223,11 +237,10 @@ class Stack:
         """Return the last lines that a worker wrote to its log."""
         return self._workers[index].last_words()
 
-    def _missing(self) -> list[Child]:
-        assert self._connection is not None
+    def _missing(self, redis: SyncRedis) -> list[Child]:
         alive = {
             worker.pid
-            for worker in read_workers(self._connection, shard_keys(0))
+            for worker in read_workers(redis, shard_keys(0))
             if worker.host == platform.node()
         }
         return [it for it in self._workers if it.is_running and it.pid not in alive]

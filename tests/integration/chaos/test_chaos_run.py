@@ -45,7 +45,7 @@ def run(
 @pytest.mark.timeout(180)
 def test_seconds_of_chaos_break_no_promise() -> None:
     """Kills, stops, terminations, Redis restarts, faults of both wires: every column is zero."""
-    seconds, scale = length((10, 3), (20, 1.5))  # as many disturbances, closer together
+    seconds, scale = length((7, 3), (20, 1.5))  # as many disturbances, closer together
     report = run(seconds, scale=scale, patience_s=60, wire="both")
 
     assert report.named == [], report.command
