@@ -56,25 +56,40 @@ class Pool:
         return len(self.members)
 
     def order(
-        self, conversation_id: str, *, without: Collection[str] = (), first: str | None = None
+        self,
+        conversation_id: str,
+        *,
+        failed: Sequence[str] = (),
+        out: Collection[str] = (),
+        first: str | None = None,
     ) -> Sequence[Member]:
         """Return the members in the order in which a conversation's calls go to them.
 
         It is always the same for a conversation, so that the prompt cache of its first member is
-        warm; who comes or goes changes it for few. All are returned if none would be left.
+        warm; who comes or goes changes it for few. Those that failed are returned once nobody else
+        is left, the one whose failure is the longest ago first.
 
         Args:
             conversation_id: Whose calls.
-            without: Members, by their `ident`, that are not wanted.
-            first: The `owner` of the member that goes before all others, if one does.
+            failed: Members, by their `ident`, that failed in this turn, the last one last.
+            out: Those of them that would fail again: returned only where there is nobody else.
+            first: The `owner` of the member that goes before others that have not failed.
         """
         if len(self.members) == 1:
             return self.members
-        wanted = [it for it in self.members if it.ident not in without]
-        work = [it for it in self.members if not self.is_left_out(it)]
-        usable = [it for it in wanted if it in work] or work or wanted or self.members
+        since = {ident: n for n, ident in enumerate(failed)}
+        fresh = [it for it in self.members if it.ident not in since]
+        again = [it for it in self.members if it.ident not in out]
+        works = [it for it in self.members if not self.is_left_out(it)]
+        choices = ([it for it in some if it in works] for some in (fresh, again))
+        usable = next(filter(None, (*choices, fresh, again)), self.members)
         return sorted(
-            usable, key=lambda it: (it.owner != first, _weight(it.ident, conversation_id))
+            usable,
+            key=lambda it: (
+                since.get(it.ident, -1),
+                it.owner != first,
+                _weight(it.ident, conversation_id),
+            ),
         )
 
     def is_left_out(self, member: Member) -> bool:

@@ -70,8 +70,23 @@ def test_if_all_are_left_out_all_are_tried() -> None:
         pool.leave_out(it, "auth")
 
     assert pool.order("c") == [first, second]
-    assert pool.order("c", without={first.ident}) == [second]
-    assert len(pool.order("c", without={first.ident, second.ident})) == 2
+    assert pool.order("c", failed=[first.ident]) == [second]
+    assert pool.order("c", failed=[second.ident, first.ident]) == [second, first]
+
+
+def test_those_that_failed_are_asked_in_turn_when_nobody_else_is_left() -> None:
+    """The one whose failure is the longest ago first; not whoever would fail again."""
+    pool = pool_of(4)
+    a, b, c, d = pool.order("c")
+    failed = [it.ident for it in (a, b, c, d)]
+
+    assert pool.order("c", failed=failed[:3], first=a.owner) == [d]
+    assert pool.order("c", failed=failed) == [a, b, c, d]
+    assert pool.order("c", failed=[*failed, a.ident], first=a.owner) == [b, c, d, a]
+    assert pool.order("c", failed=failed, out={a.ident, c.ident}) == [b, d]
+    pool.leave_out(b, "credits")
+    assert pool.order("c", failed=failed, out={a.ident, c.ident}) == [d]
+    assert pool.order("c", failed=failed, out=failed) == [a, b, c, d]
 
 
 def test_a_turn_goes_on_with_the_owner_of_its_thoughts() -> None:

@@ -103,7 +103,7 @@ class Progress(NamedTuple):
     reasoning_refused: bool = False
     """Whether the model could not read the reasoning of earlier turns, and was asked without it."""
     left: tuple[Left, ...] = ()
-    """Models that failed, the last one last."""
+    """Models and members of the pool that failed, the last one last."""
 
 
 def progress_of(steps: Sequence[bytes], rollback: str | None) -> Progress:

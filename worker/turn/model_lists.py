@@ -26,6 +26,8 @@ FALLS_BACK: Final = frozenset(
     }
 )
 """Codes of failures that speak against one model, and may not be there with the next one."""
+_FOR_GOOD: Final = OF_THE_KEY | {NOT_SERVED}
+"""Codes with which a member would fail again in the same turn."""
 _LONG_S: Final = 10.0
 """For which a rate limit is waited for; if the provider asks for more, the next model is asked."""
 
@@ -60,21 +62,50 @@ def with_models(plan: Plan, usual: tuple[str, ...], left: Sequence[Left]) -> Pla
     return plan._replace(models=models).with_model(models[0])
 
 
+def members_left(left: Sequence[Left]) -> tuple[list[str], set[str]]:
+    """Return members of the pool that failed, the last one last, and which would fail again."""
+    left = [it for it in left if it.member]
+    return [it.member for it in left], {it.member for it in left if it.code in _FOR_GOOD}
+
+
 def fall_back(
     failure: Retryable | Terminal, attempt: Attempt, before: Sequence[Left]
 ) -> FallBack | None:
-    """Say what follows a failure; None: it is no reason to ask another model, or there is none.
+    """Say what follows a failure; None: it is no reason to ask another one, or there is none.
+
+    A member of the pool that has not failed is asked at once, else a model. When all have failed,
+    they are asked in turn: each model by all members, then the next model.
 
     Args:
         failure: Of a call.
         attempt: In which it was made.
-        before: Models that the turn had left.
+        before: Models and members that the turn had left.
     """
-    asked = attempt.plan
     if attempt.log.has_shown:
         return None
-    if (ident := _next_member(failure, attempt, before)) is not None:
-        return FallBack((Left("", failure.code, ident),), at_once=True)
+    others = _other_members(failure, attempt, before)
+    left = (Left("", failure.code, attempt.plan.member.ident),) if others else ()
+    if not others.issubset(members_left(before)[0]):
+        return FallBack(left, at_once=True)
+    next_model = _next_model(failure, attempt.plan, before)
+    if next_model is not None and next_model.at_once:
+        return _noted(next_model, attempt.plan)
+    last = max((n for n, it in enumerate(before, 1) if not it.member), default=0)
+    if next_model is not None and others.issubset(members_left(before[last:])[0]):
+        return _noted(next_model._replace(left=(*left, *next_model.left)), attempt.plan)
+    return FallBack(left, at_once=False) if left else None
+
+
+def _noted(following: FallBack, plan: Plan) -> FallBack:
+    model, code = plan.settings.model or "", following.left[-1].code
+    log.info("model.left", extra={"model": model, "code": code})
+    return following
+
+
+def _next_model(
+    failure: Retryable | Terminal, asked: Plan, before: Sequence[Left]
+) -> FallBack | None:
+    """Say which models are left for another one; None if it is no reason, or there is none."""
     if len(asked.models) < 2 or not (failure.code in FALLS_BACK or _limits_long(failure)):
         return None
     model = asked.settings.model or ""
@@ -82,7 +113,6 @@ def fall_back(
     left = (*(Left(it, "provider_unavailable") for it in passed), Left(model, failure.code))
     if not in_order(asked.models, left):
         return None
-    log.info("model.left", extra={"model": model, "code": failure.code})
     failed = {it.model for it in (*before, *left) if not it.member}
     return FallBack(left, not failed.issuperset(asked.models))
 
@@ -92,10 +122,10 @@ def _limits_long(failure: Retryable | Terminal) -> bool:
     return is_refusal and (failure.retry_after_s or 0) > _LONG_S
 
 
-def _next_member(
+def _other_members(
     failure: Retryable | Terminal, attempt: Attempt, before: Sequence[Left]
-) -> str | None:
-    """Return who is left for another member of the pool; None if it is no reason, or nobody is.
+) -> set[str]:
+    """Return the members that may do better, by their `ident`; none if it is no reason.
 
     A key that is refused, or has to wait for long, speaks against itself; a provider that fails, or
     lacks the model, against its address.
@@ -103,11 +133,11 @@ def _next_member(
     asked, pool = attempt.plan.member, attempt.pool
     of_key, of_address = failure.code in OF_THE_KEY, failure.code in FALLS_BACK | {"connection"}
     if len(pool) == 1 or not (of_key or of_address or _limits_long(failure)):
-        return None
-    tried = {it.member for it in before} | {asked.ident}
-    others = [it for it in pool.members if it.ident not in tried]
+        return set()
+    _, out = members_left(before)
+    others = [it for it in pool.members if it.ident not in {*out, asked.ident}]
     if of_address:
         others = [it for it in others if it.base_url != asked.base_url]
     if not of_key:  # it would fail for good there
         others = [it for it in others if not pool.is_left_out(it)]
-    return asked.ident if others else None
+    return {it.ident for it in others}

@@ -10,6 +10,7 @@ from turnline.worker.turn.attempt import Parts, grants_of
 from turnline.worker.turn.checkpoints import Progress
 from turnline.worker.turn.grants import Grants
 from turnline.worker.turn.ledger import Payer
+from turnline.worker.turn.model_lists import members_left
 from turnline.worker.turn.plan import Plan
 
 _LONGEST_S: Final = 120.0
@@ -32,9 +33,9 @@ async def choose(parts: Parts, lease: Lease, plan: Plan, progress: Progress) -> 
 
     A turn goes on with the member by which it began: another one cannot read its thoughts.
     """
-    failed = {it.member for it in progress.left if it.member}
+    failed, out = members_left(progress.left)
     began = _owner(progress.messages)
-    members = parts.pool.order(lease.conversation_id, without=failed, first=began)
+    members = parts.pool.order(lease.conversation_id, failed=failed, out=out, first=began)
     waits: dict[str, Chosen] = {}
     for model in plan.models:
         for member in members:
@@ -80,8 +81,8 @@ async def find_room(
     if not asked[0][2]:
         _leave_others(parts, lease, chosen.plan)
         return asked[0]
-    failed = {it.member for it in progress.left if it.member}
-    for member in parts.pool.order(lease.conversation_id, without=failed):
+    failed, out = members_left(progress.left)
+    for member in parts.pool.order(lease.conversation_id, failed=failed, out=out):
         if member == chosen.plan.member:
             continue
         provider = f"{member.base_url} {chosen.plan.settings.model}"

@@ -6,11 +6,13 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from tests.integration.tools.bench import calling, toolbox_of
 from tests.support.driving import (
+    SHARD,
     Hand,
     ended,
     fleet,
@@ -277,13 +279,13 @@ async def test_what_is_wrong_with_the_request_is_not_tried_elsewhere(hand: Hand)
 
 @asynccontextmanager
 async def two_addresses(
-    redis_url: str, client: TurnClient
+    redis_url: str, client: TurnClient, **environ: str
 ) -> AsyncIterator[tuple[Hand, Simulator]]:
     """A worker with one key at two addresses; its `sim` is the one that `c` prefers."""
     async with Simulator() as one, Simulator() as other:
         urls = {it.base_url: it for it in (one, other)}
         async with opened(
-            redis_url, one, client, api_key="xai-one", base_url=",".join(urls)
+            redis_url, one, client, api_key="xai-one", base_url=",".join(urls), **environ
         ) as hand:
             hand.sim, spare = (urls[it.base_url] for it in members(hand))
             yield hand, spare
@@ -302,6 +304,69 @@ async def test_an_address_that_fails_has_another_one_asked(
 
         await ended(client, receipt, TurnCompleted)
         assert (len(requests(hand.sim)), len(requests(spare))) == (1, 1)
+
+
+@pytest.mark.parametrize("scenario", ["accept-close", "status=503"])
+async def test_where_all_addresses_failed_they_are_asked_in_turn(
+    redis_url: str, client: TurnClient, scenario: str
+) -> None:
+    """The one that failed first is the next, after a wait: it may be back, and the other not."""
+    async with two_addresses(redis_url, client) as (hand, spare):
+        hand.sim.inject(scenario, times=2)
+        spare.inject(scenario, times=None)
+        receipt = await client.submit(user())
+        waits = [await run_next(hand), *[await run_again(hand) for _ in range(3)]]
+        assert await run_again(hand) is None
+
+        await ended(client, receipt, TurnCompleted)
+        assert (len(requests(hand.sim)), len(requests(spare))) == (3, 2)
+        first_ms, *later_ms = [it.defer_ms for it in waits if it is not None]
+        assert first_ms == 1
+        assert len(later_ms) == 3
+        assert sum(later_ms) > 3
+
+
+async def test_where_all_failed_each_model_is_asked_for_at_each_address(
+    redis_url: str, client: TurnClient
+) -> None:
+    """One after the other: it may be that one address serves but one of them."""
+    async with two_addresses(redis_url, client, model="grok-4.3,grok-4.7") as (hand, spare):
+        for it in (hand.sim, spare):
+            it.inject("status=503", times=None)
+        await client.submit(user())
+        assert await run_next(hand) is not None
+        for _ in range(8):
+            await hand.redis.execute_command("DEL", SHARD.breakers)
+            assert await run_again(hand) is not None
+        entries = ((name, it) for name in (hand.sim, spare) for it in name.ledger.entries())
+        made = sorted(entries, key=lambda it: it[1].received_at_ms)
+        asked_for = [
+            ("ab"[sim is spare], msgspec.json.decode(it.body)["model"][-1]) for sim, it in made
+        ]
+
+        first, later = asked_for[:3], asked_for[3:]
+        assert first == [("a", "3"), ("b", "3"), ("b", "7")]
+        assert len(set(later[:4])) == 4
+        assert later[4:] == later[:2]
+
+
+async def test_whose_key_failed_is_not_asked_again_when_all_have_failed(
+    redis_url: str, client: TurnClient
+) -> None:
+    """The address whose key is refused is out for this turn, on whatever worker."""
+    async with two_addresses(redis_url, client) as (hand, spare):
+        spare.inject("credits", times=None)
+        hand.sim.inject("status=503", times=3)
+        receipt = await client.submit(user())
+        assert await run_next(hand) is not None
+        for _ in range(3):
+            for it in hand.pool.members:
+                hand.pool.works(it)  # as another worker sees it
+            assert await run_again(hand) is not None
+        assert await run_again(hand) is None
+
+        await ended(client, receipt, TurnCompleted)
+        assert (len(requests(hand.sim)), len(requests(spare))) == (4, 1)
 
 
 async def test_an_open_breaker_has_another_address_asked(
