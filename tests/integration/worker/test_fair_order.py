@@ -216,6 +216,21 @@ async def test_what_is_lost_of_the_order_is_made_anew(
     assert "c-00000" in [it for _ in range(3) for it in await claimed(redis)]
 
 
+@pytest.mark.parametrize("member", ["i", "b", "placed", "i:big", "i:small"])
+@pytest.mark.parametrize("place", ["inf", "-inf", "1e300", "-1e300", "1e15", "-1e15"])
+async def test_places_that_cannot_be_are_none(
+    redis: Redis, client: TurnClient, member: str, place: str
+) -> None:
+    """Others wrote there: the next turns are shared as ever."""
+    await fill(client, {"big": 60})
+    await claimed(redis)
+    await redis.zadd(SHARD.shares, {member: float(place)})
+    await fill(client, {"small": 3, "other": 3})
+
+    counts = Counter(await in_order(redis, 10))
+    assert (counts["small"], counts["other"]) == (3, 3)
+
+
 async def test_a_worker_may_have_more_slots_than_are_claimed_at_once(
     redis: Redis, client: TurnClient
 ) -> None:

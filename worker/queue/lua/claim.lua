@@ -34,7 +34,7 @@ Invariants
   I3  tokens only grow; the clock is the server's
   I4  what others write into these keys stops nobody: a value of another type is dropped; a token that is
       not a number, or is too large to count on exactly, is replaced by the clock; an in-progress key that
-      never expires is not a lease
+      never expires is not a lease; a place that cannot be is none
   I5  between looking and sleeping nothing is lost: who finds nothing more is idle from that moment on
   I6  while more is due than is taken, turns are shared among tenants by weight, and batch turns wait for all
       others; a turn that had begun goes before its like, and so does what is no conversation
@@ -43,7 +43,7 @@ Invariants
 ]]
 local queue, token, wake, idle, order, shares = unpack(KEYS)
 local limit, lease_ms, worker_id, in_progress, job, weights = unpack(ARGV)
-local BATCH, MOST, KEPT_MS = 2 ^ 40, 1000, 86400000
+local BATCH, MOST, MOST_APART, KEPT_MS = 2 ^ 40, 1000, 100, 86400000
 local base, tag = string.match(queue, '^(.*({.*}:))queue$')
 limit = math.min(MOST, tonumber(limit))
 
@@ -113,8 +113,30 @@ local function claim(id)
   return true
 end
 
-local function share(name)
-  return tonumber(redis.call('ZSCORE', shares, name) or nil)
+-- Read a number that others may have written: `otherwise`, if it is none or not within these bounds.
+local function within(value, least, most, otherwise)
+  local read = tonumber(value or nil)
+  return read and read >= least and read <= most and read or otherwise
+end
+
+local function share(name, least, most)
+  return within(redis.call('ZSCORE', shares, name), least, most)
+end
+
+-- Return the place of what was let through last: where that is lost, of the first that waits.
+local function passed(kind, waiting)
+  local least = kind == 'b' and BATCH or 0
+  local at = share(kind, least, least + BATCH - 1)
+  if not at then
+    local first = redis.call('ZRANGEBYSCORE', waiting, least, least + BATCH - 1, 'WITHSCORES', 'LIMIT', 0, 1)
+    at = tonumber(first[2] or least)
+  end
+  return at
+end
+
+-- Return the highest place that there can be: of who has the least weight, and all that waits.
+local function highest(least, waiting)
+  return least + MOST_APART * (1 + redis.call('ZCARD', waiting))
 end
 
 -- Return the place of an entry: behind the turns of its tenant, and not before what was claimed already. One that has
@@ -129,12 +151,13 @@ local function place(id, former, next_of)
   if former and kind == 'b' then
     return
   end
-  next_of[kind] = next_of[kind] or share(kind) or (kind == 'b' and BATCH or 0)
+  next_of[kind] = next_of[kind] or passed(kind, order)
+  local least = next_of[kind]
   if known[2] then
-    return math.max(kind == 'b' and BATCH or -1, next_of[kind] - 1)
+    return math.max(kind == 'b' and BATCH or -1, least - 1)
   end
   local lane = kind .. ':' .. tenant
-  local at = math.max(next_of[kind], next_of[lane] or share(lane) or 0)
+  local at = next_of[lane] or share(lane, least, highest(least, order)) or least
   next_of[lane] = at + 1 / (weights[tenant] or 1)
   return at
 end
@@ -161,8 +184,8 @@ end
 
 -- Give places to these, and to what has become due since the last time.
 local function place_all(ids)
-  local placed = redis.call('ZCARD', order) > 0 and share('placed') or 0  -- else none has a place
-  placed = placed <= now and placed or 0  -- else by the clock of another server
+  -- Else none has a place, or it is by the clock of another server.
+  local placed = redis.call('ZCARD', order) > 0 and share('placed', 0, now) or 0
   place_each(ids)
   local since, till, page = placed > 0 and string.format('(%.17g', placed) or '-inf', now - 1, 0
   repeat
@@ -205,8 +228,8 @@ local function claim_in_order(ids)
     end
   end
   -- Whose turn would not be later than a newcomer's needs no note.
-  redis.call('ZREMRANGEBYSCORE', shares, '-inf', string.format('(%.17g', share('i') or 0))
-  redis.call('ZREMRANGEBYSCORE', shares, BATCH, string.format('(%.17g', share('b') or BATCH))
+  redis.call('ZREMRANGEBYSCORE', shares, '-inf', string.format('(%.17g', share('i', 0, BATCH - 1) or 0))
+  redis.call('ZREMRANGEBYSCORE', shares, BATCH, string.format('(%.17g', share('b', BATCH, 2 * BATCH - 1) or BATCH))
   redis.call('PEXPIRE', order, KEPT_MS)
   redis.call('PEXPIRE', shares, KEPT_MS)
 end

@@ -18,6 +18,12 @@ Invariants
 local budget = unpack(KEYS)
 local limits, lasts_ms, pause_ms, wider = unpack(ARGV)
 
+-- Read a number that others may have written: `otherwise`, if it is none or not within these bounds.
+local function within(value, least, most, otherwise)
+  local read = tonumber(value or nil)
+  return read and read >= least and read <= most and read or otherwise
+end
+
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local facts = redis.pcall('HMGET', budget, 'until', 'margin')
@@ -34,11 +40,11 @@ for id, limit in string.gmatch(limits, '(%a+)=(%d+)') do
   end
 end
 if pause_ms ~= '0' then
-  local stop = tonumber(facts[1] or nil) or 0
+  local stop = within(facts[1], 0, now + 60000, 0)
   redis.call('HSET', budget, 'until', string.format('%.0f', math.max(stop, now + pause_ms)))
 end
 if wider ~= '0' then
-  redis.call('HSET', budget, 'margin', math.min(200, (tonumber(facts[2] or nil) or 10) + wider))
+  redis.call('HSET', budget, 'margin', math.min(200, within(facts[2], 0, 200, 10) + wider))
 end
 redis.call('PEXPIRE', budget, 86400000)
 return {'learned'}

@@ -43,15 +43,22 @@ Invariants
   I4  at most half of a limit is held or given without asking, and nothing while somebody waits
   I5  what a lost worker held counts as used
   I6  the clock is the server's
-  I7  what others write into these keys stops nobody: a key of another type is dropped, a sum that the buckets do
-      not bear out is counted anew, and nothing is held, or holds all up, for longer than it may
+  I7  what others write into these keys stops nobody and frees nobody: a key of another type is dropped, a sum that
+      the buckets do not bear out is counted anew, a number that cannot be is none, and nothing is held, or holds
+      all up, for longer than it may
 ]]
 local budget, held, line, due, shares = unpack(KEYS)
 local who, tokens, likely, worker, wish, used, limits, lane, weight = unpack(ARGV, 1, 9)
-local RING, KEPT_MS, HELD_MS, LATE_MS, SCOUT_MS, SOON_MS, FAR_MS, GONE_MS, STOP_MS =
-  200, 86400000, 2000, 10000, 2000, 300, 4000, 1000, 60000
-local BATCH = 2 ^ 40
+local RING, KEPT_MS, HELD_MS, LATE_MS, SCOUT_MS, SOON_MS, FAR_MS, GONE_MS, STOP_MS, NAMED_MS =
+  200, 86400000, 2000, 10000, 2000, 300, 4000, 1000, 60000, 3600000
+local BATCH, MOST_APART, MOST = 2 ^ 40, 100, 1e15
 tokens, likely = tonumber(tokens), tonumber(likely)
+
+-- Read a number that others may have written: `otherwise`, if it is none or not within these bounds.
+local function within(value, least, most, otherwise)
+  local read = tonumber(value or nil)
+  return read and read >= least and read <= most and read or otherwise
+end
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -61,22 +68,27 @@ if facts.err then
   facts = {}
 end
 local seen, scout, stop, margin, counted_by, mean = unpack(facts, 1, 6)
-scout, stop = tonumber(scout or nil), tonumber(stop or nil) or 0
-stop = stop < now + STOP_MS and stop or 0
-margin = 1 + math.max(0, math.min(200, tonumber(margin or nil) or 10)) / 1000
+scout, stop = within(scout, 0, now), within(stop, 0, now + STOP_MS, 0)
+margin = 1 + within(margin, 0, 200, 10) / 1000
 
 local function name(window, bucket)
   return string.format('%s:%.0f', window.id, bucket)
 end
 
--- Add up the buckets that count; return them, oldest first, and whether the sum was another one.
+-- Return what a bucket counts: no more than the whole limit.
+local function counted(window, amount)
+  return math.min(within(amount, -MOST, MOST, 0), window.limit)
+end
+
+-- Add up the buckets that count; return them, oldest first, and whether the sum was another one. What was counted too high
+-- may have been set right in a bucket nearby, but no bucket takes away more than stands before it.
 local function recount(window)
   local names, amounts, sum = {}, {}, 0
   for bucket = window.from, window.now do
     names[#names + 1] = name(window, bucket)
   end
   for n, amount in ipairs(redis.call('HMGET', budget, unpack(names))) do
-    amounts[n] = tonumber(amount or nil) or 0
+    amounts[n] = math.max(-sum, counted(window, amount))
     sum = sum + amounts[n]
   end
   local former = window.sum
@@ -89,10 +101,11 @@ local function open(id, span, is_tokens, limit)
   local window = {id = id, limit = limit, is_tokens = is_tokens, width = span / RING,
     count = math.ceil(RING * margin), pace = span * margin / limit}
   local kept = redis.call('HMGET', budget, id .. ':sum', id .. ':from', id .. ':last')
-  local sum, from, last = tonumber(kept[1] or nil), tonumber(kept[2] or nil), tonumber(kept[3] or nil)
   window.now = math.floor(now / window.width)
   window.from = window.now - window.count
-  if not (sum and from and last and from <= window.now and last <= window.now and last - from <= 2 * RING) then
+  local sum = within(kept[1], 0, MOST)
+  local from, last = within(kept[2], 0, window.now), within(kept[3], 0, window.now)
+  if not (sum and from and last and last - from <= 2 * RING) then
     window.last, window.sum = window.now, nil
     recount(window)
     return window
@@ -104,9 +117,12 @@ local function open(id, span, is_tokens, limit)
   end
   if old[1] then
     for _, amount in ipairs(redis.call('HMGET', budget, unpack(old))) do
-      window.sum = window.sum - (tonumber(amount or nil) or 0)
+      window.sum = window.sum - counted(window, amount)
     end
     redis.call('HDEL', budget, unpack(old))
+    if window.sum < 0 then
+      recount(window)
+    end
   end
   return window
 end
@@ -126,9 +142,10 @@ local windows, words = {}, {}
 for id in string.gmatch('rs rm ts tm', '%a+') do
   local given, span = string.match(limits, id .. '=(%d+)'), string.sub(id, 2) == 's' and 1000 or 60000
   local known = redis.call('HMGET', budget, 'n:' .. id, 'l:' .. id)
+  local told = within(string.match(known[2] or '', '^%d+$'), 1, MOST)
   local named, lasts = string.match(known[1] or '', '^(%d+) (%d+)$')
-  named = named and tonumber(lasts) > now and named
-  local limit = tonumber(given or named or string.match(known[2] or '', '^%d+$') or nil) or 0
+  named = within(lasts, now + 1, now + NAMED_MS) and within(named, 1, told and 60 * told or MOST)
+  local limit = tonumber(given) or named or told or 0
   if limit > 0 then
     windows[#windows + 1] = open(id, span, string.sub(id, 1, 1) == 't', limit)
     words[#words + 1] = string.format('%s=%.0f', id, limit)
@@ -166,12 +183,14 @@ if parts.err then
 end
 for n = 1, #parts, 2 do
   local requests, tokens_held, till = string.match(parts[n + 1], '^(%d+) (%d+) (%d+)$')
-  if (parts[n] == worker and wish ~= '') or (till and tonumber(till) > now + HELD_MS) then
+  requests, tokens_held = within(requests, 0, MOST), within(tokens_held, 0, MOST)
+  till = requests and tokens_held and within(till, 0, now + HELD_MS)
+  if (parts[n] == worker and wish ~= '') or not till then
     redis.call('HDEL', held, parts[n])
-  elseif not till or now > tonumber(till) then
+  elseif now > till then
     redis.call('HDEL', held, parts[n])
     for _, window in ipairs(windows) do
-      add(window, window.now, window.is_tokens and (tokens_held or 0) or (requests or 0))
+      add(window, window.now, math.min(window.limit, window.is_tokens and tokens_held or requests))
     end
   else
     held_requests, held_tokens = held_requests + requests, held_tokens + tokens_held
@@ -220,22 +239,59 @@ local answer = {'settled', 0}
 if redis.pcall('ZCARD', line) ~= redis.pcall('ZCARD', due) or type(redis.pcall('ZCARD', due)) ~= 'number' then
   redis.call('DEL', line, due)
 end
-for _, late in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now - LATE_MS, 'LIMIT', 0, 100)) do
-  redis.call('ZREM', line, late)
-  redis.call('ZREM', due, late)
+
+-- Who is due later than twice the time that the whole line takes was put there by others.
+local waiting, largest, most_ms = redis.call('ZCARD', line), 0, 0
+for _, window in ipairs(windows) do
+  if window.is_tokens then
+    largest = math.max(largest, window.limit)
+  else
+    most_ms = math.max(most_ms, window.count * window.width + waiting * window.pace)
+  end
+end
+most_ms = largest > 0 and math.max(5 * FAR_MS, 2 * waiting) or most_ms
+local latest = math.max(now, stop) + 2 * most_ms
+for _, range in ipairs({{'-inf', now - LATE_MS}, {string.format('(%.0f', latest), '+inf'}}) do
+  for _, late in ipairs(redis.call('ZRANGEBYSCORE', due, range[1], range[2], 'LIMIT', 0, 100)) do
+    redis.call('ZREM', line, late)
+    redis.call('ZREM', due, late)
+  end
 end
 if type(redis.pcall('ZCARD', shares)) ~= 'number' then
   redis.call('DEL', shares)
 end
 
-local function share(name)
-  return tonumber(redis.call('ZSCORE', shares, name) or nil)
+local function share(name, least, most)
+  return within(redis.call('ZSCORE', shares, name), least, most)
+end
+
+-- Return the place of what was let through last: where that is lost, of the first that waits.
+local function passed(kind, waiting)
+  local least = kind == 'b' and BATCH or 0
+  local at = share(kind, least, least + BATCH - 1)
+  if not at then
+    local first = redis.call('ZRANGEBYSCORE', waiting, least, least + BATCH - 1, 'WITHSCORES', 'LIMIT', 0, 1)
+    at = tonumber(first[2] or least)
+  end
+  return at
+end
+
+-- Return the highest place that there can be: of who has the least weight, and all that waits.
+local function highest(least, waiting)
+  return least + MOST_APART * (1 + redis.call('ZCARD', waiting))
 end
 
 if who ~= '' then
   local kind = string.sub(lane, 1, 1)
-  local passed = share(kind) or (kind == 'b' and BATCH or 0)
-  local place = tonumber(redis.call('ZSCORE', line, who) or nil) or math.max(passed, share(lane) or passed)
+  local least = passed(kind, line)
+  local most = highest(least, line)
+  local stood = redis.call('ZSCORE', line, who)
+  local place = within(stood, kind == 'b' and BATCH or 0, most)
+  if stood and not place then
+    redis.call('ZREM', line, who)
+    redis.call('ZREM', due, who)
+  end
+  place = place or share(lane, least, most) or least
   local in_line = redis.call('ZCARD', line) > 0
   local waited = redis.call('ZRANK', line, who)
   -- Who did not come when its time had come takes nothing from who does.
@@ -244,7 +300,7 @@ if who ~= '' then
     gone = gone - 1
   end
   local before = math.max(0, (waited or redis.call('ZCOUNT', line, '-inf', place)) - gone)
-  mean = tonumber(mean or nil) or likely
+  mean = within(mean, 0, largest, likely)
   mean = mean + (likely - mean) / 10
   local at, has_tokens = math.max(now, stop), false
   for _, window in ipairs(windows) do
@@ -262,8 +318,9 @@ if who ~= '' then
     redis.call('ZREM', line, who)
     redis.call('ZREM', due, who)
     if in_line then
-      redis.call('ZADD', shares, 'GT', place, kind)
-      redis.call('ZREMRANGEBYSCORE', shares, kind == 'b' and BATCH or 0, string.format('(%.17g', share(kind)))
+      least = math.max(least, place)
+      redis.call('ZADD', shares, least, kind)
+      redis.call('ZREMRANGEBYSCORE', shares, kind == 'b' and BATCH or 0, string.format('(%.17g', least))
     end
     for _, window in ipairs(windows) do
       add(window, window.now, window.is_tokens and tokens or 1)
