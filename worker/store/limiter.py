@@ -300,8 +300,8 @@ class RateLimiter:
         except (RedisError, OSError):
             budget.told = None  # the next response tells it again
 
-    def leave(self, model: str, who: str, *, within_s: float = math.inf) -> None:
-        """Whoever waited does not call any more.
+    def leave(self, model: str, who: Caller, *, within_s: float = math.inf) -> None:
+        """Whoever waited does not call any more, and pays for nothing.
 
         Args:
             model: That was to be called.
@@ -314,9 +314,10 @@ class RateLimiter:
         if time.monotonic() - budget.waited_s <= within_s:
             self._spawn(self._leave(budget, who))
 
-    async def _leave(self, budget: _Budget, who: str) -> None:
+    async def _leave(self, budget: _Budget, who: Caller) -> None:
+        args = lua.LeaveArgs(who.name, who.lane, str(self._weight_of(who.tenant)))
         with suppress(RedisError, OSError):  # its place is given up a while after its time
-            await self._batcher.run(lua.leave(budget.keys, lua.LeaveArgs(who)))
+            await self._batcher.run(lua.leave(budget.keys, args))
 
     # -- what was used ----------------------------------------------------------------------------
 

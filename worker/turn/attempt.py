@@ -94,6 +94,11 @@ class Parts(NamedTuple):
         )
 
 
+def caller_of(lease: Lease, payer: Payer) -> Caller:
+    """Return who asks for the calls of a conversation's turn."""
+    return Caller(lease.keys.job_id, payer.tenant, payer.is_batch)
+
+
 def grants_of(
     parts: Parts, lease: Lease, plan: Plan, payer: Payer, context: OpenAILLMContext
 ) -> Grants:
@@ -102,7 +107,7 @@ def grants_of(
     return Grants(
         parts.limiters[plan.member.number],
         parts.services.models_of(settings)[0],
-        Caller(lease.keys.job_id, payer.tenant, payer.is_batch),
+        caller_of(lease, payer),
         lambda: estimated_tokens(context.encoded_request_messages()),
         settings.max_output_tokens or settings.max_tokens,
         member=plan.member,

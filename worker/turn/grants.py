@@ -27,7 +27,7 @@ class Limiter(Protocol):
         self, grant: Grant, words: str, retry_after_s: float | None
     ) -> None: ...
     def settle(self, grant: Grant, call: LLMCall | None) -> None: ...  # noqa: D102
-    def leave(self, model: str, who: str, *, within_s: float = ...) -> None: ...  # noqa: D102
+    def leave(self, model: str, who: Caller, *, within_s: float = ...) -> None: ...  # noqa: D102
 
 
 class Unlimited:
@@ -55,7 +55,7 @@ class Unlimited:
     def settle(self, grant: Grant, call: LLMCall | None) -> None:
         """Do nothing."""
 
-    def leave(self, model: str, who: str, *, within_s: float = 0.0) -> None:
+    def leave(self, model: str, who: Caller, *, within_s: float = 0.0) -> None:
         """Do nothing."""
 
 
@@ -76,7 +76,7 @@ class Grants:
         self._member = member
         self._limiter = limiter
         self._ask = partial(limiter.reserve, model, who, prompt, most_output)
-        self.leave = partial(limiter.leave, model, who.name)
+        self.leave = partial(limiter.leave, model, who)
         """Give up the place in line: the turn ends without a call."""
         self._spare: Grant | None = None
         self._used: Grant | None = None

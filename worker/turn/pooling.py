@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 from turnline.worker.lease import Lease
 from turnline.worker.pipeline.context import Message, OpenAILLMContext
 from turnline.worker.pipeline.reply_items import owner_of
-from turnline.worker.turn.attempt import Parts, grants_of
+from turnline.worker.provider_limits import Caller
+from turnline.worker.turn.attempt import Parts, caller_of, grants_of
 from turnline.worker.turn.checkpoints import Progress
 from turnline.worker.turn.grants import Grants
 from turnline.worker.turn.ledger import Payer
@@ -79,7 +80,7 @@ async def find_room(
     if len(parts.pool) == 1 or _owner(progress.messages) is not None:
         return asked[0]
     if not asked[0][2]:
-        _leave_others(parts, lease, chosen.plan)
+        _leave_others(parts, caller_of(lease, payer), chosen.plan)
         return asked[0]
     failed, out = members_left(progress.left)
     for member in parts.pool.order(lease.conversation_id, failed=failed, out=out):
@@ -102,19 +103,20 @@ async def find_room(
     return best
 
 
-def _leave_others(parts: Parts, lease: Lease, plan: Plan) -> None:
+def _leave_others(parts: Parts, who: Caller, plan: Plan) -> None:
     """Give up a place that the turn may have in the line of another member."""
     model = plan.settings.model or plan.models[0]
     for number, limiter in enumerate(parts.limiters):
         if number != plan.member.number:
-            limiter.leave(model, lease.keys.job_id, within_s=_LONGEST_S)
+            limiter.leave(model, who, within_s=_LONGEST_S)
 
 
-def leave_lines(parts: Parts, lease: Lease, plan: Plan) -> None:
+def leave_lines(parts: Parts, lease: Lease, payer: Payer, plan: Plan) -> None:
     """Give up the place in line: the turn ends without a call."""
+    who = caller_of(lease, payer)
     for model in plan.models:
         for limiter in parts.limiters:
-            limiter.leave(model, lease.keys.job_id)
+            limiter.leave(model, who)
 
 
 def _owner(messages: Sequence[Message]) -> str | None:

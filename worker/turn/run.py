@@ -195,7 +195,7 @@ class TurnRun:
         calls = OpenCalls(draft.progress, turn.context, plan, self._clock.now_ms)
         refusal = self._refusal(turn.primary, plan)
         if refusal is not None:
-            leave_lines(self._parts, self._lease, plan)
+            leave_lines(self._parts, self._lease, self._facts(turn.primary).payer, plan)
             ended: Ending | Parked | None = Ending(refusal)
         else:
             ended = await self._respond(draft, plan, calls)
@@ -233,7 +233,7 @@ class TurnRun:
     async def _respond(self, draft: Draft, plan: Plan, calls: OpenCalls) -> Ending | Parked | None:
         """Have the model answer, unless that has to wait; None if the turn was rolled back."""
         if (stop := self._inbox.pending_control("interrupt")) is not None:
-            leave_lines(self._parts, self._lease, plan)
+            leave_lines(self._parts, self._lease, self._facts(draft.turn.primary).payer, plan)
             return await self._interrupted(draft, stop, None)
         calls.find_answers(self._inbox.entries)
         if not calls.can_go_on:

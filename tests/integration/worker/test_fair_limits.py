@@ -7,8 +7,19 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.driving import SHARD, batcher_on, limiter_on
+from tests.support.driving import (
+    SHARD,
+    batcher_on,
+    hand,
+    limiter_on,
+    requests,
+    run_again,
+    run_next,
+    user,
+)
 from tests.support.wait import wait_until
+from turnline.contracts import Interrupt, TurnClient
+from turnline.ops.simulator import Simulator
 from turnline.worker.provider_limits import Caller, Grant
 from turnline.worker.store.limiter import RateLimiter
 
@@ -106,3 +117,73 @@ async def test_what_is_remembered_of_tenants_is_bounded(redis_url: str, redis: R
         await limiter.aclose()
 
     assert kept <= 8
+
+
+# -- what is paid for -----------------------------------------------------------------------------
+
+
+async def paid(redis: Redis, tenant: str) -> float:
+    """What a tenant's next calls stand behind those of others, for all keys together."""
+    keys = [it async for it in redis.scan_iter(SHARD.limit_prefix + "*:shares")]
+    return sum([await redis.zscore(it, f"i:{tenant}") or 0.0 for it in keys])
+
+
+async def is_paid(redis: Redis, tenant: str, calls: float) -> bool:
+    return await paid(redis, tenant) == calls
+
+
+async def test_who_asks_two_keys_pays_for_the_calls_that_it_makes(
+    redis_url: str, redis: Redis, sim: Simulator, client: TurnClient
+) -> None:
+    """Each turn asks both, and waits in the line of one: to the other it has not come."""
+    names = ("xai-one", "xai-two")
+    async with hand(redis_url, sim, {"api_key": ",".join(names)}) as worker:
+        limiters = [limiter_on(worker.batcher, "*=1rpm", key=it) for it in names]
+        worker.limiters = [*limiters]
+        for it in limiters:
+            await used_up(it)
+        for n in range(5):
+            await client.submit(user(conversation=f"c{n}", tenant="acme"))
+            parked = await run_next(worker)
+            assert parked is not None
+            assert parked.why == "limit"
+        await wait_until(lambda: is_paid(redis, "acme", 5), "each is paid for once")
+
+        for n in range(5):
+            assert await run_again(worker, f"c{n}") is not None  # asks both again
+        await wait_until(lambda: is_paid(redis, "acme", 5), "each is paid for once")
+        for n in range(5):
+            await client.submit(Interrupt(conversation_id=f"c{n}"))
+            assert await run_again(worker, f"c{n}") is None
+        await wait_until(lambda: is_paid(redis, "acme", 0), "who ends without a call pays nothing")
+        for it in limiters:
+            await it.aclose()
+    assert not requests(sim)
+
+
+async def test_who_leaves_gets_back_what_it_was_charged(redis_url: str, redis: Redis) -> None:
+    """By its weight, and once; who does not wait gets nothing."""
+    async with batcher_on(redis_url) as batcher:
+        limiter = limiter_on(batcher, "*=1rpm", weight_of=lambda _: 0.5)
+        await used_up(limiter)
+        for it in callers("acme", count=3):
+            await ask(limiter, it)
+        assert await paid(redis, "acme") == 6
+
+        first, second, _ = callers("acme", count=3)
+        for it in (first, first, Caller("another", "acme")):
+            limiter.leave(MODEL, it)
+        await wait_until(lambda: is_paid(redis, "acme", 4), "one has left")
+        await ask(limiter, first)
+        limiter.leave(MODEL, second)
+        await wait_until(lambda: is_paid(redis, "acme", 4), "another one has left")
+        (key,) = [it async for it in redis.scan_iter(SHARD.limit_prefix + "*:shares")]
+        line = key.removesuffix(b"shares") + b"line"
+        await redis.set(key, "x")
+        limiter.leave(MODEL, first)
+        await wait_until(lambda: is_gone(redis, line, first), "it has left")
+        await limiter.aclose()
+
+
+async def is_gone(redis: Redis, line: bytes, who: Caller) -> bool:
+    return await redis.zscore(line, who.name) is None

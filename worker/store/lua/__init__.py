@@ -175,9 +175,11 @@ class LearnArgs(NamedTuple):
 
 
 class LeaveArgs(NamedTuple):
-    """What `leave` is given; the header of leave.lua says what it is."""
+    """What `leave` is given; the header of leave.lua says what each is."""
 
     who: str
+    lane: str
+    weight: str
 
 
 load = bind(__name__, "load", ConversationKeys, LoadArgs)
