@@ -33,6 +33,7 @@ class GrokServices:
         self._settings = settings
         self.catalogue = BUILT_IN
         """What is known of the models; at the start the provider is asked."""
+        self._models = settings.models
         self.members = settings.members
         """Settings with the key and the address of each member of the pool."""
         self.pool = pool_of(settings)
@@ -46,7 +47,7 @@ class GrokServices:
 
     def models_of(self, settings: ConversationSettings) -> tuple[str, ...]:
         """Return the names of the models that a conversation may talk to, in order."""
-        return (settings.model,) if settings.model else self._settings.models
+        return (settings.model,) if settings.model else self._models
 
     def budget_s(self, settings: ConversationSettings) -> float:
         """Return how long a turn with these settings may take, where nobody says, seconds."""

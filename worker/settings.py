@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from turnline.worker.provider_limits import LimitRules
 
 PREFIX = "TURNLINE_"
 KEY: Final = "XAI_API_KEY"
+_URL: Final = f"{PREFIX}BASE_URL"
 NOT_OURS = frozenset({"TURNLINE_PYTHON", "TURNLINE_SHARED_DATA"})
 """Variables with the prefix that are read by `ops/run` and the tests."""
 FROM_FILES: Final = (KEY, "TURNLINE_REDIS_URL", "TURNLINE_BASE_URL")
@@ -41,8 +42,9 @@ Source: https://kubernetes.io/docs/tutorials/services/connect-applications-servi
 Source: https://docs.docker.com/engine/network/links/
 """
 
-MOST_MEMBERS: Final = 64
-"""Keys and addresses that are pooled."""
+MOST_LISTED: Final = 64
+"""Keys and addresses that are pooled, and models in a list."""
+_MOST_OF_A_NAME: Final = 200
 DAY_S: Final = 86_400
 Seconds = Annotated[float, Meta(gt=0, le=365 * DAY_S)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -78,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where Redis or Valkey (7.0 or newer) is: redis://, rediss:// or unix://PATH?db=N."""
     base_url: str = "https://api.x.ai/v1"
     """Where Grok is; several, separated by commas, are pooled, with as many keys or one."""
-    model: Name = "grok-4.3"
+    model: str = "grok-4.3"
     """Model of conversations that do not choose their own; several, separated by commas, where the
     next one is asked when one cannot answer."""
     wire: Literal["responses", "chat"] = "responses"
@@ -188,19 +190,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises:
             SettingsError: One is missing, or stands there twice.
         """
-        keys, urls = self.api_key.value.split(","), self.base_url.split(",")
-        if len(keys) == len(urls) == 1:
-            return (self,)
+        urls = _listed(_URL, self.base_url, "address", "addresses")
+        keys = _listed(KEY, self.api_key.value, "key", "keys")
         count = max(len(keys), len(urls))
-        each = (it * count if len(it) == 1 else it for it in (keys, urls))
-        pairs = list(zip(*each, strict=False))
-        if not {len(keys), len(urls)} <= {1, count} or len(set(pairs)) < count:
+        if count == 1:
+            return (self,)
+        if not keys[0]:
             raise SettingsError(
-                f"{KEY} and {PREFIX}BASE_URL: one of each, or several of one, or as many of both, "
-                "separated by commas and all different"
+                f"{KEY} is not set, and {_URL} has {count} addresses: set one key for all, or one "
+                "for each"
             )
-        if count > MOST_MEMBERS or not all(keys):
-            raise SettingsError(f"{KEY}: 1 to {MOST_MEMBERS} keys, separated by commas")
+        if not {len(keys), len(urls)} <= {1, count}:
+            raise SettingsError(
+                f"{KEY} and {_URL}: {len(keys)} keys and {len(urls)} addresses: set one of either, "
+                "or as many of both"
+            )
+        one_of = {(1, count): (_URL, "addresses"), (count, 1): (KEY, "keys")}
+        named = one_of.get((len(keys), len(urls)), (f"{KEY} and {_URL}", "pairs"))
+        each = (it * count if len(it) == 1 else it for it in (keys, urls))
+        pairs = list(zip(*each, strict=True))
+        _check_distinct(*named, [(key, _plain(url)) for key, url in pairs])
         return tuple(
             msgspec.structs.replace(self, api_key=Secret(key), base_url=url) for key, url in pairs
         )
@@ -210,12 +219,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The models of conversations that do not choose their own, in order.
 
         Raises:
-            SettingsError: A name is missing, or stands there twice.
+            SettingsError: A name is missing, is none, or stands there twice.
         """
-        names = tuple(self.model.split(","))
-        if not all(names) or len(set(names)) < len(names):
-            raise SettingsError(f"{PREFIX}MODEL: different names, separated by commas")
-        return names
+        setting = f"{PREFIX}MODEL"
+        names = _listed(setting, self.model, "name", "names")
+        for n, name in enumerate(names, 1):
+            which = f"name {n} of {len(names)}" if len(names) > 1 else "it"
+            if len(name) > _MOST_OF_A_NAME:
+                raise SettingsError(
+                    f"{setting}: {which} has {len(name)} characters, and {_MOST_OF_A_NAME} is the "
+                    "most: write the model's own name"
+                )
+            if not re.fullmatch(r"[!-~]+", name, re.ASCII):
+                raise SettingsError(
+                    f"{setting}: {which} holds a space, or a character that is not visible ASCII: "
+                    "names are separated by commas alone"
+                )
+        _check_distinct(setting, "names", names)
+        return tuple(names)
 
     @property
     def served_shards(self) -> tuple[int, ...]:
@@ -266,7 +287,8 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     key = given.get(KEY, "")
     if not re.fullmatch(r"[!-~]*", key, re.ASCII):
         raise SettingsError(
-            f"{KEY} holds a space, or a character that is not visible ASCII: it is no key"
+            f"{KEY} holds a space, or a character that is not visible ASCII: it is no key; several "
+            "are separated by commas alone"
         )
     settings = msgspec.structs.replace(settings, api_key=Secret(key))
     _ = settings.members
@@ -356,11 +378,55 @@ def _check(settings: Settings) -> None:
         read_address(settings.redis_url)
     except InvalidAddress as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
-    try:
-        for url in settings.base_url.split(","):
+    urls = _listed(_URL, settings.base_url, "address", "addresses")
+    for n, url in enumerate(urls, 1):
+        try:
             check_base_url(url)
-    except InvalidAddress as error:
-        raise SettingsError(f"{PREFIX}BASE_URL: {error}") from None
+        except InvalidAddress as error:
+            which = f"address {n} of {len(urls)}: " if len(urls) > 1 else ""
+            raise SettingsError(f"{_URL}: {which}{error}") from None
+
+
+def _listed(setting: str, value: str, one: str, many: str) -> list[str]:
+    """Split the value of a setting: `one` is what each is called, `many` what several are.
+
+    Raises:
+        SettingsError: One is missing, or there are too many.
+    """
+    items = value.split(",")
+    count = len(items)
+    if (over := count - MOST_LISTED) > 0:
+        raise SettingsError(
+            f"{setting}: {count} {many}, and {MOST_LISTED} is the most: remove {over}"
+        )
+    if count > 1 and "" in items:
+        n = items.index("") + 1
+        do = "write it between the commas, or remove a comma"
+        if n in {1, count}:
+            place = "before" if n == 1 else "behind"
+            do = f"write it {place} the comma, or remove the comma"
+        raise SettingsError(f"{setting}: {one} {n} of {count} is missing: {do}")
+    return items
+
+
+def _check_distinct(setting: str, many: str, items: Sequence[object]) -> None:
+    """Check that nothing stands in a list twice.
+
+    Raises:
+        SettingsError: It does; the text says where.
+    """
+    for n, item in enumerate(items, 1):
+        if (first := items.index(item) + 1) < n:
+            raise SettingsError(
+                f"{setting}: {many} {first} and {n} are the same: remove one of them"
+            )
+
+
+def _plain(url: str) -> tuple[str, str | None, int | None, str]:
+    """Return what is the same for all ways to write an address."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
 
 
 def check_base_url(url: str) -> None:

@@ -168,15 +168,6 @@ def test_numbers_have_bounds(field: str, value: str) -> None:
         ({"TURNLINE_WORKER_NAME": "my worker"}, "TURNLINE_WORKER_NAME: Expected 1 to 200 visible"),
         ({"TURNLINE_WORKER_NAME": "w\x1b[31m"}, "TURNLINE_WORKER_NAME"),
         ({"TURNLINE_MODEL": "grok\x07"}, "TURNLINE_MODEL"),
-        ({"XAI_API_KEY": "a,b,a"}, "XAI_API_KEY and TURNLINE_BASE_URL: one of each, or several"),
-        (
-            {"XAI_API_KEY": "a,b", "TURNLINE_BASE_URL": "http://a,http://b,http://c"},
-            "XAI_API_KEY and TURNLINE_BASE_URL: one of each, or several of one",
-        ),
-        ({"XAI_API_KEY": "a,,b"}, "XAI_API_KEY: 1 to 64 keys, separated by commas"),
-        ({"TURNLINE_BASE_URL": "http://a,b"}, "TURNLINE_BASE_URL: it begins with https://"),
-        ({"TURNLINE_MODEL": "grok-4.7,"}, "TURNLINE_MODEL: different names, separated by commas"),
-        ({"TURNLINE_MODEL": "grok-4.7,grok-4.3,grok-4.7"}, "TURNLINE_MODEL: different names"),
         ({"TURNLINE_REDIS_URL": "redis://h:notaport"}, "TURNLINE_REDIS_URL: the port"),
     ],
 )
@@ -188,6 +179,111 @@ def test_contradictions_and_impossible_values_are_refused(
         from_env(environ)
 
     assert str(error.value).startswith(words)
+
+
+SEVERAL = "http://a,http://b"
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"XAI_API_KEY": "k1,k2,k1"}, "XAI_API_KEY: keys 1 and 3 are the same: remove one of them"),
+        (
+            {"XAI_API_KEY": "k1,k2", "TURNLINE_BASE_URL": f"{SEVERAL},http://c"},
+            (
+                "XAI_API_KEY and TURNLINE_BASE_URL: 2 keys and 3 addresses: set one of either, "
+                "or as many of both"
+            ),
+        ),
+        (
+            {"TURNLINE_BASE_URL": SEVERAL},
+            (
+                "XAI_API_KEY is not set, and TURNLINE_BASE_URL has 2 addresses: set one key "
+                "for all, or one for each"
+            ),
+        ),
+        (
+            {"XAI_API_KEY": "k1,,k2"},
+            "XAI_API_KEY: key 2 of 3 is missing: write it between the commas, or remove a comma",
+        ),
+        (
+            {"XAI_API_KEY": "k1,"},
+            "XAI_API_KEY: key 2 of 2 is missing: write it behind the comma, or remove the comma",
+        ),
+        ({"XAI_API_KEY": ",k1"}, "XAI_API_KEY: key 1 of 2 is missing: write it before the comma"),
+        (
+            {"XAI_API_KEY": ",".join(f"k{n}" for n in range(65))},
+            "XAI_API_KEY: 65 keys, and 64 is the most: remove 1",
+        ),
+        (
+            {"XAI_API_KEY": "k1, k2"},
+            (
+                "XAI_API_KEY holds a space, or a character that is not visible ASCII: it is no "
+                "key; several are separated by commas alone"
+            ),
+        ),
+        (
+            {"TURNLINE_BASE_URL": "http://a,b"},
+            "TURNLINE_BASE_URL: address 2 of 2: it begins with https:// (or http://)",
+        ),
+        (
+            {"TURNLINE_BASE_URL": "x,"},
+            "TURNLINE_BASE_URL: address 2 of 2 is missing: write it behind the comma, or remove",
+        ),
+        (
+            {"TURNLINE_BASE_URL": ",".join(f"http://a{n}" for n in range(66))},
+            "TURNLINE_BASE_URL: 66 addresses, and 64 is the most: remove 2",
+        ),
+        *(
+            (
+                {"XAI_API_KEY": "k1", "TURNLINE_BASE_URL": f"http://a/v1,http://b,{other}"},
+                "TURNLINE_BASE_URL: addresses 1 and 3 are the same: remove one of them",
+            )
+            for other in ("http://a/v1", "http://a/v1/", "http://A/v1", "HTTP://a:80/v1//")
+        ),
+        (
+            {"XAI_API_KEY": "k1,k1", "TURNLINE_BASE_URL": "http://a,http://a/"},
+            "XAI_API_KEY and TURNLINE_BASE_URL: pairs 1 and 2 are the same: remove one of them",
+        ),
+        (
+            {"TURNLINE_MODEL": "grok-4.7,"},
+            "TURNLINE_MODEL: name 2 of 2 is missing: write it behind the comma, or remove the",
+        ),
+        (
+            {"TURNLINE_MODEL": "grok-4.7,grok-4.3,grok-4.7"},
+            "TURNLINE_MODEL: names 1 and 3 are the same: remove one of them",
+        ),
+        (
+            {"TURNLINE_MODEL": "grok-4.7, grok-4.3"},
+            (
+                "TURNLINE_MODEL: name 2 of 2 holds a space, or a character that is not visible "
+                "ASCII: names are separated by commas alone"
+            ),
+        ),
+        ({"TURNLINE_MODEL": "my grok"}, "TURNLINE_MODEL: it holds a space, or a character that"),
+        (
+            {"TURNLINE_MODEL": ",".join(f"grok-{n}" for n in range(500))},
+            "TURNLINE_MODEL: 500 names, and 64 is the most: remove 436",
+        ),
+        ({"TURNLINE_MODEL": "g" * 201}, "TURNLINE_MODEL: it has 201 characters, and 200 is the"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said(environ: dict[str, str], words: str) -> None:
+    """By the setting's name, with what to do; never a key, and nothing of a value."""
+    with pytest.raises(SettingsError) as error:
+        from_env(environ)
+
+    assert str(error.value).startswith(words)
+    assert len(str(error.value)) < 200
+    for value in environ.values():
+        assert not any(it and it in str(error.value) for it in value.split(",") if len(it) > 1)
+
+
+def test_a_list_of_models_may_be_long() -> None:
+    """Each name has its own length."""
+    names = tuple(f"grok-{'x' * 100}-{n}" for n in range(64))
+
+    assert from_env({"TURNLINE_MODEL": ",".join(names)}).models == names
 
 
 @pytest.mark.parametrize(
