@@ -34,6 +34,9 @@ class ShardKeys(NamedTuple):
     claim.lua."""
     shares: str
     """Sorted set, expires: what tenants had of the workers, as places in `order`; see claim.lua."""
+    held: str
+    """Sorted set, expires: tenants that have more to do than may run at once; beside it
+    `running:<tenant>` and `held:<tenant>`, sorted sets that expire; see claim.lua."""
     token: str
     """Integer, permanent: the last fencing token given out."""
     dead: str
@@ -174,6 +177,7 @@ def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
         wake_prefix=base + "idle:",
         order=base + "order",
         shares=base + "shares",
+        held=base + "held",
         token=base + "token",
         dead=base + "dead",
         workers=base + "workers",

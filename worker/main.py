@@ -286,7 +286,7 @@ def limits_of(
     """
     first = shard_keys(0, settings.prefix)
     if purse := purse_of(settings, links):
-        links.weights = purse.weights
+        links.tenants = purse.tenants
     limiters = [
         RateLimiter(
             links.pipelines.of(first.tag),

@@ -43,8 +43,8 @@ class Links:
         self.refusals = Outage(log, "queue.refused", "queue.accepted", "")
         """Whether some shard's server refuses to have its queue looked at."""
         self.lateness = Lateness(log)
-        self.weights: Callable[[], str] = str
-        """Of tenants where they are not 1: JSON, '' for none."""
+        self.tenants: Callable[[], tuple[str, str]] = lambda: ("", "")
+        """Weights that are not 1, and conversations that may run at once: JSON, '' for none."""
 
     async def aclose(self) -> None:
         """Stop the heartbeat, wait for what is under way, and close the connections."""

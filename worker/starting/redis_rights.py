@@ -110,7 +110,7 @@ def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
         yield key.replace(CONVERSATION, "*"), key
     for key in (shard.queue, shard.wake, shard.idle, shard.order, shard.shares, shard.token):
         yield key, key
-    for key in (shard.dead, shard.workers):
+    for key in (shard.held, shard.dead, shard.workers):
         yield key, key
     for key in (shard.tool_calls, shard.breakers, shard.limits, shard.traces, shard.exhausted):
         yield key, key

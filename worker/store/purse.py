@@ -79,9 +79,9 @@ class Purse:
         """Sums over both, by tenant."""
         self._own_fleet = Spent()
 
-    def weights(self) -> str:
-        """Return the weights of tenants, as `Budgets.weights`."""
-        return self._file.weights
+    def tenants(self) -> tuple[str, str]:
+        """Return weights of tenants, and how many conversations run at once, as `Budgets` do."""
+        return self._file.weights, self._file.concurrency(self._layout.shards)
 
     def weight_of(self, tenant: str) -> float:
         """Return the weight of a tenant."""

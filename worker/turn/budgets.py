@@ -1,9 +1,10 @@
 """Budgets: limits in money and tokens from a file, and what a turn is held to before each call."""
 
 import logging
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Final, Literal, Protocol
 
@@ -50,11 +51,22 @@ class Daily(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """From midnight to midnight, UTC."""
 
 
-class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a tenant gets."""
+class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a tenant may use; what is left out is not limited."""
 
     day: Limit | None = None
     """From midnight to midnight, UTC."""
+    concurrency: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    """Conversations whose turns run at once."""
+
+    def __post_init__(self) -> None:
+        if type(self) is Quota and self.day is None and self.concurrency is None:
+            raise ValueError("it limits nothing: day or concurrency")
+
+
+class Tenant(Quota, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a tenant gets."""
+
     weight: Annotated[float, Meta(ge=0.01, le=1_000)] = 1
     """Its part of the workers, while tenants wait."""
 
@@ -65,8 +77,8 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     turn: Limit | None = None
     conversation: Limit | None = None
     """As long as it is kept."""
-    tenant: Daily | None = None
-    """Each one that has no budget of its own; turns without a tenant are those of one, too."""
+    tenant: Quota | None = None
+    """Each one, where it has no limit of its own; turns without a tenant are those of one, too."""
     tenants: dict[Id, Tenant] = {}
     fleet: Daily | None = None
     """All together."""
@@ -74,7 +86,8 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def has_days(self) -> bool:
         """Whether it matters what was spent today."""
-        return bool(self.tenant or self.fleet or any(it.day for it in self.tenants.values()))
+        every = (self.tenant, *self.tenants.values())
+        return bool(self.fleet or any(it is not None and it.day for it in every))
 
     def of_tenant(self, tenant: str) -> Limit | None:
         """Return what a tenant may spend in a day."""
@@ -87,6 +100,19 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Return the weight of a tenant."""
         table = self.tenants.get(tenant)
         return 1.0 if table is None else table.weight
+
+    def concurrency(self, shards: int) -> str:
+        """Return how many conversations run at once in a shard, by tenant: JSON, '' for no limits.
+
+        Each shard has its part, rounded up; `*` is for tenants that have no limit of their own.
+        """
+        tables = {"*": self.tenant, **self.tenants}
+        found = {
+            name: math.ceil(it.concurrency / shards)
+            for name, it in tables.items()
+            if it is not None and it.concurrency is not None
+        }
+        return msgspec.json.encode(found).decode() if found else ""
 
     @property
     def weights(self) -> str:
@@ -152,6 +178,8 @@ class BudgetsFile:
         self.budgets = budgets
         self.weights = budgets.weights
         """As `Budgets.weights`."""
+        self.concurrency = cache(budgets.concurrency)
+        """As `Budgets.concurrency`."""
 
     async def refresh(self) -> Budgets:
         """Return the budgets; read again, in a thread, if the file changed.

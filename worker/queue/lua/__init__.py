@@ -24,6 +24,7 @@ class ClaimArgs(NamedTuple):
     in_progress: str
     job: str
     weights: str
+    concurrency: str
 
 
 class ReleaseArgs(NamedTuple):
@@ -66,12 +67,19 @@ _release = bind(__name__, "release", ConversationKeys, ReleaseArgs)
 _renew = bind(__name__, "renew", RenewKeys, RenewArgs, more_keys="in_progress")
 
 
-def claim(shard: ShardKeys, limit: int, lease_ms: int, worker_id: str, weights: str = "") -> Call:
-    """Lease what is due; `weights` of tenants are JSON.
+def claim(  # noqa: PLR0917  in the order of the script's
+    shard: ShardKeys,
+    limit: int,
+    lease_ms: int,
+    worker_id: str,
+    weights: str = "",
+    concurrency: str = "",
+) -> Call:
+    """Lease what is due; weights of tenants, and how many run at once, are JSON.
 
     Source: worker/queue/lua/claim.lua
     """
-    args = ClaimArgs(limit, lease_ms, worker_id, ARQ_IN_PROGRESS, ARQ_JOB, weights)
+    args = ClaimArgs(limit, lease_ms, worker_id, ARQ_IN_PROGRESS, ARQ_JOB, weights, concurrency)
     return _claim(shard, args)
 
 

@@ -9,6 +9,8 @@ KEYS[5]  order  zset    job ids that are due and wait -> place, a virtual time: 
          1 are 1 apart; batch turns have places from BATCH on
 KEYS[6]  shares  zset   `<i or b>:<tenant>` -> place of its next turn; `i` and `b` -> place of the last turn that
          was claimed, interactive or batch; `placed` -> time (ms) of what was last given a place
+KEYS[7]  held   zset   tenants of whom conversations wait that would be more at once than they may -> when that was
+         last looked at, ms
 
 ARGV[1]  limit        int  jobs to claim at most
 ARGV[2]  lease_ms     int
@@ -16,9 +18,12 @@ ARGV[3]  worker_id    str
 ARGV[4]  in_progress  str  prefix of ARQ's in-progress keys; job ids carry the tag of the queue
 ARGV[5]  job          str  prefix of ARQ's job keys
 ARGV[6]  weights      str  JSON, tenant -> weight, where that is not 1; '' for none
+ARGV[7]  concurrency  str  JSON, tenant -> conversations that may run at once, `*` for those that are not named; '' for no
+         limits
 
 Of conversations that are due, the hash `state` is read: `lane` is `<i or b>:<tenant>`, `head` is set once a turn
-has begun.
+has begun. With limits, `parked` is set while a conversation is held back, and there is for each tenant, with its name
+behind the queue's base: `running:`, zset, job id -> since when (ms); `held:`, zset, job id -> place.
 
 Returns
   {'claimed', next_ms, late_ms, job_id, lease, payload, ...}  three items per job; `lease` is
@@ -38,12 +43,14 @@ Invariants
   I5  between looking and sleeping nothing is lost: who finds nothing more is idle from that moment on
   I6  while more is due than is taken, turns are shared among tenants by weight, and batch turns wait for all
       others; a turn that had begun goes before its like, and so does what is no conversation
-  I7  whatever `order` and `shares` say, or have lost, each entry of the queue is found: the oldest that are due
+  I7  no more conversations of a tenant are claimed than may run at once; a lease that ended counts no more. The others
+      wait in their order, and are due when there is room
+  I8  whatever `order` and `shares` say, or have lost, each entry of the queue is found: the oldest that are due
       are given places each time
 ]]
-local queue, token, wake, idle, order, shares = unpack(KEYS)
-local limit, lease_ms, worker_id, in_progress, job, weights = unpack(ARGV)
-local BATCH, MOST, MOST_APART, KEPT_MS = 2 ^ 40, 1000, 100, 86400000
+local queue, token, wake, idle, order, shares, held = unpack(KEYS)
+local limit, lease_ms, worker_id, in_progress, job, weights, concurrency = unpack(ARGV)
+local BATCH, MOST, MOST_APART, KEPT_MS, HELD_MS, ROOM_MS = 2 ^ 40, 1000, 100, 86400000, 60000, 250
 local base, tag = string.match(queue, '^(.*({.*}:))queue$')
 limit = math.min(MOST, tonumber(limit))
 
@@ -91,28 +98,6 @@ local function next_token()
   return last_token
 end
 
--- Lease it, unless it is not due or another one has it; returns whether it was.
-local function claim(id)
-  local holder = in_progress .. id
-  local left = redis.call('PTTL', holder)
-  if left == -1 then
-    redis.call('DEL', holder)
-    left, repaired = -2, true
-  end
-  if left ~= -2 then
-    redis.call('ZADD', queue, 'XX', now + left + 1, id)
-    return false
-  end
-  local lease = string.format('%.0f %s', next_token(), worker_id)
-  redis.call('SET', holder, lease, 'PX', lease_ms)
-  redis.call('ZADD', queue, 'XX', now + lease_ms, id)
-  reply[#reply + 1] = id
-  reply[#reply + 1] = lease
-  local payload = redis.pcall('GET', job .. id)
-  reply[#reply + 1] = type(payload) == 'string' and payload or ''
-  return true
-end
-
 -- Read a number that others may have written: `otherwise`, if it is none or not within these bounds.
 local function within(value, least, most, otherwise)
   local read = tonumber(value or nil)
@@ -139,21 +124,130 @@ local function highest(least, waiting)
   return least + MOST_APART * (1 + redis.call('ZCARD', waiting))
 end
 
--- Return the place of an entry: behind the turns of its tenant, and not before what was claimed already. One that has
--- a place, among batch turns, gets another one if it is interactive by now; else nil.
-local function place(id, former, next_of)
+-- Return in which lane a conversation waits: 'i' or 'b', and its tenant; and whether its turn has begun.
+local function lane_of(id)
   local known = {false, 'not a conversation'}
   if string.sub(id, 1, #tag) == tag and string.sub(id, #tag + 1, #tag + 1) ~= '{' then
     known = redis.pcall('HMGET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'lane', 'head')
   end
   local kind, tenant = string.match(known[1] or '', '^([ib]):(.*)$')
-  kind, tenant = kind or 'i', tenant or ''
+  return kind or 'i', tenant or '', known[2]
+end
+
+local is_read, most = pcall(cjson.decode, concurrency)
+most = is_read and most  -- conversations at once, by tenant; else there are no limits
+
+-- Count what is in a sorted set; what others made of the key goes.
+local function count_of(key)
+  local count = redis.pcall('ZCARD', key)
+  if type(count) == 'number' then
+    return count
+  end
+  redis.call('DEL', key)
+  repaired = true
+  return 0
+end
+
+local rooms = {}
+
+-- Return how many more conversations of a tenant may run.
+local function room_of(tenant)
+  local limit_of, running = most[tenant] or most['*'], base .. 'running:' .. tenant
+  if not limit_of or rooms[tenant] then
+    return limit_of and rooms[tenant] or limit
+  end
+  local count = count_of(running)
+  for _, id in ipairs(count >= limit_of and redis.call('ZRANGE', running, 0, -1) or {}) do
+    if redis.call('PTTL', in_progress .. id) == -2 then
+      count = count - redis.call('ZREM', running, id)
+    end
+  end
+  rooms[tenant] = limit_of - count
+  return rooms[tenant]
+end
+
+-- Hold a conversation back until others of its tenant have ended, at this place.
+local function hold(id, kind, tenant, at)
+  local waiting = base .. 'held:' .. tenant
+  count_of(waiting)
+  redis.call('ZADD', waiting, 'NX', at or passed(kind, order), id)
+  redis.call('ZADD', held, 'NX', 0, tenant)
+  redis.call('ZADD', queue, 'XX', now + HELD_MS, id)
+  redis.call('HSET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'parked', 'limit')
+  redis.call('PEXPIRE', waiting, KEPT_MS)
+  redis.call('PEXPIRE', held, KEPT_MS)
+end
+
+-- Make those due for which there is room again.
+local function let_go()
+  for _, tenant in ipairs(redis.call('ZRANGE', held, 0, 99)) do
+    local waiting = base .. 'held:' .. tenant
+    local room = count_of(waiting) > 0 and math.min(limit, room_of(tenant)) or 0
+    local first = room > 0 and redis.call('ZRANGE', waiting, 0, room - 1, 'WITHSCORES') or {}
+    for n = 1, #first, 2 do
+      local id, at = first[n], tonumber(first[n + 1])
+      local least = passed(at >= BATCH and 'b' or 'i', order)
+      redis.call('ZREM', waiting, id)
+      if tonumber(redis.call('ZSCORE', queue, id) or now) > now then
+        redis.call('ZADD', queue, 'XX', now, id)
+        redis.call('ZADD', order, math.min(math.max(at, least), highest(least, order)), id)
+      end
+    end
+    if redis.call('ZCARD', waiting) > 0 then
+      redis.call('ZADD', held, now, tenant)
+    else
+      redis.call('ZREM', held, tenant)
+    end
+  end
+end
+
+-- Lease it, unless it is not due, another one has it, or it is held back; returns whether it was.
+local function claim(id, at)
+  local holder = in_progress .. id
+  local left = redis.call('PTTL', holder)
+  if left == -1 then
+    redis.call('DEL', holder)
+    left, repaired = -2, true
+  end
+  if left ~= -2 then
+    redis.call('ZADD', queue, 'XX', now + left + 1, id)
+    return false
+  end
+  local kind, tenant, begun
+  if most then
+    kind, tenant, begun = lane_of(id)
+    if begun ~= 'not a conversation' and room_of(tenant) < 1 then
+      hold(id, kind, tenant, at)
+      return false
+    end
+    rooms[tenant] = rooms[tenant] and rooms[tenant] - redis.call('ZADD', base .. 'running:' .. tenant, now, id)
+    redis.call('PEXPIRE', base .. 'running:' .. tenant, KEPT_MS)
+    redis.pcall('ZREM', base .. 'held:' .. tenant, id)
+  end
+  local lease = string.format('%.0f %s', next_token(), worker_id)
+  redis.call('SET', holder, lease, 'PX', lease_ms)
+  redis.call('ZADD', queue, 'XX', now + lease_ms, id)
+  reply[#reply + 1] = id
+  reply[#reply + 1] = lease
+  local payload = redis.pcall('GET', job .. id)
+  reply[#reply + 1] = type(payload) == 'string' and payload or ''
+  return true
+end
+
+-- Return the place of an entry: behind the turns of its tenant, and not before what was claimed already. One that has
+-- a place, among batch turns, gets another one if it is interactive by now; else nil.
+local function place(id, former, next_of)
+  local kind, tenant, begun = lane_of(id)
   if former and kind == 'b' then
     return
   end
   next_of[kind] = next_of[kind] or passed(kind, order)
   local least = next_of[kind]
-  if known[2] then
+  local kept = most and redis.pcall('ZSCORE', base .. 'held:' .. tenant, id)
+  if type(kept) == 'string' then
+    return math.min(math.max(kept, least), highest(least, order))
+  end
+  if begun then
     return math.max(kind == 'b' and BATCH or -1, least - 1)
   end
   local lane = kind .. ':' .. tenant
@@ -203,12 +297,8 @@ end
 
 -- Claim by places, with weights and priorities.
 local function claim_in_order(ids)
-  for _, key in ipairs({order, shares}) do
-    if type(redis.pcall('ZCARD', key)) ~= 'number' then
-      redis.call('DEL', key)
-      repaired = true
-    end
-  end
+  count_of(order)
+  count_of(shares)
   local is_read, given = pcall(cjson.decode, weights)
   weights = is_read and given or {}
   place_all(ids)
@@ -219,7 +309,7 @@ local function claim_in_order(ids)
       local id, at = first[n], first[n + 1]
       local due = redis.call('ZSCORE', queue, id)
       redis.call('ZREM', order, id)
-      if due and tonumber(due) <= now and claim(id) then
+      if due and tonumber(due) <= now and claim(id, at) then
         redis.call('ZADD', shares, 'GT', at, tonumber(at) >= BATCH and 'b' or 'i')
       end
     end
@@ -234,6 +324,12 @@ local function claim_in_order(ids)
   redis.call('PEXPIRE', shares, KEPT_MS)
 end
 
+if most then
+  for _, key in ipairs({order, shares, held}) do
+    count_of(key)
+  end
+  let_go()
+end
 local due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit + 1)
 if due.err then
   redis.call('DEL', queue)
@@ -262,6 +358,9 @@ if first[2] then
   reply[2] = math.ceil(math.max(0, math.min(first[2] - now, 86400000)))  -- a score may be infinite
 end
 local has_room = (#reply - 3) / 3 < limit
+if most and reply[2] ~= 0 and redis.call('ZCARD', held) > 0 then  -- whoever ends makes room, and tells nobody
+  reply[2] = math.min(ROOM_MS, reply[2] < 0 and ROOM_MS or reply[2])
+end
 local registered
 if has_room and reply[2] ~= 0 then
   registered = redis.pcall('ZADD', idle, 'NX', now, worker_id)

@@ -1,0 +1,177 @@
+"""No tenant has more conversations at work than it may; what is more waits in its order."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.integration.worker.test_fair_order import claimed, fill, in_order, message
+from tests.support.driving import SHARD, Hand, ended, fleet, requests, user
+from tests.support.wait import wait_until
+from turnline.contracts import Interrupt, TurnClient, TurnCompleted, TurnInterrupted
+from turnline.contracts.keys import ARQ_IN_PROGRESS
+from turnline.contracts.scripts import run
+from turnline.ops.simulator import Simulator, SimulatorConfig
+from turnline.ops.simulator.config import Pacing
+from turnline.worker.queue.lua import claim
+
+TWO = json.dumps({"a": 2})
+
+
+async def end(redis: Redis, *conversations: str) -> None:
+    """End what runs, as a commit does where nothing more waits."""
+    for it in conversations:
+        await redis.execute_command("DEL", ARQ_IN_PROGRESS + f"{SHARD.tag}:{it}")
+        await redis.execute_command("ZREM", SHARD.queue, f"{SHARD.tag}:{it}")
+
+
+async def test_no_more_than_may_run_at_once(redis: Redis, client: TurnClient) -> None:
+    """Whether all that is due would fit or not; the others wait in their order."""
+    await fill(client, {"a": 6, "b": 2})
+
+    assert await claimed(redis, 10, concurrency=TWO) == ["a-00000", "a-00001", "b-00000", "b-00001"]
+    assert await claimed(redis, 1, concurrency=TWO) == []
+    await end(redis, "a-00001")
+    assert await claimed(redis, 10, concurrency=TWO) == ["a-00002"]
+    await end(redis, "a-00000", "a-00002")
+    assert await claimed(redis, 10, concurrency=TWO) == ["a-00003", "a-00004"]
+
+
+async def test_a_flood_above_its_limit_holds_up_nobody(redis: Redis, client: TurnClient) -> None:
+    """While workers are busy; once looked at, what is held back does not count as late."""
+    await fill(client, {"a": 500, "b": 20})
+
+    names = [await claimed(redis, concurrency=TWO) for _ in range(22)]
+    next_ms = 0
+    while not next_ms:
+        _, next_ms, *_ = await run(redis, claim(SHARD, 1, 60_000, "w", concurrency=TWO))
+    _, next_ms, late_ms, *_ = await run(redis, claim(SHARD, 1, 60_000, "w", concurrency=TWO))
+
+    assert Counter(it[0] for found in names for it in found) == {"a": 2, "b": 20}
+    assert 0 < next_ms <= 250
+    assert late_ms == 0
+
+
+async def test_a_lease_that_ended_leaves_room(redis: Redis, client: TurnClient) -> None:
+    """Whoever lost it."""
+    await fill(client, {"a": 3})
+    first = await claimed(redis, 3, concurrency=TWO)
+    await redis.delete(ARQ_IN_PROGRESS + f"{SHARD.tag}:{first[0]}")
+
+    assert await claimed(redis, 3, concurrency=TWO) == ["a-00002"]
+
+
+async def test_what_was_held_back_is_not_charged_twice(redis: Redis, client: TurnClient) -> None:
+    """It has its place among the others, once there is room."""
+    await fill(client, {"a": 40})
+    first = await claimed(redis, 5, concurrency=TWO)
+    await fill(client, {"b": 40})
+    await claimed(redis, concurrency=TWO)
+    await end(redis, *first)
+
+    counts = Counter(await in_order(redis, 20, concurrency=json.dumps({"a": 100})))
+
+    assert abs(counts["a"] - counts["b"]) <= 2
+
+
+async def test_a_limit_for_all_others(redis: Redis, client: TurnClient) -> None:
+    """Each tenant that has none of its own, and who names none."""
+    await fill(client, {"a": 3, "b": 3, "": 3})
+    concurrency = json.dumps({"a": 2, "*": 1})
+
+    found = Counter(it[:-6] for it in await claimed(redis, 10, concurrency=concurrency))
+
+    assert found == {"a": 2, "b": 1, "": 1}
+
+
+async def test_without_the_limit_all_is_found(redis: Redis, client: TurnClient) -> None:
+    """As when the file has another one now, or what was noted is lost: a minute later at most."""
+    await fill(client, {"a": 5})
+    await claimed(redis, 5, concurrency=TWO)
+    await redis.delete(SHARD.held)
+
+    scores = [score for _, score in await redis.zrange(SHARD.queue, 0, -1, withscores=True)]
+    assert max(scores) <= time.time() * 1000 + 61_000
+    await redis.zadd(SHARD.queue, {f"{SHARD.tag}:a-{n:05}": 0 for n in (2, 3, 4)})
+    assert len(await claimed(redis, 5)) == 3
+
+
+async def test_an_interrupt_ends_the_wait_in_line(
+    redis: Redis, hand: Hand, client: TurnClient
+) -> None:
+    """The turn ends as soon as there is room."""
+    await client.submit(user(conversation="one", tenant="a"))
+    receipt = await client.submit(user(conversation="two", tenant="a"))
+    one = json.dumps({"a": 1})
+    assert await claimed(redis, 2, concurrency=one) == ["one"]
+    await client.submit(Interrupt(conversation_id="two"))
+    await end(redis, "one")
+
+    assert await hand.run_due()
+    await ended(client, receipt, TurnInterrupted)
+
+
+@pytest.mark.parametrize("value", ["string", "list", "inf", "-inf"])
+async def test_what_others_write_there_stops_nobody(
+    redis: Redis, client: TurnClient, value: str
+) -> None:
+    """Keys of another type, or without sense."""
+    base = SHARD.queue.removesuffix("queue")
+    await fill(client, {"a": 4})
+    await claimed(redis, 4, concurrency=TWO)
+    for key in (SHARD.held, f"{base}held:a", f"{base}running:a"):
+        match value:
+            case "string":
+                await redis.set(key, "x")
+            case "list":
+                await redis.delete(key)
+                await redis.rpush(key, "x")
+            case _:
+                await redis.zadd(key, {"x": value})
+    await end(redis, "a-00000", "a-00001")
+    await redis.zadd(SHARD.queue, {f"{SHARD.tag}:a-{n:05}": 0 for n in (2, 3)})
+
+    found = [it for _ in range(4) for it in await claimed(redis, 4, concurrency=TWO)]
+
+    assert {"a-00002", "a-00003"} <= set(found)
+
+
+async def test_all_of_it_expires(redis: Redis, client: TurnClient) -> None:
+    """In a day."""
+    await fill(client, {"a": 4})
+    await claimed(redis, 4, concurrency=TWO)
+
+    base = SHARD.queue.removesuffix("queue")
+    for key in (SHARD.held, f"{base}held:a", f"{base}running:a"):
+        assert 0 < await redis.pttl(key) <= 86_400_000
+
+
+async def test_workers_keep_to_the_limit_of_their_file(
+    redis_url: str, client: TurnClient, tmp_path: Path
+) -> None:
+    """Two of them; all turns end, and never more at once."""
+    path = tmp_path / "budgets.toml"
+    path.write_text("[tenants.a]\nconcurrency = 3\n")
+    pacing: Any = Pacing(ttft_ms=20, itl_ms=5)
+    async with (
+        Simulator(SimulatorConfig(pacing=pacing)) as sim,
+        fleet(redis_url, sim, 2, budgets=str(path)),
+    ):
+        receipts = [await client.submit(message(f"c{n}", "a")) for n in range(20)]
+        most = 0
+
+        def count() -> bool:
+            nonlocal most
+            entries = sim.ledger.entries()
+            most = max(most, sum(it.outcome == "open" for it in entries))
+            return len(entries) >= 20 and all(it.outcome != "open" for it in entries)
+
+        await wait_until(count, "all are answered")
+        for receipt in receipts:
+            await ended(client, receipt, TurnCompleted)
+    assert most == 3
+    assert len(requests(sim)) == 20
