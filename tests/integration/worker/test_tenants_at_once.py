@@ -115,6 +115,18 @@ async def test_an_interrupt_ends_the_wait_in_line(
     await ended(client, receipt, TurnInterrupted)
 
 
+async def test_who_is_at_work_is_held_back_no_more(redis: Redis, client: TurnClient) -> None:
+    """Though it became due otherwise, as by an interrupt: its next wait is its own."""
+    await fill(client, {"a": 4})
+    await claimed(redis, 4, concurrency=TWO)
+    await client.submit(Interrupt(conversation_id="a-00003"))
+    await end(redis, "a-00000")
+    assert await claimed(redis, 4, concurrency=TWO) == ["a-00003"]
+
+    held = await redis.zrange(SHARD.queue.removesuffix("queue") + "held:a", 0, -1)
+    assert held == [f"{SHARD.tag}:a-00002".encode()]
+
+
 @pytest.mark.parametrize("value", ["string", "list", "inf", "-inf"])
 async def test_what_others_write_there_stops_nobody(
     redis: Redis, client: TurnClient, value: str
