@@ -35,8 +35,12 @@ class ShardKeys(NamedTuple):
     shares: str
     """Sorted set, expires: what tenants had of the workers, as places in `order`; see claim.lua."""
     held: str
-    """Sorted set, expires: tenants that have more to do than may run at once; beside it
-    `running:<tenant>` and `held:<tenant>`, sorted sets that expire; see claim.lua."""
+    """Sorted set, expires: tenants that have more to do than may run at once; see claim.lua."""
+    held_prefix: str
+    """Followed by a tenant: sorted set, expires: job ids that wait for others of the tenant."""
+    running_prefix: str
+    """Followed by a tenant: sorted set, expires: job ids that were claimed, where that is
+    limited."""
     token: str
     """Integer, permanent: the last fencing token given out."""
     dead: str
@@ -178,6 +182,8 @@ def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
         order=base + "order",
         shares=base + "shares",
         held=base + "held",
+        held_prefix=base + "held:",
+        running_prefix=base + "running:",
         token=base + "token",
         dead=base + "dead",
         workers=base + "workers",

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import click
 import msgspec
@@ -36,8 +38,11 @@ def queue(*, watch: bool, every_s: float, as_json: bool, connect: Connect) -> No
     """Show what waits and runs, and the workers.
 
     Conversations are counted, not messages: waiting ones are due and run by nobody yet, deferred
-    ones wait for a time (a retry, a delayed message), for what the provider allows, or for the
-    rest of their input.
+    ones wait for a time (a retry, a delayed message), for what the provider allows, for others of
+    their tenant, or for the rest of their input.
+
+    Below that: what providers allow, tenants that have more to do than may run at once, and budgets
+    of which nothing is left.
     """
     with connect() as connection:
         if watch and not as_json and sys.stdout.isatty():
@@ -74,10 +79,10 @@ def _view(state: QueueState) -> RenderableType:
         f"{state.slots:,}",
         f"{state.dead:,}",
     )
-    limits = [_limits(state)] if state.limits else []
+    more = [make(state) for make, its in _MORE if its(state)]
     if not state.workers:
         return Group(
-            counts, *limits, Text("No worker is running: `turnline worker` starts one.", "yellow")
+            counts, *more, Text("No worker is running: `turnline worker` starts one.", "yellow")
         )
     columns = ("worker", "running", "slots", "model", "host", "pid", "up")
     workers = output.table(*columns, numbers=("running", "slots", "pid", "up"))
@@ -92,7 +97,7 @@ def _view(state: QueueState) -> RenderableType:
             str(worker.pid),
             output.duration(max(0, now_ms - worker.started_at_ms)),
         )
-    return Group(counts, workers, *limits)
+    return Group(counts, workers, *more)
 
 
 def _limits(state: QueueState) -> RenderableType:
@@ -108,3 +113,30 @@ def _limits(state: QueueState) -> RenderableType:
             output.word(limit.provider),
         )
     return limits
+
+
+def _tenants(state: QueueState) -> RenderableType:
+    tenants = output.table("tenant", "running", "held back", numbers=("running", "held back"))
+    for it in state.tenants:
+        tenants.add_row(output.word(it.tenant or '""'), f"{it.running:,}", f"{it.held:,}")
+    return tenants
+
+
+def _used_up(state: QueueState) -> RenderableType:
+    budgets = output.table("used up", "of", "spent", "limit", numbers=("spent", "limit"))
+    for it in state.used_up:
+        spent, limit = (
+            f"${amount:,.4f}" if it.unit == "usd" else f"{amount:,.0f} tokens"
+            for amount in (it.spent, it.limit)
+        )
+        budgets.add_row(it.budget, output.word(it.name), spent, limit)
+    return budgets
+
+
+_MORE: Final[
+    Sequence[tuple[Callable[[QueueState], RenderableType], Callable[[QueueState], Any]]]
+] = (
+    (_limits, lambda state: state.limits),
+    (_tenants, lambda state: state.tenants),
+    (_used_up, lambda state: state.used_up),
+)

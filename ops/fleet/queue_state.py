@@ -8,6 +8,7 @@ import msgspec
 from turnline.contracts.connection import SyncRedis
 from turnline.contracts.keys import ARQ_IN_PROGRESS, ShardKeys
 from turnline.ops.fleet.limit_state import ProviderLimit, read_limits
+from turnline.ops.fleet.tenant_state import TenantState, UsedUp, read_tenants, read_used_up
 
 _PAGE = 2_000
 
@@ -43,6 +44,10 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[Worker, ...] = ()
     limits: tuple[ProviderLimit, ...] = ()
     """What providers allow, where that is known."""
+    tenants: tuple[TenantState, ...] = ()
+    """Those that have more to do than may run at once."""
+    used_up: tuple[UsedUp, ...] = ()
+    """Budgets of which nothing is left."""
 
     @property
     def slots(self) -> int:
@@ -56,7 +61,12 @@ _decode_worker = msgspec.json.Decoder(Worker).decode
 def read_queue(redis: SyncRedis, shards: Sequence[ShardKeys]) -> QueueState:
     """Read the state of all shards; a worker that serves several counts once."""
     state = merged(_read_shard(redis, shard) for shard in shards)
-    return msgspec.structs.replace(state, limits=read_limits(redis, shards[0]))
+    return msgspec.structs.replace(
+        state,
+        limits=read_limits(redis, shards[0]),
+        tenants=read_tenants(redis, shards),
+        used_up=read_used_up(redis, shards, _now_ms(redis)),
+    )
 
 
 def read_workers(redis: SyncRedis, shard: ShardKeys) -> list[Worker]:

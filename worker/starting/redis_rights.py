@@ -116,7 +116,10 @@ def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
         yield key, key
     for key in (shard.schedules, shard.ticks, shard.schedules_job, shard.schedules_lease):
         yield key, key
-    for prefix in (shard.worker_prefix, shard.limit_prefix, shard.reply_prefix, shard.spend_prefix):
+    for prefix in (
+        *(shard.worker_prefix, shard.limit_prefix, shard.reply_prefix, shard.spend_prefix),
+        *(shard.held_prefix, shard.running_prefix),
+    ):
         yield f"{prefix}*", prefix + CONVERSATION
 
 

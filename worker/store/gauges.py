@@ -1,11 +1,13 @@
 """Reads how a shard stands, for metrics: what waits, since when, what failed."""
 
 import asyncio
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.scripts import text
 from turnline.worker.batching import ScriptBatcher
+
+_MOST_TENANTS: Final = 1_000
 
 
 class ShardGauges(NamedTuple):
@@ -20,6 +22,10 @@ class ShardGauges(NamedTuple):
     dead: int
     """Dead letters kept."""
     breakers_open: int
+    held: int
+    """Conversations that wait for others of their tenant, about."""
+    used_up: int
+    """Budgets for which producers are refused."""
 
 
 async def read_gauges(batcher: ScriptBatcher, shard: ShardKeys) -> ShardGauges:
@@ -36,9 +42,14 @@ async def read_gauges(batcher: ScriptBatcher, shard: ShardKeys) -> ShardGauges:
         ("ZRANGE", shard.queue, 0, 0, "WITHSCORES"),
         ("XLEN", shard.dead),
         ("HGETALL", shard.breakers),
+        ("HGETALL", shard.exhausted),
+        ("ZRANGE", shard.held, 0, _MOST_TENANTS),
     )
-    total, due, first, dead, breakers = await asyncio.gather(
+    total, due, first, dead, breakers, marks, tenants = await asyncio.gather(
         *(batcher.send(*command) for command in commands)
+    )
+    held = await asyncio.gather(
+        *(batcher.send("ZCARD", shard.held_prefix.encode() + it) for it in tenants)
     )
     oldest_ms = now_ms - float(first[1]) if first else 0.0
     is_open = [
@@ -52,4 +63,12 @@ async def read_gauges(batcher: ScriptBatcher, shard: ShardKeys) -> ShardGauges:
         oldest_s=max(0.0, oldest_ms / 1000),
         dead=int(dead),
         breakers_open=len(is_open),
+        held=sum(held),
+        used_up=sum(_lasts_ms(it) > now_ms for it in marks[1::2]),
     )
+
+
+def _lasts_ms(mark: bytes) -> int:
+    """Return until when a mark lasts; what others wrote does not."""
+    until, _, _ = mark.partition(b" ")
+    return int(until) if until.isdigit() else 0

@@ -138,6 +138,12 @@ class ShardGauges:
         self.breakers_open = make.gauge(
             n.M_BREAKERS_OPEN, "{breaker}", "Providers that are not called.", "shard"
         )
+        self.held = make.gauge(
+            n.M_QUEUE_HELD, "{conversation}", "Conversations held back by tenants' limits.", "shard"
+        )
+        self.used_up = make.gauge(
+            n.M_BUDGETS_USED_UP, "{budget}", "Budgets of which nothing is left.", "shard"
+        )
 
 
 class CallMeters:

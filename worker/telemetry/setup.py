@@ -56,6 +56,10 @@ class Gauges(Protocol):
     def dead(self) -> int: ...  # noqa: D102
     @property
     def breakers_open(self) -> int: ...  # noqa: D102
+    @property
+    def held(self) -> int: ...  # noqa: D102
+    @property
+    def used_up(self) -> int: ...  # noqa: D102
 
 
 ReadGauges = Callable[[], Awaitable[Gauges]]
@@ -179,6 +183,8 @@ class Telemetry:
                 gauges.oldest(now.oldest_s, shard)
                 gauges.dead_kept(now.dead, shard)
                 gauges.breakers_open(now.breakers_open, shard)
+                gauges.held(now.held, shard)
+                gauges.used_up(now.used_up, shard)
             await asyncio.sleep(_SAMPLE_S)
 
     async def _watch_loop(self) -> None:

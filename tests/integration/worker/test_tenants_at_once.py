@@ -1,23 +1,28 @@
 """No tenant has more conversations at work than it may; what is more waits in its order."""
 
+import asyncio
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from redis.asyncio import Redis
 
 from tests.integration.worker.test_fair_order import claimed, fill, in_order, message
-from tests.support.driving import SHARD, Hand, ended, fleet, requests, user
+from tests.support.driving import SHARD, Hand, batcher_on, ended, fleet, requests, user
 from tests.support.wait import wait_until
 from turnline.contracts import Interrupt, TurnClient, TurnCompleted, TurnInterrupted
 from turnline.contracts.keys import ARQ_IN_PROGRESS
 from turnline.contracts.scripts import run
+from turnline.ops.cli.app import turnline
 from turnline.ops.simulator import Simulator, SimulatorConfig
 from turnline.ops.simulator.config import Pacing
 from turnline.worker.queue.lua import claim
+from turnline.worker.store.gauges import read_gauges
 
 TWO = json.dumps({"a": 2})
 
@@ -187,3 +192,51 @@ async def test_workers_keep_to_the_limit_of_their_file(
             await ended(client, receipt, TurnCompleted)
     assert most == 3
     assert len(requests(sim)) == 20
+
+
+async def test_operators_see_who_is_held_back(
+    redis_url: str, redis: Redis, client: TurnClient
+) -> None:
+    """And how many; workers measure it."""
+    await fill(client, {"a": 5})
+    await claimed(redis, 5, concurrency=TWO)
+    async with batcher_on(redis_url) as batcher:
+        assert (await read_gauges(batcher, SHARD)).held == 3
+
+    shown = await asyncio.to_thread(
+        CliRunner().invoke, turnline, ["queue", "--json", "--redis", redis_url]
+    )
+
+    assert shown.exit_code == 0, shown.output
+    state = json.loads(shown.output)
+    assert state["tenants"] == [{"tenant": "a", "running": 2, "held": 3}]
+    shown = await asyncio.to_thread(CliRunner().invoke, turnline, ["queue", "--redis", redis_url])
+    assert re.search(r"a +2 +3\b", shown.output)
+
+
+async def test_operators_see_which_budgets_are_used_up(
+    redis_url: str, hand: Hand, client: TurnClient, tmp_path: Path
+) -> None:
+    """As long as producers are refused for them."""
+    path = tmp_path / "budgets.toml"
+    path.write_text("[tenants.acme.day]\ntokens = 1\n")
+    hand.hold_to(path)
+    for n in range(2):
+        await client.submit(message(f"c{n}", "acme"))
+    await hand.run_due()
+    assert (await read_gauges(hand.batcher, SHARD)).used_up == 1
+
+    shown = await asyncio.to_thread(
+        CliRunner().invoke, turnline, ["queue", "--json", "--redis", redis_url]
+    )
+
+    (told,) = json.loads(shown.output)["used_up"]
+    assert (told["budget"], told["name"], told["unit"], told["limit"]) == (
+        "tenant",
+        "acme",
+        "tokens",
+        1,
+    )
+    assert told["spent"] > 1
+    shown = await asyncio.to_thread(CliRunner().invoke, turnline, ["queue", "--redis", redis_url])
+    assert re.search(r"tenant +acme +\d+ tokens +1 tokens", shown.output)
