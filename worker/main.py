@@ -47,6 +47,7 @@ from turnline.worker.store.conversations import Conversations, StoreLimits
 from turnline.worker.store.gauges import read_gauges
 from turnline.worker.store.limiter import RateLimiter
 from turnline.worker.store.purse import Purse
+from turnline.worker.store.quotas import WithinQuota
 from turnline.worker.store.replicas import Replicas
 from turnline.worker.store.traces import TraceLimits, Traces
 from turnline.worker.telemetry.attributes import CallPlace
@@ -117,7 +118,7 @@ class _Shared(NamedTuple):
     slots: Slots
     failing: set[str]
     """Providers that were told to be failing."""
-    limiters: Sequence[RateLimiter]
+    limiters: Sequence[RateLimiter | WithinQuota]
     purse: Purse | None
 
 
@@ -278,7 +279,7 @@ def services_of(settings: Settings) -> GrokServices:
 
 def limits_of(
     settings: Settings, pool: Pool, links: Links, worker_id: str
-) -> tuple[list[RateLimiter], Purse | None]:
+) -> tuple[Sequence[RateLimiter | WithinQuota], Purse | None]:
     """Make what keeps to the limits of each key, in shard 0, and to the budgets, if there are any.
 
     Raises:
@@ -287,20 +288,22 @@ def limits_of(
     first = shard_keys(0, settings.prefix)
     if purse := purse_of(settings, links):
         links.tenants = purse.tenants
+    limiter = partial(
+        RateLimiter,
+        links.pipelines.of(first.tag),
+        first,
+        worker_id=worker_id,
+        weight_of=purse.weight_of if purse else lambda _: 1.0,
+    )
+    rules = LimitRules.read(settings.provider_limits)
     limiters = [
-        RateLimiter(
-            links.pipelines.of(first.tag),
-            first,
-            provider=it.base_url,
-            key=it.api_key.value,
-            name=member.name,
-            rules=LimitRules.read(settings.provider_limits),
-            worker_id=worker_id,
-            weight_of=purse.weight_of if purse else lambda _: 1.0,
-        )
+        limiter(provider=it.base_url, key=it.api_key.value, name=member.name, rules=rules)
         for it, member in zip(settings.members, pool.members, strict=True)
     ]
-    return limiters, purse
+    if not purse:
+        return limiters, purse
+    quotas = limiter(provider="tenant", key="", rules=purse)
+    return [WithinQuota(it, quotas) for it in limiters], purse
 
 
 def toolbox_of(settings: Settings, checker: Checker) -> Toolbox:

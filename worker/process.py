@@ -23,6 +23,7 @@ from turnline.worker.starting.provider_check import ProviderFound, check_provide
 from turnline.worker.starting.redis_check import RedisFound, check_redis
 from turnline.worker.starting.stage import log_if_slow
 from turnline.worker.store.limiter import RateLimiter
+from turnline.worker.store.quotas import WithinQuota
 from turnline.worker.telemetry.setup import Telemetry, unwatched
 from turnline.worker.tools.runner import Toolbox
 
@@ -56,7 +57,7 @@ class FleetParts(NamedTuple):
     """Told of the models that the provider lists."""
     links: Links
     """Connections to Redis."""
-    limiters: Sequence[RateLimiter]
+    limiters: Sequence[RateLimiter | WithinQuota]
     """Keep to what the provider allows, one for each member of the pool."""
     make_worker: Callable[[ShardKeys], LeasedWorker]
     """Makes the worker of a shard."""

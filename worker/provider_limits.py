@@ -7,7 +7,7 @@ Source: https://docs.x.ai/developers/rate-limits, and recorded responses
 
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -33,6 +33,8 @@ class Grant(msgspec.Struct):
     is_counted: bool = False
     waited: bool = False
     """Whether others came first."""
+    own: "Grant | None" = None
+    """Of what the tenant may use."""
 
 
 class Caller(NamedTuple):
@@ -75,6 +77,21 @@ class ProviderLimits(msgspec.Struct, frozen=True):
         return max((span / limit for span, limit in paces if limit), default=0.0)
 
     @classmethod
+    def parse(cls, words: str) -> Self:
+        """Return limits from words such as `37rps+10_000_000tpm`.
+
+        Raises:
+            ValueError: It is none; the text says what is.
+        """
+        limits = [_LIMIT.fullmatch(it) for it in words.split("+")]
+        if None in limits:
+            raise ValueError(
+                "expected limits such as `37rps+10_000_000tpm`: numbers with rps, rpm, tps or tpm, "
+                "joined by +"
+            )
+        return cls(**{_UNITS[it["unit"]]: int(it["number"]) for it in limits if it is not None})
+
+    @classmethod
     def read(cls, words: str) -> Self:
         """Return what `str` has made of them."""
         return cls(**{it[:2]: int(it[3:]) for it in words.split(";") if it})
@@ -110,6 +127,14 @@ def _number(value: str | None) -> int | None:
     return number if 0 < (number := int(value[:16])) <= _MOST else None
 
 
+class Rules(Protocol):
+    """What an operator has set."""
+
+    def of(self, model: str, /) -> ProviderLimits | None:
+        """Return what was set for a model: None if its limits are not to be heeded."""
+        ...
+
+
 class LimitRules(msgspec.Struct, frozen=True):
     """What an operator has set: limits by model, `*` for all others."""
 
@@ -125,21 +150,15 @@ class LimitRules(msgspec.Struct, frozen=True):
         rules: dict[str, ProviderLimits | None] = {}
         for word in filter(None, (it.strip() for it in words.split(","))):
             rule = _RULE.fullmatch(word)
-            parts = rule["limits"].split("+") if rule is not None else []
-            limits = [_LIMIT.fullmatch(it) for it in parts]
-            if rule is None or (rule["limits"] != "off" and None in limits):
+            model, limits = rule.group("model", "limits") if rule is not None else ("", "")
+            try:
+                rules[model] = None if limits == "off" else ProviderLimits.parse(limits)
+            except ValueError:
                 raise ValueError(
                     "expected MODEL=LIMITS, separated by commas, such as "
                     "`grok-4.3=37rps+10_000_000tpm,*=5rps`: numbers with rps, rpm, tps or tpm, "
                     "joined by +, or `off`; `*` is all other models"
-                )
-            rules[rule["model"]] = (
-                None
-                if rule["limits"] == "off"
-                else ProviderLimits(
-                    **{_UNITS[it["unit"]]: int(it["number"]) for it in limits if it is not None}
-                )
-            )
+                ) from None
         return cls(rules)
 
     def of(self, model: str) -> ProviderLimits | None:

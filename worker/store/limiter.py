@@ -24,12 +24,11 @@ from turnline.contracts.refusals import word as word_of
 from turnline.contracts.scripts import text
 from turnline.worker.batching import ScriptBatcher
 from turnline.worker.pipeline.calls import LLMCall
-from turnline.worker.pipeline.stream_events import ProviderUsage
 from turnline.worker.provider_limits import (
     Caller,
     Grant,
-    LimitRules,
     ProviderLimits,
+    Rules,
     announced,
     reached,
     words_of,
@@ -98,8 +97,7 @@ class _Budget:
         self.place = place
         self.show_at_s = 0.0
         """When operators are to be told of it again."""
-        self.given = str(given)
-        self.known = given
+        self.given = self.known = given
         self.told: tuple[str | None, ...] | None = None
         """By the headers of the last response, in the provider's words."""
         self.is_free = False
@@ -149,6 +147,16 @@ class _Budget:
         grant.is_counted = True
         return True
 
+    def take_back(self, grant: Grant) -> bool:
+        """Hold again what was taken for a call that is not made, if it was not told yet."""
+        kept = [it for it in self.untold if it is not grant]
+        if len(kept) == len(self.untold):
+            return False
+        self.untold = kept
+        self.requests += 1
+        self.tokens += grant.tokens
+        return True
+
     def hand_in(self) -> tuple[str, str]:
         """Return what to hold from now on and what was used of what was held."""
         wished = max(_WISH, 2 * self.wanted) if self.wanted else 0
@@ -169,7 +177,7 @@ class RateLimiter:
         *,
         provider: str,
         key: str,
-        rules: LimitRules,
+        rules: Rules,
         worker_id: str,
         name: str = "",
         weight_of: Callable[[str], float] = lambda _: 1.0,
@@ -181,7 +189,7 @@ class RateLimiter:
             shard: Shard 0.
             provider: Its base URL.
             key: The API key: limits are a key's. Only a digest of it is kept.
-            rules: What the operator has set.
+            rules: What the operator has set; it may be set anew.
             worker_id: Unique name of the process.
             name: For operators, where there are several keys; else the base URL.
             weight_of: Of a tenant, while several wait.
@@ -194,7 +202,7 @@ class RateLimiter:
         self._rules = rules
         self._worker_id = worker_id
         self._weight_of = weight_of
-        self._budgets: dict[str, _Budget | None] = {}
+        self._budgets: dict[str, _Budget] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- before a call ----------------------------------------------------------------------------
@@ -324,19 +332,31 @@ class RateLimiter:
     def settle(self, grant: Grant, call: LLMCall | None) -> None:
         """Count what a call used in place of what was granted; None: it was not made."""
         budget = self._budgets.get(grant.model)
-        if budget is not None and budget.told is None and call is not None:
-            self.heard(grant, {})  # no response came: the others wait for it no longer
-        if budget is None or not budget.known.of_tokens:
+        if budget is None:
             return
-        usage = call.counted_usage if call is not None else ProviderUsage()
+        if call is None:
+            self._give_back(budget, grant)
+            return
+        if budget.told is None:
+            self.heard(grant, {})  # no response came: the others wait for it no longer
+        if not budget.known.of_tokens:
+            return
+        usage = call.counted_usage
         output = max(usage.completion_tokens, usage.total_tokens - usage.prompt_tokens)
-        if call is not None and call.usage is not None and grant.estimate:
+        if call.usage is not None and grant.estimate:
             budget.expected.learn(grant.estimate, usage.prompt_tokens, output)
         total = usage.prompt_tokens + output
         if grant.at_ms or not grant.is_counted:
             budget.changes += (round(grant.at_ms or budget.now_ms()), 0, total - grant.tokens)
             self._settle_soon(budget)
         grant.tokens = total  # of one that was not told yet, this is told
+
+    def _give_back(self, budget: _Budget, grant: Grant) -> None:
+        if budget.take_back(grant):
+            return
+        if grant.is_counted:
+            budget.changes += (round(grant.at_ms), -1, -grant.tokens)
+            self._settle_soon(budget)
 
     async def aclose(self) -> None:
         """Tell what was used, and give back what is held."""
@@ -353,15 +373,17 @@ class RateLimiter:
 
     def _budget(self, model: str) -> _Budget | None:
         """Return what is known of a model; None if its limits are not heeded."""
-        if model not in self._budgets:
-            given = self._rules.of(model)
+        given, budget = self._rules.of(model), self._budgets.get(model)
+        if given is None:
+            return None
+        if budget is None:
             place = f"{self._provider} {model}"
             digest = hashlib.blake2b(f"{place} {self._key}".encode(), digest_size=8).hexdigest()
             key = self._shard.limit_prefix + digest
-            self._budgets[model] = (
-                None if given is None else _Budget(key, f"{self._name} {model}", given)
-            )
-        return self._budgets[model]
+            budget = self._budgets[model] = _Budget(key, f"{self._name} {model}", given)
+        elif budget.given != given:
+            budget.given = budget.known = given
+        return budget
 
     async def _ask(
         self, budget: _Budget, who: Caller = _NOBODY, tokens: int = 0, likely: int = 0
@@ -376,7 +398,7 @@ class RateLimiter:
             likely,
             self._worker_id,
             *(wish, used),
-            budget.given,
+            str(budget.given),
             lane=who.lane,
             weight=str(self._weight_of(who.tenant)),
             changes=changes,

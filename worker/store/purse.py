@@ -19,6 +19,7 @@ from turnline.contracts.protocol import TOTAL_FIELDS, read_totals
 from turnline.contracts.scripts import run_together
 from turnline.worker.errors import StoreUnavailable
 from turnline.worker.lease import Lease
+from turnline.worker.provider_limits import ProviderLimits
 from turnline.worker.store import lua
 from turnline.worker.turn.budgets import (
     BudgetExceeded,
@@ -82,6 +83,10 @@ class Purse:
     def tenants(self) -> tuple[str, str]:
         """Return weights of tenants, and how many conversations run at once, as `Budgets` do."""
         return self._file.weights, self._file.concurrency(self._layout.shards)
+
+    def of(self, tenant: str) -> ProviderLimits | None:
+        """Return what a tenant's calls may use, as the `Rules` of a limiter."""
+        return self._file.budgets.rate_of(tenant)
 
     def weight_of(self, tenant: str) -> float:
         """Return the weight of a tenant."""

@@ -4,7 +4,7 @@ import logging
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Final, Literal, Protocol
 
@@ -15,6 +15,7 @@ from turnline.contracts.conversation import CallEntry, Id, Usage
 from turnline.worker.errors import Terminal
 from turnline.worker.files import FileChanges, UnusableFile, read_text
 from turnline.worker.lease import Lease
+from turnline.worker.provider_limits import ProviderLimits
 from turnline.worker.turn.attempt_log import AttemptLog
 
 log = logging.getLogger("turnline.budgets")
@@ -30,6 +31,10 @@ _NAMES: Final[Mapping[Owner, str]] = {
     "tenant": "this tenant for the day",
     "fleet": "the fleet for the day",
 }
+
+
+rate_of = lru_cache(1024)(ProviderLimits.parse)
+"""Reads words such as `60rpm+100_000tpm`; the same limits for the same words."""
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,10 +63,14 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """From midnight to midnight, UTC."""
     concurrency: Annotated[int, Meta(ge=1, le=1_000)] | None = None
     """Conversations whose turns run at once."""
+    rate: str | None = None
+    """Calls of models, and their tokens, such as `60rpm+100_000tpm`."""
 
     def __post_init__(self) -> None:
-        if type(self) is Quota and self.day is None and self.concurrency is None:
-            raise ValueError("it limits nothing: day or concurrency")
+        if self.rate is not None:
+            rate_of(self.rate)
+        if type(self) is Quota and not (self.day or self.concurrency or self.rate):
+            raise ValueError("it limits nothing: day, concurrency or rate")
 
 
 class Tenant(Quota, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +103,13 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for table in (self.tenants.get(tenant), self.tenant):
             if table is not None and table.day is not None:
                 return table.day
+        return None
+
+    def rate_of(self, tenant: str) -> ProviderLimits | None:
+        """Return what a tenant's calls may use; None if that is not limited."""
+        for table in (self.tenants.get(tenant), self.tenant):
+            if table is not None and table.rate is not None:
+                return rate_of(table.rate)
         return None
 
     def weight_of(self, tenant: str) -> float:

@@ -15,6 +15,9 @@ _IN_SLOT_S: Final = 10.0
 """For which a later call of an attempt waits; beyond that, another attempt follows."""
 
 
+_WHOSE: Final = {"provider_limit": "the provider allows", "tenant_limit": "the tenant may use"}
+
+
 class Limiter(Protocol):
     """What a turn asks of the provider's limits; see `turnline.worker.store.limiter`."""
 
@@ -28,6 +31,10 @@ class Limiter(Protocol):
     ) -> None: ...
     def settle(self, grant: Grant, call: LLMCall | None) -> None: ...  # noqa: D102
     def leave(self, model: str, who: Caller, *, within_s: float = ...) -> None: ...  # noqa: D102
+
+
+class TenantWait(float):
+    """Seconds to wait for what the tenant may use, whatever the provider allows."""
 
 
 class Unlimited:
@@ -78,6 +85,8 @@ class Grants:
         self._ask = partial(limiter.reserve, model, who, prompt, most_output)
         self.leave = partial(limiter.leave, model, who)
         """Give up the place in line: the turn ends without a call."""
+        self.waits_for = "provider_limit"
+        """What the call had to wait for, if it had: `tenant_limit` where it is its tenant's."""
         self._spare: Grant | None = None
         self._used: Grant | None = None
 
@@ -89,15 +98,19 @@ class Grants:
     @property
     def waited(self) -> bool:
         """Whether the call that follows had to wait for others."""
-        return self._spare is not None and self._spare.waited
+        spare = self._spare
+        return spare is not None and (spare.waited or (spare.own is not None and spare.own.waited))
 
     async def ask(self) -> float:
         """Get one for the next call; return the seconds to wait before asking again, else 0."""
         granted = await self._ask()
         if isinstance(granted, Grant):
             self._spare = granted
-            return 0.0
-        return granted
+            is_tenants = granted.own is not None and granted.own.waited
+        else:
+            is_tenants = isinstance(granted, TenantWait)
+        self.waits_for = "tenant_limit" if is_tenants else "provider_limit"
+        return 0.0 if isinstance(granted, Grant) else granted
 
     async def wait(self) -> None:
         """Get one for the next call, in the slot.
@@ -107,10 +120,9 @@ class Grants:
         """
         while wait_s := await self.ask():
             if wait_s > _IN_SLOT_S:
+                whose = _WHOSE[self.waits_for]
                 raise RateLimited(
-                    "what the provider allows is used up for now",
-                    code="provider_limit",
-                    retry_after_s=wait_s,
+                    f"what {whose} is used up for now", code=self.waits_for, retry_after_s=wait_s
                 )
             await asyncio.sleep(wait_s)
 

@@ -77,7 +77,8 @@ async def find_room(
     """
     grants = grants_of(parts, lease, chosen.plan, payer, context)
     asked = [(chosen, grants, await grants.ask() if asks else 0.0)]
-    if len(parts.pool) == 1 or _owner(progress.messages) is not None:
+    is_tenants = asked[0][2] and grants.waits_for == "tenant_limit"  # whatever the provider allows
+    if is_tenants or len(parts.pool) == 1 or _owner(progress.messages) is not None:
         return asked[0]
     if not asked[0][2]:
         _leave_others(parts, caller_of(lease, payer), chosen.plan)

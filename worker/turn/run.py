@@ -251,7 +251,7 @@ class TurnRun:
         plan = chosen.plan
         self._clock.budget_s = self._parts.budget_s(plan)
         if grants.waited:
-            self._observer.waited("provider_limit")
+            self._observer.waited(grants.waits_for)
         failure: Retryable | Terminal | None = None
         log = self._open_log(draft, plan, grants)
         attempt = Attempt(self._parts, self._lease, self._inbox, plan, calls, log, draft.assistant)
@@ -359,9 +359,9 @@ class TurnRun:
         primary = draft.turn.primary
         if self._clock.left_ms(primary) < wait_s * 1000:
             grants.leave()
-            text = "the provider allows no call before the producer's deadline"
+            text = "no call is allowed before the producer's deadline"
             return Ending(self._failed(primary, "deadline_exceeded", text))
-        self._observer.retrying("provider_limit", wait_s)
+        self._observer.retrying(grants.waits_for, wait_s)
         made = self._ledger.has_calls_of(self._loaded.attempt)  # it was rolled back, and counts
         why: Why = "backoff" if made else "limit"
         return Parked(max(1, int(wait_s * 1000) - _AHEAD_MS), why, self._inbox.last)

@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.integration.telemetry.watching import KeptSpans, WatchedHand
@@ -14,6 +15,7 @@ from turnline.contracts import TurnClient, UserMessage
 from turnline.ops.simulator import Simulator
 from turnline.worker.provider_limits import Caller, Grant
 from turnline.worker.store.gauges import read_gauges
+from turnline.worker.store.quotas import WithinQuota
 from turnline.worker.telemetry import names as n
 
 
@@ -91,9 +93,12 @@ async def test_failures_are_counted_by_their_codes(hand: WatchedHand) -> None:
     assert hand.measured(n.M_IN_FLIGHT)[""].value == 0
 
 
-async def test_a_wait_for_the_provider_is_told(hand: WatchedHand, kept: KeptSpans) -> None:
+@pytest.mark.parametrize("why", ["provider_limit", "tenant_limit"])
+async def test_a_wait_for_a_limit_is_told(hand: WatchedHand, kept: KeptSpans, why: str) -> None:
     """As a retry with its reason, and by the span of the wait."""
-    limiter = hand.limiter = limiter_on(hand.batcher, "*=2rps")
+    limits = limiter_on(hand.batcher, "*=2rps")
+    free = limiter_on(hand.batcher, "*=off")
+    limiter = hand.limiter = WithinQuota(free, limits) if why == "tenant_limit" else limits
     for who in ("a", "b"):
         assert isinstance(await limiter.reserve("grok-4.3", Caller(who), int, None), Grant)
     await hand.client.submit(UserMessage(conversation_id="c", text="Hello"))
@@ -108,8 +113,8 @@ async def test_a_wait_for_the_provider_is_told(hand: WatchedHand, kept: KeptSpan
     await wait_until(is_done, "its time has come")
     await limiter.aclose()
 
-    assert kept.one(n.WAIT).attributes[n.WAIT_FOR] == "provider_limit"
-    assert hand.measured(n.M_RETRIES)["provider_limit"].value >= 1
+    assert kept.one(n.WAIT).attributes[n.WAIT_FOR] == why
+    assert hand.measured(n.M_RETRIES)[why].value >= 1
     assert hand.measured(n.M_QUEUE_WAIT)[""].count == 1
     assert hand.measured(n.M_IN_FLIGHT)[""].value == 0
 
