@@ -82,6 +82,7 @@ def check(
             evidence.requests.get(chat.conversation, ()),
             evidence.replies,
             concerning(disturbances, chat.conversation, evidence.layout),
+            evidence.turn_tokens,
         ).run()
     return found
 
@@ -102,13 +103,14 @@ def shards_of(conversation: str, layout: Layout) -> set[int]:
 class ChatCheck:
     """Compares one conversation's producers and readers with what Redis holds of it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  both sides
         self,
         chat: Chat,
         left: Left,
         requests: Sequence[Request],
         replies: Mapping[str, int],
         disturbances: Sequence[Disturbance],
+        turn_tokens: int | None = None,
     ) -> None:
         """Take both sides."""
         self._chat = chat
@@ -116,6 +118,7 @@ class ChatCheck:
         self._requests = requests
         self._replies = replies
         self._disturbances = disturbances
+        self._turn_tokens = turn_tokens
         self._sent = {sent.turn: sent for sent in chat.sent}
         self._accepted = [sent for sent in chat.sent if sent.outcome == "accepted"]
         self._order = in_order(left, self._sent)
@@ -140,7 +143,7 @@ class ChatCheck:
         yield from self._check_streams()
         yield from self._check_readers()
         yield from self._check_runs()
-        for turn, what in check_spending(self._left, self._requests):
+        for turn, what in check_spending(self._left, self._requests, self._turn_tokens):
             yield self._violation("tokens", turn, what)
         for turn, what in check_ratings(self._left, self._sent, self._ends):
             yield self._violation("lost", turn, what)
@@ -261,6 +264,8 @@ class ChatCheck:
         """Whether the faults of the model explain this failure."""
         if end.code in TERMINAL_CODES:
             return True
+        if end.code == "budget_exceeded":  # that it was is checked with the spending
+            return self._turn_tokens is not None
         own = self._asked_for(end.turn_id)
         if end.code == "bad_request":  # another fault lost the sentence that says why, or its place
             return any(

@@ -77,6 +77,12 @@ _ROUNDS: Final[Mapping[Name, int]] = {
     show_default=True,
     help="Replicas that producers wait for, with --cluster or --sentinel.",
 )
+@click.option(
+    "--limits",
+    is_flag=True,
+    help="Hold the fleet to limits of the provider, tenants to rates and turns at once, and each"
+    " turn to a budget.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
     "--keep",
@@ -107,6 +113,7 @@ def chaos(
     shards: int | None,
     reshard: int | None,
     wait_replicas: int,
+    limits: bool,
     as_json: bool,
     keep: Path | None,
     upgrade_from: str | None,
@@ -122,10 +129,8 @@ def chaos(
 
     \b
     Examples:
-      turnline chaos --minutes 10 --seed 7 --wire both
+      turnline chaos --minutes 10 --seed 7 --wire both --limits
       turnline chaos --cluster --shards 48 --minutes 10 --wait-replicas 1
-      turnline chaos --reshard 48 --minutes 5
-      turnline chaos --drill kill
       turnline chaos --upgrade-from HEAD~1
     """  # noqa: D301  click's mark
     seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
@@ -141,6 +146,7 @@ def chaos(
         shards=_shards(deployment, shards, reshard, upgrade_from, keep),
         reshard=reshard,
         wait_replicas=wait_replicas if deployment is not None else 0,
+        limits=limits,
         sabotage=sabotage,
         upgrade_from=upgrade_from,
         keep=keep,
@@ -180,6 +186,7 @@ def _command(run: Run) -> str:
     where += f" --shards {run.shards}" if where or run.reshard else ""
     where += f" --reshard {run.reshard}" if run.reshard else ""
     where += f" --wait-replicas {run.wait_replicas}" if run.wait_replicas else ""
+    where += " --limits" if run.limits else ""
     return (
         f"turnline chaos --minutes {run.seconds / 60:g} --seed {run.seed} --workers {run.workers} "
         f"--conversations {run.conversations} --wire {run.wire}{where}"

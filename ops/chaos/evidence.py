@@ -97,6 +97,8 @@ class Evidence(msgspec.Struct, kw_only=True):
     """What was spent, by tenant, agent and model."""
     disagreeing: Sequence[int] = ()
     """Shards that say something else of that."""
+    turn_tokens: int | None = None
+    """Budget of a turn; None: it has none."""
 
 
 def gather(url: str, sim: SimAdmin, conversations: Iterable[str]) -> Evidence:

@@ -39,6 +39,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Time between two words of the model."""
     scale: float = 1.0
     """Multiplies how often everything happens."""
+    limits: bool = False
+    """Whether provider, tenants and turns are held to limits."""
     sabotage: str | None = None
     upgrade_from: str | None = None
     """A revision of this repository; half of the workers are of it."""

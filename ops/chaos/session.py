@@ -36,6 +36,21 @@ from turnline.ops.fleet.stack import Stack
 _CLOCKS_OFF_S: Final = 3600.0
 _SLOTS_OF_A_SHARD: Final = 16
 """Of a worker: there are times when one of the shards has all conversations."""
+_TURN_TOKENS: Final = 700
+"""Budget of a turn, with limits."""
+_BUDGETS: Final = f"""
+[turn]
+tokens = {_TURN_TOKENS}
+[tenant]
+concurrency = 12
+[tenants.acme]
+concurrency = 3
+weight = 2
+[tenants.globex]
+rate = "5rps+400_000tpm"
+"""
+_ALLOWED: Final = ("--rps", "25", "--tpm", "400000")
+"""By the provider, with limits."""
 _SIM_OPTIONS: Final = ("--ttft-ms", "40", "--ledger-entries", "0")
 
 
@@ -46,7 +61,9 @@ def run(options: Run, tell: Tell) -> Report:
         store = _store(options, scratch, exits)
         if options.reshard is not None:
             _say_how_many_shards(store.url, options.shards)
-        home, workers = _fleet(options, exits, store.url)
+        budgets = scratch / "budgets.toml"
+        budgets.write_text(_BUDGETS)
+        home, workers = _fleet(options, exits, store.url, budgets)
         traffic = TrafficPlan(
             redis_url=store.url,
             shards=options.numbers,
@@ -82,6 +99,8 @@ def run(options: Run, tell: Tell) -> Report:
         chats, done = outcome.journal.chats, outcome.disturbances
         names = [chat.conversation for chat in chats]
         evidence = gather(store.url, SimAdmin(home.base_url), names)
+    if options.limits:
+        evidence.turn_tokens = _TURN_TOKENS
     found = check(chats, evidence, done)
     return judge(outcome, evidence, attributed(found, chats, evidence, done), options)
 
@@ -114,7 +133,9 @@ def _reshards(options: Run, url: str) -> Reshards | None:
     return Reshards(url, *numbers, options.seed, wait_replicas=options.wait_replicas)
 
 
-def _fleet(options: Run, exits: ExitStack, redis_url: str) -> tuple[Stack, list[Worker]]:
+def _fleet(
+    options: Run, exits: ExitStack, redis_url: str, budgets: Path
+) -> tuple[Stack, list[Worker]]:
     """Start the model and all workers, until `exits` is left."""
     shards = max(options.numbers)
     env = {
@@ -123,6 +144,8 @@ def _fleet(options: Run, exits: ExitStack, redis_url: str) -> tuple[Stack, list[
         **sabotage.environment(options.sabotage or ""),
         **clocks.environment(_CLOCKS_OFF_S),
     }
+    if options.limits:
+        env["TURNLINE_BUDGETS"] = str(budgets)
     if options.reshard is not None:
         env["TURNLINE_SLOTS"] = str(shards * _SLOTS_OF_A_SHARD)
     old = options.workers // 2 if options.upgrade_from else 0
@@ -133,7 +156,7 @@ def _fleet(options: Run, exits: ExitStack, redis_url: str) -> tuple[Stack, list[
         Stack(
             options.workers - old - chatting,
             redis_url=redis_url,
-            sim_options=(*_SIM_OPTIONS, *model),
+            sim_options=(*_SIM_OPTIONS, *model, *(_ALLOWED if options.limits else ())),
             worker_env={"TURNLINE_WIRE": wire, **env},
         )
     )

@@ -10,14 +10,22 @@ from turnline.contracts.replies import TurnCompleted, TurnFailed, TurnInterrupte
 from turnline.ops.chaos.disturbances import TWICE_CODES
 from turnline.ops.chaos.evidence import Evidence, Left, Request
 from turnline.ops.chaos.journal import Chat
+from turnline.worker.turn.budgets import spent_of
 from turnline.worker.turn.commit import NO_DEAD_LETTER
 
 _MARK: Final = re.compile(r"#(\d+)")
 _BEFORE_THE_MODEL: Final = frozenset({"invalid_message", *NO_DEAD_LETTER})
 
 
-def check_spending(left: Left, requests: Sequence[Request]) -> Iterator[tuple[str, str]]:
-    """Yield (turn, what is wrong); the turn is empty where it is the conversation's."""
+def check_spending(
+    left: Left, requests: Sequence[Request], turn_tokens: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield (turn, what is wrong); the turn is empty where it is the conversation's.
+
+    `turn_tokens` is the budget of a turn, if it has one.
+    """
+    if turn_tokens is not None:
+        yield from _check_budgets(left, turn_tokens)
     yield from _check_totals(left)
     yield from _check_turns(left)
     yield from _check_against_model(left, requests)
@@ -111,6 +119,26 @@ def _check_turns(left: Left) -> Iterator[tuple[str, str]]:
             yield turn, f"the event says {end.usage}, its calls make {_sum(kept)}"
         if any(call.attempt != end.attempt for call in kept):
             yield turn, "a call of an abandoned attempt is counted as the answer's"
+
+
+def _check_budgets(left: Left, most: int) -> Iterator[tuple[str, str]]:
+    """A turn passes its budget by one call at most, and none ends for it that has some left."""
+    spent: dict[str, list[int]] = {}
+    for call in sorted(left.calls, key=_number):  # the clocks of workers differ
+        spent.setdefault(call.turn_id, []).append(spent_of(call.usage).tokens)
+    for turn, tokens in spent.items():
+        if sum(tokens[:-1]) >= most:
+            yield turn, f"{len(tokens)} calls used {tokens} tokens, the budget is {most}"
+    for turn, record in left.records.items():
+        end = record.terminal()
+        is_over = isinstance(end, TurnFailed) and end.code == "budget_exceeded"
+        if is_over and (used := sum(spent.get(turn, ()))) < most:
+            yield turn, f"its budget is {most} tokens, and it ended with {used} used"
+
+
+def _number(call: CallEntry) -> tuple[int, int]:
+    """Return which call of its turn it was, by attempts."""
+    return call.attempt, int(call.call_id.rpartition("/")[2])
 
 
 def _check_repetitions(left: Left) -> Iterator[tuple[str, str]]:

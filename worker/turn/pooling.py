@@ -77,8 +77,8 @@ async def find_room(
     """
     grants = grants_of(parts, lease, chosen.plan, payer, context)
     asked = [(chosen, grants, await grants.ask() if asks else 0.0)]
-    is_tenants = asked[0][2] and grants.waits_for == "tenant_limit"  # whatever the provider allows
-    if is_tenants or len(parts.pool) == 1 or _owner(progress.messages) is not None:
+    is_bound = len(parts.pool) == 1 or _owner(progress.messages) is not None
+    if is_bound or grants.waits_for == "tenant_limit":  # that is the same with all of them
         return asked[0]
     if not asked[0][2]:
         _leave_others(parts, caller_of(lease, payer), chosen.plan)

@@ -21,6 +21,7 @@ def run(
     deployment: Deployment = "server",
     shards: int = 1,
     reshard: int | None = None,
+    limits: bool = False,
 ) -> Report:
     options = Run(
         seconds=seconds,
@@ -36,6 +37,7 @@ def run(
         patience_s=patience_s,
         itl_ms=itl_ms,
         command=f"seed {SEED}",
+        limits=limits,
         sabotage=sabotage,
     )
     return session.run(options, lambda _: None)
@@ -81,10 +83,11 @@ def test_seconds_of_failovers_break_no_promise(deployment: Deployment, shards: i
 def test_seconds_of_resharding_break_no_promise() -> None:
     """From one shard to twelve and back, beside all other disturbances; commands are killed, too.
 
-    Half of the producers begin with the one number in mind, half with the other.
+    Provider, tenants and turns are held to limits meanwhile. Half of the producers begin with the
+    one number in mind, half with the other.
     """
     seconds, scale = length((6, 2.5), (20, 1.5))
-    report = run(seconds, scale=scale, patience_s=60, reshard=12)
+    report = run(seconds, scale=scale, patience_s=60, reshard=12, limits=True)
 
     assert report.named == [], report.command
     assert report.token_difference == 0

@@ -535,6 +535,20 @@ def test_a_third_call_that_ends_in_the_same_unusable_reply_is_named(world: World
     assert any("3 calls ended as malformed_stream" in what for what in found[3])
 
 
+@pytest.mark.parametrize(("most", "is_passed"), [(5, True), (4, False)])
+def test_a_turn_that_passed_its_budget_is_named(most: int, is_passed: bool) -> None:
+    """By more than one call, whatever the clocks of its workers say."""
+    used = Usage(total_tokens=5)
+    calls = [
+        call(0, attempt=2, usage=used, started_at_ms=1),
+        call(0, attempt=1, usage=Usage(total_tokens=4), started_at_ms=2),
+    ]
+
+    found = [what for _, what in check_spending(Left(calls=tuple(calls)), (), most)]
+
+    assert any("the budget is" in what for what in found) is not is_passed
+
+
 @pytest.mark.parametrize(
     ("kind", "worker", "from_ms", "is_reason"),
     [
