@@ -101,9 +101,11 @@ class ConversationKeys(NamedTuple):
 
     inbox: str
     """Stream: accepted messages not yet committed. Fields t (turn id), m (message), a (event
-    cursor at acceptance), d (digest), on and act (entry to act on, `interrupt` or `rollback`)."""
+    cursor at acceptance), d (digest), l (lane, `<i or b>:<tenant>`, where that is not `i:`; what is
+    no turn has `c:<tenant>` if it gives the conversation that one, else nothing), on and act (entry
+    to act on, `interrupt` or `rollback`)."""
     state: str
-    """Hash: epoch, settings, attempt, open call, parking, totals."""
+    """Hash: epoch, settings, attempt, open call, parking, lane, totals."""
     context: str
     """List: committed messages, JSON, oldest first; append-only within an epoch."""
     steps: str
@@ -118,7 +120,7 @@ class ConversationKeys(NamedTuple):
     """Stream: outbound events, field e (JSON), capped."""
     later: str
     """Sorted set: delayed messages, scored by when they are due, ms. Members are `<clock at
-    acceptance, us> <turn id> <digest> <message>`."""
+    acceptance, us> <turn id> <digest>/<lane> <message>`, without `/<lane>` where that is `i:`."""
     copies: str
     """List: `<stream key> <entry id>` of what was copied into streams of the shard (reply streams,
     dead letters), so that `forget` finds it; capped."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from turnline.contracts.conversation import (
     ConversationSettings,
@@ -230,11 +231,17 @@ def _budget_exceeded(detail: bytes | str, retry_after_s: float) -> BudgetExceede
     return BudgetExceeded(**msgspec.structs.asdict(about), retry_after_s=retry_after_s)
 
 
-def _payer(message: Inbound) -> str:
-    """Return who pays for a message, as submit.lua takes it; '' if nobody does."""
+def _is_batch(message: Inbound) -> bool:
+    return isinstance(message, UserMessage | ContextAppend) and message.priority == "batch"
+
+
+def _lane(message: Inbound) -> str:
+    """Return in what lane a message is, as submit.lua takes it; '' if in none."""
     match message:
         case UserMessage(run=True) | ContextAppend(run=True) | Transcription():
-            return f":{message.tenant}"
+            return f"{'b' if _is_batch(message) else 'i'}:{message.tenant}"
+        case Configure(settings=settings) if settings.tenant is not UNSET:
+            return f"c:{settings.tenant or ''}"
         case _:
             return ""
 
@@ -255,11 +262,6 @@ def _delay(message: Inbound, now_ms: int) -> int | None:
     if message.deadline_at_ms is not None and message.deadline_at_ms <= at_ms:
         raise InvalidMessage("deadline_at_ms", "later than deliver_at_ms")
     return max(0, at_ms)
-
-
-def _priority(message: Inbound) -> str:
-    is_batch = isinstance(message, UserMessage | ContextAppend) and message.priority == "batch"
-    return "b" if is_batch else "i"
 
 
 class Requests:
@@ -324,7 +326,7 @@ class Requests:
             baggage=None,
             deadline_at_ms=None,
             **({"deliver_at_ms": None} if delay is not None else {}),
-            **({"priority": "interactive"} if _priority(message) == "b" else {}),
+            **({"priority": "interactive"} if _is_batch(message) else {}),
         )
         digest = hashlib.blake2b(_encode_sorted(plain), digest_size=8).hexdigest()
         trace = TraceContext(message.traceparent or "", message.tracestate)
@@ -374,9 +376,8 @@ class Requests:
                 trace_id=trace_id,
                 shards=home.shards,
                 told_from=home.layout.before if home.is_asked_in_order else 0,
-                payer=_payer(message),
                 deliver_at_ms=_delay(message, now_ms) or 0,
-                priority=_priority(message),
+                lane=_lane(message),
             ),
         )
         return shard, call

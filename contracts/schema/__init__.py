@@ -256,9 +256,9 @@ def _arguments() -> dict[str, str]:
         "trace_id": "the trace id in the message's `traceparent`, 32 hexadecimal digits, or ''",
         "shards": "the number of shards by which the tag was chosen",
         "told_from": "0; `from`, in the old shard and behind its refusal, while it is resharded",
-        "payer": "':' and the message's `tenant`, if it has `run` or is a transcription; else ''",
         "deliver_at_ms": "the message's `deliver_at_ms`, or 0",
-        "priority": "'b' if the message's `priority` is `batch`, else 'i'",
+        "lane": "'i:' ('b:' if `priority` is `batch`) and the message's `tenant`, if it has `run` "
+        "or is a transcription; 'c:' and its `settings.tenant`, if a `configure` has that; else ''",
     }
 
 

@@ -206,9 +206,8 @@ class SubmitArgs(NamedTuple):
     trace_id: str
     shards: int
     told_from: int
-    payer: str
     deliver_at_ms: int
-    priority: str
+    lane: str
 
 
 class ForgetArgs(NamedTuple):

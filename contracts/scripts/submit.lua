@@ -3,7 +3,9 @@ submit: accept one message into a conversation's inbox, once, and put the conver
 
 KEYS[1]   inbox        stream  accepted messages not yet committed
 KEYS[2]   state        hash    `leaving` is until when (ms) it is being moved; `parked` is set while a turn waits
-          for input, or all for their time; `tenant` of its settings; `lane`, `<i or b>:<tenant>`, by which it gets its turn
+          for input, or all for their time; `tenant` of its settings, as the last message says; `lane`,
+          `<i or b>:<tenant>`, by which it gets its next turn; `rises`, `<ms> i:<tenant>`: when the first delayed message
+          for people is due
 KEYS[3]   context      list    only its expiry is moved
 KEYS[4]   steps        list    only its expiry is moved
 KEYS[5]   turns        hash    turn id -> record (JSON)
@@ -38,9 +40,8 @@ ARGV[14]  trace_id      str    of the message's traceparent, hexadecimal; '' if 
 ARGV[15]  shards        int    number of shards by which the producer found this one
 ARGV[16]  told_from     int    how many shards the fleet is moved from, as the producer knows; 0 if it is not. It waits
           while the conversation is on its way; and in the new shard, the old one has said that it is not there
-ARGV[17]  payer         str    ':' and the message's tenant; '' if the model is not to run
-ARGV[18]  deliver_at_ms  int  when the message takes its place; at once if that is not to come
-ARGV[19]  priority      str    'i' interactive or 'b' batch
+ARGV[17]  deliver_at_ms  int  when the message takes its place; at once if that is not to come
+ARGV[18]  lane          str    'i:', or 'b:' if it is batch, and its tenant; 'c:' and that of its settings; '' for neither
 
 Returns
   {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it, as it is now
@@ -66,13 +67,15 @@ Invariants
   I7  while a fleet is resharded, a conversation begins nowhere but in its new shard, and only once its old
       one has said that it is not there
   I8  whoever pays is the message's tenant, else that of the conversation's settings
-  I9  a conversation in which one message that waits is interactive is not batch
+  I9  a conversation in which one message that waits is interactive is not batch; a delayed one waits from its time on
 ]]
 local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
   wake, idle, fleet, exhausted, shares = unpack(KEYS)
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
-  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told_from, payer, deliver_at_ms,
-  priority = unpack(ARGV)
+  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told_from, deliver_at_ms,
+  lane = unpack(ARGV)
+local kind, named = string.match(lane, '^([ibc]):(.*)$')
+local is_turn = kind == 'i' or kind == 'b'
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
 -- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
@@ -117,11 +120,11 @@ end
 
 -- Return what is said of a budget that is used up, and for how long it is.
 local function used_up(now)
-  local marks = redis.pcall('HMGET', exhausted, 'fleet', 'c:' .. conversation, 't' .. payer, 'tenants')
+  local marks = redis.pcall('HMGET', exhausted, 'fleet', 'c:' .. conversation, 't:' .. named, 'tenants')
   if marks.err then
     return nil
   end
-  if payer == ':' and marks[4] then
+  if named == '' and marks[4] then
     local tenant = redis.call('HGET', state, 'tenant')
     marks[3] = tenant and redis.call('HGET', exhausted, 't:' .. tenant)
   end
@@ -134,19 +137,48 @@ local function used_up(now)
 end
 
 -- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
--- order accepted. Returns when the next one is due, nil if there is none.
+-- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
+-- nil if there is none.
 local function take_due(now)
   local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
   if not first[2] or tonumber(first[2]) > now then
     return tonumber(first[2])
   end
   local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
-    local turn_id, digest, message = string.match(member, '^%d+ ([^ ]+) ([^ ]*) (.*)$')
+    local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
     if turn_id then  -- else others wrote that
-      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest)
+      own = own == '' and 'i:' or string.sub(own, 2)
+      own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
+      local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
+      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
+        unpack(more))
+      if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
+        lane = own
+        redis.call('HSET', state, 'lane', lane)
+      end
     end
     redis.call('ZREM', later, member)
+  end
+  local rises_at = tonumber(string.match(rises or '', '^%d+'))
+  if rises_at and rises_at <= now then  -- that was taken: find the next one for people
+    local found, from = nil, 0
+    repeat
+      local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
+      for n = 1, #page, 2 do
+        local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
+        if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
+          found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
+        end
+      end
+      from = from + 64
+    until found or not page[127]
+    if found then
+      redis.call('HSET', state, 'rises', found)
+    else
+      redis.call('HDEL', state, 'rises')
+    end
   end
   return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
 end
@@ -177,12 +209,29 @@ local function drop_oldest()
   until not ids[1]
 end
 
+-- Return the lane of a turn, of which the message says one or not.
+local function whose(own, tenant)
+  local kind, named = string.match(own, '^([ib]):(.*)$')
+  return (kind or 'i') .. ':' .. (named and named ~= '' and named or tenant or '')
+end
+
+-- Return the lane of what is delayed and due first; of several that are due at once, that of one for people.
+local function lane_of_later(tenant, rises)
+  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  local at, own = string.match(rises or '', '^(%d+) (.*)$')
+  if not at or tonumber(at) > tonumber(first[2]) then
+    own = string.match(first[1], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ') or ''
+    own = own == '' and 'i:' or string.sub(own, 2)
+  end
+  return whose(own, tenant)
+end
+
 -- Whether a turn would be among the next, however many wait: its tenant has no others that do.
 local function is_next(now)
-  local tenant = payer ~= ':' and string.sub(payer, 2) or redis.call('HGET', state, 'tenant') or ''
+  local tenant = named and named ~= '' and named or redis.call('HGET', state, 'tenant') or ''
   local known = redis.pcall('ZMSCORE', shares, 'placed', 'i', 'i:' .. tenant)
   local placed, claimed, own = unpack(known.err and {} or known)
-  return priority == 'i' and placed and now - placed < 10000 and claimed and (not own or own - claimed <= 1)
+  return kind ~= 'b' and placed and now - placed < 10000 and claimed and (not own or own - claimed <= 1)
 end
 
 -- What others wrote there is no number, and says nothing.
@@ -219,7 +268,7 @@ end
 if act == 'reject' and (ahead > 0 or holder) then
   return {'busy', ahead, ''}
 end
-if payer ~= '' and tonumber(deliver_at_ms) <= now then  -- else it is looked at in its time
+if is_turn and tonumber(deliver_at_ms) <= now then  -- else it is looked at in its time
   local about, left = used_up(now)
   if about then
     return {'budget_exceeded', left, about}
@@ -248,16 +297,33 @@ local active = is_control and redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[
 local deferred = score and not holder and not is_due  -- an entry that is due keeps its place
 local parked = deferred and redis.call('HGET', state, 'parked')
 
+local epoch, former, tenant, rises = unpack(redis.call('HMGET', state, 'epoch', 'lane', 'tenant', 'rises'))
+former = former or 'i:'
+if kind == 'c' then
+  tenant = named
+  redis.call('HSET', state, 'tenant', tenant)
+end
 local is_delayed = tonumber(deliver_at_ms) > now
+local more = {}
+if active then
+  more = {[1] = 'on', [2] = active[1], [3] = 'act', [4] = act}
+end
 if is_delayed then
   ahead = redis.call('XLEN', inbox) + redis.call('ZCOUNT', later, '-inf', deliver_at_ms)
-  redis.call('ZADD', later, deliver_at_ms,
-    string.format('%010d%06d %s %s %s', clock[1], clock[2], turn_id, digest, message))
-elseif active then
-  redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest,
-    'on', active[1], 'act', act)
+  redis.call('ZADD', later, deliver_at_ms, string.format('%010d%06d %s %s%s %s',
+    clock[1], clock[2], turn_id, digest, lane ~= 'i:' and '/' .. lane or '', message))
+  local rises_at = tonumber(string.match(rises or '', '^%d+'))
+  if kind == 'i' and (not rises_at or tonumber(deliver_at_ms) < rises_at) then
+    rises = deliver_at_ms .. ' ' .. lane
+    redis.call('HSET', state, 'rises', rises)
+  end
 else
-  redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest)
+  local own = is_turn and whose(lane, tenant) or lane
+  if own ~= 'i:' then
+    more[#more + 1] = 'l'
+    more[#more + 1] = own
+  end
+  redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', cursor, 'd', digest, unpack(more))
 end
 redis.call('HSET', turns, turn_id, string.format(
   '{"state":"accepted","accepted_at_ms":%.0f,"after":"%s","digest":"%s","trace_id":"%s"%s}',
@@ -270,17 +336,19 @@ if delayed > 0 or is_delayed then
   kept = kept_ms(now)
   redis.call('PEXPIRE', later, kept)
 end
-local epoch, former, tenant = unpack(redis.call('HMGET', state, 'epoch', 'lane', 'tenant'))
 if not epoch then
   redis.call('HSET', state, 'epoch', clock[1] .. clock[2])
 end
-local is_urgent = false  -- it waits among batch turns, and is to wait among others
-if payer ~= '' then
-  local lane = priority .. ':' .. (payer ~= ':' and string.sub(payer, 2) or tenant or '')
-  is_urgent = ahead > 0 and not is_delayed and priority == 'i' and string.sub(former or '', 1, 1) == 'b'
-  if lane ~= (former or 'i:') and (ahead == 0 or is_urgent) then
-    redis.call('HSET', state, 'lane', lane)
-  end
+local next_lane = former
+-- It waits among batch turns, and is to wait among others.
+local is_urgent = kind == 'i' and not is_delayed and ahead > 0 and string.sub(former, 1, 1) == 'b'
+if is_urgent or (ahead == 0 and not is_delayed) then
+  next_lane = whose(lane, tenant)
+elseif is_delayed and redis.call('XLEN', inbox) == 0 then
+  next_lane = lane_of_later(tenant, rises)
+end
+if next_lane ~= former then
+  redis.call('HSET', state, 'lane', next_lane)
 end
 for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
   redis.call('PEXPIRE', key, kept)

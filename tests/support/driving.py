@@ -231,6 +231,20 @@ class Hand:
         await self.redis.execute_command("ZADD", SHARD.queue, "XX", 0, job_id)
 
 
+async def pass_by(redis: Any, ms: int) -> None:
+    """Let time pass in the conversation that most tests have, as far as it waits for a time."""
+    for member, due_ms in await redis.zrange(KEYS.later, 0, -1, withscores=True):
+        await redis.zadd(KEYS.later, {member: due_ms - ms})
+    if rises := await redis.hget(KEYS.state, "rises"):
+        at_ms, _, lane = rises.partition(b" ")
+        await redis.hset(KEYS.state, "rises", b"%d %s" % (int(at_ms) - ms, lane))
+    if at := await redis.zscore(SHARD.order, "^" + KEYS.job_id):
+        await redis.zadd(SHARD.order, {"^" + KEYS.job_id: at - ms})
+    due_ms = await redis.zscore(SHARD.queue, KEYS.job_id)
+    if due_ms is not None and not await redis.exists(KEYS.in_progress):
+        await redis.zadd(SHARD.queue, {KEYS.job_id: due_ms - ms})
+
+
 @asynccontextmanager
 async def batcher_on(url: str, **more: Any) -> AsyncIterator[ScriptBatcher]:
     """What runs scripts of the first shard on a server."""

@@ -369,7 +369,7 @@ async def test_what_acts_on_nothing_is_a_plain_entry(client: Any, redis: Redis) 
     await client.interrupt("c", turn_id="t")
 
     (entry,) = await inbox(redis)
-    assert entry.keys() == {b"t", b"m", b"a", b"d"}
+    assert entry.keys() == {b"t", b"m", b"a", b"d", b"l"}
 
 
 async def test_the_holder_is_told(client: Any, redis: Redis) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.driving import KEYS, SHARD, Hand, are_idle, fleet, user
+from tests.support.driving import KEYS, SHARD, Hand, are_idle, fleet, pass_by, user
 from tests.support.wait import wait_until
 from turnline.contracts import (
     ContextAppend,
@@ -39,16 +39,6 @@ def after(ms: int) -> int:
 
 def later(text: str, ms: int = HOUR_MS, **more) -> UserMessage:
     return user(text, turn_id=text, deliver_at_ms=after(ms), **more)
-
-
-async def pass_by(redis: Redis, ms: int) -> None:
-    """Let time pass, as far as delayed messages see it."""
-    due = await redis.zrange(KEYS.later, 0, -1, withscores=True)
-    for member, score in due:
-        await redis.zadd(KEYS.later, {member: score - ms})
-    score = await redis.zscore(SHARD.queue, KEYS.job_id)
-    if score is not None and not await redis.exists(KEYS.in_progress):
-        await redis.zadd(SHARD.queue, {KEYS.job_id: score - ms})
 
 
 async def inbox(redis: Redis) -> list[str]:

@@ -1,16 +1,20 @@
-"""Tenants that wait share the workers by their weights; batch turns wait for all others."""
+"""Tenants that wait share the workers by their weights; batch turns wait for all others.
+
+Time passes by `pass_by`, which moves what is delayed, so that no test waits for a clock.
+"""
 
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.driving import SHARD, Hand, fleet, requests
+from tests.support.driving import KEYS, SHARD, Hand, fleet, pass_by, requests, run_next
+from tests.support.driving import hand as open_hand
 from tests.support.wait import wait_until
 from turnline.contracts import Configure, Limits, QueueLate, TurnClient, UserMessage
 from turnline.contracts.conversation import SettingsChange
@@ -20,6 +24,19 @@ from turnline.ops.simulator import Simulator
 from turnline.worker.queue.lua import claim
 
 LEASE_MS = 60_000
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+async def slow(redis_url: str, sim: Simulator) -> AsyncIterator[Hand]:
+    """A worker moved by hand that gives each conversation up behind every turn; nothing is late."""
+    limits = Limits(queue_age_s=10 * HOUR_MS)
+    async with (
+        TurnClient.connect(redis_url, limits=limits) as client,
+        open_hand(redis_url, sim, turn_quota=1) as worker,
+    ):
+        worker.client = client
+        yield worker
 
 
 def message(conversation: str, tenant: str = "", **fields: Any) -> UserMessage:
@@ -163,6 +180,150 @@ async def test_a_person_in_a_batch_conversation_is_not_held_up(
     assert await claimed(redis) == ["a-00030"]
 
 
+async def do(hand: Hand, redis: Redis, steps: str) -> None:
+    """Take steps in conversation `c`.
+
+    Those are `i` or `b`: a turn, with `:<tenant>`, and with `@<hours>` until it takes its place;
+    `=<tenant>`: settings of this one; `-`: a message that asks for no answer; `run`: a turn of it
+    is run; `+<hours>`: they pass; `wait`: it waits with those that are due, behind one that is not.
+    """
+    client = hand.client
+    for step in steps.split():
+        what, _, hours = step.partition("@")
+        at = {"deliver_at_ms": int(time.time() * 1000) + int(hours) * HOUR_MS} if hours else {}
+        match what[0], what[1:].removeprefix(":"):
+            case "r", _:
+                await run_next(hand)
+            case "+", passed:
+                await pass_by(redis, int(passed) * HOUR_MS)
+            case "w", _:
+                await client.submit_many([message(f"first-{n}", "first") for n in range(2)])
+                await redis.zadd(SHARD.queue, {f"{SHARD.tag}:first-0": 1})
+                await claimed(redis)
+            case "=", tenant:
+                await client.submit(
+                    Configure(conversation_id="c", settings=SettingsChange(tenant=tenant))
+                )
+            case "-", tenant:
+                await client.submit(message("c", tenant, run=False, **at))
+            case kind, tenant:
+                priority = {"b": "batch", "i": "interactive"}[kind]
+                await client.submit(message("c", tenant, priority=priority, **at))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "b@1 i",
+        "b@1 i@1 +1",
+        "i@1 b@1 +1",
+        "i@1 b run +1",
+        "i@2 b@1 +1 run +1",
+        "b@1 i@2 +1 run +1",
+        "b b i",
+        "b i run",
+        "i b i run run",
+        "b i b run",
+        "b " * 70 + "i run",
+        "b i@1 +1",
+        "b@1 i@2 +2",
+        "b i@1 wait +1",
+        "b@1 i@2 +1 wait +1",
+        "i b@1 i@2 run +1 wait +1",
+        "b - i",
+    ],
+)
+async def test_no_turn_for_a_person_waits_among_batch_turns(
+    slow: Hand, redis: Redis, steps: str
+) -> None:
+    """Whatever its conversation does before, and whether or not anybody looks when it is due."""
+    await do(slow, redis, steps)
+
+    await fill(slow.client, {"people": 30})
+    assert "c" in [it for _ in range(6) for it in await claimed(redis)]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "i run b",
+        "i b run",
+        "i b b run run",
+        "b i b run run",
+        "i b@1 run +1",
+        "b@1 i run +1",
+        "i@1 b@2 +1 run +1",
+        "b@1 i@2 +1",
+        "b i@1",
+        "i@1 b",
+        "i i@9 b run",
+        "i i@9 b@1 run +1 wait",
+        "- b run",
+        "=acme b run",
+        "b -",
+        "b@1 -@1 +1",
+    ],
+)
+async def test_no_batch_turn_goes_with_those_of_people(
+    slow: Hand, redis: Redis, steps: str
+) -> None:
+    """However many of those its conversation had before, or will have."""
+    await do(slow, redis, steps)
+
+    await fill(slow.client, {"people": 30})
+    assert "c" not in [it for _ in range(6) for it in await claimed(redis)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "tenant"),
+    [
+        ("i:a", "a"),
+        ("i:a i:b", "a"),
+        ("i:a i:b run", "b"),
+        ("i:a i:b i:d run run", "d"),
+        ("b:a i:b", "b"),
+        ("i:a i:b@1 run", "b"),
+        ("=a i", "a"),
+        ("=a i run", "a"),
+        ("i =a i run run", "a"),
+        ("=a run i@1", "a"),
+        ("i@1 =a run", "a"),
+        ("i@1 =a run +1 b", "a"),
+        ("i:b =a i run", "a"),
+        ("i:a i:b/c:%1@1 run", "b/c:%1"),
+        ("i:a i:b/c:%1@1 +1 - run", "b/c:%1"),
+        ("=b/c:%1 i@1 +1 - run", "b/c:%1"),
+        ("=a =b i run", "b"),
+        ("=a =b i run run", "b"),
+        ("=a i =b i run run", "b"),
+        ("=a i =b run i run", "b"),
+        ("i i =a run", ""),
+        ("i b =a run", ""),
+    ],
+)
+async def test_the_next_turn_is_that_of_its_own_tenant(
+    slow: Hand, redis: Redis, steps: str, tenant: str
+) -> None:
+    """Whose message is the first; settings say it before they are committed."""
+    await do(slow, redis, steps)
+
+    lane = await redis.hget(KEYS.state, "lane") or b"i:"
+    assert text(lane).partition(":")[2] == tenant
+
+
+async def test_messages_of_earlier_producers_are_for_people(slow: Hand, redis: Redis) -> None:
+    """They do not say in what lane they are."""
+    await do(slow, redis, "=a run b b run")
+    await slow.client.submit(message("c"))
+    entry_id, fields = (await redis.xrange(KEYS.inbox))[-1]
+    await redis.xdel(KEYS.inbox, entry_id)
+    await redis.xadd(KEYS.inbox, {n: it for n, it in fields.items() if n != b"l"})
+    await redis.hset(KEYS.state, "lane", "b:a")
+    await do(slow, redis, "run")
+
+    assert await redis.hget(KEYS.state, "lane") == b"i:a"
+
+
 async def test_whose_worker_died_goes_before_its_like(redis: Redis, hand: Hand) -> None:
     """It had had its turn."""
     await fill(hand.client, {"a": 50})
@@ -266,7 +427,9 @@ async def test_odd_lanes_stop_nobody(redis: Redis, client: TurnClient, lane: str
     """Others wrote there."""
     await fill(client, {"a": 5})
     first, second = (conversation_keys(SHARD.tag, f"a-0000{n}").state for n in range(2))
-    await redis.hset(first, "lane", lane)
+    await redis.hset(first, mapping={"lane": lane, "rises": lane})
+    third = conversation_keys(SHARD.tag, "a-00002").state
+    await redis.hset(third, mapping={"lane": "b:", "rises": f"9{'9' * len(lane)} {lane}"})
     await redis.set(second, "x")
 
     found = [*await claimed(redis, 2), *await claimed(redis, 2), *await claimed(redis, 2)]

@@ -173,7 +173,7 @@ def test_submitting_needs_nothing_that_is_not_written_there() -> None:
     said = {row["name"]: fill(row["value"]) for row in document["args"]}
     assert str(sent["inbox_limit"]) in said["inbox_limit"]
     told = {"turn_id", "message", "digest", "act", "job_data", "trace_id", "inbox_limit"}
-    spelled_out = said.keys() - told - {"shards", "told_from", "payer", "deliver_at_ms", "priority"}
+    spelled_out = said.keys() - told - {"shards", "told_from", "deliver_at_ms", "lane"}
     assert {name: said[name] for name in spelled_out} == {
         name: str(sent[name]) for name in spelled_out
     }

@@ -6,7 +6,8 @@ KEYS[2]  token  int     the last fencing token given out
 KEYS[3]  wake   list    job ids, for idle workers of the version before; expires
 KEYS[4]  idle   zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
 KEYS[5]  order  zset    job ids that are due and wait -> place, a virtual time: the turns of a tenant of weight
-         1 are 1 apart; batch turns have places from BATCH on
+         1 are 1 apart; batch turns have places from BATCH on. `^<job id>` of such a one -> RISING and the time (ms)
+         when a delayed message for people is due in its conversation: then it gets another place
 KEYS[6]  shares  zset   `<i or b>:<tenant>` -> place of its next turn; `i` and `b` -> place of the last turn that
          was claimed, interactive or batch; `placed` -> time (ms) of what was last given a place
 KEYS[7]  held   zset   tenants of whom conversations wait that would be more at once than they may -> when that was
@@ -22,8 +23,10 @@ ARGV[7]  concurrency  str  JSON, tenant -> conversations that may run at once, `
          limits
 
 Of conversations that are due, the hash `state` is read: `lane` is `<i or b>:<tenant>`, `head` is set once a turn
-has begun. With limits, `parked` is set while a conversation is held back, and there is for each tenant, with its name
-behind the queue's base: `running:`, zset, job id -> since when (ms); `held:`, zset, job id -> place.
+has begun; `rises` is `<ms> i:<tenant>`, when the first delayed message for people is due; `tenant` is the
+conversation's, for that if it names none. With limits, `parked` is set while a conversation is held back, and there is
+for each tenant, with its name behind the queue's base: `running:`, zset, job id -> since when (ms); `held:`, zset, job
+id -> place.
 
 Returns
   {'claimed', next_ms, late_ms, job_id, lease, payload, ...}  three items per job; `lease` is
@@ -42,7 +45,8 @@ Invariants
       never expires is not a lease; a place that cannot be is none
   I5  between looking and sleeping nothing is lost: who finds nothing more is idle from that moment on
   I6  while more is due than is taken, turns are shared among tenants by weight, and batch turns wait for all
-      others; a turn that had begun goes before its like, and so does what is no conversation
+      others; a turn that had begun goes before its like, and so does what is no conversation; a conversation in which a
+      message for people waits, or has come to its time, is not batch
   I7  no more conversations of a tenant are claimed than may run at once; a lease that ended counts no more. The others
       wait in their order, and are due when there is room
   I8  whatever `order` and `shares` say, or have lost, each entry of the queue is found: the oldest that are due
@@ -50,7 +54,7 @@ Invariants
 ]]
 local queue, token, wake, idle, order, shares, held = unpack(KEYS)
 local limit, lease_ms, worker_id, in_progress, job, weights, concurrency = unpack(ARGV)
-local BATCH, MOST, MOST_APART, KEPT_MS, HELD_MS, ROOM_MS = 2 ^ 40, 1000, 100, 86400000, 60000, 250
+local BATCH, RISING, MOST, MOST_APART, KEPT_MS, HELD_MS, ROOM_MS = 2 ^ 40, 2 ^ 50, 1000, 100, 86400000, 60000, 250
 local base, tag = string.match(queue, '^(.*({.*}:))queue$')
 limit = math.min(MOST, tonumber(limit))
 
@@ -124,14 +128,21 @@ local function highest(least, waiting)
   return least + MOST_APART * (1 + redis.call('ZCARD', waiting))
 end
 
--- Return in which lane a conversation waits: 'i' or 'b', and its tenant; and whether its turn has begun.
+-- Return in which lane a conversation waits: 'i' or 'b', and its tenant; whether its turn has begun; and when one among
+-- batch turns will be among others, if that is known.
 local function lane_of(id)
   local known = {false, 'not a conversation'}
   if string.sub(id, 1, #tag) == tag and string.sub(id, #tag + 1, #tag + 1) ~= '{' then
-    known = redis.pcall('HMGET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'lane', 'head')
+    known = redis.pcall('HMGET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'lane', 'head', 'rises', 'tenant')
   end
   local kind, tenant = string.match(known[1] or '', '^([ib]):(.*)$')
-  return kind or 'i', tenant or '', known[2]
+  kind, tenant = kind or 'i', tenant or ''
+  local rises_at, risen = string.match(kind == 'b' and known[3] or '', '^(%d+) i:(.*)$')
+  rises_at = tonumber(rises_at)
+  if rises_at and rises_at <= now then
+    kind, tenant, rises_at = 'i', risen ~= '' and risen or known[4] or '', nil
+  end
+  return kind, tenant, known[2], rises_at
 end
 
 local is_read, most = pcall(cjson.decode, concurrency)
@@ -235,35 +246,43 @@ local function claim(id, at)
 end
 
 -- Return the place of an entry: behind the turns of its tenant, and not before what was claimed already. One that has
--- a place, among batch turns, gets another one if it is interactive by now; else nil.
+-- a place, among batch turns, gets another one if it is interactive by now; else nil. Returns, too, when one among
+-- batch turns will be, if that is known.
 local function place(id, former, next_of)
-  local kind, tenant, begun = lane_of(id)
+  local kind, tenant, begun, rises_at = lane_of(id)
   if former and kind == 'b' then
-    return
+    return nil, rises_at
   end
   next_of[kind] = next_of[kind] or passed(kind, order)
   local least = next_of[kind]
   local kept = most and redis.pcall('ZSCORE', base .. 'held:' .. tenant, id)
   if type(kept) == 'string' then
-    return math.min(math.max(kept, least), highest(least, order))
+    return math.min(math.max(kept, least), highest(least, order)), rises_at
   end
   if begun then
-    return math.max(kind == 'b' and BATCH or -1, least - 1)
+    return math.max(kind == 'b' and BATCH or -1, least - 1), rises_at
   end
   local lane = kind .. ':' .. tenant
   local at = next_of[lane] or share(lane, least, highest(least, order)) or least
   next_of[lane] = at + 1 / (weights[tenant] or 1)
-  return at
+  return at, rises_at
 end
 
 -- Give places to these entries.
 local function place_each(news)
   local next_of, added, grown = {}, {}, {}
   for n, former in ipairs(redis.call('ZMSCORE', order, unpack(news))) do
-    local at = (not former or tonumber(former) >= BATCH) and place(news[n], former, next_of)
+    local at, rises_at
+    if not former or tonumber(former) >= BATCH then
+      at, rises_at = place(news[n], former, next_of)
+    end
     if at then
       added[#added + 1] = at
       added[#added + 1] = news[n]
+    end
+    if rises_at then
+      added[#added + 1] = RISING + rises_at
+      added[#added + 1] = '^' .. news[n]
     end
   end
   for lane, at in pairs(next_of) do
@@ -272,7 +291,24 @@ local function place_each(news)
   end
   if added[1] then
     redis.call('ZADD', order, unpack(added))
+  end
+  if grown[1] then
     redis.call('ZADD', shares, unpack(grown))
+  end
+end
+
+-- Give other places to batch turns in whose conversations a delayed message for people is due by now.
+local function raise()
+  local risen, due_ids = redis.call('ZRANGEBYSCORE', order, RISING, RISING + now, 'LIMIT', 0, MOST), {}
+  for _, id in ipairs(risen) do
+    redis.call('ZREM', order, id)
+    local due_at = redis.call('ZSCORE', queue, string.sub(id, 2))
+    if due_at and tonumber(due_at) <= now then
+      due_ids[#due_ids + 1] = string.sub(id, 2)
+    end
+  end
+  if due_ids[1] then
+    place_each(due_ids)
   end
 end
 
@@ -301,6 +337,7 @@ local function claim_in_order(ids)
   count_of(shares)
   local is_read, given = pcall(cjson.decode, weights)
   weights = is_read and given or {}
+  raise()
   place_all(ids)
   for _ = 1, 16 do  -- more than once only where entries have left the queue otherwise
     local free = limit - (#reply - 3) / 3

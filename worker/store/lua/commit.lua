@@ -2,7 +2,7 @@
 commit: let a turn take effect: context, inbox, totals, ledger, spend, records, events, copies; keep or give up the lease.
 
 KEYS[1]   inbox        stream
-KEYS[2]   state        hash
+KEYS[2]   state        hash    `lane`, `tenant`, `rises`: see submit.lua
 KEYS[3]   context      list
 KEYS[4]   steps        list    done with
 KEYS[5]   turns        hash    turn id -> record (JSON, `state` first)
@@ -49,6 +49,7 @@ Invariants
   I5  the first write is one that a full server refuses: nothing is removed and then not replaced
   I6  whoever reads a stream is told on the channel of its name, behind the writes
   I7  what others wrote into `spend` stops no turn
+  I8  the lane is that of the next turn: of what waits, else of what is delayed
 ]]
 local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
   wake, idle, spend = unpack(KEYS, 1, 16)
@@ -102,19 +103,48 @@ local function tell(stream, behind, ids, added)
 end
 
 -- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
--- order accepted. Returns when the next one is due, nil if there is none.
+-- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
+-- nil if there is none.
 local function take_due(now)
   local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
   if not first[2] or tonumber(first[2]) > now then
     return tonumber(first[2])
   end
   local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
-    local turn_id, digest, message = string.match(member, '^%d+ ([^ ]+) ([^ ]*) (.*)$')
+    local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
     if turn_id then  -- else others wrote that
-      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest)
+      own = own == '' and 'i:' or string.sub(own, 2)
+      own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
+      local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
+      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
+        unpack(more))
+      if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
+        lane = own
+        redis.call('HSET', state, 'lane', lane)
+      end
     end
     redis.call('ZREM', later, member)
+  end
+  local rises_at = tonumber(string.match(rises or '', '^%d+'))
+  if rises_at and rises_at <= now then  -- that was taken: find the next one for people
+    local found, from = nil, 0
+    repeat
+      local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
+      for n = 1, #page, 2 do
+        local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
+        if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
+          found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
+        end
+      end
+      from = from + 64
+    until found or not page[127]
+    if found then
+      redis.call('HSET', state, 'rises', found)
+    else
+      redis.call('HDEL', state, 'rises')
+    end
   end
   return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
 end
@@ -125,6 +155,56 @@ local function kept_ms(now)
   local latest = redis.call('ZRANGE', later, -1, -1, 'WITHSCORES')[2]
   local needed = latest and math.ceil(math.min(latest - now + 86400000, 1e14)) or 0
   return math.max(tonumber(retention_ms), needed)
+end
+
+-- Return the lane of a turn, of which the message says one or not.
+local function whose(own, tenant)
+  local kind, named = string.match(own, '^([ib]):(.*)$')
+  return (kind or 'i') .. ':' .. (named and named ~= '' and named or tenant or '')
+end
+
+-- Return the lane of what is delayed and due first; of several that are due at once, that of one for people.
+local function lane_of_later(tenant, rises)
+  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  local at, own = string.match(rises or '', '^(%d+) (.*)$')
+  if not at or tonumber(at) > tonumber(first[2]) then
+    own = string.match(first[1], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ') or ''
+    own = own == '' and 'i:' or string.sub(own, 2)
+  end
+  return whose(own, tenant)
+end
+
+-- Return the lane of the next turn, given the first entries that wait: that of the first one for people, if there
+-- is one. Entries that say nothing are for people, and of this tenant.
+local function lane_of_waiting(page, silent, former)
+  local found
+  while page[1] do
+    for _, entry in ipairs(page) do
+      local own = 'i:' .. silent
+      for n = 1, #entry[2], 2 do
+        own = entry[2][n] == 'l' and entry[2][n + 1] or own
+      end
+      if string.sub(own, 1, 1) == 'i' then
+        return own
+      end
+      found = found or (string.sub(own, 1, 1) == 'b' and own)
+    end
+    -- If there are more: one of those is for people only if the lane says so.
+    page = #page >= tonumber(batch) and string.sub(former, 1, 1) == 'i'
+      and redis.call('XRANGE', inbox, '(' .. page[#page][1], '+', 'COUNT', batch) or {}
+  end
+  return found
+end
+
+-- Whether a message that waits gives the conversation a tenant; then `tenant` is that already.
+local function is_given(page)
+  for _, entry in ipairs(page) do
+    for n = 1, #entry[2], 2 do
+      if entry[2][n] == 'l' and string.sub(entry[2][n + 1], 1, 1) == 'c' then
+        return true
+      end
+    end
+  end
 end
 
 local record = redis.call('HGET', turns, turn_id)
@@ -211,8 +291,6 @@ for _ = 1, copied > 0 and redis.call('LLEN', copies) - copies_limit or 0 do
 end
 if settings ~= '' then
   redis.call('HSET', state, 'settings', settings)
-  local is_read, new = pcall(cjson.decode, settings)
-  redis.call('HSET', state, 'tenant', is_read and type(new.tenant) == 'string' and new.tenant or '')
 end
 redis.call('DEL', steps)
 local clock = redis.call('TIME')
@@ -232,8 +310,29 @@ end
 for stream in pairs(shared_grown) do
   redis.pcall('SPUBLISH', stream, '')
 end
-local epoch, length = redis.call('HGET', state, 'epoch'), redis.call('LLEN', context)
+local length = redis.call('LLEN', context)
 local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
+local epoch, former, tenant, rises = unpack(redis.call('HMGET', state, 'epoch', 'lane', 'tenant', 'rises'))
+former = former or 'i:'
+local given = is_given(waiting)
+if settings ~= '' and not given then
+  local is_read, new = pcall(cjson.decode, settings)
+  tenant = is_read and type(new.tenant) == 'string' and new.tenant or ''
+  redis.call('HSET', state, 'tenant', tenant)
+end
+local next_lane = former
+if waiting[1] then
+  -- Those of earlier producers say nothing, and those accepted before anybody's settings.
+  next_lane = lane_of_waiting(waiting, not given and tenant or '', former) or whose('', tenant)
+elseif next_at then
+  next_lane = lane_of_later(tenant, rises)
+end
+if next_lane ~= former then
+  redis.call('HSET', state, 'lane', next_lane)
+end
+if rises and not next_at then
+  redis.call('HDEL', state, 'rises')  -- others took what was delayed
+end
 if waiting[1] and attempt == '1' and redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, 1)[1] then
   afterwards = 'yield'  -- others wait for a worker: the next turn of this conversation goes behind them
 end
