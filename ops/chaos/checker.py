@@ -21,13 +21,8 @@ from turnline.contracts.replies import (
     TurnInterrupted,
     TurnStarted,
 )
-from turnline.ops.chaos.disturbances import (
-    CONFLICTING,
-    HITS_REDIS,
-    TERMINAL_CODES,
-    TWICE_CODES,
-    Disturbance,
-)
+from turnline.ops.chaos.attempts import check_attempts
+from turnline.ops.chaos.disturbances import CONFLICTING, TERMINAL_CODES, TWICE_CODES, Disturbance
 from turnline.ops.chaos.evidence import Evidence, Left, Request
 from turnline.ops.chaos.journal import Chat, Sent, Shown
 from turnline.ops.chaos.places import check_places, in_order
@@ -46,8 +41,6 @@ COLUMNS: Final[tuple[Column, ...]] = (
 )  # fmt: skip
 PERMANENT: Final = frozenset({"queue", "wake", "idle", "token", "workers", "fleet"})
 """The shard's keys that may stay for ever, by the last part of their names. They do not grow."""
-_DRAIN_MS: Final = 10_000.0
-"""After SIGTERM a worker gives its turns this long to finish. Only then do they run elsewhere."""
 
 
 class Violation(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +135,8 @@ class ChatCheck:
         yield from self._check_requests()
         yield from self._check_streams()
         yield from self._check_readers()
-        yield from self._check_runs()
+        for turn, what in check_attempts(self._left, self._disturbances):
+            yield self._violation("run twice", turn, what)
         for turn, what in check_spending(self._left, self._requests, self._turn_tokens):
             yield self._violation("tokens", turn, what)
         for turn, what in check_ratings(self._left, self._sent, self._ends):
@@ -391,34 +385,6 @@ class ChatCheck:
                 yield self._violation("misled", turn, "a reader missed an event")
 
     # -- running --------------------------------------------------------------------------------
-
-    def _check_runs(self) -> Iterator[Violation]:
-        """A turn has a second attempt only if something disturbed the first."""
-        started: dict[str, list[tuple[int, str, float]]] = {}
-        for event in self._left.events:
-            if isinstance(event, TurnStarted):
-                at_ms = float(event.event_id.partition("-")[0])
-                started.setdefault(event.turn_id, []).append((event.attempt, event.worker, at_ms))
-        failed = {(call.turn_id, call.attempt) for call in self._left.calls if call.error}
-        for turn, attempts in started.items():
-            for (attempt, worker, from_ms), (later, _, to_ms) in pairwise(attempts):
-                if later == attempt or (turn, attempt) in failed:
-                    continue
-                if not self._explained(worker, from_ms, to_ms):
-                    yield self._violation(
-                        "run twice", turn, f"attempt {attempt} of {worker} was let alone"
-                    )
-
-    def _explained(self, worker: str, from_ms: float, to_ms: float) -> bool:
-        for each in self._disturbances:
-            begins_ms = each.from_ms
-            if each.kind == "term":
-                begins_ms += _DRAIN_MS - 500
-            if begins_ms > to_ms or each.to_ms < from_ms - 3_000:
-                continue
-            if each.worker == worker or each.kind in HITS_REDIS:
-                return True
-        return False
 
 
 def _agrees(screen: str, end: AnyTerminal) -> bool:

@@ -78,7 +78,7 @@ async def find_room(
     grants = grants_of(parts, lease, chosen.plan, payer, context)
     asked = [(chosen, grants, await grants.ask() if asks else 0.0)]
     is_bound = len(parts.pool) == 1 or _owner(progress.messages) is not None
-    if is_bound or grants.waits_for == "tenant_limit":  # that is the same with all of them
+    if is_bound or grants.waits_for == "tenant_limit":  # the same with all of them
         return asked[0]
     if not asked[0][2]:
         _leave_others(parts, caller_of(lease, payer), chosen.plan)
@@ -88,9 +88,8 @@ async def find_room(
         if member == chosen.plan.member:
             continue
         provider = f"{member.base_url} {chosen.plan.settings.model}"
-        if provider != chosen.provider and await parts.breakers.wait_s(
-            provider, lease.conversation_id
-        ):
+        name = lease.conversation_id
+        if provider != chosen.provider and await parts.breakers.wait_s(provider, name):
             continue
         other = Chosen(chosen.plan.with_member(member), provider, 0.0)
         grants = grants_of(parts, lease, other.plan, payer, context)
