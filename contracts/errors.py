@@ -8,6 +8,7 @@ TurnlineError
 │   ├── InboxFull                     too many turns wait in this conversation
 │   ├── QueueFull                     too many conversations wait in this shard
 │   ├── QueueLate                     conversations wait too long for a worker in this shard
+│   ├── TenantFull                    too many conversations of the tenant wait in this shard
 │   ├── BudgetExceeded                the conversation, its tenant or the fleet may spend no more
 │   └── StoreFull                     Redis has no memory left and evicts nothing
 ├── TurnIdReused                      the id belongs to an earlier turn with another content
@@ -64,6 +65,10 @@ class InboxFull(Refused):
 
 class QueueFull(Refused):
     """As many conversations as allowed already wait in this shard."""
+
+
+class TenantFull(Refused):
+    """As many conversations of this tenant as it may have already wait to begin in this shard."""
 
 
 class QueueLate(Refused):

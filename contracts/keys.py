@@ -38,6 +38,9 @@ class ShardKeys(NamedTuple):
     """Sorted set, expires: tenants that have more to do than may run at once; see claim.lua."""
     held_prefix: str
     """Followed by a tenant: sorted set, expires: job ids that wait for others of the tenant."""
+    waiting: str
+    """Sorted set, expires: tenant, line feed, job id of conversations that wait to begin, where
+    their number is limited; see submit.lua."""
     running_prefix: str
     """Followed by a tenant: sorted set, expires: job ids that were claimed, where that is
     limited."""
@@ -140,6 +143,8 @@ class ConversationKeys(NamedTuple):
     """As in `ShardKeys`."""
     shares: str
     """As in `ShardKeys`."""
+    waiting: str
+    """As in `ShardKeys`."""
     job_id: str
     """Not a key: the member in the queue."""
 
@@ -200,6 +205,7 @@ def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
         fleet=base + "fleet",
         spend_prefix=base + "spend:",
         exhausted=base + "exhausted",
+        waiting=base + "wait",
         written=written_key(tag),
         schedules=base + "schedules",
         ticks=base + "ticks",
@@ -238,6 +244,7 @@ def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
         shard + "fleet",
         shard + "exhausted",
         shard + "shares",
+        shard + "wait",
         job_id,
     )
 

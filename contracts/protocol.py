@@ -25,6 +25,7 @@ from turnline.contracts.errors import (
     QueueFull,
     QueueLate,
     Refused,
+    TenantFull,
     TurnIdReused,
 )
 from turnline.contracts.job_format import conversation_job
@@ -105,6 +106,7 @@ class Limits(NamedTuple):
 
 _REFUSALS: Mapping[str, tuple[type[Refused], str, float]] = {
     "busy": (ConversationBusy, "{id} has a turn running or waiting", 1),
+    "tenant_full": (TenantFull, "{n} conversations of this tenant already wait in this shard", 5),
     "inbox_full": (InboxFull, "{n} messages already wait in {id}", 5),
     "queue_full": (QueueFull, "{n} conversations already wait in this shard", 10),
     "queue_late": (QueueLate, "conversations wait for {s:.0f} s in this shard", 10),
@@ -370,7 +372,6 @@ class Requests:
                 queue_limit=limits.queue,
                 retention_ms=limits.retention_ms,
                 log_limit=limits.records,
-                channel=shard.channel_prefix,
                 conversation=message.conversation_id,
                 age_limit_ms=int(limits.queue_age_s * 1000),
                 trace_id=trace_id,

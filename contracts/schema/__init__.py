@@ -238,7 +238,7 @@ def _message(struct: type[msgspec.Struct]) -> dict[str, Any]:
 
 def _arguments() -> dict[str, str]:
     """Return what a producer passes for each of submit.lua's arguments."""
-    limits, shard = Limits(), _named_shard()
+    limits = Limits()
     return {
         "job_id": _named_conversation().job_id,
         "turn_id": "the message's `turn_id`, which must be in it",
@@ -250,7 +250,6 @@ def _arguments() -> dict[str, str]:
         "queue_limit": str(limits.queue),
         "retention_ms": str(limits.retention_ms),
         "log_limit": str(limits.records),
-        "channel": shard.channel_prefix,
         "conversation": _CONVERSATION,
         "age_limit_ms": str(int(limits.queue_age_s * 1000)),
         "trace_id": "the trace id in the message's `traceparent`, 32 hexadecimal digits, or ''",

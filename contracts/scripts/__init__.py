@@ -200,7 +200,6 @@ class SubmitArgs(NamedTuple):
     queue_limit: int
     retention_ms: int
     log_limit: int
-    channel: str
     conversation: str
     age_limit_ms: int
     trace_id: str

@@ -20,8 +20,10 @@ KEYS[13]  queue        zset    job id -> due time, ms
 KEYS[14]  wake         list    job ids, for idle workers of the version before; expires
 KEYS[15]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
 KEYS[16]  fleet        hash    shards, from, earlier: how many shards the fleet has, is moved from, and had
-KEYS[17]  exhausted    hash    budget -> `<until, ms> <end, ms> <JSON>`: those that are used up; `tenants` if one is a tenant's
+KEYS[17]  exhausted    hash    budget -> `<until, ms> <end, ms> <JSON>`: those that are used up; `w:<tenant>`, `w:*` for others ->
+          the same times and how many conversations may wait; `tenants` if there is one of a tenant
 KEYS[18]  shares       zset    `<i or b>:<tenant>` -> place of its next turn, while workers are busy; see claim.lua
+KEYS[19]  waiting      zset    `<tenant>`, a line feed and the job id of conversations that wait to begin, where that is limited
 
 ARGV[1]   job_id        str    member of the queue
 ARGV[2]   turn_id       str    idempotency key
@@ -33,15 +35,14 @@ ARGV[7]   inbox_limit   int    messages that may wait in the conversation
 ARGV[8]   queue_limit   int    conversations that may be on the queue
 ARGV[9]   retention_ms  int    sliding expiry of the conversation's keys
 ARGV[10]  log_limit     int    turn records kept per conversation
-ARGV[11]  channel       str    prefix of the holders' channels
-ARGV[12]  conversation  str    what is published to the holder
-ARGV[13]  age_limit_ms  int    time for which a due conversation may wait for a worker
-ARGV[14]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
-ARGV[15]  shards        int    number of shards by which the producer found this one
-ARGV[16]  told_from     int    how many shards the fleet is moved from, as the producer knows; 0 if it is not. It waits
+ARGV[11]  conversation  str    what is published to the holder
+ARGV[12]  age_limit_ms  int    time for which a due conversation may wait for a worker
+ARGV[13]  trace_id      str    of the message's traceparent, hexadecimal; '' if it has none
+ARGV[14]  shards        int    number of shards by which the producer found this one
+ARGV[15]  told_from     int    how many shards the fleet is moved from, as the producer knows; 0 if it is not. It waits
           while the conversation is on its way; and in the new shard, the old one has said that it is not there
-ARGV[17]  deliver_at_ms  int  when the message takes its place; at once if that is not to come
-ARGV[18]  lane          str    'i:', or 'b:' if it is batch, and its tenant; 'c:' and that of its settings; '' for neither
+ARGV[16]  deliver_at_ms  int  when the message takes its place; at once if that is not to come
+ARGV[17]  lane          str    'i:', or 'b:' if it is batch, and its tenant; 'c:' and that of its settings; '' for neither
 
 Returns
   {'accepted', ahead, cursor}      the message is in; `ahead` messages stand before it, as it is now
@@ -52,6 +53,7 @@ Returns
       ask again; nothing written
   {'busy', ahead, ''}              act is 'reject' and the conversation is not idle; nothing written
   {'budget_exceeded', ms, about}   nothing is left of a budget for so long; `about` is JSON; nothing written
+  {'tenant_full', count, ''}       as many conversations of the tenant wait to begin as may; nothing written
   {'inbox_full', ahead, ''}        nothing written
   {'queue_full', on_queue, ''}     nothing written
   {'queue_late', waited_ms, ''}    the first in the queue has been due for so long, and its turn would not come before
@@ -70,10 +72,11 @@ Invariants
   I9  a conversation in which one message that waits is interactive is not batch; a delayed one waits from its time on
 ]]
 local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
-  wake, idle, fleet, exhausted, shares = unpack(KEYS)
+  wake, idle, fleet, exhausted, shares, waiting = unpack(KEYS)
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
-  log_limit, channel, conversation, age_limit_ms, trace_id, shards, told_from, deliver_at_ms,
+  log_limit, conversation, age_limit_ms, trace_id, shards, told_from, deliver_at_ms,
   lane = unpack(ARGV)
+local channel = string.match(queue, '^(.*:)queue$') .. 'news:'  -- and a worker id: there holders hear of messages
 local kind, named = string.match(lane, '^([ibc]):(.*)$')
 local is_turn = kind == 'i' or kind == 'b'
 
@@ -118,15 +121,18 @@ local function notify(worker_id)
   end
 end
 
--- Return what is said of a budget that is used up, and for how long it is.
+-- Return what is said of a budget that is used up, and for how long it is. Else nil, how many conversations of the
+-- tenant may wait, if that is limited, and the tenant.
 local function used_up(now)
-  local marks = redis.pcall('HMGET', exhausted, 'fleet', 'c:' .. conversation, 't:' .. named, 'tenants')
+  local marks = redis.pcall('HMGET', exhausted, 'fleet', 'c:' .. conversation, 't:' .. named, 'w:' .. named, 'w:*',
+    'tenants')
   if marks.err then
     return nil
   end
-  if named == '' and marks[4] then
-    local tenant = redis.call('HGET', state, 'tenant')
-    marks[3] = tenant and redis.call('HGET', exhausted, 't:' .. tenant)
+  local tenant = named
+  if named == '' and marks[6] then
+    tenant = redis.call('HGET', state, 'tenant') or ''
+    marks[3], marks[4] = unpack(redis.call('HMGET', exhausted, 't:' .. tenant, 'w:' .. tenant))
   end
   for n = 1, 3 do
     local lasts, ends, about = string.match(marks[n] or '', '^(%d+) (%d+) (.*)$')
@@ -134,6 +140,18 @@ local function used_up(now)
       return about, ends - now
     end
   end
+  for n = 4, 5 do
+    local lasts, most = string.match(marks[n] or '', '^(%d+) %d+ (%d+)$')
+    if lasts and tonumber(lasts) > now then
+      return nil, tonumber(most), tenant
+    end
+  end
+end
+
+-- Count the conversations of a tenant that wait to begin; where others made something else of the key, none.
+local function count_waiting(tenant)
+  local count = redis.pcall('ZLEXCOUNT', waiting, '[' .. tenant .. '\n', '(' .. tenant .. '\v')
+  return type(count) == 'number' and count or 0
 end
 
 -- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
@@ -268,10 +286,16 @@ end
 if act == 'reject' and (ahead > 0 or holder) then
   return {'busy', ahead, ''}
 end
+local whose_limit
 if is_turn and tonumber(deliver_at_ms) <= now then  -- else it is looked at in its time
-  local about, left = used_up(now)
+  local about, left, limited = used_up(now)
   if about then
     return {'budget_exceeded', left, about}
+  end
+  whose_limit = not score and limited
+  local count = whose_limit and count_waiting(limited) or 0
+  if whose_limit and count >= left then
+    return {'tenant_full', count, ''}
   end
 end
 if redis.call('XLEN', inbox) + delayed >= tonumber(inbox_limit) then
@@ -352,6 +376,10 @@ if next_lane ~= former then
 end
 for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
   redis.call('PEXPIRE', key, kept)
+end
+if whose_limit then
+  redis.pcall('ZADD', waiting, 0, whose_limit .. '\n' .. job_id)
+  redis.call('PEXPIRE', waiting, 86400000)
 end
 local ends_wait = deferred and (parked == 'input' or parked == 'later' or (parked and is_control))
 if is_delayed then

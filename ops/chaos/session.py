@@ -45,6 +45,7 @@ tokens = {_TURN_TOKENS}
 concurrency = 12
 [tenants.acme]
 concurrency = 3
+waiting = 5
 weight = 2
 [tenants.globex]
 rate = "5rps+400_000tpm"

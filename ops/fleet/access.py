@@ -11,7 +11,7 @@ _PRODUCER: Final = (
     "del eval evalsha get hdel hget hgetall hmget hset lpush lrange lrem ltrim pexpire "
     "publish rpush script|load set spublish ssubscribe sunsubscribe time wait xack xadd xautoclaim "
     "xdel xgroup|create xlen xrange xread xreadgroup xrevrange zadd zcard zcount zmscore "
-    "zpopmin zrange zrangebyscore zrem zscore"
+    "zlexcount zpopmin zrange zrangebyscore zrem zscore"
 )
 _OPERATOR: Final = "dump exists lindex mget pttl restore scan"
 """Beside what producers call."""

@@ -74,7 +74,7 @@ def _used_up(marks: Iterable[tuple[bytes, bytes]], now_ms: int) -> Iterable[Used
     for field, mark in marks:
         kind, _, name = field.decode(errors="replace").partition(":")
         words = mark.split(b" ", 2)
-        if len(words) == 3 and words[0].isdigit() and int(words[0]) > now_ms:
+        if kind != "w" and len(words) == 3 and words[0].isdigit() and int(words[0]) > now_ms:
             with suppress(msgspec.DecodeError, UnicodeDecodeError):  # others wrote that
                 about = _decode_about(words[2])
                 yield UsedUp(

@@ -43,8 +43,9 @@ class Links:
         self.refusals = Outage(log, "queue.refused", "queue.accepted", "")
         """Whether some shard's server refuses to have its queue looked at."""
         self.lateness = Lateness(log)
-        self.tenants: Callable[[], tuple[str, str]] = lambda: ("", "")
-        """Weights that are not 1, and conversations that may run at once: JSON, '' for none."""
+        self.tenants: Callable[[], tuple[str, str, str]] = lambda: ("", "", "")
+        """Weights that are not 1, conversations that may run at once, and that may wait to begin:
+        JSON, '' for none."""
 
     async def aclose(self) -> None:
         """Stop the heartbeat, wait for what is under way, and close the connections."""

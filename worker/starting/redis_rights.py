@@ -44,8 +44,10 @@ COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
     "ZADD": (1, "m"),
     "ZCARD": (),
     "ZCOUNT": (1, 1),
+    "ZLEXCOUNT": ("-", "+"),
     "ZMSCORE": ("m",),
     "ZPOPMIN": (),
+    "ZRANDMEMBER": (1,),
     "ZRANGE": (0, 0),
     "ZRANGEBYSCORE": (1, 1),
     "ZRANK": ("m",),
@@ -110,7 +112,7 @@ def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
         yield key.replace(CONVERSATION, "*"), key
     for key in (shard.queue, shard.wake, shard.idle, shard.order, shard.shares, shard.token):
         yield key, key
-    for key in (shard.held, shard.dead, shard.workers):
+    for key in (shard.held, shard.waiting, shard.dead, shard.workers):
         yield key, key
     for key in (shard.tool_calls, shard.breakers, shard.limits, shard.traces, shard.exhausted):
         yield key, key

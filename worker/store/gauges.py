@@ -64,7 +64,11 @@ async def read_gauges(batcher: ScriptBatcher, shard: ShardKeys) -> ShardGauges:
         dead=int(dead),
         breakers_open=len(is_open),
         held=sum(held),
-        used_up=sum(_lasts_ms(it) > now_ms for it in marks[1::2]),
+        used_up=sum(
+            _lasts_ms(mark) > now_ms
+            for field, mark in zip(marks[::2], marks[1::2], strict=True)
+            if not field.startswith(b"w:")  # that says how many may wait
+        ),
     )
 
 

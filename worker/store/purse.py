@@ -80,9 +80,10 @@ class Purse:
         """Sums over both, by tenant."""
         self._own_fleet = Spent()
 
-    def tenants(self) -> tuple[str, str]:
-        """Return weights of tenants, and how many conversations run at once, as `Budgets` do."""
-        return self._file.weights, self._file.concurrency(self._layout.shards)
+    def tenants(self) -> tuple[str, str, str]:
+        """Return weights of tenants, and how many run at once and may wait, as `Budgets` do."""
+        shards = self._layout.shards
+        return self._file.weights, self._file.concurrency(shards), self._file.waiting(shards)
 
     def of(self, tenant: str) -> ProviderLimits | None:
         """Return what a tenant's calls may use, as the `Rules` of a limiter."""

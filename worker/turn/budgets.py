@@ -63,14 +63,17 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """From midnight to midnight, UTC."""
     concurrency: Annotated[int, Meta(ge=1, le=1_000)] | None = None
     """Conversations whose turns run at once."""
+    waiting: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    """Conversations that may wait to begin."""
     rate: str | None = None
     """Calls of models, and their tokens, such as `60rpm+100_000tpm`."""
 
     def __post_init__(self) -> None:
         if self.rate is not None:
             rate_of(self.rate)
-        if type(self) is Quota and not (self.day or self.concurrency or self.rate):
-            raise ValueError("it limits nothing: day, concurrency or rate")
+        every = (self.day, self.concurrency, self.waiting, self.rate)
+        if type(self) is Quota and not any(every):
+            raise ValueError("it limits nothing: day, concurrency, waiting or rate")
 
 
 class Tenant(Quota, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,12 +125,18 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
         Each shard has its part, rounded up; `*` is for tenants that have no limit of their own.
         """
-        tables = {"*": self.tenant, **self.tenants}
-        found = {
-            name: math.ceil(it.concurrency / shards)
-            for name, it in tables.items()
-            if it is not None and it.concurrency is not None
-        }
+        return self._parts("concurrency", shards)
+
+    def waiting(self, shards: int) -> str:
+        """Return how many conversations may wait to begin in a shard, in the same way."""
+        return self._parts("waiting", shards)
+
+    def _parts(self, name: Literal["concurrency", "waiting"], shards: int) -> str:
+        found: dict[str, int] = {}
+        for tenant, table in (("*", self.tenant), *self.tenants.items()):
+            limit: int | None = getattr(table, name, None)
+            if limit is not None:
+                found[tenant] = math.ceil(limit / shards)
         return msgspec.json.encode(found).decode() if found else ""
 
     @property
@@ -196,6 +205,8 @@ class BudgetsFile:
         """As `Budgets.weights`."""
         self.concurrency = cache(budgets.concurrency)
         """As `Budgets.concurrency`."""
+        self.waiting = cache(budgets.waiting)
+        """As `Budgets.waiting`."""
 
     async def refresh(self) -> Budgets:
         """Return the budgets; read again, in a thread, if the file changed.

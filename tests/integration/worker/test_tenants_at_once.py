@@ -124,7 +124,7 @@ async def test_who_is_at_work_is_held_back_no_more(redis: Redis, client: TurnCli
     """Though it became due otherwise, as by an interrupt: its next wait is its own."""
     await fill(client, {"a": 4})
     await claimed(redis, 4, concurrency=TWO)
-    await client.submit(Interrupt(conversation_id="a-00003"))
+    await redis.zadd(SHARD.queue, {f"{SHARD.tag}:a-00003": 1})
     await end(redis, "a-00000")
     assert await claimed(redis, 4, concurrency=TWO) == ["a-00003"]
 

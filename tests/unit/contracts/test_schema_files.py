@@ -181,7 +181,7 @@ def test_submitting_needs_nothing_that_is_not_written_there() -> None:
     assert said["job_data"] == job
     assert [row["answer"] for row in document["returns"]] == [
         *("accepted", "duplicate", "elsewhere", "moving"),
-        *("busy", "budget_exceeded", "inbox_full", "queue_full", "queue_late"),
+        *("busy", "budget_exceeded", "tenant_full", "inbox_full", "queue_full", "queue_late"),
     ]
     description = asyncapi()["info"]["description"]
     for row in (*document["keys"], *document["args"]):

@@ -25,6 +25,7 @@ class ClaimArgs(NamedTuple):
     job: str
     weights: str
     concurrency: str
+    crowds: str
 
 
 class ReleaseArgs(NamedTuple):
@@ -74,12 +75,15 @@ def claim(  # noqa: PLR0917  in the order of the script's
     worker_id: str,
     weights: str = "",
     concurrency: str = "",
+    crowds: str = "",
 ) -> Call:
-    """Lease what is due; weights of tenants, and how many run at once, are JSON.
+    """Lease what is due; weights of tenants, and how many run at once or may wait, are JSON.
 
     Source: worker/queue/lua/claim.lua
     """
-    args = ClaimArgs(limit, lease_ms, worker_id, ARQ_IN_PROGRESS, ARQ_JOB, weights, concurrency)
+    args = ClaimArgs(
+        *(limit, lease_ms, worker_id, ARQ_IN_PROGRESS, ARQ_JOB), weights, concurrency, crowds
+    )
     return _claim(shard, args)
 
 

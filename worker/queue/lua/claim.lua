@@ -10,8 +10,6 @@ KEYS[5]  order  zset    job ids that are due and wait -> place, a virtual time: 
          when a delayed message for people is due in its conversation: then it gets another place
 KEYS[6]  shares  zset   `<i or b>:<tenant>` -> place of its next turn; `i` and `b` -> place of the last turn that
          was claimed, interactive or batch; `placed` -> time (ms) of what was last given a place
-KEYS[7]  held   zset   tenants of whom conversations wait that would be more at once than they may -> when that was
-         last looked at, ms
 
 ARGV[1]  limit        int  jobs to claim at most
 ARGV[2]  lease_ms     int
@@ -21,12 +19,21 @@ ARGV[5]  job          str  prefix of ARQ's job keys
 ARGV[6]  weights      str  JSON, tenant -> weight, where that is not 1; '' for none
 ARGV[7]  concurrency  str  JSON, tenant -> conversations that may run at once, `*` for those that are not named; '' for no
          limits
+ARGV[8]  crowds       str  JSON, tenant -> conversations that may wait to begin, likewise
 
 Of conversations that are due, the hash `state` is read: `lane` is `<i or b>:<tenant>`, `head` is set once a turn
 has begun; `rises` is `<ms> i:<tenant>`, when the first delayed message for people is due; `tenant` is the
-conversation's, for that if it names none. With limits, `parked` is set while a conversation is held back, and there is
-for each tenant, with its name behind the queue's base: `running:`, zset, job id -> since when (ms); `held:`, zset, job
-id -> place.
+conversation's, for that if it names none.
+
+With limits of tenants, `parked` is set while a conversation is held back, and behind the queue's base there are
+    held              zset  tenants of whom conversations wait that would be more at once than they may -> when that was
+                      last looked at, ms
+    held:<tenant>     zset  job ids of these -> place
+    running:<tenant>  zset  job ids that were claimed -> since when, ms
+    wait              zset  `<tenant>`, a line feed and the job id of conversations that wait to begin
+    exhausted         hash  `w:<tenant>`, `w:*` for others -> `<until, ms> <until, ms> <count>`: how many conversations may
+                      wait to begin; `told` -> when that was said, ms; `tenants`, as there is one of a tenant; see
+                      submit.lua
 
 Returns
   {'claimed', next_ms, late_ms, job_id, lease, payload, ...}  three items per job; `lease` is
@@ -52,10 +59,12 @@ Invariants
   I8  whatever `order` and `shares` say, or have lost, each entry of the queue is found: the oldest that are due
       are given places each time
 ]]
-local queue, token, wake, idle, order, shares, held = unpack(KEYS)
-local limit, lease_ms, worker_id, in_progress, job, weights, concurrency = unpack(ARGV)
+local queue, token, wake, idle, order, shares = unpack(KEYS)
+local limit, lease_ms, worker_id, in_progress, job, weights, concurrency, crowds = unpack(ARGV)
 local BATCH, RISING, MOST, MOST_APART, KEPT_MS, HELD_MS, ROOM_MS = 2 ^ 40, 2 ^ 50, 1000, 100, 86400000, 60000, 250
+local TOLD_MS, TELL_MS, TIDY = 60000, 20000, 20
 local base, tag = string.match(queue, '^(.*({.*}:))queue$')
+local held, exhausted, waiting = base .. 'held', base .. 'exhausted', base .. 'wait'
 limit = math.min(MOST, tonumber(limit))
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
@@ -212,6 +221,29 @@ local function let_go()
   end
 end
 
+-- Have producers know how many conversations of a tenant may wait to begin, and drop some that do no more.
+local function bound_waiting()
+  local told = redis.pcall('HGET', exhausted, 'told')
+  if type(told) == 'table' then
+    redis.call('DEL', exhausted)
+    told, repaired = nil, true
+  end
+  if not within(told, now - TELL_MS, now) then
+    for tenant, most_of in pairs(cjson.decode(crowds)) do
+      redis.call('HSET', exhausted, 'w:' .. tenant, string.format('%.0f %.0f %d', now + TOLD_MS, now + TOLD_MS, most_of))
+    end
+    redis.call('HSET', exhausted, 'told', now, 'tenants', 1)
+    redis.call('PEXPIRE', exhausted, TOLD_MS)
+  end
+  count_of(waiting)
+  for _, member in ipairs(redis.call('ZRANDMEMBER', waiting, TIDY)) do
+    local id = string.match(member, '\n(.*)$')
+    if not id or not redis.call('ZSCORE', queue, id) or redis.call('PTTL', in_progress .. id) ~= -2 then
+      redis.call('ZREM', waiting, member)
+    end
+  end
+end
+
 -- Lease it, unless it is not due, another one has it, or it is held back; returns whether it was.
 local function claim(id, at)
   local holder = in_progress .. id
@@ -225,8 +257,13 @@ local function claim(id, at)
     return false
   end
   local kind, tenant, begun
-  if most then
+  if most or crowds ~= '' then
     kind, tenant, begun = lane_of(id)
+  end
+  if crowds ~= '' then
+    redis.call('ZREM', waiting, tenant .. '\n' .. id)
+  end
+  if most then
     if begun ~= 'not a conversation' and room_of(tenant) < 1 then
       hold(id, kind, tenant, at)
       return false
@@ -361,6 +398,9 @@ local function claim_in_order(ids)
   redis.call('PEXPIRE', shares, KEPT_MS)
 end
 
+if crowds ~= '' then
+  bound_waiting()
+end
 if most then
   for _, key in ipairs({order, shares, held}) do
     count_of(key)
