@@ -93,6 +93,17 @@ async def test_a_limit_for_all_others(redis: Redis, client: TurnClient) -> None:
     assert found == {"a": 2, "b": 1, "": 1}
 
 
+async def test_what_is_no_conversation_takes_no_place(redis: Redis, client: TurnClient) -> None:
+    """Jobs of ARQ, which are nobody's."""
+    await fill(client, {"": 3})
+    conversations = [f"{SHARD.tag}:-{n:05}" for n in range(3)]
+    await redis.zadd(SHARD.queue, dict.fromkeys(conversations, 3) | {"job": 2, conversations[0]: 1})
+
+    items = await run(redis, claim(SHARD, 9, 60_000, "w", concurrency=json.dumps({"*": 2})))
+
+    assert [it.decode() for it in items[3::3]] == [conversations[0], "job", conversations[1]]
+
+
 async def test_without_the_limit_all_is_found(redis: Redis, client: TurnClient) -> None:
     """As when the file has another one now, or what was noted is lost: a minute later at most."""
     await fill(client, {"a": 5})

@@ -263,8 +263,8 @@ local function claim(id, at)
   if crowds ~= '' then
     redis.call('ZREM', waiting, tenant .. '\n' .. id)
   end
-  if most then
-    if begun ~= 'not a conversation' and room_of(tenant) < 1 then
+  if most and begun ~= 'not a conversation' then
+    if room_of(tenant) < 1 then
       hold(id, kind, tenant, at)
       return false
     end
