@@ -44,6 +44,18 @@ async def test_more_than_may_wait_are_refused(redis: Redis, client: TurnClient) 
         await client.submit(message("evenmore", "a"))
 
 
+async def test_who_is_held_back_still_waits(redis: Redis, client: TurnClient) -> None:
+    """For others of its tenant that run: it has not begun."""
+    await told(redis)
+    await fill(client, {"a": 3})
+    one = json.dumps({"a": 1})
+
+    assert await claimed(redis, 9, concurrency=one, crowds=THREE) == ["a-00000"]
+    await client.submit(message("third", "a"))
+    with pytest.raises(TenantFull):
+        await client.submit(message("fourth", "a"))
+
+
 async def test_who_is_in_is_not_refused(redis: Redis, client: TurnClient) -> None:
     """More messages of a conversation that waits or runs, and what is no turn."""
     await told(redis)

@@ -260,9 +260,6 @@ local function claim(id, at)
   if most or crowds ~= '' then
     kind, tenant, begun = lane_of(id)
   end
-  if crowds ~= '' then
-    redis.call('ZREM', waiting, tenant .. '\n' .. id)
-  end
   if most and begun ~= 'not a conversation' then
     if room_of(tenant) < 1 then
       hold(id, kind, tenant, at)
@@ -271,6 +268,9 @@ local function claim(id, at)
     rooms[tenant] = rooms[tenant] and rooms[tenant] - redis.call('ZADD', base .. 'running:' .. tenant, now, id)
     redis.call('PEXPIRE', base .. 'running:' .. tenant, KEPT_MS)
     redis.pcall('ZREM', base .. 'held:' .. tenant, id)
+  end
+  if crowds ~= '' then
+    redis.call('ZREM', waiting, tenant .. '\n' .. id)
   end
   local lease = string.format('%.0f %s', next_token(), worker_id)
   redis.call('SET', holder, lease, 'PX', lease_ms)
