@@ -76,7 +76,7 @@ def test_a_planned_failover_asks_none_that_was_held_up(sentinels: Sentinels) -> 
     """Such a one does nothing for 30 s (TILT), though it says OK."""
     former, held_up = sentinels.primary, sentinels.sentinels[0]
     held_up.freeze()
-    time.sleep(2.5)
+    time.sleep(2.5)  # a clock that jumps by more than two seconds is what it notices
     held_up.wake()
     wait_until_sync(lambda: held_up.ask("INFO", "sentinel")["sentinel_tilt"], "it has noticed")
 
