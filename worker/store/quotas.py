@@ -28,11 +28,14 @@ class WithinQuota:
         own = await self._quotas.reserve(who.tenant, who, prompt, most_output)
         if not isinstance(own, Grant):
             return TenantWait(own)
-        granted = await self._limiter.reserve(model, who, prompt, most_output)
-        if isinstance(granted, Grant):
-            granted.own = own
-        else:
-            self._quotas.settle(own, None)
+        granted: Grant | float = 0.0
+        try:
+            granted = await self._limiter.reserve(model, who, prompt, most_output)
+        finally:  # also where the wait is cancelled
+            if isinstance(granted, Grant):
+                granted.own = own
+            else:
+                self._quotas.settle(own, None)
         return granted
 
     def sent(self, grant: Grant) -> None:

@@ -5,12 +5,14 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from tests.integration.worker.test_fair_order import message
 from tests.support.driving import SHARD, Hand, ended, fleet, limiter_on, requests
+from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted, TurnFailed
 from turnline.ops.cli.app import turnline
 from turnline.ops.simulator import Simulator
@@ -93,6 +95,24 @@ async def test_waiting_for_the_provider_uses_up_nothing(limited: Hand) -> None:
     limited.limiter._limiter = limiter_on(limited.batcher, "*=100rps", key="another")  # type: ignore[attr-defined]
     assert isinstance(await ask(limited, "y", "a"), Grant)
     assert isinstance(await ask(limited, "z", "a"), Grant)
+
+
+async def test_a_wait_that_is_cancelled_uses_up_nothing(limited: Hand) -> None:
+    """As by an interrupt, while the provider has no room."""
+    limits: Any = limited.limiter
+    limits._limiter = limiter_on(limited.batcher, "*=1rps", key="slow")
+    for who in ("x", "y"):
+        await ask(limited, who, "t" if who == "x" else "a")
+    budget = limits._limiter._budgets["grok-4.3"]
+    before_s = budget.waited_s
+    waiting = asyncio.create_task(ask(limited, "y", "a"))
+    await wait_until(lambda: budget.waited_s > before_s, "it waits for the provider")
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+    limits._limiter = limiter_on(limited.batcher, "*=100rps", key="another")
+    for who in ("y", "z"):
+        assert isinstance(await ask(limited, who, "a"), Grant)
 
 
 async def test_a_call_that_is_not_made_uses_up_nothing(limited: Hand) -> None:
