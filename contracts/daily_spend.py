@@ -7,6 +7,7 @@ A hash per shard and day (`ShardKeys.spend_prefix`), with a field for each count
 import datetime as dt
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -63,19 +64,31 @@ class Question(NamedTuple):
 
 def day_of(at_ms: int) -> str:
     """Return the day (UTC) of a moment, ms since the Unix epoch."""
-    return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).date().isoformat()
+    return _name_of(at_ms // 86_400_000)
+
+
+@lru_cache(4)
+def _name_of(days: int) -> str:
+    return (dt.date(1970, 1, 1) + dt.timedelta(days)).isoformat()
 
 
 def spent_by(calls: Iterable[CallEntry]) -> list[tuple[bytes, int]]:
     """Return what a day's hash grows by with these calls: fields and amounts, none of them 0."""
-    sums: dict[tuple[str, str, str, str], int] = {}
+    sums: dict[bytes, int] = {}
     for call in calls:
-        usage = call.usage
-        for name in COUNTERS:
-            if amount := 1 if name == "calls" else getattr(usage, name):
-                field = (call.tenant, call.agent, call.model, name)
+        amounts = (1, *msgspec.structs.astuple(call.usage))
+        for field, amount in zip(
+            _fields(call.tenant, call.agent, call.model), amounts, strict=True
+        ):
+            if amount:
                 sums[field] = sums.get(field, 0) + amount
-    return [(_encode(field), amount) for field, amount in sums.items() if amount]
+    return [(field, amount) for field, amount in sums.items() if amount]
+
+
+@lru_cache(1_024)
+def _fields(tenant: str, agent: str, model: str) -> tuple[bytes, ...]:
+    """Return the fields of all counters, in their order."""
+    return tuple(_encode((tenant, agent, model, name)) for name in COUNTERS)
 
 
 def read_fields(found: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[str, str, str], str, int]]:

@@ -7,6 +7,7 @@ Fleets that share a server have prefixes: `{<prefix>-s<n>}`.
 
 import re
 import zlib
+from functools import lru_cache
 from typing import NamedTuple
 
 PREFIX = "turnline"
@@ -220,6 +221,7 @@ def written_key(tag: str) -> str:
     return f"{PREFIX}:{tag}:written"
 
 
+@lru_cache(256)
 def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
     """Return the names of one conversation in the shard with this hash tag."""
     shard = f"{PREFIX}:{tag}:"

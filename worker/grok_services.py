@@ -96,7 +96,7 @@ class GrokServices:
             options=ResponsesOptions(
                 cache_key=conversation_id,
                 owner=member.owner,
-                server_tools=msgspec.to_builtins(settings.server_tools or ()),
+                server_tools=msgspec.to_builtins(tools) if (tools := settings.server_tools) else (),
                 max_output_tokens=settings.max_output_tokens,
                 summary=bool(settings.reasoning_summary),
             ),

@@ -2,16 +2,17 @@
 submit: accept one message into a conversation's inbox, once, and put the conversation on the queue.
 
 KEYS[1]   inbox        stream  accepted messages not yet committed
-KEYS[2]   state        hash    `leaving` is until when (ms) it is being moved; `parked` is set while a turn waits
+KEYS[2]   state        hash    `leaving` is until when (ms) it is being moved; `kept` is when (ms) all keys of the
+          conversation were given their time; `last` is the id of the newest event; `parked` is set while a turn waits
           for input, or all for their time; `tenant` of its settings, as the last message says; `lane`,
-          `<i or b>:<tenant>`, by which it gets its next turn; `rises`, `<ms> i:<tenant>`: when the first delayed message
-          for people is due
+          `<i or b>:<tenant>`, by which it gets its next turn; `delayed` is set while `later` may hold something; `rises`,
+          `<ms> i:<tenant>`: when the first delayed message for people is due
 KEYS[3]   context      list    only its expiry is moved
 KEYS[4]   steps        list    only its expiry is moved
 KEYS[5]   turns        hash    turn id -> record (JSON)
 KEYS[6]   log          list    turn ids in the order accepted
 KEYS[7]   calls        list    only its expiry is moved
-KEYS[8]   events       stream  its last id is the cursor a reader starts from
+KEYS[8]   events       stream  the id of its newest entry is the cursor a reader starts from
 KEYS[9]   later        zset    delayed message -> due time, ms
 KEYS[10]  copies       list    only its expiry is moved
 KEYS[11]  job          string  ARQ's job
@@ -76,7 +77,7 @@ local inbox, state, context, steps, turns, log, calls, events, later, copies, jo
 local job_id, turn_id, message, digest, act, job_data, inbox_limit, queue_limit, retention_ms,
   log_limit, conversation, age_limit_ms, trace_id, shards, told_from, deliver_at_ms,
   lane = unpack(ARGV)
-local channel = string.match(queue, '^(.*:)queue$') .. 'news:'  -- and a worker id: there holders hear of messages
+local channel  -- and a worker id: there holders hear of messages
 local kind, named = string.match(lane, '^([ibc]):(.*)$')
 local is_turn = kind == 'i' or kind == 'b'
 
@@ -123,7 +124,7 @@ end
 
 -- Return what is said of a budget that is used up, and for how long it is. Else nil, how many conversations of the
 -- tenant may wait, if that is limited, and the tenant.
-local function used_up(now)
+local function used_up(now, of_settings)
   local marks = redis.pcall('HMGET', exhausted, 'fleet', 'c:' .. conversation, 't:' .. named, 'w:' .. named, 'w:*',
     'tenants')
   if marks.err then
@@ -131,7 +132,7 @@ local function used_up(now)
   end
   local tenant = named
   if named == '' and marks[6] then
-    tenant = redis.call('HGET', state, 'tenant') or ''
+    tenant = of_settings or ''
     marks[3], marks[4] = unpack(redis.call('HMGET', exhausted, 't:' .. tenant, 'w:' .. tenant))
   end
   for n = 1, 3 do
@@ -148,108 +149,16 @@ local function used_up(now)
   end
 end
 
--- Count the conversations of a tenant that wait to begin; where others made something else of the key, none.
-local function count_waiting(tenant)
-  local count = redis.pcall('ZLEXCOUNT', waiting, '[' .. tenant .. '\n', '(' .. tenant .. '\v')
-  return type(count) == 'number' and count or 0
-end
-
--- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
--- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
--- nil if there is none.
-local function take_due(now)
-  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
-  if not first[2] or tonumber(first[2]) > now then
-    return tonumber(first[2])
-  end
-  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-  local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
-    local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
-    if turn_id then  -- else others wrote that
-      own = own == '' and 'i:' or string.sub(own, 2)
-      own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
-      local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
-      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
-        unpack(more))
-      if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
-        lane = own
-        redis.call('HSET', state, 'lane', lane)
-      end
-    end
-    redis.call('ZREM', later, member)
-  end
-  local rises_at = tonumber(string.match(rises or '', '^%d+'))
-  if rises_at and rises_at <= now then  -- that was taken: find the next one for people
-    local found, from = nil, 0
-    repeat
-      local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
-      for n = 1, #page, 2 do
-        local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
-        if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
-          found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
-        end
-      end
-      from = from + 64
-    until found or not page[127]
-    if found then
-      redis.call('HSET', state, 'rises', found)
-    else
-      redis.call('HDEL', state, 'rises')
-    end
-  end
-  return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
-end
-
--- The keys of a conversation outlive its delayed messages by a day. A time that others wrote may be infinite,
--- or no whole number.
-local function kept_ms(now)
-  local latest = redis.call('ZRANGE', later, -1, -1, 'WITHSCORES')[2]
-  local needed = latest and math.ceil(math.min(latest - now + 86400000, 1e14)) or 0
-  return math.max(tonumber(retention_ms), needed)
-end
-
--- Drop the oldest record, but none of a delayed message that has not been answered: it is known by that when it
--- is sent again.
-local function drop_oldest()
-  local seen = 0
-  repeat
-    local ids = redis.call('LRANGE', log, seen, seen + (seen > 0 and 999 or 0))
-    local records = ids[1] and redis.call('HMGET', turns, unpack(ids))
-    for n, id in ipairs(ids) do
-      if not string.find(records[n] or '', '^{"state":"accepted".*,"deliver_at_ms":%d+}$') then
-        redis.call('LREM', log, 1, id)
-        redis.call('HDEL', turns, id)
-        return
-      end
-    end
-    seen = seen + #ids
-  until not ids[1]
+-- Whether the keys of a conversation were all given their time just now. They expire together.
+local function is_just_kept(kept_at, now)
+  local since = now - (tonumber(kept_at or nil) or 0)
+  return since >= 0 and since < retention_ms / 1000
 end
 
 -- Return the lane of a turn, of which the message says one or not.
 local function whose(own, tenant)
   local kind, named = string.match(own, '^([ib]):(.*)$')
   return (kind or 'i') .. ':' .. (named and named ~= '' and named or tenant or '')
-end
-
--- Return the lane of what is delayed and due first; of several that are due at once, that of one for people.
-local function lane_of_later(tenant, rises)
-  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
-  local at, own = string.match(rises or '', '^(%d+) (.*)$')
-  if not at or tonumber(at) > tonumber(first[2]) then
-    own = string.match(first[1], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ') or ''
-    own = own == '' and 'i:' or string.sub(own, 2)
-  end
-  return whose(own, tenant)
-end
-
--- Whether a turn would be among the next, however many wait: its tenant has no others that do.
-local function is_next(now)
-  local tenant = named and named ~= '' and named or redis.call('HGET', state, 'tenant') or ''
-  local known = redis.pcall('ZMSCORE', shares, 'placed', 'i', 'i:' .. tenant)
-  local placed, claimed, own = unpack(known.err and {} or known)
-  return kind ~= 'b' and placed and now - placed < 10000 and claimed and (not own or own - claimed <= 1)
 end
 
 -- What others wrote there is no number, and says nothing.
@@ -272,15 +181,18 @@ local record = redis.call('HGET', turns, turn_id)
 if record then
   return {'duplicate', 0, record}
 end
-local delayed = redis.call('ZCARD', later)
+local epoch, former, tenant, rises, parked, leaving, may_hold, kept_at, cursor = unpack(
+  redis.call('HMGET', state, 'epoch', 'lane', 'tenant', 'rises', 'parked', 'leaving', 'delayed', 'kept', 'last'))
+local delayed = may_hold and redis.call('ZCARD', later) or 0
 local holder = redis.call('GET', in_progress)
 local score = redis.call('ZSCORE', queue, job_id)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local ahead = redis.call('XLEN', inbox) + (delayed > 0 and redis.call('ZCOUNT', later, '-inf', now) or 0)
+local waiting_here = redis.call('XLEN', inbox)
+local ahead = waiting_here + (delayed > 0 and redis.call('ZCOUNT', later, '-inf', now) or 0)
 local is_due = score and tonumber(score) <= now
 if in_fleet and is_old and ahead == 0 and not holder and not is_due
-  and now < tonumber(redis.call('HGET', state, 'leaving') or 0) then
+  and now < tonumber(leaving or 0) then
   return {'moving', tonumber(in_fleet), rest}
 end
 if act == 'reject' and (ahead > 0 or holder) then
@@ -288,17 +200,19 @@ if act == 'reject' and (ahead > 0 or holder) then
 end
 local whose_limit
 if is_turn and tonumber(deliver_at_ms) <= now then  -- else it is looked at in its time
-  local about, left, limited = used_up(now)
+  local about, left, limited = used_up(now, tenant)
   if about then
     return {'budget_exceeded', left, about}
   end
   whose_limit = not score and limited
-  local count = whose_limit and count_waiting(limited) or 0
-  if whose_limit and count >= left then
-    return {'tenant_full', count, ''}
+  if whose_limit then  -- where others made something else of the key, none wait
+    local count = redis.pcall('ZLEXCOUNT', waiting, '[' .. limited .. '\n', '(' .. limited .. '\v')
+    if type(count) == 'number' and count >= left then
+      return {'tenant_full', count, ''}
+    end
   end
 end
-if redis.call('XLEN', inbox) + delayed >= tonumber(inbox_limit) then
+if waiting_here + delayed >= tonumber(inbox_limit) then
   return {'inbox_full', ahead, ''}
 end
 if not score then
@@ -307,33 +221,115 @@ if not score then
     return {'queue_full', on_queue, ''}
   end
   local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  if first[2] and now - first[2] > tonumber(age_limit_ms) and not is_next(now) then  -- scores of leases lie in the future
-    return {'queue_late', now - first[2], ''}
+  if first[2] and now - first[2] > tonumber(age_limit_ms) then  -- scores of leases lie in the future
+    -- Whether a turn would be among the next, however many wait: its tenant has no others that do.
+    local function is_next(now, of_settings)
+      local tenant = named and named ~= '' and named or of_settings or ''
+      local known = redis.pcall('ZMSCORE', shares, 'placed', 'i', 'i:' .. tenant)
+      local placed, claimed, own = unpack(known.err and {} or known)
+      return kind ~= 'b' and placed and now - placed < 10000 and claimed and (not own or own - claimed <= 1)
+    end
+
+    if not is_next(now, tenant) then
+      return {'queue_late', now - first[2], ''}
+    end
   end
 end
-local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)
-local cursor = last[1] and last[1][1] or '0-0'
+if not cursor then
+  local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', '1')[1]
+  cursor = newest and newest[1] or '0-0'
+end
 local is_control = act == 'interrupt' or act == 'rollback'
+local is_delayed = tonumber(deliver_at_ms) > now
+local take_due, kept_ms, lane_of_later  -- made only where they are needed, since that takes time
+if delayed > 0 or is_delayed then
+  -- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
+  -- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
+  -- nil if there is none.
+  function take_due(now)
+    local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+    if not first[2] then
+      redis.call('HDEL', state, 'delayed')
+    end
+    if not first[2] or tonumber(first[2]) > now then
+      return tonumber(first[2])
+    end
+    local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+    local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
+      local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
+      if turn_id then  -- else others wrote that
+        own = own == '' and 'i:' or string.sub(own, 2)
+        own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
+        local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
+        redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
+          unpack(more))
+        if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
+          lane = own
+          redis.call('HSET', state, 'lane', lane)
+        end
+      end
+      redis.call('ZREM', later, member)
+    end
+    local rises_at = tonumber(string.match(rises or '', '^%d+'))
+    if rises_at and rises_at <= now then  -- that was taken: find the next one for people
+      local found, from = nil, 0
+      repeat
+        local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
+        for n = 1, #page, 2 do
+          local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
+          if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
+            found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
+          end
+        end
+        from = from + 64
+      until found or not page[127]
+      if found then
+        redis.call('HSET', state, 'rises', found)
+      else
+        redis.call('HDEL', state, 'rises')
+      end
+    end
+    return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
+  end
+
+  -- The keys of a conversation outlive its delayed messages by a day. A time that others wrote may be infinite,
+  -- or no whole number.
+  function kept_ms(now)
+    local latest = redis.call('ZRANGE', later, -1, -1, 'WITHSCORES')[2]
+    local needed = latest and math.ceil(math.min(latest - now + 86400000, 1e14)) or 0
+    return math.max(tonumber(retention_ms), needed)
+  end
+
+  -- Return the lane of what is delayed and due first; of several that are due at once, that of one for people.
+  function lane_of_later(tenant, rises)
+    local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+    local at, own = string.match(rises or '', '^(%d+) (.*)$')
+    if not at or tonumber(at) > tonumber(first[2]) then
+      own = string.match(first[1], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ') or ''
+      own = own == '' and 'i:' or string.sub(own, 2)
+    end
+    return whose(own, tenant)
+  end
+end
 if delayed > 0 then
   take_due(now)
+  former, rises = unpack(redis.call('HMGET', state, 'lane', 'rises'))
 end
 local active = is_control and redis.call('XRANGE', inbox, '-', '+', 'COUNT', 1)[1]
 local deferred = score and not holder and not is_due  -- an entry that is due keeps its place
-local parked = deferred and redis.call('HGET', state, 'parked')
-
-local epoch, former, tenant, rises = unpack(redis.call('HMGET', state, 'epoch', 'lane', 'tenant', 'rises'))
 former = former or 'i:'
 if kind == 'c' then
   tenant = named
   redis.call('HSET', state, 'tenant', tenant)
 end
-local is_delayed = tonumber(deliver_at_ms) > now
 local more = {}
 if active then
   more = {[1] = 'on', [2] = active[1], [3] = 'act', [4] = act}
 end
 if is_delayed then
   ahead = redis.call('XLEN', inbox) + redis.call('ZCOUNT', later, '-inf', deliver_at_ms)
+  redis.call('HSET', state, 'delayed', 1)
   redis.call('ZADD', later, deliver_at_ms, string.format('%010d%06d %s %s%s %s',
     clock[1], clock[2], turn_id, digest, lane ~= 'i:' and '/' .. lane or '', message))
   local rises_at = tonumber(string.match(rises or '', '^%d+'))
@@ -352,7 +348,26 @@ end
 redis.call('HSET', turns, turn_id, string.format(
   '{"state":"accepted","accepted_at_ms":%.0f,"after":"%s","digest":"%s","trace_id":"%s"%s}',
   now, cursor, digest, trace_id, is_delayed and ',"deliver_at_ms":' .. deliver_at_ms or ''))
-if redis.call('RPUSH', log, turn_id) > tonumber(log_limit) then
+local accepted = redis.call('RPUSH', log, turn_id)
+if accepted > tonumber(log_limit) then
+  -- Drop the oldest record, but none of a delayed message that has not been answered: it is known by that when it
+  -- is sent again.
+  local function drop_oldest()
+    local seen = 0
+    repeat
+      local ids = redis.call('LRANGE', log, seen, seen + (seen > 0 and 999 or 0))
+      local records = ids[1] and redis.call('HMGET', turns, unpack(ids))
+      for n, id in ipairs(ids) do
+        if not string.find(records[n] or '', '^{"state":"accepted".*,"deliver_at_ms":%d+}$') then
+          redis.call('LREM', log, 1, id)
+          redis.call('HDEL', turns, id)
+          return
+        end
+      end
+      seen = seen + #ids
+    until not ids[1]
+  end
+
   drop_oldest()
 end
 local kept = retention_ms
@@ -374,7 +389,12 @@ end
 if next_lane ~= former then
   redis.call('HSET', state, 'lane', next_lane)
 end
-for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, copies}) do
+local to_keep = {waiting_here == 0 and inbox or nil}
+if delayed > 0 or is_delayed or accepted == 1 or not is_just_kept(kept_at, now) then
+  to_keep = {inbox, state, context, steps, turns, log, calls, events, copies}
+  redis.call('HSET', state, 'kept', now)
+end
+for _, key in ipairs(to_keep) do
   redis.call('PEXPIRE', key, kept)
 end
 if whose_limit then
@@ -396,6 +416,7 @@ elseif not score or ends_wait or (is_urgent and is_due and not holder) then
   redis.call('ZADD', queue, now, job_id)
   wake_one(job_id)
 elseif holder then
+  channel = string.match(queue, '^(.*:)queue$') .. 'news:'
   notify(string.match(holder, '%S+$'))
 end
 return {'accepted', ahead, cursor}

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -152,11 +153,12 @@ def test_the_header_of_a_script_tells_the_truth(script: Path) -> None:
 
 def test_functions_that_scripts_share_are_the_same() -> None:
     """A script has no way to include another: what several of them do stands in each."""
-    pattern = r"^(?:--[^\n]*\n)*local function (\w+)\(.*?^end\n"
+    pattern = r"^( *)(?:-- [^\n]*\n\1)*(?:local )?function (\w+)\(.*?^\1end\n"
     texts: dict[str, set[str]] = {}
     for script in scripts():
         for found in re.finditer(pattern, text_of(script), re.MULTILINE | re.DOTALL):
-            texts.setdefault(found[1], set()).add(found[0])
+            told = textwrap.dedent(found[0]).replace("local function", "function", 1)
+            texts.setdefault(found[2], set()).add(told)
 
     assert {"wake_one", "notify"} <= texts.keys()
     assert {name for name, different in texts.items() if len(different) > 1} == set()

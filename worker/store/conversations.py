@@ -167,7 +167,11 @@ class Conversations:
             StoreUnavailable: Redis did not answer.
         """
         words = ("HMGET", lease.keys.turns, *turn_ids)
-        found = await self._patiently(lease, "HMGET", partial(self._batcher.send, *words))
+        ask = partial(self._batcher.send, *words)
+        try:
+            found = await ask()
+        except (RedisError, OSError) as error:
+            found = await self._again(lease, "HMGET", ask, error)
         records = dict[str, TurnRecord]()
         for turn_id, data in zip(turn_ids, found, strict=True):
             if data is not None:
@@ -313,28 +317,36 @@ class Conversations:
             StoreUnavailable: It was not answered in time.
         """
         name = call.script.name
-        reply = await self._patiently(lease, name, partial(self._batcher.run, call))
+        try:
+            reply: list[Any] = await self._batcher.run(call)
+        except (RedisError, OSError) as error:
+            reply = await self._again(lease, name, partial(self._batcher.run, call), error)
         if reply[0] == b"fenced":
             lease.advance(LeaseEvent.FENCED)
             raise LeaseLost(f"{lease.conversation_id}: {name} refused, held {lease.value}")
         return reply
 
-    async def _patiently(
-        self, lease: Lease, name: str, ask: Callable[[], "asyncio.Future[list[Any]]"]
+    async def _again(
+        self,
+        lease: Lease,
+        name: str,
+        ask: Callable[[], "asyncio.Future[list[Any]]"],
+        error: Exception,
     ) -> list[Any]:
-        """Ask for something that bears repetition, again if there was no answer.
+        """Ask again for something that bears repetition, behind this error.
 
         Raises:
-            StoreUnavailable: There was none in time.
+            StoreUnavailable: There was no answer in time.
         """
-        for wait_s in (*_PATIENCE_S, None):
+        for wait_s in _PATIENCE_S:
+            if lease.lost:
+                break
+            await asyncio.sleep(wait_s)
             try:
                 return await ask()
-            except (RedisError, OSError) as error:
-                if wait_s is None or lease.lost:
-                    raise StoreUnavailable(f"{name}: {type(error).__name__}") from None
-                await asyncio.sleep(wait_s)
-        raise AssertionError("unreachable")
+            except (RedisError, OSError) as another:
+                error = another
+        raise StoreUnavailable(f"{name}: {type(error).__name__}") from None
 
 
 def _consume_exception(reply: "asyncio.Future[Any]") -> None:
@@ -384,7 +396,7 @@ def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
 
 def _streams(copies: Sequence[Copy]) -> list[str]:
     """Return each stream that is written to, once."""
-    return list(dict.fromkeys(copy.stream for copy in copies))
+    return [] if not copies else list(dict.fromkeys(copy.stream for copy in copies))
 
 
 def _copied(copy: Copy, shared: Sequence[str], *, first_key: int) -> list[Arg]:

@@ -273,8 +273,8 @@ class RateLimiter:
 
     def heard(self, grant: Grant, headers: Mapping[str, str]) -> None:
         """The provider answers; its headers may say what it allows."""
-        budget, words = self._budgets.get(grant.model), words_of(headers)
-        if budget is None or words == budget.told:
+        budget = self._budgets.get(grant.model)
+        if budget is None or (words := words_of(headers)) == budget.told:
             return
         budget.told = words
         uncounted = () if grant.is_counted else (round(grant.at_ms or budget.now_ms()), 1, 0)

@@ -213,7 +213,7 @@ class Work:
         worked: list[OpenSpan] = []
         called = zip(self.calls, self._called, strict=True)
         for number, (call, (settings, span)) in enumerate(called, self._calls_before):
-            span.attributes.update(call_attributes(call, settings, around.place))
+            span.attributes.update(call_attributes(call, settings))
             if around.content is not None:
                 span.attributes.update(around.content.of_call(number, call.finish_reason))
             end_ns = now_ns if call.finished_at is None else around.ns(call.finished_at)

@@ -139,10 +139,9 @@ def place_of(call: LLMCall, usual: CallPlace) -> CallPlace:
     )
 
 
-def call_attributes(call: LLMCall, settings: ConversationSettings, place: CallPlace) -> Attributes:
-    """Return what is known of a model call once it is over."""
+def call_attributes(call: LLMCall, settings: ConversationSettings) -> Attributes:
+    """Return what else is known of a model call once it is over."""
     attributes: Attributes = {
-        **chat_attributes(call.model, place_of(call, place)),
         n.REQUEST_STREAM: True,
         n.CALL_OUTCOME: call.outcome,
         n.REQUEST_BYTES: call.request_bytes,

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, cast
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import Decision, Sampler
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState
 
 from turnline.contracts.trace_context import Link, TurnTrace, child_id
@@ -64,6 +64,14 @@ class OpenSpan:
         self.at: Final = at
         """`span_id` is its own."""
         self._known = len(attributes)
+        self._context: Context | None = None
+
+    @property
+    def context(self) -> Context:
+        """That of spans below."""
+        if self._context is None:
+            self._context = otel.set_span_in_context(self.told, Context())
+        return self._context
 
     def end(self, end_ns: int, error: str, redact: Redactor | None) -> None:
         """End it; `error` is the code of what went wrong."""
@@ -99,6 +107,8 @@ class Tracing(NamedTuple):
         sampler = getattr(self.tracer, "sampler", None)
         if trace.parent_id or not isinstance(sampler, Sampler):
             return trace
+        if sampler is DEFAULT_ON and trace.sampled:  # as it is where nobody sets one
+            return trace
         asked = sampler.should_sample(None, int(trace.trace_id, 16), n.TURN, SpanKind.INTERNAL)
         return trace._replace(sampled=asked.decision is Decision.RECORD_AND_SAMPLE)
 
@@ -124,11 +134,12 @@ class Tracing(NamedTuple):
             kind: Its kind.
             links: Other spans that have to do with it.
         """
-        context = Context()
         if above is not None:
-            context = otel.set_span_in_context(above.told, context)
+            context = above.context
         elif at.parent_id:
-            context = otel.set_span_in_context(NonRecordingSpan(_remote(at)), context)
+            context = otel.set_span_in_context(NonRecordingSpan(_remote(at)), Context())
+        else:
+            context = Context()
         allowed = redacted(self.redact, name, attributes)
         token = _wanted.set((int(at.trace_id, 16), int(at.span_id, 16)))
         try:
@@ -149,7 +160,8 @@ class Tracing(NamedTuple):
 
 def below(at: TurnTrace, which: int | str) -> TurnTrace:
     """Return the place of a span below another one; see `child_id`."""
-    return at._replace(span_id=child_id(at, which), parent_id=at.span_id)
+    # In order, since `_replace` takes as long as the rest.
+    return TurnTrace(at.trace_id, child_id(at, which), at.span_id, *at[3:])
 
 
 def traceparent_of(span: otel.Span) -> str:

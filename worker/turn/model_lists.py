@@ -7,6 +7,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from turnline.worker.errors import RateLimited, Retryable, Terminal
 from turnline.worker.pool import OF_THE_KEY
 from turnline.worker.turn.attempt import Attempt
@@ -43,6 +45,8 @@ class FallBack(NamedTuple):
 
 def in_order(models: Sequence[str], left: Sequence[Left]) -> tuple[str, ...]:
     """Return the models to ask, those that failed last; without those that are not served."""
+    if not left:
+        return tuple(models)
     left = [it for it in left if not it.member]
     gone = {it.model for it in left if it.code == NOT_SERVED}
     last = {it.model: n for n, it in enumerate(left)}
@@ -59,11 +63,16 @@ def with_models(plan: Plan, usual: tuple[str, ...], left: Sequence[Left]) -> Pla
     """
     models = plan.models or usual
     models = in_order(models, left) or models[-1:]
-    return plan._replace(models=models).with_model(models[0])
+    settings = plan.settings
+    if settings.model != models[0]:
+        settings = msgspec.structs.replace(settings, model=models[0])
+    return plan._replace(settings=settings, models=models)
 
 
 def members_left(left: Sequence[Left]) -> tuple[list[str], set[str]]:
     """Return members of the pool that failed, the last one last, and which would fail again."""
+    if not left:
+        return [], set()
     left = [it for it in left if it.member]
     return [it.member for it in left], {it.member for it in left if it.code in _FOR_GOOD}
 

@@ -121,5 +121,7 @@ def leave_lines(parts: Parts, lease: Lease, payer: Payer, plan: Plan) -> None:
 
 def _owner(messages: Sequence[Message]) -> str | None:
     """Return by whose key a turn's replies were made; None if they have nothing of their own."""
+    if not messages:
+        return None
     owners: Iterable[str | None] = map(owner_of, reversed(messages))
     return next((it for it in owners if it is not None), None)

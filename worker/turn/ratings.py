@@ -50,6 +50,8 @@ def count_ratings(ends: Ends, records: Mapping[str, TurnRecord]) -> Rated:
         ends: How each entry ends, in order.
         records: See `records_of_rated`.
     """
+    if not any(isinstance(used.message, Feedback) for used, _ in ends):
+        return Rated(ends, {})
     known = {
         turn_id: {it.name: it for it in record.feedback}
         for turn_id, record in records.items()

@@ -92,6 +92,7 @@ class TurnRun:
         self._checkpoints = Checkpoints(parts.store, lease, loaded.steps)
         self._batches = itertools.count(loaded.attempt * 1_000_000 + 1)
         self._clock = TurnClock(loaded)
+        self._known: TurnFacts | None = None  # of the turn that was asked for last
         self.following: ConversationSnapshot | None = None
         """The conversation as the commit left it; None: it must be loaded again."""
         self._observer = parts.observer.attempt(
@@ -437,9 +438,11 @@ class TurnRun:
         return {**self._facts(primary).ids, "metadata": primary.message.metadata}
 
     def _facts(self, owner: ConsumedEntry) -> TurnFacts:
-        conversation_id, attempt = self._lease.conversation_id, self._loaded.attempt
-        payer = payer_of(owner.message, self._loaded.settings)
-        return TurnFacts(conversation_id, owner.turn_id, attempt, owner.trace, payer)
+        if self._known is None or self._known.turn_id != owner.turn_id:
+            attempt = (owner.turn_id, self._loaded.attempt, owner.trace)
+            payer = payer_of(owner.message, self._loaded.settings)
+            self._known = TurnFacts(self._lease.conversation_id, *attempt, payer)
+        return self._known
 
     @staticmethod
     def _messages(turn: Turn) -> Sequence[Message]:

@@ -93,10 +93,10 @@ class RuleBook:
         for number, active in list(self._rules.items()):
             state, rule = active.state, active.state.rule
             if not (
-                fnmatch.fnmatchcase(conversation_id or "", rule.conversation)
-                and fnmatch.fnmatchcase(path, rule.path)
-                and fnmatch.fnmatchcase(model, rule.model)
-                and fnmatch.fnmatchcase(key, rule.key)
+                _fits(conversation_id or "", rule.conversation)
+                and _fits(path, rule.path)
+                and _fits(model, rule.model)
+                and _fits(key, rule.key)
             ):
                 continue
             state.matched += 1
@@ -115,3 +115,7 @@ class RuleBook:
         if len(self._failures) > _COUNTED_KEYS:
             self._failures.popitem(last=False)
         return failed < times
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return pattern == "*" or fnmatch.fnmatchcase(name, pattern)

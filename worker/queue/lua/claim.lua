@@ -111,138 +111,10 @@ local function next_token()
   return last_token
 end
 
--- Read a number that others may have written: `otherwise`, if it is none or not within these bounds.
-local function within(value, least, most, otherwise)
-  local read = tonumber(value or nil)
-  return read and read >= least and read <= most and read or otherwise
-end
-
-local function share(name, least, most)
-  return within(redis.call('ZSCORE', shares, name), least, most)
-end
-
--- Return the place of what was let through last: where that is lost, of the first that waits.
-local function passed(kind, waiting)
-  local least = kind == 'b' and BATCH or 0
-  local at = share(kind, least, least + BATCH - 1)
-  if not at then
-    local first = redis.call('ZRANGEBYSCORE', waiting, least, least + BATCH - 1, 'WITHSCORES', 'LIMIT', 0, 1)
-    at = tonumber(first[2] or least)
-  end
-  return at
-end
-
--- Return the highest place that there can be: of who has the least weight, and all that waits.
-local function highest(least, waiting)
-  return least + MOST_APART * (1 + redis.call('ZCARD', waiting))
-end
-
--- Return in which lane a conversation waits: 'i' or 'b', and its tenant; whether its turn has begun; and when one among
--- batch turns will be among others, if that is known.
-local function lane_of(id)
-  local known = {false, 'not a conversation'}
-  if string.sub(id, 1, #tag) == tag and string.sub(id, #tag + 1, #tag + 1) ~= '{' then
-    known = redis.pcall('HMGET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'lane', 'head', 'rises', 'tenant')
-  end
-  local kind, tenant = string.match(known[1] or '', '^([ib]):(.*)$')
-  kind, tenant = kind or 'i', tenant or ''
-  local rises_at, risen = string.match(kind == 'b' and known[3] or '', '^(%d+) i:(.*)$')
-  rises_at = tonumber(rises_at)
-  if rises_at and rises_at <= now then
-    kind, tenant, rises_at = 'i', risen ~= '' and risen or known[4] or '', nil
-  end
-  return kind, tenant, known[2], rises_at
-end
-
-local is_read, most = pcall(cjson.decode, concurrency)
-most = is_read and most  -- conversations at once, by tenant; else there are no limits
-
--- Count what is in a sorted set; what others made of the key goes.
-local function count_of(key)
-  local count = redis.pcall('ZCARD', key)
-  if type(count) == 'number' then
-    return count
-  end
-  redis.call('DEL', key)
-  repaired = true
-  return 0
-end
+local most = concurrency ~= '' and cjson.decode(concurrency)  -- conversations at once, by tenant
 
 local rooms = {}
-
--- Return how many more conversations of a tenant may run.
-local function room_of(tenant)
-  local limit_of, running = most[tenant] or most['*'], base .. 'running:' .. tenant
-  if not limit_of or rooms[tenant] then
-    return limit_of and rooms[tenant] or limit
-  end
-  local count = count_of(running)
-  for _, id in ipairs(count >= limit_of and redis.call('ZRANGE', running, 0, -1) or {}) do
-    if redis.call('PTTL', in_progress .. id) == -2 then
-      count = count - redis.call('ZREM', running, id)
-    end
-  end
-  rooms[tenant] = limit_of - count
-  return rooms[tenant]
-end
-
--- Hold a conversation back until others of its tenant have ended, at this place.
-local function hold(id, kind, tenant, at)
-  local waiting = base .. 'held:' .. tenant
-  count_of(waiting)
-  redis.call('ZADD', waiting, 'NX', at or passed(kind, order), id)
-  redis.call('ZADD', held, 'NX', 0, tenant)
-  redis.call('ZADD', queue, 'XX', now + HELD_MS, id)
-  redis.call('HSET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'parked', 'limit')
-  redis.call('PEXPIRE', waiting, KEPT_MS)
-  redis.call('PEXPIRE', held, KEPT_MS)
-end
-
--- Make those due for which there is room again.
-local function let_go()
-  for _, tenant in ipairs(redis.call('ZRANGE', held, 0, 99)) do
-    local waiting = base .. 'held:' .. tenant
-    local room = count_of(waiting) > 0 and math.min(limit, room_of(tenant)) or 0
-    local first = room > 0 and redis.call('ZRANGE', waiting, 0, room - 1, 'WITHSCORES') or {}
-    for n = 1, #first, 2 do
-      local id, at = first[n], tonumber(first[n + 1])
-      local least = passed(at >= BATCH and 'b' or 'i', order)
-      redis.call('ZREM', waiting, id)
-      if tonumber(redis.call('ZSCORE', queue, id) or now) > now then
-        redis.call('ZADD', queue, 'XX', now, id)
-        redis.call('ZADD', order, math.min(math.max(at, least), highest(least, order)), id)
-      end
-    end
-    if redis.call('ZCARD', waiting) > 0 then
-      redis.call('ZADD', held, now, tenant)
-    else
-      redis.call('ZREM', held, tenant)
-    end
-  end
-end
-
--- Have producers know how many conversations of a tenant may wait to begin, and drop some that do no more.
-local function bound_waiting()
-  local told = redis.pcall('HGET', exhausted, 'told')
-  if type(told) == 'table' then
-    redis.call('DEL', exhausted)
-    told, repaired = nil, true
-  end
-  if not within(told, now - TELL_MS, now) then
-    for tenant, most_of in pairs(cjson.decode(crowds)) do
-      redis.call('HSET', exhausted, 'w:' .. tenant, string.format('%.0f %.0f %d', now + TOLD_MS, now + TOLD_MS, most_of))
-    end
-    redis.call('HSET', exhausted, 'told', now, 'tenants', 1)
-    redis.call('PEXPIRE', exhausted, TOLD_MS)
-  end
-  count_of(waiting)
-  for _, member in ipairs(redis.call('ZRANDMEMBER', waiting, TIDY)) do
-    local id = string.match(member, '\n(.*)$')
-    if not id or not redis.call('ZSCORE', queue, id) or redis.call('PTTL', in_progress .. id) ~= -2 then
-      redis.call('ZREM', waiting, member)
-    end
-  end
-end
+local lane_of, room_of, hold, claim_in_order
 
 -- Lease it, unless it is not due, another one has it, or it is held back; returns whether it was.
 local function claim(id, at)
@@ -282,132 +154,264 @@ local function claim(id, at)
   return true
 end
 
--- Return the place of an entry: behind the turns of its tenant, and not before what was claimed already. One that has
--- a place, among batch turns, gets another one if it is interactive by now; else nil. Returns, too, when one among
--- batch turns will be, if that is known.
-local function place(id, former, next_of)
-  local kind, tenant, begun, rises_at = lane_of(id)
-  if former and kind == 'b' then
-    return nil, rises_at
+-- What is needed only where something is limited, or more is due than is taken: to make it takes time.
+local due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit + 1)
+if most or crowds ~= '' or #due > 2 * limit then
+  -- Read a number that others may have written: `otherwise`, if it is none or not within these bounds.
+  local function within(value, least, most, otherwise)
+    local read = tonumber(value or nil)
+    return read and read >= least and read <= most and read or otherwise
   end
-  next_of[kind] = next_of[kind] or passed(kind, order)
-  local least = next_of[kind]
-  local kept = most and redis.pcall('ZSCORE', base .. 'held:' .. tenant, id)
-  if type(kept) == 'string' then
-    return math.min(math.max(kept, least), highest(least, order)), rises_at
-  end
-  if begun then
-    return math.max(kind == 'b' and BATCH or -1, least - 1), rises_at
-  end
-  local lane = kind .. ':' .. tenant
-  local at = next_of[lane] or share(lane, least, highest(least, order)) or least
-  next_of[lane] = at + 1 / (weights[tenant] or 1)
-  return at, rises_at
-end
 
--- Give places to these entries.
-local function place_each(news)
-  local next_of, added, grown = {}, {}, {}
-  for n, former in ipairs(redis.call('ZMSCORE', order, unpack(news))) do
-    local at, rises_at
-    if not former or tonumber(former) >= BATCH then
-      at, rises_at = place(news[n], former, next_of)
-    end
-    if at then
-      added[#added + 1] = at
-      added[#added + 1] = news[n]
-    end
-    if rises_at then
-      added[#added + 1] = RISING + rises_at
-      added[#added + 1] = '^' .. news[n]
-    end
+  local function share(name, least, most)
+    return within(redis.call('ZSCORE', shares, name), least, most)
   end
-  for lane, at in pairs(next_of) do
-    grown[#grown + 1] = at
-    grown[#grown + 1] = lane
-  end
-  if added[1] then
-    redis.call('ZADD', order, unpack(added))
-  end
-  if grown[1] then
-    redis.call('ZADD', shares, unpack(grown))
-  end
-end
 
--- Give other places to batch turns in whose conversations a delayed message for people is due by now.
-local function raise()
-  local risen, due_ids = redis.call('ZRANGEBYSCORE', order, RISING, RISING + now, 'LIMIT', 0, MOST), {}
-  for _, id in ipairs(risen) do
-    redis.call('ZREM', order, id)
-    local due_at = redis.call('ZSCORE', queue, string.sub(id, 2))
-    if due_at and tonumber(due_at) <= now then
-      due_ids[#due_ids + 1] = string.sub(id, 2)
+  -- Return the place of what was let through last: where that is lost, of the first that waits.
+  local function passed(kind, waiting)
+    local least = kind == 'b' and BATCH or 0
+    local at = share(kind, least, least + BATCH - 1)
+    if not at then
+      local first = redis.call('ZRANGEBYSCORE', waiting, least, least + BATCH - 1, 'WITHSCORES', 'LIMIT', 0, 1)
+      at = tonumber(first[2] or least)
     end
+    return at
   end
-  if due_ids[1] then
-    place_each(due_ids)
-  end
-end
 
--- Give places to these, and to what has become due since the last time.
-local function place_all(ids)
-  -- Else none has a place, or it is by the clock of another server.
-  local placed = redis.call('ZCARD', order) > 0 and share('placed', 0, now) or 0
-  place_each(ids)
-  local since, till, page = placed > 0 and string.format('(%.17g', placed) or '-inf', now - 1, 0
-  repeat
-    local news = redis.call('ZRANGEBYSCORE', queue, since, now, 'LIMIT', page * MOST, MOST)
-    if news[1] then
-      place_each(news)
+  -- Return the highest place that there can be: of who has the least weight, and all that waits.
+  local function highest(least, waiting)
+    return least + MOST_APART * (1 + redis.call('ZCARD', waiting))
+  end
+
+  -- Return in which lane a conversation waits: 'i' or 'b', and its tenant; whether its turn has begun; and when one among
+  -- batch turns will be among others, if that is known.
+  function lane_of(id)
+    local known = {false, 'not a conversation'}
+    if string.sub(id, 1, #tag) == tag and string.sub(id, #tag + 1, #tag + 1) ~= '{' then
+      known = redis.pcall('HMGET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'lane', 'head', 'rises', 'tenant')
     end
-    page = page + 1
-    local last = news[MOST] and tonumber(redis.call('ZSCORE', queue, news[MOST]))
-    -- There may be more in the ms of the last one. If all became due in that, they are gone through at once.
-    till = last and math.min(till, last - 1 > placed and last - 1 or last) or now - 1
-  until not last or till < last or page == 10
-  redis.call('ZADD', shares, till, 'placed')
-end
+    local kind, tenant = string.match(known[1] or '', '^([ib]):(.*)$')
+    kind, tenant = kind or 'i', tenant or ''
+    local rises_at, risen = string.match(kind == 'b' and known[3] or '', '^(%d+) i:(.*)$')
+    rises_at = tonumber(rises_at)
+    if rises_at and rises_at <= now then
+      kind, tenant, rises_at = 'i', risen ~= '' and risen or known[4] or '', nil
+    end
+    return kind, tenant, known[2], rises_at
+  end
 
--- Claim by places, with weights and priorities.
-local function claim_in_order(ids)
-  count_of(order)
-  count_of(shares)
-  local is_read, given = pcall(cjson.decode, weights)
-  weights = is_read and given or {}
-  raise()
-  place_all(ids)
-  for _ = 1, 16 do  -- more than once only where entries have left the queue otherwise
-    local free = limit - (#reply - 3) / 3
-    local first = free > 0 and redis.call('ZRANGE', order, 0, free - 1, 'WITHSCORES') or {}
-    for n = 1, #first, 2 do
-      local id, at = first[n], first[n + 1]
-      local due = redis.call('ZSCORE', queue, id)
-      redis.call('ZREM', order, id)
-      if due and tonumber(due) <= now and claim(id, at) then
-        redis.call('ZADD', shares, 'GT', at, tonumber(at) >= BATCH and 'b' or 'i')
+  -- Count what is in a sorted set; what others made of the key goes.
+  local function count_of(key)
+    local count = redis.pcall('ZCARD', key)
+    if type(count) == 'number' then
+      return count
+    end
+    redis.call('DEL', key)
+    repaired = true
+    return 0
+  end
+
+  -- Return how many more conversations of a tenant may run.
+  function room_of(tenant)
+    local limit_of, running = most[tenant] or most['*'], base .. 'running:' .. tenant
+    if not limit_of or rooms[tenant] then
+      return limit_of and rooms[tenant] or limit
+    end
+    local count = count_of(running)
+    for _, id in ipairs(count >= limit_of and redis.call('ZRANGE', running, 0, -1) or {}) do
+      if redis.call('PTTL', in_progress .. id) == -2 then
+        count = count - redis.call('ZREM', running, id)
       end
     end
-    if not first[1] then
-      break
+    rooms[tenant] = limit_of - count
+    return rooms[tenant]
+  end
+
+  -- Hold a conversation back until others of its tenant have ended, at this place.
+  function hold(id, kind, tenant, at)
+    local waiting = base .. 'held:' .. tenant
+    count_of(waiting)
+    redis.call('ZADD', waiting, 'NX', at or passed(kind, order), id)
+    redis.call('ZADD', held, 'NX', 0, tenant)
+    redis.call('ZADD', queue, 'XX', now + HELD_MS, id)
+    redis.call('HSET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'parked', 'limit')
+    redis.call('PEXPIRE', waiting, KEPT_MS)
+    redis.call('PEXPIRE', held, KEPT_MS)
+  end
+
+  -- Make those due for which there is room again.
+  local function let_go()
+    for _, tenant in ipairs(redis.call('ZRANGE', held, 0, 99)) do
+      local waiting = base .. 'held:' .. tenant
+      local room = count_of(waiting) > 0 and math.min(limit, room_of(tenant)) or 0
+      local first = room > 0 and redis.call('ZRANGE', waiting, 0, room - 1, 'WITHSCORES') or {}
+      for n = 1, #first, 2 do
+        local id, at = first[n], tonumber(first[n + 1])
+        local least = passed(at >= BATCH and 'b' or 'i', order)
+        redis.call('ZREM', waiting, id)
+        if tonumber(redis.call('ZSCORE', queue, id) or now) > now then
+          redis.call('ZADD', queue, 'XX', now, id)
+          redis.call('ZADD', order, math.min(math.max(at, least), highest(least, order)), id)
+        end
+      end
+      if redis.call('ZCARD', waiting) > 0 then
+        redis.call('ZADD', held, now, tenant)
+      else
+        redis.call('ZREM', held, tenant)
+      end
     end
   end
-  -- Whose turn would not be later than a newcomer's needs no note.
-  redis.call('ZREMRANGEBYSCORE', shares, '-inf', string.format('(%.17g', share('i', 0, BATCH - 1) or 0))
-  redis.call('ZREMRANGEBYSCORE', shares, BATCH, string.format('(%.17g', share('b', BATCH, 2 * BATCH - 1) or BATCH))
-  redis.call('PEXPIRE', order, KEPT_MS)
-  redis.call('PEXPIRE', shares, KEPT_MS)
-end
 
-if crowds ~= '' then
-  bound_waiting()
-end
-if most then
-  for _, key in ipairs({order, shares, held}) do
-    count_of(key)
+  -- Have producers know how many conversations of a tenant may wait to begin, and drop some that do no more.
+  local function bound_waiting()
+    local told = redis.pcall('HGET', exhausted, 'told')
+    if type(told) == 'table' then
+      redis.call('DEL', exhausted)
+      told, repaired = nil, true
+    end
+    if not within(told, now - TELL_MS, now) then
+      for tenant, most_of in pairs(cjson.decode(crowds)) do
+        redis.call('HSET', exhausted, 'w:' .. tenant, string.format('%.0f %.0f %d', now + TOLD_MS, now + TOLD_MS, most_of))
+      end
+      redis.call('HSET', exhausted, 'told', now, 'tenants', 1)
+      redis.call('PEXPIRE', exhausted, TOLD_MS)
+    end
+    count_of(waiting)
+    for _, member in ipairs(redis.call('ZRANDMEMBER', waiting, TIDY)) do
+      local id = string.match(member, '\n(.*)$')
+      if not id or not redis.call('ZSCORE', queue, id) or redis.call('PTTL', in_progress .. id) ~= -2 then
+        redis.call('ZREM', waiting, member)
+      end
+    end
   end
-  let_go()
+
+  -- Return the place of an entry: behind the turns of its tenant, and not before what was claimed already. One that has
+  -- a place, among batch turns, gets another one if it is interactive by now; else nil. Returns, too, when one among
+  -- batch turns will be, if that is known.
+  local function place(id, former, next_of)
+    local kind, tenant, begun, rises_at = lane_of(id)
+    if former and kind == 'b' then
+      return nil, rises_at
+    end
+    next_of[kind] = next_of[kind] or passed(kind, order)
+    local least = next_of[kind]
+    local kept = most and redis.pcall('ZSCORE', base .. 'held:' .. tenant, id)
+    if type(kept) == 'string' then
+      return math.min(math.max(kept, least), highest(least, order)), rises_at
+    end
+    if begun then
+      return math.max(kind == 'b' and BATCH or -1, least - 1), rises_at
+    end
+    local lane = kind .. ':' .. tenant
+    local at = next_of[lane] or share(lane, least, highest(least, order)) or least
+    next_of[lane] = at + 1 / (weights[tenant] or 1)
+    return at, rises_at
+  end
+
+  -- Give places to these entries.
+  local function place_each(news)
+    local next_of, added, grown = {}, {}, {}
+    for n, former in ipairs(redis.call('ZMSCORE', order, unpack(news))) do
+      local at, rises_at
+      if not former or tonumber(former) >= BATCH then
+        at, rises_at = place(news[n], former, next_of)
+      end
+      if at then
+        added[#added + 1] = at
+        added[#added + 1] = news[n]
+      end
+      if rises_at then
+        added[#added + 1] = RISING + rises_at
+        added[#added + 1] = '^' .. news[n]
+      end
+    end
+    for lane, at in pairs(next_of) do
+      grown[#grown + 1] = at
+      grown[#grown + 1] = lane
+    end
+    if added[1] then
+      redis.call('ZADD', order, unpack(added))
+    end
+    if grown[1] then
+      redis.call('ZADD', shares, unpack(grown))
+    end
+  end
+
+  -- Give other places to batch turns in whose conversations a delayed message for people is due by now.
+  local function raise()
+    local risen, due_ids = redis.call('ZRANGEBYSCORE', order, RISING, RISING + now, 'LIMIT', 0, MOST), {}
+    for _, id in ipairs(risen) do
+      redis.call('ZREM', order, id)
+      local due_at = redis.call('ZSCORE', queue, string.sub(id, 2))
+      if due_at and tonumber(due_at) <= now then
+        due_ids[#due_ids + 1] = string.sub(id, 2)
+      end
+    end
+    if due_ids[1] then
+      place_each(due_ids)
+    end
+  end
+
+  -- Give places to these, and to what has become due since the last time.
+  local function place_all(ids)
+    -- Else none has a place, or it is by the clock of another server.
+    local placed = redis.call('ZCARD', order) > 0 and share('placed', 0, now) or 0
+    place_each(ids)
+    local since, till, page = placed > 0 and string.format('(%.17g', placed) or '-inf', now - 1, 0
+    repeat
+      local news = redis.call('ZRANGEBYSCORE', queue, since, now, 'LIMIT', page * MOST, MOST)
+      if news[1] then
+        place_each(news)
+      end
+      page = page + 1
+      local last = news[MOST] and tonumber(redis.call('ZSCORE', queue, news[MOST]))
+      -- There may be more in the ms of the last one. If all became due in that, they are gone through at once.
+      till = last and math.min(till, last - 1 > placed and last - 1 or last) or now - 1
+    until not last or till < last or page == 10
+    redis.call('ZADD', shares, till, 'placed')
+  end
+
+  -- Claim by places, with weights and priorities.
+  function claim_in_order(ids)
+    count_of(order)
+    count_of(shares)
+    local is_read, given = pcall(cjson.decode, weights)
+    weights = is_read and given or {}
+    raise()
+    place_all(ids)
+    for _ = 1, 16 do  -- more than once only where entries have left the queue otherwise
+      local free = limit - (#reply - 3) / 3
+      local first = free > 0 and redis.call('ZRANGE', order, 0, free - 1, 'WITHSCORES') or {}
+      for n = 1, #first, 2 do
+        local id, at = first[n], first[n + 1]
+        local due = redis.call('ZSCORE', queue, id)
+        redis.call('ZREM', order, id)
+        if due and tonumber(due) <= now and claim(id, at) then
+          redis.call('ZADD', shares, 'GT', at, tonumber(at) >= BATCH and 'b' or 'i')
+        end
+      end
+      if not first[1] then
+        break
+      end
+    end
+    -- Whose turn would not be later than a newcomer's needs no note.
+    redis.call('ZREMRANGEBYSCORE', shares, '-inf', string.format('(%.17g', share('i', 0, BATCH - 1) or 0))
+    redis.call('ZREMRANGEBYSCORE', shares, BATCH, string.format('(%.17g', share('b', BATCH, 2 * BATCH - 1) or BATCH))
+    redis.call('PEXPIRE', order, KEPT_MS)
+    redis.call('PEXPIRE', shares, KEPT_MS)
+  end
+
+  if crowds ~= '' then
+    bound_waiting()
+  end
+  if most then
+    for _, key in ipairs({order, shares, held}) do
+      count_of(key)
+    end
+    let_go()
+    due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit + 1)
+  end
 end
-local due = redis.pcall('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit + 1)
 if due.err then
   redis.call('DEL', queue)
   due, repaired = {}, true

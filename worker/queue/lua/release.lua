@@ -81,6 +81,9 @@ end
 -- nil if there is none.
 local function take_due(now)
   local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  if not first[2] then
+    redis.call('HDEL', state, 'delayed')
+  end
   if not first[2] or tonumber(first[2]) > now then
     return tonumber(first[2])
   end

@@ -2,7 +2,7 @@
 commit: let a turn take effect: context, inbox, totals, ledger, spend, records, events, copies; keep or give up the lease.
 
 KEYS[1]   inbox        stream
-KEYS[2]   state        hash    `lane`, `tenant`, `rises`: see submit.lua
+KEYS[2]   state        hash    `delayed`, `kept`, `lane`, `last`, `tenant`, `rises`: see submit.lua
 KEYS[3]   context      list
 KEYS[4]   steps        list    done with
 KEYS[5]   turns        hash    turn id -> record (JSON, `state` first)
@@ -48,7 +48,7 @@ Invariants
   I4  a conversation with a message in its inbox, or a delayed one, stays on the queue
   I5  the first write is one that a full server refuses: nothing is removed and then not replaced
   I6  whoever reads a stream is told on the channel of its name, behind the writes
-  I7  what others wrote into `spend` stops no turn
+  I7  what others wrote into counters stops no turn
   I8  the lane is that of the next turn: of what waits, else of what is delayed
 ]]
 local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
@@ -102,76 +102,16 @@ local function tell(stream, behind, ids, added)
     bytes > 16384 and '' or table.concat(words, ' ') .. '\n' .. table.concat(added))
 end
 
--- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
--- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
--- nil if there is none.
-local function take_due(now)
-  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
-  if not first[2] or tonumber(first[2]) > now then
-    return tonumber(first[2])
-  end
-  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-  local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
-    local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
-    if turn_id then  -- else others wrote that
-      own = own == '' and 'i:' or string.sub(own, 2)
-      own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
-      local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
-      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
-        unpack(more))
-      if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
-        lane = own
-        redis.call('HSET', state, 'lane', lane)
-      end
-    end
-    redis.call('ZREM', later, member)
-  end
-  local rises_at = tonumber(string.match(rises or '', '^%d+'))
-  if rises_at and rises_at <= now then  -- that was taken: find the next one for people
-    local found, from = nil, 0
-    repeat
-      local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
-      for n = 1, #page, 2 do
-        local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
-        if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
-          found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
-        end
-      end
-      from = from + 64
-    until found or not page[127]
-    if found then
-      redis.call('HSET', state, 'rises', found)
-    else
-      redis.call('HDEL', state, 'rises')
-    end
-  end
-  return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
-end
-
--- The keys of a conversation outlive its delayed messages by a day. A time that others wrote may be infinite,
--- or no whole number.
-local function kept_ms(now)
-  local latest = redis.call('ZRANGE', later, -1, -1, 'WITHSCORES')[2]
-  local needed = latest and math.ceil(math.min(latest - now + 86400000, 1e14)) or 0
-  return math.max(tonumber(retention_ms), needed)
+-- Whether the keys of a conversation were all given their time just now. They expire together.
+local function is_just_kept(kept_at, now)
+  local since = now - (tonumber(kept_at or nil) or 0)
+  return since >= 0 and since < retention_ms / 1000
 end
 
 -- Return the lane of a turn, of which the message says one or not.
 local function whose(own, tenant)
   local kind, named = string.match(own, '^([ib]):(.*)$')
   return (kind or 'i') .. ':' .. (named and named ~= '' and named or tenant or '')
-end
-
--- Return the lane of what is delayed and due first; of several that are due at once, that of one for people.
-local function lane_of_later(tenant, rises)
-  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
-  local at, own = string.match(rises or '', '^(%d+) (.*)$')
-  if not at or tonumber(at) > tonumber(first[2]) then
-    own = string.match(first[1], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ') or ''
-    own = own == '' and 'i:' or string.sub(own, 2)
-  end
-  return whose(own, tenant)
 end
 
 -- Return the lane of the next turn, given the first entries that wait: that of the first one for people, if there
@@ -228,7 +168,14 @@ end
 if not held then
   return {'fenced'}
 end
-local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+local epoch, former, tenant, rises, delayed, kept_at, last = unpack(
+  redis.call('HMGET', state, 'epoch', 'lane', 'tenant', 'rises', 'delayed', 'kept', 'last'))
+local made = {}  -- keys that nothing was in
+if not last then
+  local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', '1')[1]
+  last = newest and newest[1] or '0-0'
+  made[1] = events
+end
 local calls_limit, events_limit, copies_limit, shared_limit =
   string.match(limits, '^(%d+) (%d+) (%d+) (%d+)$')
 local function each(visit)
@@ -239,33 +186,40 @@ local function each(visit)
   end
   return n
 end
+-- Add to a counter. A value that others made begins anew, as does their key: what it said cannot be known.
+local function count(key, field, amount)
+  local counted = redis.pcall('HINCRBY', key, field, amount)
+  if type(counted) == 'number' then
+    return
+  end
+  if string.find(counted.err, 'WRONGTYPE') then
+    redis.call('DEL', key)
+  elseif string.find(counted.err, 'integer') or string.find(counted.err, 'overflow') then
+    redis.call('HDEL', key, field)
+  end
+  redis.pcall('HINCRBY', key, field, amount)
+end
 redis.call('HSET', state, 'running', lease)  -- a full server refuses this, before anything is gone
 each(function() redis.call('XDEL', inbox, ARGV[at]) return 1 end)
 if how == 'rewrite' then
   redis.call('DEL', context)
   redis.call('HDEL', state, 'reasoning_bytes')  -- the totals below have what the new one takes
   local clock = redis.call('TIME')
-  redis.call('HSET', state, 'epoch', clock[1] .. clock[2])
+  epoch = clock[1] .. clock[2]
+  redis.call('HSET', state, 'epoch', epoch)
 end
-each(function() redis.call('RPUSH', context, ARGV[at]) return 1 end)
-if each(function() redis.call('RPUSH', calls, ARGV[at]) return 1 end) > 0 then
+local function append(key, value)
+  local length = redis.call('RPUSH', key, value)
+  made[#made + 1] = length == 1 and key or nil
+  return length
+end
+local length
+each(function() length = append(context, ARGV[at]) return 1 end)
+if each(function() append(calls, ARGV[at]) return 1 end) > 0 then
   redis.call('LTRIM', calls, -calls_limit, -1)
 end
-each(function() redis.call('HINCRBY', state, ARGV[at], ARGV[at + 1]) return 2 end)
--- A value that others made is replaced, or their key; what it said cannot be known.
-local function count_spend(field, amount)
-  local counted = redis.pcall('HINCRBY', spend, field, amount)
-  local said = type(counted) ~= 'number' and counted.err or ''
-  if string.find(said, 'WRONGTYPE') then
-    redis.call('DEL', spend)
-  elseif string.find(said, 'integer') or string.find(said, 'overflow') then
-    redis.call('HDEL', spend, field)
-  end
-  if said ~= '' then
-    redis.pcall('HINCRBY', spend, field, amount)
-  end
-end
-if each(function() count_spend(ARGV[at], ARGV[at + 1]) return 2 end) > 0 then
+each(function() count(state, ARGV[at], ARGV[at + 1]) return 2 end)
+if each(function() count(spend, ARGV[at], ARGV[at + 1]) return 2 end) > 0 then
   redis.call('PEXPIRE', spend, spend_ms)
 end
 local ids, added, shared_grown = {}, {}, {}
@@ -274,6 +228,7 @@ each(function()
   added[#added + 1] = ARGV[at]
   return 1
 end)
+redis.call('HSET', state, 'last', ids[#ids] or last)
 each(function() redis.call('HSET', turns, ARGV[at], ARGV[at + 1]) return 2 end)
 local copied = each(function()
   local stream, words = KEYS[tonumber(ARGV[at])], tonumber(ARGV[at + 1])
@@ -281,7 +236,7 @@ local copied = each(function()
     unpack(ARGV, at + 2, at + 1 + words))
   redis.call('XTRIM', stream, 'MINID', string.format('%.0f', string.match(id, '^%d+') - retention_ms))
   redis.call('PEXPIRE', stream, retention_ms)
-  redis.call('RPUSH', copies, stream .. ' ' .. id)
+  append(copies, stream .. ' ' .. id)
   shared_grown[stream] = true
   return 2 + words
 end)
@@ -295,24 +250,99 @@ end
 redis.call('DEL', steps)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local next_at = take_due(now)
-local kept = retention_ms
+local next_at, kept = nil, retention_ms
+local take_due, kept_ms, lane_of_later  -- made only where they are needed, since that takes time
+if delayed then
+  -- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
+  -- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
+  -- nil if there is none.
+  function take_due(now)
+    local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+    if not first[2] then
+      redis.call('HDEL', state, 'delayed')
+    end
+    if not first[2] or tonumber(first[2]) > now then
+      return tonumber(first[2])
+    end
+    local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+    local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
+      local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
+      if turn_id then  -- else others wrote that
+        own = own == '' and 'i:' or string.sub(own, 2)
+        own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
+        local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
+        redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
+          unpack(more))
+        if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
+          lane = own
+          redis.call('HSET', state, 'lane', lane)
+        end
+      end
+      redis.call('ZREM', later, member)
+    end
+    local rises_at = tonumber(string.match(rises or '', '^%d+'))
+    if rises_at and rises_at <= now then  -- that was taken: find the next one for people
+      local found, from = nil, 0
+      repeat
+        local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
+        for n = 1, #page, 2 do
+          local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
+          if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
+            found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
+          end
+        end
+        from = from + 64
+      until found or not page[127]
+      if found then
+        redis.call('HSET', state, 'rises', found)
+      else
+        redis.call('HDEL', state, 'rises')
+      end
+    end
+    return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
+  end
+
+  -- The keys of a conversation outlive its delayed messages by a day. A time that others wrote may be infinite,
+  -- or no whole number.
+  function kept_ms(now)
+    local latest = redis.call('ZRANGE', later, -1, -1, 'WITHSCORES')[2]
+    local needed = latest and math.ceil(math.min(latest - now + 86400000, 1e14)) or 0
+    return math.max(tonumber(retention_ms), needed)
+  end
+
+  -- Return the lane of what is delayed and due first; of several that are due at once, that of one for people.
+  function lane_of_later(tenant, rises)
+    local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+    local at, own = string.match(rises or '', '^(%d+) (.*)$')
+    if not at or tonumber(at) > tonumber(first[2]) then
+      own = string.match(first[1], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ') or ''
+      own = own == '' and 'i:' or string.sub(own, 2)
+    end
+    return whose(own, tenant)
+  end
+
+  next_at = take_due(now)
+  former, rises = unpack(redis.call('HMGET', state, 'lane', 'rises'))
+end
 if next_at then
   kept = kept_ms(now)
   redis.call('PEXPIRE', later, kept)
 end
-for _, key in ipairs({inbox, state, context, turns, log, calls, events, copies}) do
+if delayed or not is_just_kept(kept_at, now) then
+  made = {inbox, state, context, turns, log, calls, events, copies}
+  redis.call('HSET', state, 'kept', now)
+end
+for _, key in ipairs(made) do
   redis.call('PEXPIRE', key, kept)
 end
 if ids[1] then
-  tell(events, last and last[1] or '0-0', ids, added)
+  tell(events, last, ids, added)
 end
 for stream in pairs(shared_grown) do
   redis.pcall('SPUBLISH', stream, '')
 end
-local length = redis.call('LLEN', context)
 local waiting = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
-local epoch, former, tenant, rises = unpack(redis.call('HMGET', state, 'epoch', 'lane', 'tenant', 'rises'))
 former = former or 'i:'
 local given = is_given(waiting)
 if settings ~= '' and not given then
@@ -339,7 +369,7 @@ end
 if waiting[1] and afterwards == 'go_on' then
   redis.call('HDEL', state, 'call', 'emitted')
   redis.call('HSET', state, 'head', waiting[1][1], 'attempt', attempt, 'crashes', 0, 'since', now)
-  return {'committed', epoch, length, waiting, now}
+  return {'committed', epoch, length or redis.call('LLEN', context), waiting, now}
 end
 redis.call('DEL', in_progress)
 redis.call('HDEL', state, 'running', 'head', 'call', 'emitted')
@@ -355,4 +385,4 @@ else
   redis.call('ZREM', queue, job_id)
   redis.call('DEL', job)
 end
-return {'released', epoch, length, {}, now}
+return {'released', epoch, length or redis.call('LLEN', context), {}, now}

@@ -42,24 +42,27 @@ end
 if redis.call('GET', in_progress) ~= lease then
   return {'fenced', 0}
 end
-local head, emitted = unpack(redis.call('HMGET', state, 'head', 'emitted'))
+local head, emitted, last = unpack(redis.call('HMGET', state, 'head', 'emitted', 'last'))
 if call ~= '' and entry_id ~= '' and (head ~= entry_id or tonumber(emitted or 0) > tonumber(batch)) then
   return {'fenced', 0}  -- such as when a failover lost the load: a call that nobody noted must not be made
 end
 if entry_id ~= '' and (head ~= entry_id or tonumber(emitted or 0) >= tonumber(batch)) then
   return {'emitted', 0}
 end
-local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-redis.call('HSET', state, 'emitted', batch)
-if call ~= '' then
-  redis.call('HSET', state, 'call', call)
+if not last then
+  local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', '1')[1]
+  last = newest and newest[1] or '0-0'
 end
 local ids = {}
 for i = 7, #ARGV do
   ids[i - 6] = redis.call('XADD', events, 'MAXLEN', '~', events_limit, '*', 'e', ARGV[i])
 end
+redis.call('HSET', state, 'emitted', batch, 'last', ids[#ids] or last)
+if call ~= '' then
+  redis.call('HSET', state, 'call', call)
+end
 if redis.call('PTTL', events) == -1 then
   redis.call('PEXPIRE', events, retention_ms)
 end
-tell(events, last and last[1] or '0-0', ids, {unpack(ARGV, 7)})
+tell(events, last, ids, {unpack(ARGV, 7)})
 return {'emitted', #ARGV - 6}

@@ -3,7 +3,7 @@ load: begin an attempt and fetch what the worker does not hold already, in one r
 
 KEYS[1]  inbox        stream
 KEYS[2]  state        hash    head, attempt, crashes, running, call, parked, began, epoch, settings,
-         reasoning_bytes; lane, tenant, rises: see submit.lua
+         reasoning_bytes; delayed, lane, tenant, rises: see submit.lua
 KEYS[3]  context      list
 KEYS[4]  steps        list    a model call that an earlier attempt left open is added here, and behind it a
          note of an attempt that crashed
@@ -36,53 +36,6 @@ Invariants
 local inbox, state, context, steps, events, later, in_progress = unpack(KEYS)
 local claimed, epoch_held, held, batch, retention_ms, last_held = unpack(ARGV)
 
--- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
--- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
--- nil if there is none.
-local function take_due(now)
-  local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
-  if not first[2] or tonumber(first[2]) > now then
-    return tonumber(first[2])
-  end
-  local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
-  local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
-    local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
-    if turn_id then  -- else others wrote that
-      own = own == '' and 'i:' or string.sub(own, 2)
-      own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
-      local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
-      redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
-        unpack(more))
-      if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
-        lane = own
-        redis.call('HSET', state, 'lane', lane)
-      end
-    end
-    redis.call('ZREM', later, member)
-  end
-  local rises_at = tonumber(string.match(rises or '', '^%d+'))
-  if rises_at and rises_at <= now then  -- that was taken: find the next one for people
-    local found, from = nil, 0
-    repeat
-      local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
-      for n = 1, #page, 2 do
-        local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
-        if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
-          found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
-        end
-      end
-      from = from + 64
-    until found or not page[127]
-    if found then
-      redis.call('HSET', state, 'rises', found)
-    else
-      redis.call('HDEL', state, 'rises')
-    end
-  end
-  return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
-end
-
 local lease = redis.call('GET', in_progress)
 if lease ~= claimed then
   local ours = lease and string.sub(claimed, 1, 1) == ' ' and string.sub(lease, -string.len(claimed)) == claimed
@@ -90,13 +43,65 @@ if lease ~= claimed then
     return {'fenced'}
   end
 end
-local epoch, settings, head, tried, crashed, running, call, first_at, began, parked, reasoning = unpack(
+local epoch, settings, head, tried, crashed, running, call, first_at, began, parked, reasoning, delayed = unpack(
   redis.call('HMGET', state,
     'epoch', 'settings', 'head', 'attempt', 'crashes', 'running', 'call', 'since', 'began', 'parked',
-    'reasoning_bytes'))
+    'reasoning_bytes', 'delayed'))
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-take_due(now)
+if delayed then
+  -- Move delayed messages that are due into the inbox, in the order of their times, those of one time in the
+  -- order accepted. One for people takes its conversation out of the batch lane. Returns when the next one is due,
+  -- nil if there is none.
+  local function take_due(now)
+    local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+    if not first[2] then
+      redis.call('HDEL', state, 'delayed')
+    end
+    if not first[2] or tonumber(first[2]) > now then
+      return tonumber(first[2])
+    end
+    local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+    local lane, tenant, rises = unpack(redis.call('HMGET', state, 'lane', 'tenant', 'rises'))
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now)) do
+      local turn_id, digest, own, message = string.match(member, '^%d+ ([^ ]+) ([^ /]*)(/?[^ ]*) (.*)$')
+      if turn_id then  -- else others wrote that
+        own = own == '' and 'i:' or string.sub(own, 2)
+        own = own .. ((own == 'i:' or own == 'b:') and tenant or '')
+        local more = own ~= 'i:' and {[1] = 'l', [2] = own} or {}
+        redis.call('XADD', inbox, '*', 't', turn_id, 'm', message, 'a', last and last[1] or '0-0', 'd', digest,
+          unpack(more))
+        if string.sub(own, 1, 1) == 'i' and string.sub(lane or '', 1, 1) == 'b' then
+          lane = own
+          redis.call('HSET', state, 'lane', lane)
+        end
+      end
+      redis.call('ZREM', later, member)
+    end
+    local rises_at = tonumber(string.match(rises or '', '^%d+'))
+    if rises_at and rises_at <= now then  -- that was taken: find the next one for people
+      local found, from = nil, 0
+      repeat
+        local page = redis.call('ZRANGE', later, from, from + 63, 'WITHSCORES')
+        for n = 1, #page, 2 do
+          local own = string.match(page[n], '^%d+ [^ ]+ [^ /]*(/?[^ ]*) ')
+          if not found and own and (own == '' or string.sub(own, 2, 2) == 'i') then
+            found = string.format('%.0f %s', page[n + 1], own == '' and 'i:' or string.sub(own, 2))
+          end
+        end
+        from = from + 64
+      until found or not page[127]
+      if found then
+        redis.call('HSET', state, 'rises', found)
+      else
+        redis.call('HDEL', state, 'rises')
+      end
+    end
+    return tonumber(redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')[2])
+  end
+
+  take_due(now)
+end
 local entries = redis.call('XRANGE', inbox, '-', '+', 'COUNT', batch)
 epoch = epoch or ''
 local from = epoch == epoch_held and epoch ~= '' and tonumber(held) or 0
