@@ -40,6 +40,8 @@ _SETTLE_S: Final = 0.25
 """In which what was used is told."""
 _LOOK_S: Final = 1.0
 """Between two looks whether anything is limited meanwhile."""
+_HEAR_S: Final = 0.25
+"""Between two looks into the headers of responses, once they have been read."""
 _SOON_S: Final = 1.5
 """For which a call waits in its slot."""
 _LATE_MS: Final = 5.0
@@ -99,7 +101,9 @@ class _Budget:
         """When operators are to be told of it again."""
         self.given = self.known = given
         self.told: tuple[str | None, ...] | None = None
-        """By the headers of the last response, in the provider's words."""
+        """By the headers of the last response that was looked at, in the provider's words."""
+        self.heard_s = -math.inf
+        """When that was."""
         self.is_free = False
         """Whether nothing is limited, as far as anybody knows."""
         self.looked_s = 0.0
@@ -273,8 +277,11 @@ class RateLimiter:
 
     def heard(self, grant: Grant, headers: Mapping[str, str]) -> None:
         """The provider answers; its headers may say what it allows."""
-        budget = self._budgets.get(grant.model)
-        if budget is None or (words := words_of(headers)) == budget.told:
+        budget, now_s = self._budgets.get(grant.model), time.monotonic()
+        if budget is None or (budget.told is not None and now_s - budget.heard_s < _HEAR_S):
+            return
+        budget.heard_s = now_s
+        if (words := words_of(headers)) == budget.told:
             return
         budget.told = words
         uncounted = () if grant.is_counted else (round(grant.at_ms or budget.now_ms()), 1, 0)

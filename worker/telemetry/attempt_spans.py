@@ -245,8 +245,10 @@ class Work:
     def tell_lost(self) -> None:
         """Tell of the attempts before this one whose workers died."""
         around, accepted = self._around, accepted_ns(self.owner)
+        if not (lost := just_lost(around.loaded)):
+            return
         tell_lost(
-            just_lost(around.loaded),
+            lost,
             around.tracing,
             self.owner.trace._replace(sampled=self.trace.sampled),
             self._ids,

@@ -287,7 +287,8 @@ class AttemptRecorder(AttemptObserver):
         if self._recording.evaluations is not None and self._effects is not None:
             conversation_id, effects = self._lease.conversation_id, self._effects
             found = [evaluation_of(it, effects, conversation_id) for it in endings]
-            self._recording.evaluations.emit(filter(None, found), now_ns)
+            if any(found):
+                self._recording.evaluations.emit(filter(None, found), now_ns)
 
     @property
     def _retry_code(self) -> str:
