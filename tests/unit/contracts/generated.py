@@ -41,7 +41,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 ITEMS = st.dictionaries(TEXTS, JSON, max_size=3).map(lambda it: {**it, "type": "reasoning"})
-_LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters="{}")
+NOT_IN_IDS = "{}\ufffc\ufffd"
+"""What shows, and yet no id has it: braces, and what stands for something that is missing."""
+_LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters=NOT_IN_IDS)
 IDS = st.text(_LETTERS, min_size=1, max_size=200)
 _BY_PATTERN = {
     ID_PATTERN: IDS,

@@ -1,5 +1,8 @@
 """Whatever the structs can say survives the wire."""
 
+import re
+import sys
+import unicodedata
 from typing import get_args
 
 import msgspec
@@ -8,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
-from tests.unit.contracts.generated import IDS, structs
+from tests.unit.contracts.generated import IDS, NOT_IN_IDS, structs
 from turnline.contracts.conversation import (
+    ID_PATTERN,
     CallEntry,
     ContextEntry,
     ConversationSettings,
@@ -22,6 +26,13 @@ from turnline.contracts.job_format import conversation_job, deserialize_job, ser
 from turnline.contracts.messages import Inbound, decode, encode, validated
 from turnline.contracts.readers import is_group_lost
 from turnline.contracts.replies import AnyEvent, Receipt, TurnRecord, decode_event, encode_event
+
+
+def test_ids_are_tried_with_every_character_that_they_may_have() -> None:
+    """Of letters, numbers, punctuation and symbols: the tests below make ids of these."""
+    shown = (c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] in "LNPS")
+
+    assert "".join(c for c in shown if not re.match(ID_PATTERN, c)) == NOT_IN_IDS
 
 
 @pytest.mark.parametrize("message", get_args(Inbound), ids=lambda cls: cls.__name__)
