@@ -222,15 +222,11 @@ if not score then
   end
   local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
   if first[2] and now - first[2] > tonumber(age_limit_ms) then  -- scores of leases lie in the future
-    -- Whether a turn would be among the next, however many wait: its tenant has no others that do.
-    local function is_next(now, of_settings)
-      local tenant = named and named ~= '' and named or of_settings or ''
-      local known = redis.pcall('ZMSCORE', shares, 'placed', 'i', 'i:' .. tenant)
-      local placed, claimed, own = unpack(known.err and {} or known)
-      return kind ~= 'b' and placed and now - placed < 10000 and claimed and (not own or own - claimed <= 1)
-    end
-
-    if not is_next(now, tenant) then
+    -- One that would be among the next, however many wait, is let in: its tenant has no others that do.
+    local payer = named and named ~= '' and named or tenant or ''
+    local known = redis.pcall('ZMSCORE', shares, 'placed', 'i', 'i:' .. payer)
+    local placed, claimed, own = unpack(known.err and {} or known)
+    if kind == 'b' or not placed or now - placed >= 10000 or not claimed or (own and own - claimed > 1) then
       return {'queue_late', now - first[2], ''}
     end
   end
