@@ -261,7 +261,8 @@ class ChatCheck:
         if end.code == "budget_exceeded":  # that it was is checked with the spending
             return self._turn_tokens is not None
         own = self._asked_for(end.turn_id)
-        if end.code == "bad_request":  # another fault lost the sentence that says why, or its place
+        if end.code in {"bad_request", "permission"}:
+            # Another fault lost the sentence that says why, or its place.
             return any(
                 (CONFLICTING & {*it.faults} and len(it.faults) > 1)
                 or (it.faults and it.outcome == "error")  # it cut the sentence off

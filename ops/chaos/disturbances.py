@@ -55,7 +55,7 @@ FAULTS: Final[Mapping[str, float]] = {
     "ok-json": 0.005,
     "error-frame;at=tokens:3": 0.005,
     "truncated-json;at=tokens:4": 0.004,
-    "bad-chunk-size;at=tokens:3": 0.002,
+    "bad-chunk-size;at=tokens:3": 0.006,
     "garbage": 0.003,
     "html=524;retry_after=1": 0.003,
     "stall;at=tokens:3,seconds=1.5": 0.006,

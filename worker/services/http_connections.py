@@ -38,6 +38,8 @@ _MEANS: Final[Mapping[type[aiohttp.ClientError], type[httpx2.TransportError]]] =
     aiohttp.InvalidUrlClientError: httpx2.UnsupportedProtocol,
 }
 """What aiohttp's errors are for who reads httpx's, as the SDK has it; the first that fits."""
+_KNOWN: Final = (aiohttp.ClientError, OSError, WorkerError)
+"""What readers of a body know."""
 
 
 class HttpClient(httpx2.AsyncClient):
@@ -204,6 +206,17 @@ class _Connection(ResponseHandler):
                 )
             )
 
+    def set_exception(self, exc: type[BaseException] | BaseException, *cause: Any) -> None:
+        """Take note that the connection is of no use; whoever reads the body is told as well.
+
+        Of broken framing aiohttp 3.14 tells nobody. Who waits would wait for ever, and who comes
+        back to read on gets a bare `RuntimeError`.
+        """
+        super().set_exception(exc, *cause)
+        body = self._body
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(exc if isinstance(exc, _KNOWN) else aiohttp.ClientPayloadError())
+
     def _has_room(self) -> bool:
         """Compare what came with what of it was body, and look again once more of it came."""
         body = 0 if self._body is None else self._body.total_bytes
@@ -216,20 +229,6 @@ class _Connection(ResponseHandler):
     def _end(self, error: WorkerError) -> None:
         """Close the connection, and tell whoever reads from it."""
         self._has_ended = True
-        if self._body is not None and not self._body.is_eof():
-            self._body.set_exception(error)
         self.set_exception(error)
         if self.transport is not None:
             self.transport.abort()  # an orderly end would read on
-
-
-def is_closed(response: Any) -> bool:
-    """Tell whether a response's connection is gone although nobody said so to the reader.
-
-    aiohttp 3.14 closes a connection whose chunked framing is broken without waking who reads
-    from it. Of a transport that is built differently this sees nothing, and the time limits apply.
-    """
-    stream = getattr(response, "stream", None)
-    stream = getattr(stream, "_stream", stream)
-    connection = getattr(getattr(stream, "_aiohttp_response", None), "connection", None)
-    return connection is not None and bool(connection.closed)

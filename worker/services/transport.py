@@ -12,17 +12,16 @@ import aiohttp
 import httpx2
 import msgspec
 
-from turnline.worker.errors import ProviderUnavailable, Stalled, UnusableReply
+from turnline.worker.errors import Stalled, UnusableReply
 from turnline.worker.pipeline.stream_events import StreamEvent
 from turnline.worker.services.failures import failure_of_response, lost
-from turnline.worker.services.http_connections import is_closed
 from turnline.worker.services.openai.sdk_client import Client, transport_of
 
 _FOREIGN: Final = (httpx2.HTTPError, aiohttp.ClientError, OSError)
 """What the transport raises when a connection fails; some of it may quote headers or bodies."""
 
 Limit: TypeAlias = Literal["silence", "first_token", "idle", "total", "enough"]
-StopReason: TypeAlias = Limit | Literal["dead", "interrupted"]
+StopReason: TypeAlias = Limit | Literal["interrupted"]
 _LOOK_S: Final = 0.5
 """Seconds between two looks at a call that waits."""
 _INFLATED_MOST: Final = 65_536
@@ -157,7 +156,6 @@ class ResponseStream:
         self._chunks: AsyncIterator[bytes] | None = None
         self._at_end = False
         self._waiting = False
-        self._was_dead = False
         self._has_heard = False
         self._progressed: bool | None = None
         """Whether the latest bytes held events; None before any came."""
@@ -260,23 +258,18 @@ class ResponseStream:
     # Time
 
     def _next_look(self) -> float:
-        """Return when to look again: deadlines move both ways, and connections die in silence."""
+        """Return when to look again: deadlines move both ways."""
         now = self._loop.time()
         return min(max(self._patience.ends()[0], now + 0.01), now + _LOOK_S)
 
     def _check(self) -> None:
-        """Stop the call if it waits for the provider in vain: too long, or on a dead connection."""
+        """Stop the call if it has waited for the provider too long."""
         if self.stopped is not None:
             return
         over_at, limit = self._patience.ends()
         if self._waiting and self._loop.time() >= over_at:
             self.stopped = limit
-        elif self._waiting and is_closed(self.response) and self._was_dead:
-            self.stopped = "dead"
         else:  # moved on since, or busy with what came
-            self._was_dead = self._waiting and is_closed(
-                self.response
-            )  # who reads may just be told why
             self._handle = self._loop.call_at(self._next_look(), self._check)
             return
         self._task.cancel()
@@ -291,10 +284,6 @@ class ResponseStream:
         match self.stopped:
             case "silence" | "first_token" | "idle" | "total":
                 raise stalled(self.stopped, kept_alive=self._progressed is False) from None
-            case "dead":
-                raise ProviderUnavailable(
-                    "the connection to the provider was closed without a word", code="connection"
-                ) from None
             case _:
                 return None
 

@@ -19,7 +19,15 @@ from tests.integration.services.wire import (
     finish,
     sse,
 )
-from turnline.worker.errors import ReplyTooLarge, UnusableReply, WorkerError
+from turnline.worker.errors import (
+    ProviderUnavailable,
+    ReplyTooLarge,
+    Truncated,
+    UnusableReply,
+    WorkerError,
+)
+from turnline.worker.pipeline.frames import Frame, LLMTextFrame
+from turnline.worker.pipeline.processor import DOWNSTREAM, FrameDirection
 from turnline.worker.services.grok.llm import GrokLLMService
 from turnline.worker.services.http_connections import INFORMATIONAL_MAX
 
@@ -112,3 +120,60 @@ async def test_a_connection_with_answers_to_nobody_is_closed(more: bytes) -> Non
         await asyncio.wait_for(closed.wait(), 30)
 
     assert turn.text == "hello"
+
+
+BROKEN = {
+    "a length that is none": b"zz\r\n",
+    "a length with a sign": b"-1\r\n",
+    "a chunk that is longer than it says": b"1\r\nxyz\r\n",
+    "a bare end of a line": b"\n\n",
+    "nothing more": b"",
+    "half a length": b"1f",
+    "half a chunk": b"1f\r\nda",
+}
+"""What may come where the next chunk is due, before the connection is closed."""
+
+
+@pytest.mark.parametrize("service", [GrokLLMService, BySdk])
+@pytest.mark.parametrize("reads", ["waits", "is busy"])
+@pytest.mark.parametrize("ends", ["fin", "rst"])
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.timeout(20)
+async def test_a_connection_that_ends_is_the_providers_fault(
+    what: str, ends: str, reads: str, service: type[GrokLLMService]
+) -> None:
+    """Whenever the reader learns of it: while it waits, or when it comes back to read on."""
+    begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.send(STREAM_HEAD + chunk(sse(delta(content="hello"))))
+        await begun.wait()
+        await connection.send(BROKEN[what])
+        await _turns()  # a reset discards what nobody has read
+        getattr(connection, ends)()
+        await connection.client_left()
+        await _turns()
+        gone.set()
+
+    class Reader(service):  # type: ignore[valid-type, misc]
+        """Does something else between two pieces, if it is to be busy."""
+
+        async def push_frame(self, frame: Frame, direction: FrameDirection = DOWNSTREAM) -> None:
+            await super().push_frame(frame, direction)
+            if isinstance(frame, LLMTextFrame):
+                begun.set()
+                if reads == "is busy":
+                    await gone.wait()
+
+    async with WireServer(script) as server:
+        turn = Turn(server.client, service_class=Reader)
+        with pytest.raises((ProviderUnavailable, Truncated)):
+            await turn.run()
+
+    assert turn.text == "hello"
+
+
+async def _turns() -> None:
+    """Let this loop's other tasks and connections go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
