@@ -166,5 +166,6 @@ def _own_id(trace_id: str, conversation_id: str, turn_id: str) -> str:
 
 def _hash(size_bytes: int, *words: str) -> str:
     """Return hexadecimal digits that depend on all words; never all zero, which is no valid id."""
-    digest = hashlib.blake2b("\0".join(words).encode(errors="replace"), digest_size=size_bytes)
-    return digest.hexdigest() if any(digest.digest()) else "1".zfill(size_bytes * 2)
+    words_together = "\0".join(words).encode(errors="replace")
+    digits = hashlib.blake2b(words_together, digest_size=size_bytes).hexdigest()
+    return digits if digits.strip("0") else "1".zfill(size_bytes * 2)

@@ -240,7 +240,11 @@ class _Pipeline:
         self._flight: asyncio.Task[None] | None = None
         self._connection: RawConnection | None = None
         self._limit: asyncio.Timeout | None = None
-        """When the batch on its way ends without its replies."""
+        """Ends the batch on its way without its replies."""
+        self._sent_at = 0.0
+        """When it was sent, by the loop's clock."""
+        self._watch: asyncio.TimerHandle | None = None
+        """Looks whether it is overdue; one for many batches, as most have their replies at once."""
         self._is_left = False
         """Whether nobody is to wait for the server any more."""
 
@@ -277,9 +281,12 @@ class _Pipeline:
     async def _replies(self, batch: Sequence[_Asked]) -> Sequence[Any]:
         """Return a reply to each, or the error because of which there is none."""
         replies: dict[int, Any] = {}
-        doubting = asyncio.get_running_loop().call_later(DOUBT_S, self._servers.doubt)
+        loop = asyncio.get_running_loop()
+        self._sent_at = loop.time()
+        if self._watch is None or self._watch.when() > self._sent_at + DOUBT_S:
+            self._watch_until(DOUBT_S)
         try:
-            async with asyncio.timeout(self._silence_s) as limit:
+            async with asyncio.timeout(None) as limit:
                 self._limit = limit
                 try:
                     await self._send(batch, replies)
@@ -297,8 +304,27 @@ class _Pipeline:
             if not self._is_left:
                 self._outage.worked()
             return list(replies.values())
-        finally:
-            doubting.cancel()
+
+    def _watch_until(self, after_s: float) -> None:
+        """Look at the batch on its way when that much time has passed since it was sent."""
+        if self._watch is not None:
+            self._watch.cancel()
+        at = self._sent_at + min(after_s, self._silence_s)
+        self._watch = asyncio.get_running_loop().call_at(at, self._look)
+
+    def _look(self) -> None:
+        """Doubt a server that has said nothing for a while, and later wait for it no more."""
+        self._watch = None
+        if self._limit is None or self._limit.expired():
+            return
+        waited_s = asyncio.get_running_loop().time() - self._sent_at
+        if waited_s >= self._silence_s:
+            self._limit.reschedule(0)
+        elif waited_s < DOUBT_S:  # another batch than the one that was to be looked at
+            self._watch_until(DOUBT_S)
+        else:
+            self._servers.doubt()
+            self._watch_until(self._silence_s)
 
     def _pass_on(self) -> None:
         """Have others send what was not sent yet: meanwhile the server was given up."""

@@ -29,6 +29,11 @@ class Entry:
         self.fields = fields
 
     @cached_property
+    def accepted_at_ms(self) -> int:
+        """When it was accepted, ms since the Unix epoch, by Redis' clock."""
+        return int(self.entry_id.partition("-")[0])
+
+    @cached_property
     def _decoded(self) -> tuple[Inbound | None, str]:
         try:
             return decode(self.data), ""
@@ -44,11 +49,6 @@ class Entry:
     def fault(self) -> str:
         """How the message breaks the contract; empty if it does not."""
         return self._decoded[1]
-
-    @property
-    def accepted_at_ms(self) -> int:
-        """When it was accepted, ms since the Unix epoch, by Redis' clock."""
-        return int(self.entry_id.partition("-")[0])
 
     @property
     def data(self) -> bytes:

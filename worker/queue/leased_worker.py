@@ -408,11 +408,10 @@ class LeasedWorker(arq.worker.Worker):
                 )
                 outcome = Parked(2_000, "defect")
         finally:
-            await asyncio.shield(self._release(lease, outcome))
+            if not (lease.lost or lease.released):
+                await asyncio.shield(self._release(lease, outcome))
 
     async def _release(self, lease: Lease, outcome: Outcome) -> None:
-        if lease.lost or lease.released:
-            return
         lease.advance(LeaseEvent.SEND)
         try:
             answer, _ = await self._batcher.run(lua.release(lease, outcome))

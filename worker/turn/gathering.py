@@ -130,9 +130,14 @@ class Turn:
     @property
     def primary(self) -> ConsumedEntry:
         """The message that carries the reply: the last one that said something."""
-        joined = [used for used in self.used if used.ending is None]
-        speaking = [u for u in joined if not isinstance(u.message, _SPEECH_EVENTS)]
-        return (speaking or joined)[-1]
+        last: ConsumedEntry | None = None
+        for used in reversed(self.used):
+            if used.ending is None:
+                if not isinstance(used.message, _SPEECH_EVENTS):
+                    return used
+                last = last or used
+        assert last is not None, "nothing was used up"
+        return last
 
     def unlink(self) -> None:
         """Let go of the aggregator's output: nothing more will be asked of the model."""

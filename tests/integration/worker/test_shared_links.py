@@ -26,10 +26,12 @@ from tests.support.shards import (
 )
 from tests.support.wait import wait_until
 from turnline.contracts import TurnClient, TurnCompleted
+from turnline.contracts.addresses import read_address
 from turnline.contracts.keys import conversation_keys, shard_keys, shard_of
 from turnline.contracts.opening import open_servers
 from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.scripts import Call
+from turnline.contracts.servers import AsyncServers
 from turnline.ops.embedded import EmbeddedRedis
 from turnline.ops.simulator import Simulator
 from turnline.worker.batching import Pipelines
@@ -310,3 +312,36 @@ async def test_one_shard_may_use_all_slots(server: EmbeddedRedis, sim: Simulator
         assert (await client.ask(last, "And?", timeout_s=10)).turn_id
         for name in await running():
             await client.interrupt(name)
+
+
+class Doubting(AsyncServers):
+    """Notes when it was told that a server may not be where it was."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(read_address(url), max_connections=5)
+        self.doubted: list[float] = []
+
+    def doubt(self) -> None:
+        self.doubted.append(asyncio.get_running_loop().time())
+        super().doubt()
+
+
+async def test_each_batch_that_waits_for_long_makes_its_server_doubtful(
+    server: EmbeddedRedis,
+) -> None:
+    """Also one that is sent soon after another that waited: each has its own second."""
+    servers = Doubting(as_worker(server.url))
+    pipelines = Pipelines(servers)
+    loop, batcher = asyncio.get_running_loop(), pipelines.of(shard_keys(0).tag)
+    began: list[float] = []
+    async with Redis.from_url(server.url) as admin:
+        for _ in range(2):
+            await batcher.send("PING")
+            await admin.execute_command("CLIENT", "PAUSE", 1_300, "ALL")
+            began.append(loop.time())
+            await batcher.send("PING")
+    await pipelines.close()
+    await servers.aclose()
+
+    waited = [doubt - since for doubt, since in zip(servers.doubted, began, strict=True)]
+    assert all(0.9 < it < 1.25 for it in waited), waited
