@@ -212,13 +212,13 @@ class _Connection(ResponseHandler):
                 )
             )
 
-    def set_exception(self, exc: type[BaseException] | BaseException, *cause: Any) -> None:
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         """Take note that the connection is of no use; whoever reads the body is told as well.
 
         Of broken framing aiohttp 3.14 tells nobody. Who waits would wait for ever, and who comes
         back to read on gets a bare `RuntimeError`.
         """
-        super().set_exception(exc, *cause)
+        super().set_exception(exc, *filter(None, [exc_cause]))
         body = self._body
         if body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(exc if isinstance(exc, _KNOWN) else aiohttp.ClientPayloadError())
