@@ -39,6 +39,8 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
         "reshard": "Change the number of shards, while turns run.",
         "acl": "Print the rights that a user in Redis needs.",
         "trace": "Draw what became of a turn, as a waterfall.",
+        "explain": "Say what happened in a turn, and why.",
+        "doctor": "Look at Redis and the fleet, and say what is wrong.",
     },
     "Judge it": {
         "bench": "Measure, side by side with others.",

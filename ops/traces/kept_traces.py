@@ -1,7 +1,8 @@
 """Finds turns and their spans: among the traces that workers keep, else in records and ledger."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
@@ -108,10 +109,29 @@ def find(connection: Connection, target: str, limit: int) -> list[TracedTurn]:
     known = {turn.turn_id for turn in turns if turn.state != "running"}
     if not turns or any(turn.conversation_id == target for turn in turns):
         told = [turn for turn in _from_records(connection, target) if turn.turn_id not in known]
-        ended = {turn.turn_id for turn in told}
-        turns = [turn for turn in turns if turn.turn_id not in ended] + told
+    else:  # the end of a turn may be known before its trace is
+        open_ids = {it.turn_id: it.conversation_id for it in turns if it.state == "running"}
+        told = [
+            turn
+            for conversation_id in set(open_ids.values())
+            for turn in _from_records(connection, conversation_id)
+            if turn.turn_id in open_ids and turn.state != "running"
+        ]
+    ended = {turn.turn_id for turn in told}
+    turns = [turn for turn in turns if turn.turn_id not in ended] + told
     turns.sort(key=lambda turn: turn.began_ms)
     return turns[-limit:]
+
+
+def recent(connection: Connection, since_ms: int, most: int) -> list[TracedTurn]:
+    """Return what attempts since a moment told, the newest `most` of each shard, in no order."""
+    newest = (
+        row
+        for shard in connection.shards
+        for row in islice(_rows_of(connection, shard), most)
+        if row.at[0] >= since_ms
+    )
+    return _join(newest)
 
 
 def _rows(connection: Connection) -> Iterator[_Row]:
@@ -143,10 +163,13 @@ def _rows_of(connection: Connection, shard: ShardKeys) -> Iterator[_Row]:
 
 def _gather(connection: Connection, wanted: Callable[[_Row], bool]) -> list[TracedTurn]:
     """Join what all attempts at a turn told."""
+    return _join(row for row in _rows(connection) if wanted(row))
+
+
+def _join(newest_first: Iterable[_Row]) -> list[TracedTurn]:
     rows: dict[tuple[str, str], list[_Row]] = {}
-    for row in _rows(connection):
-        if wanted(row):
-            rows.setdefault(row.turn, []).append(row)
+    for row in newest_first:
+        rows.setdefault(row.turn, []).append(row)
     return [joined([_decode_spans(row.data) for row in reversed(found)]) for found in rows.values()]
 
 
