@@ -271,10 +271,10 @@ def _tools(turns: Sequence[TracedTurn]) -> Iterator[Finding]:
                 failed[name] += 1
                 codes[name] = span.error
     for name, times in failed.most_common():
+        of = f"{times} of {_many(called[name], 'call')} {_WHEN}"
         yield _warn(
             "turns",
-            f"The tool {output.word(name)} failed {times} times of {called[name]} {_WHEN} "
-            f"({output.word(codes[name])}).",
+            f"The tool {output.word(name)} failed in {of} ({output.word(codes[name])}).",
             "The model is told, and goes on without. The workers' logs have the tool's error.",
         )
 

@@ -139,10 +139,14 @@ class _Told:
             waited_ms, why = _ms(wait), str(wait.attributes.get(n.WAIT_FOR, ""))
             text = f"It waited {output.duration(waited_ms)} before it began: "
             yield _Weighed(waited_ms, bool(why), text + f"{_WAITED.get(why, why)}.")
-        if not self._attempts and self._turn.state == "running":
-            waited_ms = self._turn.duration_ms
+        if not self._attempts and not self._calls and self._turn.state == "running":
+            waited_ms = float(self._turn.duration_ms)
             text = f"No worker has begun it for {output.duration(waited_ms)}: {_WAITED['']}."
             yield _Weighed(waited_ms, is_trouble=True, text=text)
+        elif not self._attempts and self._calls:
+            waited_ms = (self._calls[0].start_ns - self._zero_ns) / 1e6
+            text = f"It waited {output.duration(waited_ms)} before the model was first asked."
+            yield _Weighed(waited_ms, is_trouble=False, text=text)
 
     def _lost(self, attempt: Span, following: Span | None) -> Iterator[_Weighed]:
         """Say why an attempt was not the last one, and what that took."""
@@ -174,6 +178,8 @@ class _Told:
         model = call.name.partition(" ")[2]
         took_ms = _ms(call)
         if not self._attempts and (call.error or _is_lost(call)):  # all that the ledger knows
+            if call.error == self._turn.code:
+                return
             cause = cause_of(call.error or "worker_lost")
             text = f"The call of {self._number(call)} came to nothing: {cause.what}."
             yield _Weighed(took_ms, is_trouble=True, text=text, advice=cause.advice)
@@ -261,4 +267,6 @@ def _ms(span: Span) -> float:
 
 def lines(it: Explanation) -> Sequence[str]:
     """Return what is read first: how it ended and why, what to do, what it cost."""
-    return [it.headline, *it.causes, *filter(None, [it.advice]), it.cost]
+    advice = [it.advice] if it.advice else []
+    why = [*advice, *it.causes] if it.state == "failed" else [*it.causes, *advice]
+    return [it.headline, *why, it.cost]
