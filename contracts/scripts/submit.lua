@@ -397,7 +397,8 @@ if whose_limit then
   redis.pcall('ZADD', waiting, 0, whose_limit .. '\n' .. job_id)
   redis.call('PEXPIRE', waiting, 86400000)
 end
-local ends_wait = deferred and (parked == 'input' or parked == 'later' or (parked and is_control))
+local ends_wait = deferred and (parked == 'input' or parked == 'later' or (parked and is_control)
+  or (parked == 'held' and is_urgent))  -- among those that are held back, it has another place
 if is_delayed then
   if not score and redis.call('XLEN', inbox) == 0 then
     redis.call('HSET', state, 'parked', 'later')

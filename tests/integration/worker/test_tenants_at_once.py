@@ -16,12 +16,14 @@ from tests.integration.worker.test_fair_order import claimed, fill, in_order, me
 from tests.support.driving import SHARD, Hand, batcher_on, ended, fleet, requests, user
 from tests.support.wait import wait_until
 from turnline.contracts import Interrupt, TurnClient, TurnCompleted, TurnInterrupted
-from turnline.contracts.keys import ARQ_IN_PROGRESS
+from turnline.contracts.keys import ARQ_IN_PROGRESS, conversation_keys
 from turnline.contracts.scripts import run
 from turnline.ops.cli.app import turnline
 from turnline.ops.simulator import Simulator, SimulatorConfig
 from turnline.ops.simulator.config import Pacing
-from turnline.worker.queue.lua import claim
+from turnline.worker.lease import Lease
+from turnline.worker.outcome import Parked
+from turnline.worker.queue.lua import claim, release
 from turnline.worker.store.gauges import read_gauges
 
 TWO = json.dumps({"a": 2})
@@ -38,7 +40,7 @@ async def test_no_more_than_may_run_at_once(redis: Redis, client: TurnClient) ->
     """Whether all that is due would fit or not; the others wait in their order."""
     await fill(client, {"a": 6, "b": 2})
 
-    assert await claimed(redis, 10, concurrency=TWO) == ["a-00000", "a-00001", "b-00000", "b-00001"]
+    assert await claimed(redis, 10, concurrency=TWO) == ["a-00000", "b-00000", "a-00001", "b-00001"]
     assert await claimed(redis, 1, concurrency=TWO) == []
     await end(redis, "a-00001")
     assert await claimed(redis, 10, concurrency=TWO) == ["a-00002"]
@@ -101,7 +103,7 @@ async def test_what_is_no_conversation_takes_no_place(redis: Redis, client: Turn
 
     items = await run(redis, claim(SHARD, 9, 60_000, "w", concurrency=json.dumps({"*": 2})))
 
-    assert [it.decode() for it in items[3::3]] == [conversations[0], "job", conversations[1]]
+    assert [it.decode() for it in items[3::3]] == ["job", *conversations[:2]]
 
 
 async def test_without_the_limit_all_is_found(redis: Redis, client: TurnClient) -> None:
@@ -131,16 +133,16 @@ async def test_an_interrupt_ends_the_wait_in_line(
     await ended(client, receipt, TurnInterrupted)
 
 
-async def test_who_is_at_work_is_held_back_no_more(redis: Redis, client: TurnClient) -> None:
-    """Though it became due otherwise, as by an interrupt: its next wait is its own."""
+async def test_who_is_due_otherwise_keeps_its_place(redis: Redis, client: TurnClient) -> None:
+    """As by an interrupt; and who is at work is held back no more."""
     await fill(client, {"a": 4})
     await claimed(redis, 4, concurrency=TWO)
     await redis.zadd(SHARD.queue, {f"{SHARD.tag}:a-00003": 1})
     await end(redis, "a-00000")
-    assert await claimed(redis, 4, concurrency=TWO) == ["a-00003"]
+    assert await claimed(redis, 4, concurrency=TWO) == ["a-00002"]
 
     held = await redis.zrange(SHARD.queue.removesuffix("queue") + "held:a", 0, -1)
-    assert held == [f"{SHARD.tag}:a-00002".encode()]
+    assert held == [f"{SHARD.tag}:a-00003".encode()]
 
 
 @pytest.mark.parametrize("value", ["string", "list", "inf", "-inf"])
@@ -251,3 +253,99 @@ async def test_operators_see_which_budgets_are_used_up(
     assert told["spent"] > 1
     shown = await asyncio.to_thread(CliRunner().invoke, turnline, ["queue", "--redis", redis_url])
     assert re.search(r"tenant +acme +\d+ tokens +1 tokens", shown.output)
+
+
+async def test_newcomers_do_not_overtake_who_is_held_back(redis: Redis, client: TurnClient) -> None:
+    """Who came first goes first, whatever it is called, and however few or many are due."""
+    one = json.dumps({"a": 1})
+    for name in ("z", "y", "b", "c"):
+        await client.submit(message(name, "a"))
+        await claimed(redis, 9, concurrency=one)
+    for before, name in (("z", "y"), ("y", "b"), ("b", "c")):
+        await end(redis, before)
+        await client.submit(message(f"0-{name}", "a"))
+        assert await claimed(redis, 9, concurrency=one) == [name]
+
+
+async def test_newcomers_do_not_overtake_a_flood_that_is_held_back(
+    redis: Redis, client: TurnClient
+) -> None:
+    """Also where it is far longer than what is due."""
+    await fill(client, {"a": 300})
+    await claimed(redis, 5, concurrency=TWO)
+    for _ in range(30):
+        await claimed(redis, 20, concurrency=TWO)
+    assert not await redis.zrangebyscore(SHARD.queue, "-inf", time.time() * 1000)
+    running = ["a-00000", "a-00001"]
+    for n in range(2, 20):
+        await client.submit(message(f"0-{n}", "a"))
+        await end(redis, running.pop(0))
+        found = await claimed(redis, 5 if n % 2 else 1, concurrency=TWO)
+        assert found == [f"a-{n:05}"]
+        running += found
+
+
+async def test_a_turn_of_a_person_is_held_back_before_batch_turns(
+    redis: Redis, client: TurnClient
+) -> None:
+    """As soon as one comes to a conversation that waits among these."""
+    one = json.dumps({"a": 1})
+    for n in range(4):
+        await client.submit(message(f"b{n}", "a", priority="batch"))
+        await claimed(redis, 9, concurrency=one)
+    await client.submit(message("b3", "a"))
+    assert await claimed(redis, 9, concurrency=one) == []
+    await end(redis, "b0")
+
+    assert await claimed(redis, 9, concurrency=one) == ["b3"]
+    await end(redis, "b3")
+    assert await claimed(redis, 9, concurrency=one) == ["b1"]
+
+
+async def test_a_place_is_of_whom_the_turn_is(redis: Redis, client: TurnClient) -> None:
+    """A conversation that runs for another tenant takes none of the one before."""
+    one = json.dumps({"a": 1, "b": 1})
+    await client.submit(message("c", "a"))
+    assert await claimed(redis, 9, concurrency=one) == ["c"]
+    await end(redis, "c")
+    await client.forget("c")
+    await client.submit(message("c", "b"))
+    assert await claimed(redis, 9, concurrency=one) == ["c"]
+    await client.submit(message("d", "a"))
+
+    assert await claimed(redis, 9, concurrency=one) == ["d"]
+
+
+async def test_what_is_held_back_without_a_state_leaves_none(
+    redis: Redis, client: TurnClient
+) -> None:
+    """As where that expired: no key is made that never would. It is off the queue when it ran."""
+    one = json.dumps({"*": 1})
+    for name in ("c", "d"):
+        await client.submit(message(name))
+    assert await claimed(redis, 1, concurrency=one) == ["c"]
+    state = conversation_keys(SHARD.tag, "d").state
+    await redis.delete(state)
+    assert await claimed(redis, 1, concurrency=one) == ["d"]
+
+    assert not await redis.exists(state)
+
+
+async def test_room_wakes_nobody_who_waits_for_something_else(
+    redis: Redis, client: TurnClient
+) -> None:
+    """As one that was held back for another tenant, ran, and waits for the provider."""
+    one = json.dumps({"a": 1})
+    await client.submit(message("first", "a"))
+    assert await claimed(redis, 9, concurrency=one) == ["first"]
+    await client.submit(message("c", "a", priority="batch"))
+    assert await claimed(redis, 9, concurrency=one) == []
+    await client.submit(message("c", "b"))
+    await redis.zadd(SHARD.queue, {f"{SHARD.tag}:c": 1})
+    *_, job_id, lease, _ = await run(redis, claim(SHARD, 9, 60_000, "w", concurrency=one))
+    assert job_id == f"{SHARD.tag}:c".encode()
+    await run(redis, release(Lease(SHARD.tag, "c", lease.decode()), Parked(30_000, "backoff")))
+    await end(redis, "first")
+
+    assert await claimed(redis, 9, concurrency=one) == []
+    assert await redis.zscore(SHARD.queue, job_id) > time.time() * 1000 + 20_000

@@ -25,11 +25,11 @@ Of conversations that are due, the hash `state` is read: `lane` is `<i or b>:<te
 has begun; `rises` is `<ms> i:<tenant>`, when the first delayed message for people is due; `tenant` is the
 conversation's, for that if it names none.
 
-With limits of tenants, `parked` is set while a conversation is held back, and behind the queue's base there are
+With limits of tenants, `parked` is 'held' while a conversation is held back, and behind the queue's base there are
     held              zset  tenants of whom conversations wait that would be more at once than they may -> when that was
                       last looked at, ms
     held:<tenant>     zset  job ids of these -> place
-    running:<tenant>  zset  job ids that were claimed -> since when, ms
+    running:<tenant>  zset  job ids that were claimed for it -> fencing token
     wait              zset  `<tenant>`, a line feed and the job id of conversations that wait to begin
     exhausted         hash  `w:<tenant>`, `w:*` for others -> `<until, ms> <until, ms> <count>`: how many conversations may
                       wait to begin; `told` -> when that was said, ms; `tenants`, as there is one of a tenant; see
@@ -55,7 +55,7 @@ Invariants
       others; a turn that had begun goes before its like, and so does what is no conversation; a conversation in which a
       message for people waits, or has come to its time, is not batch
   I7  no more conversations of a tenant are claimed than may run at once; a lease that ended counts no more. The others
-      wait in their order, and are due when there is room
+      wait in their order, and are due when there is room; while some are held back, no newcomer goes before them
   I8  whatever `order` and `shares` say, or have lost, each entry of the queue is found: the oldest that are due
       are given places each time
 ]]
@@ -113,8 +113,8 @@ end
 
 local most = concurrency ~= '' and cjson.decode(concurrency)  -- conversations at once, by tenant
 
-local rooms = {}
-local lane_of, room_of, hold, claim_in_order
+local rooms, let = {}, {}
+local lane_of, is_full, hold, claim_in_order
 
 -- Lease it, unless it is not due, another one has it, or it is held back; returns whether it was.
 local function claim(id, at)
@@ -132,19 +132,19 @@ local function claim(id, at)
   if most or crowds ~= '' then
     kind, tenant, begun = lane_of(id)
   end
-  if most and begun ~= 'not a conversation' then
-    if room_of(tenant) < 1 then
-      hold(id, kind, tenant, at)
-      return false
-    end
-    rooms[tenant] = rooms[tenant] and rooms[tenant] - redis.call('ZADD', base .. 'running:' .. tenant, now, id)
+  local is_limited = most and begun ~= 'not a conversation' and (most[tenant] or most['*'])
+  if is_limited and is_full(tenant, id) and hold(id, tenant, at) then
+    return false
+  end
+  local fence = string.format('%.0f', next_token())
+  if is_limited then
+    rooms[tenant] = rooms[tenant] - redis.call('ZADD', base .. 'running:' .. tenant, fence, id)
     redis.call('PEXPIRE', base .. 'running:' .. tenant, KEPT_MS)
-    redis.pcall('ZREM', base .. 'held:' .. tenant, id)
   end
   if crowds ~= '' then
     redis.call('ZREM', waiting, tenant .. '\n' .. id)
   end
-  local lease = string.format('%.0f %s', next_token(), worker_id)
+  local lease = fence .. ' ' .. worker_id
   redis.call('SET', holder, lease, 'PX', lease_ms)
   redis.call('ZADD', queue, 'XX', now + lease_ms, id)
   reply[#reply + 1] = id
@@ -211,47 +211,76 @@ if most or crowds ~= '' or #due > 2 * limit then
     return 0
   end
 
-  -- Return how many more conversations of a tenant may run.
-  function room_of(tenant)
-    local limit_of, running = most[tenant] or most['*'], base .. 'running:' .. tenant
-    if not limit_of or rooms[tenant] then
-      return limit_of and rooms[tenant] or limit
+  -- Return how many more conversations of a tenant, which has a limit, may run.
+  local function room_of(tenant)
+    local limit_of, running = most[tenant] or most['*'] or limit, base .. 'running:' .. tenant
+    if rooms[tenant] then
+      return rooms[tenant]
     end
     local count = count_of(running)
-    for _, id in ipairs(count >= limit_of and redis.call('ZRANGE', running, 0, -1) or {}) do
-      if redis.call('PTTL', in_progress .. id) == -2 then
-        count = count - redis.call('ZREM', running, id)
+    local claimed = count >= limit_of and redis.call('ZRANGE', running, 0, -1, 'WITHSCORES') or {}
+    for n = 1, #claimed, 2 do  -- one that is claimed again may be another tenant's by now
+      local lease = redis.pcall('GET', in_progress .. claimed[n])
+      if type(lease) ~= 'string' or string.match(lease, '^%d+') ~= claimed[n + 1] then
+        count = count - redis.call('ZREM', running, claimed[n])
       end
     end
     rooms[tenant] = limit_of - count
     return rooms[tenant]
   end
 
-  -- Hold a conversation back until others of its tenant have ended, at this place.
-  function hold(id, kind, tenant, at)
-    local waiting = base .. 'held:' .. tenant
+  -- Return whether a conversation has to wait for others of its tenant: those that run, or were there before.
+  function is_full(tenant, id)
+    return room_of(tenant) < 1 or (not let[id] and count_of(base .. 'held:' .. tenant) > 0)
+  end
+
+  -- Hold a conversation back until others of its tenant have ended, at this place. Returns false if nothing is left of it.
+  function hold(id, tenant, at)
+    local waiting, state = base .. 'held:' .. tenant, base .. 'c:' .. string.sub(id, #tag + 1) .. ':state'
+    if type(redis.pcall('HGET', state, 'epoch')) ~= 'string' then
+      return false
+    end
     count_of(waiting)
-    redis.call('ZADD', waiting, 'NX', at or passed(kind, order), id)
+    redis.call('ZADD', waiting, 'NX', at, id)
     redis.call('ZADD', held, 'NX', 0, tenant)
     redis.call('ZADD', queue, 'XX', now + HELD_MS, id)
-    redis.call('HSET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'parked', 'limit')
+    redis.call('HSET', state, 'parked', 'held')
     redis.call('PEXPIRE', waiting, KEPT_MS)
     redis.call('PEXPIRE', held, KEPT_MS)
+    return true
+  end
+
+  -- Return the highest place that there can be of a tenant.
+  local function highest_of(tenant, least)
+    return highest(least, order) + (most and MOST_APART * count_of(base .. 'held:' .. tenant) or 0)
+  end
+
+  -- Whether it still waits for others of its tenant. What was claimed for another one waits for something else, if at all.
+  local function is_held(id)
+    return redis.call('ZSCORE', queue, id) and redis.call('PTTL', in_progress .. id) == -2
+      and redis.pcall('HGET', base .. 'c:' .. string.sub(id, #tag + 1) .. ':state', 'parked') == 'held'
   end
 
   -- Make those due for which there is room again.
   local function let_go()
     for _, tenant in ipairs(redis.call('ZRANGE', held, 0, 99)) do
-      local waiting = base .. 'held:' .. tenant
+      local waiting, gone = base .. 'held:' .. tenant, 0
       local room = count_of(waiting) > 0 and math.min(limit, room_of(tenant)) or 0
-      local first = room > 0 and redis.call('ZRANGE', waiting, 0, room - 1, 'WITHSCORES') or {}
-      for n = 1, #first, 2 do
-        local id, at = first[n], tonumber(first[n + 1])
+      while room > 0 and gone < MOST do
+        local id, at = unpack(redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES'))
+        if not id then
+          break
+        end
+        at = tonumber(at)
         local least = passed(at >= BATCH and 'b' or 'i', order)
+        at = math.min(math.max(at, least), highest_of(tenant, least))
         redis.call('ZREM', waiting, id)
-        if tonumber(redis.call('ZSCORE', queue, id) or now) > now then
+        if is_held(id) then
           redis.call('ZADD', queue, 'XX', now, id)
-          redis.call('ZADD', order, math.min(math.max(at, least), highest(least, order)), id)
+          redis.call('ZADD', order, at, id)
+          let[id], room = true, room - 1
+        else
+          gone = gone + 1
         end
       end
       if redis.call('ZCARD', waiting) > 0 then
@@ -295,16 +324,25 @@ if most or crowds ~= '' or #due > 2 * limit then
     end
     next_of[kind] = next_of[kind] or passed(kind, order)
     local least = next_of[kind]
-    local kept = most and redis.pcall('ZSCORE', base .. 'held:' .. tenant, id)
-    if type(kept) == 'string' then
-      return math.min(math.max(kept, least), highest(least, order)), rises_at
+    local waiting = most and base .. 'held:' .. tenant
+    local kept = waiting and redis.pcall('ZSCORE', waiting, id)
+    if type(kept) == 'string' and (tonumber(kept) >= BATCH) == (kind == 'b') then
+      return math.min(math.max(kept, least), highest_of(tenant, least)), rises_at
+    elseif type(kept) == 'string' then  -- it was one of batch turns, and is not any more
+      redis.call('ZREM', waiting, id)
     end
     if begun then
       return math.max(kind == 'b' and BATCH or -1, least - 1), rises_at
     end
-    local lane = kind .. ':' .. tenant
-    local at = next_of[lane] or share(lane, least, highest(least, order)) or least
-    next_of[lane] = at + 1 / (weights[tenant] or 1)
+    local lane, apart = kind .. ':' .. tenant, 1 / (weights[tenant] or 1)
+    local at = next_of[lane]
+    if not at then
+      at = share(lane, least, highest_of(tenant, least)) or least
+      local till = string.format('(%.0f', kind == 'b' and 2 * BATCH or BATCH)
+      local last = waiting and redis.pcall('ZRANGE', waiting, till, least, 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
+      at = math.max(at, last and last[2] and last[2] + apart or at)
+    end
+    next_of[lane] = at + apart
     return at, rises_at
   end
 
@@ -421,7 +459,7 @@ local ids = {}
 for n = 1, #due, 2 do
   ids[#ids + 1] = due[n]
 end
-if #ids > limit then
+if #ids > limit or (most and ids[1]) then  -- who is held back needs a place
   claim_in_order(ids)
 else
   for _, id in ipairs(ids) do
