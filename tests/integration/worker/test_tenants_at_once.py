@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from tests.integration.worker.test_fair_order import claimed, fill, in_order, message
 from tests.support.driving import SHARD, Hand, batcher_on, ended, fleet, requests, user
 from tests.support.wait import wait_until
-from turnline.contracts import Interrupt, TurnClient, TurnCompleted, TurnInterrupted
+from turnline.contracts import Interrupt, TurnClient, TurnCompleted, TurnInterrupted, UserMessage
 from turnline.contracts.keys import ARQ_IN_PROGRESS, conversation_keys
 from turnline.contracts.scripts import run
 from turnline.ops.cli.app import turnline
@@ -349,3 +349,32 @@ async def test_room_wakes_nobody_who_waits_for_something_else(
 
     assert await claimed(redis, 9, concurrency=one) == []
     assert await redis.zscore(SHARD.queue, job_id) > time.time() * 1000 + 20_000
+
+
+async def test_a_conversation_goes_on_for_another_tenant_only_if_that_has_room(
+    redis_url: str, client: TurnClient, tmp_path: Path
+) -> None:
+    """Its next turn is claimed anew: it takes a place of whom it is done for."""
+    path = tmp_path / "budgets.toml"
+    path.write_text("[tenants.b]\nconcurrency = 1\n")
+    pacing: Any = Pacing(ttft_ms=40, itl_ms=5)
+    async with Simulator(SimulatorConfig(pacing=pacing)) as sim:
+        receipts = []
+        for n in range(6):
+            await client.submit(message(f"c{n}", "a"))
+            receipts.append(
+                await client.submit(UserMessage(conversation_id=f"c{n}", tenant="b", text="Second"))
+            )
+        most = 0
+
+        def count() -> bool:
+            nonlocal most
+            entries = [it for it in sim.ledger.entries() if b"Second" in bytes(it.body or b"")]
+            most = max(most, sum(it.outcome == "open" for it in entries))
+            return len(entries) >= 6 and all(it.outcome != "open" for it in entries)
+
+        async with fleet(redis_url, sim, budgets=str(path)):
+            await wait_until(count, "all are answered")
+            for receipt in receipts:
+                await ended(client, receipt, TurnCompleted)
+    assert most == 1

@@ -24,7 +24,7 @@ ARGV[2]   turn_id       str  whose record tells whether this was committed befor
 ARGV[3]   job_id        str
 ARGV[4]   retention_ms  int
 ARGV[5]   limits        str  `<calls> <events> <copies> <shared stream>`: entries kept
-ARGV[6]   afterwards    str  'go_on' keeps the lease while messages wait and nobody else does, 'yield' gives it up
+ARGV[6]   afterwards    str  'go_on' keeps the lease while messages of the tenant wait and nobody else does, 'yield' gives it up
 ARGV[7]   batch         int  inbox entries to return at most
 ARGV[8]   how           str  'append' to the context or 'rewrite' it
 ARGV[9]   settings      bytes  JSON; '' leaves them as they are
@@ -363,8 +363,11 @@ end
 if rises and not next_at then
   redis.call('HDEL', state, 'rises')  -- others took what was delayed
 end
-if waiting[1] and attempt == '1' and redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, 1)[1] then
-  afterwards = 'yield'  -- others wait for a worker: the next turn of this conversation goes behind them
+if waiting[1] and attempt == '1' and (string.sub(next_lane, 3) ~= string.sub(former, 3)
+  or redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, 1)[1]) then
+  -- Others wait for a worker: the next turn of this conversation goes behind them. One of another tenant takes a place
+  -- of that one.
+  afterwards = 'yield'
 end
 if waiting[1] and afterwards == 'go_on' then
   redis.call('HDEL', state, 'call', 'emitted')
