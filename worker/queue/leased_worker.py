@@ -252,7 +252,7 @@ class LeasedWorker(arq.worker.Worker):
 
         With fewer claims than asked for, and nothing due now, the worker is on the idle set.
         """
-        whose = int(self._times.lease_s * 1000), self.worker_id, *self._links.tenants()
+        whose = int(self._times.lease_s * 1000), self.worker_id, *await self._links.tenants()
         claiming = self._batcher.run(lua.claim(self._shard, count, *whose))
         hint, self._hint = self._hint, ""
         is_known = hint in self._active or hint in self._others

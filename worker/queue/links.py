@@ -6,7 +6,7 @@ pool for ARQ's own jobs, which opens connections only for those.
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from turnline.contracts.opening import open_servers
 from turnline.contracts.servers import AsyncServers
@@ -43,7 +43,7 @@ class Links:
         self.refusals = Outage(log, "queue.refused", "queue.accepted", "")
         """Whether some shard's server refuses to have its queue looked at."""
         self.lateness = Lateness(log)
-        self.tenants: Callable[[], tuple[str, str, str]] = lambda: ("", "", "")
+        self.tenants: Callable[[], Awaitable[tuple[str, str, str]]] = _no_tenants
         """Weights that are not 1, conversations that may run at once, and that may wait to begin:
         JSON, '' for none."""
 
@@ -54,6 +54,10 @@ class Links:
         for pipelines in filter(None, (self.confirmations, self.pipelines)):
             await pipelines.close()
         await self.servers.aclose()
+
+
+async def _no_tenants() -> tuple[str, str, str]:
+    return "", "", ""
 
 
 @contextlib.asynccontextmanager

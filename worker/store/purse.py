@@ -80,8 +80,9 @@ class Purse:
         """Sums over both, by tenant."""
         self._own_fleet = Spent()
 
-    def tenants(self) -> tuple[str, str, str]:
-        """Return weights of tenants, and how many run at once and may wait, as `Budgets` do."""
+    async def tenants(self) -> tuple[str, str, str]:
+        """Return weights of tenants, and how many run at once and may wait, as `Budgets` do now."""
+        await self._file.refresh()
         shards = self._layout.shards
         return self._file.weights, self._file.concurrency(shards), self._file.waiting(shards)
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from redis.asyncio import Redis
 
 from tests.integration.worker.test_fair_order import claimed, fill, in_order, message
-from tests.support.driving import SHARD, Hand, batcher_on, ended, fleet, requests, user
+from tests.support.driving import SHARD, Hand, are_idle, batcher_on, ended, fleet, requests, user
 from tests.support.wait import wait_until
 from turnline.contracts import Interrupt, TurnClient, TurnCompleted, TurnInterrupted, UserMessage
 from turnline.contracts.keys import ARQ_IN_PROGRESS, conversation_keys
@@ -377,4 +377,30 @@ async def test_a_conversation_goes_on_for_another_tenant_only_if_that_has_room(
             await wait_until(count, "all are answered")
             for receipt in receipts:
                 await ended(client, receipt, TurnCompleted)
+    assert most == 1
+
+
+async def test_an_idle_worker_keeps_to_the_file_as_it_is(
+    redis_url: str, redis: Redis, client: TurnClient, tmp_path: Path
+) -> None:
+    """Not as it was when it had its last turn."""
+    path = tmp_path / "budgets.toml"
+    path.write_text("[tenants.a]\nconcurrency = 20\n")
+    pacing: Any = Pacing(ttft_ms=40, itl_ms=5)
+    async with (
+        Simulator(SimulatorConfig(pacing=pacing)) as sim,
+        fleet(redis_url, sim, budgets=str(path)),
+    ):
+        await wait_until(lambda: are_idle(redis, 1), "it is idle")
+        await asyncio.to_thread(path.write_text, "[tenants.a]\nconcurrency = 1\n")
+        most = 0
+
+        def count() -> bool:
+            nonlocal most
+            entries = sim.ledger.entries()
+            most = max(most, sum(it.outcome == "open" for it in entries))
+            return len(entries) >= 8 and all(it.outcome != "open" for it in entries)
+
+        await client.submit_many([message(f"c{n}", "a") for n in range(8)])
+        await wait_until(count, "all are answered")
     assert most == 1
