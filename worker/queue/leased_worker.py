@@ -242,17 +242,19 @@ class LeasedWorker(arq.worker.Worker):
         """Claim for so many slots, and give back those that stay free; see `_claim`."""
         claims: list[_Claim] = []
         try:
-            claims, next_ms = await self._claim(free) if free else ([], -1)
+            tenants = await self._links.tenants()
+            tells = bool(tenants[2])  # by a claim, how many conversations may wait
+            claims, next_ms = await self._claim(free, tenants) if free or tells else ([], -1)
         finally:
             self._slots.give_back(free - len(claims))
         return claims, next_ms
 
-    async def _claim(self, count: int) -> tuple[list[_Claim], int]:
+    async def _claim(self, count: int, tenants: tuple[str, str, str]) -> tuple[list[_Claim], int]:
         """Return what was claimed, and in how many ms more is due.
 
         With fewer claims than asked for, and nothing due now, the worker is on the idle set.
         """
-        whose = int(self._times.lease_s * 1000), self.worker_id, *await self._links.tenants()
+        whose = int(self._times.lease_s * 1000), self.worker_id, *tenants
         claiming = self._batcher.run(lua.claim(self._shard, count, *whose))
         hint, self._hint = self._hint, ""
         is_known = hint in self._active or hint in self._others

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from tests.integration.worker.test_fair_order import claimed, fill, message
-from tests.support.driving import SHARD, Hand, ended, fleet
+from tests.support.driving import SHARD, Hand, ended, fleet, requests
 from tests.support.wait import wait_until
 from turnline.contracts import (
     Configure,
@@ -19,7 +20,8 @@ from turnline.contracts import (
     UserMessage,
 )
 from turnline.contracts.conversation import SettingsChange
-from turnline.ops.simulator import Simulator
+from turnline.ops.simulator import Simulator, SimulatorConfig
+from turnline.ops.simulator.config import Pacing
 from turnline.worker.store.gauges import read_gauges
 
 THREE = json.dumps({"a": 3})
@@ -167,3 +169,21 @@ async def test_workers_keep_to_the_number_of_their_file(
         for receipt in accepted:
             await ended(client, receipt, TurnCompleted)
         assert (await client.submit(message("later"))).accepted
+
+
+async def test_the_number_holds_while_all_are_busy(
+    redis_url: str, redis: Redis, client: TurnClient, tmp_path: Path
+) -> None:
+    """Workers without a free slot tell it, too: then it matters most."""
+    path = tmp_path / "budgets.toml"
+    path.write_text("[tenants.a]\nwaiting = 2\n")
+    pacing: Any = Pacing(ttft_ms=60_000, itl_ms=5)
+    async with (
+        Simulator(SimulatorConfig(pacing=pacing)) as sim,
+        fleet(redis_url, sim, budgets=str(path), slots="1", poll_s="0.1"),
+    ):
+        await client.submit(message("long", "a"))
+        await wait_until(lambda: requests(sim), "it is busy")
+        await redis.delete(SHARD.exhausted)  # as a minute later
+
+        await wait_until(lambda: redis.hexists(SHARD.exhausted, "w:a"), "it is told")
