@@ -34,6 +34,8 @@ _FRESH_S: Final = 1.0
 """Sums that are older are read again, while a turn goes by them."""
 _STALE_S: Final = 10.0
 """Sums that are older are waited for."""
+_LOOK_S: Final = 5.0
+"""Between two looks at how many shards there are, among which limits are divided."""
 _MARK_MS: Final = 10_000
 """For how long producers are refused; then one may try whether the limit is another one."""
 _AGAIN_S: Final = 1.0
@@ -70,7 +72,7 @@ class Purse:
         self._read: Mapping[str, Spent] = {}
         """Today's sums, by tenant."""
         self._read_fleet = Spent()
-        self._read_at_s = -math.inf
+        self._read_at_s = self._looked_at_s = -math.inf
         self._reading: asyncio.Task[None] | None = None
         self._running: dict[object, Mapping[str, Spent]] = {}
         self._added: list[_Part] = []
@@ -83,8 +85,17 @@ class Purse:
     async def tenants(self) -> tuple[str, str, str]:
         """Return weights of tenants, and how many run at once and may wait, as `Budgets` do now."""
         await self._file.refresh()
+        parts = self._parts()
+        if any(parts) and time.monotonic() - self._looked_at_s > _LOOK_S:
+            self._looked_at_s = time.monotonic()
+            with suppress(RedisError, OSError):  # then nothing can be claimed either
+                await self._look()
+            parts = self._parts()
+        return self._file.weights, *parts
+
+    def _parts(self) -> tuple[str, str]:
         shards = self._layout.shards
-        return self._file.weights, self._file.concurrency(shards), self._file.waiting(shards)
+        return self._file.concurrency(shards), self._file.waiting(shards)
 
     def of(self, tenant: str) -> ProviderLimits | None:
         """Return what a tenant's calls may use, as the `Rules` of a limiter."""
@@ -139,9 +150,7 @@ class Purse:
     async def refresh(self) -> None:
         """Read today's sums of all shards that the fleet has or had."""
         began_at_s = time.monotonic()
-        fleet = shard_keys(0, self._prefix).fleet
-        values = await self._redis.execute_command("HMGET", fleet, *FIELDS)
-        self._layout = read_layout(values) or self._layout
+        await self._look()
         seconds, _ = await self._redis.execute_command("TIME")
         day = day_of(int(seconds) * 1000)
         shards = [shard_keys(n, self._prefix) for n in range(self._layout.widest)]
@@ -152,6 +161,12 @@ class Purse:
         self._read_at_s = began_at_s
         for part in [it for it in self._added if it.safe_at_s < began_at_s]:
             self._drop(part)
+
+    async def _look(self) -> None:
+        """Read how many shards the fleet has."""
+        fleet = shard_keys(0, self._prefix).fleet
+        values = await self._redis.execute_command("HMGET", fleet, *FIELDS)
+        self._layout = read_layout(values) or self._layout
 
     def _drop(self, part: _Part) -> None:
         self._added.remove(part)

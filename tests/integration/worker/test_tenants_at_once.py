@@ -25,6 +25,8 @@ from turnline.worker.lease import Lease
 from turnline.worker.outcome import Parked
 from turnline.worker.queue.lua import claim, release
 from turnline.worker.store.gauges import read_gauges
+from turnline.worker.store.purse import Purse
+from turnline.worker.turn.budgets import BudgetsFile
 
 TWO = json.dumps({"a": 2})
 
@@ -404,3 +406,15 @@ async def test_an_idle_worker_keeps_to_the_file_as_it_is(
         await client.submit_many([message(f"c{n}", "a") for n in range(8)])
         await wait_until(count, "all are answered")
     assert most == 1
+
+
+async def test_a_shards_part_is_by_the_shards_that_the_fleet_has(
+    redis: Redis, tmp_path: Path
+) -> None:
+    """Not by those that the worker serves; also where no budget of a day has them looked at."""
+    path = tmp_path / "budgets.toml"
+    path.write_text("[tenants.a]\nconcurrency = 4\nwaiting = 8\n")
+    await redis.hset(SHARD.fleet, mapping={"shards": "2", "from": "", "earlier": "1"})
+    purse = Purse(redis, BudgetsFile(path), shards=4, prefix="")
+
+    assert await purse.tenants() == ("", '{"a":2}', '{"a":4}')
