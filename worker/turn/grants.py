@@ -11,6 +11,8 @@ from turnline.worker.pool import Member
 from turnline.worker.provider_limits import Caller, Grant
 
 _ALONE: Final = Member()
+_LOOK_S: Final = 60.0
+"""For which a turn waits at most until it asks for its tenant's rate again."""
 _IN_SLOT_S: Final = 10.0
 """For which a later call of an attempt waits; beyond that, another attempt follows."""
 
@@ -111,6 +113,13 @@ class Grants:
             is_tenants = isinstance(granted, TenantWait)
         self.waits_for = "tenant_limit" if is_tenants else "provider_limit"
         return 0.0 if isinstance(granted, Grant) else granted
+
+    def looks_s(self, wait_s: float) -> float:
+        """Return after how long a turn that is to wait so long asks again.
+
+        A tenant's rate stands in a file: it may be another one, or none, long before.
+        """
+        return min(wait_s, _LOOK_S) if self.waits_for == "tenant_limit" else wait_s
 
     async def wait(self) -> None:
         """Get one for the next call, in the slot.

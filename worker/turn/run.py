@@ -12,7 +12,7 @@ from turnline.worker.effects import ConversationSnapshot, Entry
 from turnline.worker.errors import RateLimited, Retryable, Terminal
 from turnline.worker.lease import Lease
 from turnline.worker.logs import bind_log_context
-from turnline.worker.outcome import Done, Outcome, Parked, Why
+from turnline.worker.outcome import Done, Outcome, Parked
 from turnline.worker.pipeline.aggregators import (
     LLMAssistantAggregatorParams,
     LLMAssistantContextAggregator,
@@ -364,8 +364,8 @@ class TurnRun:
             return Ending(self._failed(primary, "deadline_exceeded", text))
         self._observer.retrying(grants.waits_for, wait_s)
         made = self._ledger.has_calls_of(self._loaded.attempt)  # it was rolled back, and counts
-        why: Why = "backoff" if made else "limit"
-        return Parked(max(1, int(wait_s * 1000) - _AHEAD_MS), why, self._inbox.last)
+        defer_ms = max(1, int((wait_s if made else grants.looks_s(wait_s)) * 1000) - _AHEAD_MS)
+        return Parked(defer_ms, "backoff" if made else "limit", self._inbox.last)
 
     def _wait_for_result(self, primary: ConsumedEntry, calls: OpenCalls) -> Parked:
         """Wait without a slot for what others have to say."""

@@ -136,6 +136,29 @@ async def test_another_rate_holds_at_once(limited: Hand, path: Path) -> None:
     assert isinstance(await ask(limited, "y", "a"), Grant)
 
 
+async def test_another_rate_holds_for_who_waits(
+    limited: Hand, client: TurnClient, path: Path
+) -> None:
+    """Within a minute, however long the line of before was."""
+    for n in range(2):
+        assert isinstance(await ask(limited, f"x{n}", "a"), Grant)
+    receipts = [await client.submit(message(f"a{n}", "a")) for n in range(6)]
+    outcomes = await limited.run_due()
+    assert len(outcomes) == 6
+    assert all(isinstance(it, Parked) and it.defer_ms <= 60_000 for it in outcomes)
+    await asyncio.to_thread(path.write_text, '[tenants.t]\nrate = "3rpm"\n')
+    os.utime(path, (1, 1))
+    limited.limiter._limiter = limiter_on(limited.batcher, "*=100rps", key="another")  # type: ignore[attr-defined]
+    assert limited.purse is not None
+    await limited.purse.tenants()  # as a claim does
+    for n in range(6):
+        await limited.make_due(f"a{n}")
+
+    assert not any(isinstance(it, Parked) for it in await limited.run_due())
+    for receipt in receipts:
+        await ended(client, receipt, TurnCompleted)
+
+
 async def test_workers_keep_to_the_rates_of_their_file(
     redis_url: str, sim: Simulator, client: TurnClient, tmp_path: Path
 ) -> None:
