@@ -32,6 +32,7 @@ TAKE_SECONDS = (
     "tests/integration/bench/test_bench_runs.py",
     "tests/integration/cli/test_replay_command.py",
     "tests/integration/cli/test_stack.py",
+    "tests/integration/probes/",
     "tests/integration/worker/test_endings.py",
     "tests/integration/tools/test_replay_tools.py",
     "tests/integration/worker/test_waking.py::test_a_killed",

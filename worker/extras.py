@@ -13,6 +13,7 @@ WORKER: Final = frozenset(
         "jsonschema_rs",
         "openai",
         "opentelemetry",
+        "prometheus_client",
         "rich",
         "uvloop",
     }

@@ -36,7 +36,7 @@ class GrokServices:
         self._models = settings.models
         self.members = settings.members
         """Settings with the key and the address of each member of the pool."""
-        self.pool = pool_of(settings)
+        self.pool = Pool(members_of(self.members))
         self.clients = [ProviderClient(it.api_key.value, it.base_url) for it in self.members]
         self.create_context_aggregator = self("", ConversationSettings()).create_context_aggregator
         """Needs no service of its own: nothing of a pair depends on a turn's settings."""
@@ -44,6 +44,13 @@ class GrokServices:
     def learn(self, listed: Sequence[Model]) -> None:
         """Take note of what the provider says of its models: it wins over what was known."""
         self.catalogue = BUILT_IN.updated(listed)
+
+    def take_keys(self, members: Sequence[Settings]) -> None:
+        """Use the keys of these from now on: as many as before, at the same addresses."""
+        self.members = tuple(members)
+        self.pool.replace(members_of(self.members))
+        for client, member in zip(self.clients, members, strict=True):
+            client.use_key(member.api_key.value)
 
     def models_of(self, settings: ConversationSettings) -> tuple[str, ...]:
         """Return the names of the models that a conversation may talk to, in order."""
@@ -108,21 +115,18 @@ def _header_value(conversation_id: str) -> str:
     return conversation_id.encode("ascii", "backslashreplace").decode()
 
 
-def pool_of(settings: Settings) -> Pool:
-    """Return the keys and addresses of the settings, as members of a pool."""
-    several = len(settings.members) > 1
-    return Pool(
-        [
-            Member(
-                it.base_url,
-                number,
-                f"{it.base_url} (key {number + 1})" if several else "",
-                ident_of(it.base_url, it.api_key.value),
-                server_of(it.base_url),
-            )
-            for number, it in enumerate(settings.members)
-        ]
-    )
+def members_of(settings: Sequence[Settings]) -> list[Member]:
+    """Return the members of a pool with the key and address of each of these settings."""
+    return [
+        Member(
+            it.base_url,
+            number,
+            f"{it.base_url} (key {number + 1})" if len(settings) > 1 else "",
+            ident_of(it.base_url, it.api_key.value),
+            server_of(it.base_url),
+        )
+        for number, it in enumerate(settings)
+    ]
 
 
 def server_of(base_url: str) -> tuple[str, int]:

@@ -7,8 +7,8 @@ import platform
 import secrets
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -23,23 +23,28 @@ from turnline.contracts.job_format import deserialize_job, serialize_job
 from turnline.contracts.keys import ShardKeys, shard_keys
 from turnline.contracts.routed import RoutedRedis
 from turnline.contracts.servers import AsyncServers
-from turnline.worker.batching import ScriptBatcher
+from turnline.worker.batching import SILENCE_S, ScriptBatcher
 from turnline.worker.ending import Listen, Watchdog, run_until_stopped
 from turnline.worker.errors import StartFailed
 from turnline.worker.grok_services import GrokServices, server_of
+from turnline.worker.http_places import read_place
 from turnline.worker.lease import LeaseSettings
 from turnline.worker.pool import Pool
+from turnline.worker.probes.answering import Probes
+from turnline.worker.probes.pulse import Pulse, PulseLimits
+from turnline.worker.probes.service_manager import ServiceManager
 from turnline.worker.process import Fleet, FleetParts, Found
 from turnline.worker.provider_limits import LimitRules
 from turnline.worker.queue.jobs import run_conversation
 from turnline.worker.queue.leased_worker import LeasedWorker
 from turnline.worker.queue.links import Links
 from turnline.worker.queue.slots import Slots
+from turnline.worker.reloading import Reloading
 from turnline.worker.schedules.ticking import Schedules, Submit
 from turnline.worker.schema_checking import Checker
 from turnline.worker.settings import Settings
 from turnline.worker.starting.provider_check import cannot_connect, need_key
-from turnline.worker.starting.signals import ended_by, obeyed
+from turnline.worker.starting.signals import ended_by, obeyed, on_hangup
 from turnline.worker.starting.stage import log_if_slow
 from turnline.worker.store.breakers import Breakers
 from turnline.worker.store.cache import ContextCache
@@ -71,7 +76,7 @@ def run(settings: Settings) -> int:
     """
     watchdog = Watchdog(settings.stall_s)
     main = partial(_run, settings, watchdog)
-    return run_until_stopped(uvloop.new_event_loop(), main, watchdog, drain_s=settings.drain_s)
+    return run_until_stopped(uvloop.new_event_loop(), main, watchdog, drain_s=settings.end_s)
 
 
 async def _run(settings: Settings, watchdog: Watchdog, listen: Listen) -> int:
@@ -83,9 +88,19 @@ async def _run(settings: Settings, watchdog: Watchdog, listen: Listen) -> int:
     gc.freeze()
     gc.set_threshold(10_000, 50, 100)
     signals: list[int] = []
+    on_hangup(partial(_hung_up, loop, fleet))
     await fleet.run(obeyed(partial(listen, fleet.stop), signals))
     # The thread that takes note of signals may be behind.
     return 0 if fleet.has_served else ended_by(next(iter(signals), signal.SIGTERM))
+
+
+def _hung_up(loop: asyncio.AbstractEventLoop, fleet: Fleet, *, is_alone: bool) -> None:
+    """Have the fleet read its files again; or end, if the terminal that it ran in has gone."""
+    if is_alone:
+        signal.raise_signal(signal.SIGTERM)
+        return
+    with suppress(RuntimeError):  # the loop is closed: all is over
+        loop.call_soon_threadsafe(fleet.reload)
 
 
 def check(settings: Settings) -> Found:
@@ -147,12 +162,7 @@ def make_fleet(
     checker = Checker()
     toolbox = toolbox_of(settings, checker)
     agents = agents_of(settings, toolbox, checker)
-    limits = ToolLimits(
-        max_tool_rounds=settings.max_tool_rounds,
-        result_bytes=settings.tool_result_bytes,
-        wait_s=settings.tool_wait_s,
-    )
-    planner = Planner(toolbox, agents, limits, checker)
+    planner = Planner(toolbox, agents, tool_limits(settings), checker)
     cache = ContextCache(settings.context_cache_mb * 1024 * 1024)
     replicas = Replicas(waits, settings.wait_replicas) if (waits := links.confirmations) else None
     stored = cache, replicas, Slots(settings.slots, shards=len(settings.served_shards))
@@ -170,8 +180,37 @@ def make_fleet(
         links=links,
         limiters=shared.limiters,
         make_worker=partial(_worker, settings, shared),
+        probes=_probes(settings, shared, os.environ if whole else {}),
+        reloading=Reloading(settings, os.environ, partial(_take_keys, shared)),
     )
     return Fleet(settings, parts, on_serving)
+
+
+def _probes(settings: Settings, shared: _Shared, environ: Mapping[str, str]) -> Probes:
+    """Make what tells those outside; `environ` says what the service manager wants to know."""
+    tags = [shard_keys(number, settings.prefix).tag for number in settings.served_shards]
+    links = shared.links
+    limits = PulseLimits(
+        stall_s=settings.stall_s,
+        answer_s=settings.lease_s + 3 * settings.heartbeat_s,
+        look_s=2 * settings.poll_s + SILENCE_S,
+    )
+    return Probes(
+        Pulse(
+            limits, links.heartbeat.beats, lambda: min(links.looked_at_s.get(it, 0) for it in tags)
+        ),
+        worker_id=shared.worker_id,
+        place=read_place(settings.http) if settings.http else None,
+        metrics=shared.telemetry.exposition,
+        manager=ServiceManager(environ),
+    )
+
+
+def _take_keys(shared: _Shared, members: Sequence[Settings]) -> None:
+    """Have calls made with these keys from now on, within the limits of these keys."""
+    shared.services.take_keys(members)
+    for limiter, member in zip(shared.limiters, members, strict=True):
+        limiter.use_key(member.api_key.value)
 
 
 def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWorker:
@@ -374,7 +413,7 @@ def telemetry_of(settings: Settings, worker_id: str, *, whole: bool = False) -> 
                 worker=worker_id,
                 place=CallPlace(*server_of(settings.members[0].base_url)),
                 redactor=settings.redactor,
-                metrics_port=settings.metrics_port,
+                is_shown=bool(settings.http),
             ),
             os.environ,
             version=version,
@@ -390,6 +429,15 @@ def lease_settings(settings: Settings) -> LeaseSettings:
         stall_s=settings.stall_s,
         poll_s=settings.poll_s,
         drain_s=settings.drain_s,
+    )
+
+
+def tool_limits(settings: Settings) -> ToolLimits:
+    """Return the part of the settings that is about tools of a turn."""
+    return ToolLimits(
+        max_tool_rounds=settings.max_tool_rounds,
+        result_bytes=settings.tool_result_bytes,
+        wait_s=settings.tool_wait_s,
     )
 
 

@@ -52,6 +52,11 @@ class Pool:
         self._left_out: dict[Member, float] = {}
         """Members that failed, until when they are left out."""
 
+    def replace(self, members: Sequence[Member]) -> None:
+        """Use these in their places: those with a new key are not left out."""
+        self.members = tuple(members)
+        self._left_out = {it: until_s for it, until_s in self._left_out.items() if it in members}
+
     def __len__(self) -> int:
         return len(self.members)
 

@@ -13,8 +13,10 @@ from turnline.contracts.keys import ShardKeys, shard_keys
 from turnline.worker.ending import CLOSE_S, within
 from turnline.worker.errors import StartFailed
 from turnline.worker.pool import Pool
+from turnline.worker.probes.answering import Probes
 from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.queue.links import Links
+from turnline.worker.reloading import Reloading
 from turnline.worker.schema_checking import Checker
 from turnline.worker.services.grok.model_catalogue import Model
 from turnline.worker.services.provider_client import ProviderClient
@@ -61,6 +63,8 @@ class FleetParts(NamedTuple):
     """Keep to what the provider allows, one for each member of the pool."""
     make_worker: Callable[[ShardKeys], LeasedWorker]
     """Makes the worker of a shard."""
+    probes: Probes
+    reloading: Reloading
 
 
 class Fleet:
@@ -75,6 +79,8 @@ class Fleet:
         self._on_serving = on_serving
         self._stopping = asyncio.Event()
         self._end_by_s: float | None = None
+        self._unready: asyncio.TimerHandle | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
         self.workers: list[LeasedWorker] = []
         """One for each shard, while they serve."""
         self._starting: asyncio.Task[Any] | None = None
@@ -127,6 +133,7 @@ class Fleet:
     async def _run(self, opening: AbstractContextManager[object] | None) -> None:
         try:
             if not self._stopping.is_set():
+                self.parts.probes.open()
                 await self.check()
                 with opening or nullcontext():
                     await self._open()
@@ -163,13 +170,14 @@ class Fleet:
             },
         )
         self._on_serving()
+        self.parts.probes.serving()
         serving = asyncio.gather(*(worker.main() for worker in self.workers))
         serving.add_done_callback(_consume_exception)
         stopping: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
-                await asyncio.wait({serving}, timeout=settings.drain_s + HAND_OVER_S + 0.2)
+                await asyncio.wait({serving}, timeout=settings.end_s + HAND_OVER_S + 0.2)
             if serving.done():
                 serving.result()
             else:
@@ -181,18 +189,42 @@ class Fleet:
     def stop(self) -> None:
         """Drain: take nothing new, let turns finish for a while; the second time, hand over.
 
-        A worker that has not begun to serve ends at once.
+        Before that it is not ready for `unready_s`. A worker that has not begun to serve ends at
+        once.
         """
-        if self._starting is not None and not self._stopping.is_set():
+        is_first = not self._stopping.is_set()
+        if self._starting is not None and is_first:
             self._starting.cancel()
         self._stopping.set()
+        self.parts.probes.draining()
         if self._end_by_s is None:
-            self._end_by_s = time.monotonic() + self._settings.drain_s + CLOSE_S - 0.6
+            self._end_by_s = time.monotonic() + self._settings.end_s + CLOSE_S - 0.6
+        if is_first and self.workers and self._settings.unready_s:
+            loop = asyncio.get_running_loop()
+            self._unready = loop.call_later(self._settings.unready_s, self._drain)
+            return
+        if self._unready is not None:
+            self._unready.cancel()
         for worker in self.workers:
-            if worker.allow_pick_jobs:
+            if is_first:
                 worker.drain()
             else:
                 worker.hand_over()
+
+    def _drain(self) -> None:
+        for worker in self.workers:
+            worker.drain()
+
+    def reload(self) -> None:
+        """Read the files of secrets again; turns go on meanwhile."""
+        task = asyncio.create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        self.parts.probes.say_reloading()
+        await self.parts.reloading.again()
+        self.parts.probes.say_ready()
 
     async def close(self) -> None:
         """Close everything, whatever becomes of the rest; what was opened last goes first.
@@ -208,6 +240,7 @@ class Fleet:
             ("telemetry", 0.8, [self.parts.telemetry.close()]),
             ("limits", 0.3, [it.aclose() for it in self.parts.limiters]),
             ("redis", 0.5, [self.parts.links.aclose()]),
+            ("probes", 0.5, [self.parts.probes.close()]),
             ("provider", 1.0, [it.close() for it in self.parts.clients]),
         ]
         for what, share, closing in parts:

@@ -17,6 +17,8 @@ from turnline.contracts.daily_spend import SPEND_DAYS
 from turnline.contracts.errors import InvalidAddress
 from turnline.contracts.keys import check_prefix
 from turnline.worker.files import UnusableFile, read_text
+from turnline.worker.http_places import BadPlace, read_place
+from turnline.worker.injected_variables import is_injected
 from turnline.worker.provider_limits import LimitRules
 
 PREFIX = "TURNLINE_"
@@ -27,21 +29,7 @@ NOT_OURS = frozenset({"TURNLINE_PYTHON", "TURNLINE_SHARED_DATA"})
 FROM_FILES: Final = (KEY, "TURNLINE_REDIS_URL", "TURNLINE_BASE_URL")
 """Variables that may hold secrets: `<NAME>_FILE` names a file that holds the value instead."""
 _MOST_OF_A_VALUE: Final = 65_536
-_INJECTED: Final = (
-    (re.compile(r".*_SERVICE_HOST"), re.compile(r".*")),
-    (re.compile(r".*_SERVICE_PORT(_[A-Z0-9_]+)?"), re.compile(r"\d*")),
-    (re.compile(r".*_PORT"), re.compile(r"(tcp|udp|sctp)://.*")),
-    (re.compile(r".*_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"), re.compile(r".*")),
-    (re.compile(r".*_NAME"), re.compile(r"(/[^/]+){2,}")),
-    (re.compile(r".*_ENV_.+"), re.compile(r".*")),
-)
-"""(name, value) of what Kubernetes, and Docker's links, put into every container beside a service
-called `turnline` or `turnline-<something>`; a setting may have such a name, but not such a value.
-
-Source: https://kubernetes.io/docs/tutorials/services/connect-applications-service/
-Source: https://docs.docker.com/engine/network/links/
-"""
-
+_RENAMED: Final = {f"{PREFIX}METRICS_PORT": f"write {PREFIX}HTTP=127.0.0.1:PORT"}
 MOST_LISTED: Final = 64
 """Keys and addresses that are pooled, and models in a list."""
 _MOST_OF_A_NAME: Final = 200
@@ -168,8 +156,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Send the trace context of each call to the provider."""
     redactor: str = ""
     """Function `module:name` that filters every span: (name, attributes) -> attributes to send."""
-    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
-    """Port of the loopback address on which Prometheus finds /metrics; 0 opens none."""
+    http: str = ""
+    """Where /livez, /readyz and /metrics are answered: HOST:PORT, PORT (of the loopback address)
+    or unix:PATH. Unset: nowhere."""
+    unready_s: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
+    """Seconds between a request to end, from when on /readyz says no, and the drain."""
     worker_name: Name = msgspec.field(default_factory=host_and_pid)
     """Name in events and in `turnline queue`."""
     api_key: Secret = Secret("")
@@ -213,6 +204,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return tuple(
             msgspec.structs.replace(self, api_key=Secret(key), base_url=url) for key, url in pairs
         )
+
+    @property
+    def end_s(self) -> float:
+        """Seconds that running turns get, from a request to end on."""
+        return self.unready_s + self.drain_s
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -273,7 +269,9 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     known = [field for field in Settings.__struct_fields__ if field != "api_key"]
     values: dict[str, object] = {}
     for name, value in given.items():
-        if not name.startswith(PREFIX) or name in NOT_OURS or _is_injected(name, value):
+        if not name.startswith(PREFIX) or name in NOT_OURS:
+            continue
+        if is_injected(name.removeprefix(PREFIX.rstrip("_")), value):
             continue
         field = name.removeprefix(PREFIX).lower()
         if field not in known or name != PREFIX + field.upper():
@@ -325,13 +323,9 @@ def _with_files(given: Mapping[str, str]) -> dict[str, str]:
     return rest | {name: value for name, value in found.items() if value}
 
 
-def _is_injected(name: str, value: str) -> bool:
-    """Tell whether a container's platform set this, for a service whose name begins as ours."""
-    tail = name.removeprefix(PREFIX.rstrip("_"))
-    return any(n.fullmatch(tail) and v.fullmatch(value) for n, v in _INJECTED)
-
-
 def _unknown(name: str, known: list[str]) -> str:
+    if name in _RENAMED:
+        return f"{name} is no setting any more: {_RENAMED[name]}"
     names = [PREFIX + field.upper() for field in known]
     names += [*FROM_FILES, *(f"{it}_FILE" for it in FROM_FILES)]
     near = difflib.get_close_matches(name.upper(), names, 1, 0.6)
@@ -374,6 +368,10 @@ def _check(settings: Settings) -> None:
         check_prefix(settings.prefix)
     except ValueError as error:
         raise SettingsError(f"{PREFIX}PREFIX: {error}") from None
+    try:
+        _ = settings.http and read_place(settings.http)
+    except BadPlace as error:
+        raise SettingsError(f"{PREFIX}HTTP: {error}") from None
     try:
         read_address(settings.redis_url)
     except InvalidAddress as error:

@@ -103,3 +103,16 @@ def test_one_member_is_never_left_out(caplog: pytest.LogCaptureFixture) -> None:
 
     assert pool.order("c") == pool.members
     assert not caplog.records
+
+
+def test_a_member_with_a_new_key_is_not_left_out() -> None:
+    """What its key had done is forgotten; others that are left out stay so."""
+    pool = pool_of(3)
+    for member in pool.members[:2]:
+        pool.leave_out(member, "auth")
+    fresh = pool.members[0]._replace(ident=ident_of("http://x/v1", "new"))
+    pool.replace([fresh, *pool.members[1:]])
+
+    assert not pool.is_left_out(pool.members[0])
+    assert pool.is_left_out(pool.members[1])
+    assert {it.number for it in pool.order("c")} == {0, 2}

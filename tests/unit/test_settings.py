@@ -45,14 +45,14 @@ def services(name: str) -> dict[str, str]:
     [
         "turnline",
         "turnline-redis",
-        "turnline-metrics",
+        "turnline-http",
         "turnline-worker",
         "turnline-2-web",
         "turnlines",
     ],
 )
 def test_variables_of_services_are_left_alone(service: str) -> None:
-    """Also those that are called like a setting: TURNLINE_METRICS_PORT is no address."""
+    """Also those that are called like a setting: TURNLINE_HTTP_PORT is no address."""
     links = {"TURNLINE_REDIS_NAME": "/worker/turnline_redis", "TURNLINE_REDIS_ENV_HOME": "/root"}
     settings = from_env({**services(service), **links, "TURNLINE_WORKER_NAME": "w"})
 
@@ -68,7 +68,7 @@ def test_a_docker_link_named_as_a_setting_is_no_setting() -> None:
     ("name", "near"),
     [
         ("TURNLINE_SLOT", "TURNLINE_SLOTS"),
-        ("TURNLINE_METRIC_PORT", "TURNLINE_METRICS_PORT"),
+        ("TURNLINE_UNREADYS", "TURNLINE_UNREADY_S"),
         ("TURNLINE_REDIS", "TURNLINE_REDIS_URL"),
         ("TURNLINE_REDISURL", "TURNLINE_REDIS_URL"),
         ("TURNLINE_slots", "TURNLINE_SLOTS"),

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import uvloop
 from redis.exceptions import ResponseError
@@ -26,6 +26,16 @@ log = logging.getLogger("turnline.queue")
 Connect: TypeAlias = Callable[[], contextlib.AbstractAsyncContextManager[AsyncServers]]
 _LOOK_S: Final = 0.01
 _EVENTS: Final = ("heartbeat.failed", "heartbeat.back", "heartbeat.moved")
+
+
+class Beats(NamedTuple):
+    """When parts were last seen to move, by the monotonic clock."""
+
+    loop: float
+    """The event loop whose leases are renewed."""
+    thread: float
+    answered: float
+    """The server that has been silent for longest; 0 while nobody's leases are renewed."""
 
 
 class Holder(Protocol):
@@ -71,7 +81,8 @@ class Heartbeat:
         self._beats = 0
         self._refusals = Outage(log, "heartbeat.refused", "heartbeat.accepted", "")
         self._loop = asyncio.get_running_loop()
-        self._loop_seen_at = time.monotonic()
+        self._loop_seen_at = self._thread_seen_at = time.monotonic()
+        self._answered_at: dict[Holder, float] = {}
         self._ticking: asyncio.TimerHandle | None = None
         self._threads_loop = uvloop.new_event_loop()
         self._is_stopped = False
@@ -81,6 +92,7 @@ class Heartbeat:
     def watch(self, holder: Holder) -> None:
         """Renew the leases of a holder from now on; the first beat is sent at once."""
         self._holders = (*self._holders, holder)
+        self._answered_at[holder] = time.monotonic()
         if self._ticking is None:
             self._tick()
             run = contextvars.copy_context().run  # what is not watched here is not there
@@ -93,6 +105,12 @@ class Heartbeat:
     def leave(self, holder: Holder) -> None:
         """Renew them no more."""
         self._holders = tuple(it for it in self._holders if it is not holder)
+        self._answered_at.pop(holder, None)
+
+    def beats(self) -> Beats:
+        """Return when everything last moved; from any thread."""
+        answered = min([*self._answered_at.values()], default=0.0)
+        return Beats(self._loop_seen_at, self._thread_seen_at, answered)
 
     async def stop(self) -> None:
         """End the thread. A beat that is under way may take as long as a lease."""
@@ -124,7 +142,7 @@ class Heartbeat:
             next_s = time.monotonic()
             while not self._is_stopped:
                 self._look.clear()
-                now_s = time.monotonic()
+                self._thread_seen_at = now_s = time.monotonic()
                 is_due = now_s >= next_s
                 if is_due:
                     next_s = now_s + self._times.heartbeat_s
@@ -156,6 +174,8 @@ class Heartbeat:
         match renewing.exception():
             case None:
                 self._refusals.worked(holder.tag)
+                if holder in self._answered_at:  # else it has left
+                    self._answered_at[holder] = time.monotonic()
             case ResponseError() as error:
                 self._refusals.failed(error, holder.tag)
                 return

@@ -217,6 +217,7 @@ class LeasedWorker(arq.worker.Worker):
         self._look.clear()  # before the server looks: what comes behind that is heard again
         free = self._slots.take()
         claims, next_ms = await self._fill(free)
+        self._links.looked_at_s[self.tag] = time.monotonic()
         for claim in claims:
             self._start(claim)
         for name, task in list(self.tasks.items()):

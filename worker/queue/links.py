@@ -43,6 +43,8 @@ class Links:
         self.refusals = Outage(log, "queue.refused", "queue.accepted", "")
         """Whether some shard's server refuses to have its queue looked at."""
         self.lateness = Lateness(log)
+        self.looked_at_s: dict[str, float] = {}
+        """When a shard had an answer about work, or no room for any, by the monotonic clock."""
         self.tenants: Callable[[], Awaitable[tuple[str, str, str]]] = _no_tenants
         """Weights that are not 1, conversations that may run at once, and that may wait to begin:
         JSON, '' for none."""

@@ -45,12 +45,11 @@ class ProviderClient:
             raise ValueError("a client needs an api_key; none is looked up elsewhere")
         if base_url is not None and not base_url.strip():
             raise ValueError("base_url is empty")
-        self.api_key = api_key
+        self.use_key(api_key)
         self.organization = organization
         self.project = project
         self.own_headers = dict(default_headers or {})
         self.base_url = httpx2.URL(OPENAI_BASE_URL if base_url is None else base_url)
-        self.auth_headers: Mapping[str, str] = {"Authorization": f"Bearer {api_key}"}
         self.default_query: Mapping[str, object] = {}
         headers = {
             "Accept": "application/json",
@@ -66,6 +65,11 @@ class ProviderClient:
         self.http = HttpClient()
         if self.base_url.scheme == "https":
             _ = self.http.tls  # certificates that cannot be used are found out now
+
+    def use_key(self, api_key: str) -> None:
+        """Send this key with the requests that come from now on."""
+        self.api_key = api_key
+        self.auth_headers: Mapping[str, str] = {"Authorization": f"Bearer {api_key}"}
 
     def is_closed(self) -> bool:
         """Tell whether it was closed."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 STOP: Final = (signal.SIGTERM, signal.SIGINT)
 GRACE_S: Final = 1.5
@@ -57,6 +57,37 @@ def obeyed(listen: Callable[[], Callable[[], None]], received: list[int]) -> Gen
     threading.Thread(target=watch.run, name="turnline-signals", daemon=True).start()
     yield
     over.set()
+
+
+class OnHangup(Protocol):
+    """Called in the main thread for each SIGHUP."""
+
+    def __call__(self, *, is_alone: bool) -> None:
+        """`is_alone`: the process had a terminal, which has gone."""
+        ...
+
+
+def on_hangup(call: OnHangup) -> None:
+    """Have SIGHUP mean that files are to be read again; one that was told to ignore it does so.
+
+    It is also what a shell sends to its programs when its window is closed.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as `nohup` has it
+        return
+    had_terminal = _has_terminal()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        call(is_alone=had_terminal and not _has_terminal())
+
+    signal.signal(signal.SIGHUP, on_signal)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class _Watch(NamedTuple):

@@ -209,6 +209,12 @@ class RateLimiter:
         self._budgets: dict[str, _Budget] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    def use_key(self, key: str) -> None:
+        """Heed the limits of another key from now on; calls under way are the former one's."""
+        if key != self._key:
+            self._key = key
+            self._budgets.clear()
+
     # -- before a call ----------------------------------------------------------------------------
 
     async def reserve(

@@ -15,6 +15,7 @@ class WithinQuota:
         """Ask `quotas` first, by the tenant in place of the model; then `limiter`."""
         self._limiter = limiter
         self._quotas = quotas
+        self.use_key = limiter.use_key
         self.heard = limiter.heard
         self.refused = limiter.refused
 

@@ -74,17 +74,17 @@ class Providers(NamedTuple):
 
 
 def find_or_make(
-    environ: Mapping[str, str], resource: Mapping[str, str], *, prometheus_port: int, whole: bool
+    environ: Mapping[str, str], resource: Mapping[str, str], *, is_shown: bool, whole: bool
 ) -> Providers:
     """Return the program's providers; where it has none, new ones.
 
-    New ones are the program's from then on, if `OTEL_*` or a port ask for them, or if the whole
+    New ones are the program's from then on, if `OTEL_*` or `is_shown` ask for them, or if the whole
     process is a worker. Else they are this worker's own.
 
     Args:
         environ: Has the `OTEL_*` variables; has to be the process' own if they ask for something.
         resource: What the worker says of itself; `OTEL_RESOURCE_ATTRIBUTES` win.
-        prometheus_port: Loopback port that shows metrics to Prometheus; 0: none does.
+        is_shown: Whether metrics are wanted though no variable asks for them.
         whole: Whether the process is a worker and nothing else.
 
     Raises:
@@ -93,8 +93,6 @@ def find_or_make(
     traces, meters = trace.get_tracer_provider(), metrics.get_meter_provider()
     has_traces = not isinstance(traces, trace.ProxyTracerProvider)
     if has_traces or _is_set(meters):
-        if prometheus_port:
-            log.warning("telemetry.port_unused", extra={"port": prometheus_port})
         meters = meters if _is_set(meters) else NoOpMeterProvider()
         found = traces if has_traces else _own(resource)
         logs = _logs.get_logger_provider() if whole else None
@@ -104,14 +102,14 @@ def find_or_make(
     exporters = {**defaults, **environ}
     if not is_disabled:
         _check_endpoints(environ)
-    has_metrics = prometheus_port > 0 or (not is_disabled and _sends(exporters, "METRICS"))
+    has_metrics = is_shown or (not is_disabled and _sends(exporters, "METRICS"))
     has_spans = not is_disabled and _sends(exporters, "TRACES")
     if not (whole or has_metrics or has_spans):
         return Providers(_own(resource), NoOpMeterProvider(), is_ours=True, sends_spans=False)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     before = _logs.get_logger_provider()  # the program's, if it can be shut down
-    _configure(_new(resource), prometheus_port)
+    _configure(_new(resource))
     meters = metrics.get_meter_provider() if has_metrics else NoOpMeterProvider()
     return Providers(
         trace.get_tracer_provider(),
@@ -122,24 +120,15 @@ def find_or_make(
     )
 
 
-def _configure(resource: Mapping[str, str], prometheus_port: int) -> None:
+def _configure(resource: Mapping[str, str]) -> None:
     # The class that distributions build upon: it has no public name.
     configuration: Any = importlib.import_module("opentelemetry.sdk._configuration")
 
-    if prometheus_port:
-        os.environ["OTEL_EXPORTER_PROMETHEUS_HOST"] = "127.0.0.1"
-        os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(prometheus_port)
     try:
         configuration._OTelSDKConfigurator().configure(  # noqa: SLF001
-            metric_exporter_names=["prometheus"] if prometheus_port else [],
             export_span_processor=_batched,
             resource_attributes=dict(resource),
         )
-    except OSError as error:
-        raise StartFailed(
-            f"port {prometheus_port} cannot be opened for metrics ({error.strerror}); set "
-            "TURNLINE_METRICS_PORT to another one, or to 0"
-        ) from None
     except Exception as error:  # noqa: BLE001  of the SDK and what it loads
         # The SDK's own words name an exporter or a protocol; others may quote a header or address.
         why = error if isinstance(error, RuntimeError) else type(error).__name__

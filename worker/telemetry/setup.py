@@ -40,7 +40,8 @@ class TelemetrySettings(NamedTuple):
     """Where the model's provider is."""
     redactor: str = ""
     """`module:function`; see `turnline.worker.telemetry.tracing.Redactor`."""
-    metrics_port: int = 0
+    is_shown: bool = False
+    """Whether metrics are asked for over HTTP."""
 
 
 class Gauges(Protocol):
@@ -85,8 +86,7 @@ class Telemetry:
             whole: Whether the process is a worker and nothing else; see `find_or_make`.
 
         Raises:
-            StartFailed: The redactor cannot be imported, an `OTEL_*` variable is unusable, or the
-                port is in use.
+            StartFailed: The redactor cannot be imported, or an `OTEL_*` variable is unusable.
         """
         self._settings = settings
         self._capture = captured_content.is_asked_for(environ)
@@ -97,9 +97,13 @@ class Telemetry:
             "service.version": version,
             "service.instance.id": settings.worker,
         }
-        self._providers = find_or_make(
-            environ, resource, prometheus_port=settings.metrics_port, whole=whole
-        )
+        self._providers = find_or_make(environ, resource, is_shown=settings.is_shown, whole=whole)
+        self.exposition: Callable[[], bytes] | None = None
+        """Writes metrics as Prometheus reads them, from any thread; None: nobody asks."""
+        if settings.is_shown:
+            from turnline.worker.telemetry.exposition import shown_by  # noqa: PLC0415  not for all
+
+            self.exposition = shown_by(self._providers.metrics, environ)
         tracer = self._providers.traces.get_tracer(n.SCOPE, version)
         derive_ids(tracer)
         self._tracing = None if isinstance(tracer, NoOpTracer) else Tracing(tracer, redact)

@@ -49,7 +49,7 @@ async def test_a_worker_shows_its_metrics(
 ) -> None:
     """On the loopback port asked for: turns, calls, tokens, cost, queue, loop."""
     port, model = free_port(), 'gen_ai_request_model="grok-4.3"'
-    with worker_process(redis_url, sim.base_url, metrics_port=str(port), wire="chat"):
+    with worker_process(redis_url, sim.base_url, http=str(port), wire="chat"):
         results = [await client.ask(f"c{n}", "Hello", timeout_s=30) for n in range(3)]
         spent = sum(result.usage.cost_usd for result in results)
         pages: list[str] = []
@@ -62,7 +62,7 @@ async def test_a_worker_shows_its_metrics(
 
         await wait_until(has_all, "all is counted")
 
-    assert pages[-1].startswith("HTTP/1.0 200 OK\r\n")
+    assert pages[-1].startswith("HTTP/1.1 200 OK\r\n")
     values = values_on(pages[-1])
     assert values["turnline_turn_duration_seconds_count", 'outcome="completed"'] == "3.0"
     scope = 'otel_scope_name="turnline"'
@@ -134,15 +134,3 @@ async def test_the_queue_is_measured(redis_url: str, redis: Redis, client: TurnC
 
     assert (found.due, found.running, found.dead, found.breakers_open) == (2, 1, 1, 1)
     assert 59 < found.oldest_s < 70
-
-
-async def test_a_port_in_use_is_told(redis_url: str, sim: Simulator) -> None:
-    """The worker does not start, and says which setting is meant."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with worker_process(redis_url, sim.base_url, metrics_port=str(port)) as worker:
-            await wait_until(lambda: worker.process.poll() is not None, "it has ended")
-            assert worker.process.returncode == 2
-            assert "TURNLINE_METRICS_PORT" in worker.says()

@@ -14,6 +14,7 @@ from turnline.worker.extras import DEV, WORKER
 
 MODULES = {
     "jsonschema-rs": "jsonschema_rs",
+    "prometheus-client": "prometheus_client",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-exporter-prometheus": "opentelemetry",
     "opentelemetry-sdk": "opentelemetry",
