@@ -30,6 +30,8 @@ TAKE_SECONDS = (
     "tests/integration/fuzz/",
     "tests/integration/deployments/",
     "tests/integration/bench/test_bench_runs.py",
+    "tests/integration/cli/test_check_command.py",
+    "tests/integration/cli/test_exporter_command.py",
     "tests/integration/cli/test_replay_command.py",
     "tests/integration/cli/test_stack.py",
     "tests/integration/probes/",

@@ -31,6 +31,8 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Operate it": {
         "queue": "Show what waits and runs, and the workers.",
+        "check": "Check this host: settings, Redis, provider, worker.",
+        "exporter": "Show how the fleet stands to Prometheus and scalers.",
         "models": "List the models, with prices and what they take.",
         "tools": "List the tools that a worker would offer.",
         "agents": "List the agents that a worker would know.",

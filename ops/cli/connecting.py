@@ -21,6 +21,17 @@ Connect = Callable[[], AbstractContextManager[Connection]]
 def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name a fleet; the command gets `connect`, a `Connect` to it."""
 
+    @fleet_options
+    @wraps(command)
+    def run(*, redis_url: str, shards: int, prefix: str, **others: Any) -> Any:
+        return command(connect=partial(connected, redis_url, shards, prefix), **others)
+
+    return run
+
+
+def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name a fleet; the command gets `redis_url`, `shards` and `prefix`."""
+
     @click.option(
         "--redis",
         "redis_url",
@@ -45,8 +56,8 @@ def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Name of the fleet where several share a server; the workers' prefix.",
     )
     @wraps(command)
-    def run(*, redis_url: str, shards: int, prefix: str, **others: Any) -> Any:
-        return command(connect=partial(connected, redis_url, shards, prefix), **others)
+    def run(**options: Any) -> Any:
+        return command(**options)
 
     return run
 

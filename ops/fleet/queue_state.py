@@ -75,12 +75,16 @@ def read_workers(redis: SyncRedis, shard: ShardKeys) -> list[Worker]:
     if not ids:
         return []
     records = redis.execute_command("MGET", *(shard.worker_prefix.encode() + it for it in ids))
-    workers: list[Worker] = []
-    for id_, record in zip(ids, records, strict=True):
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):  # others wrote that
-            if record is not None:
-                workers.append(msgspec.structs.replace(_decode_worker(record), id=id_.decode()))
-    return workers
+    found = (read_worker(id_, record) for id_, record in zip(ids, records, strict=True))
+    return [it for it in found if it is not None]
+
+
+def read_worker(id_: bytes, record: bytes | None) -> Worker | None:
+    """Read what a worker says of itself; None if it has gone, or others wrote that."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        if record is not None:
+            return msgspec.structs.replace(_decode_worker(record), id=id_.decode())
+    return None
 
 
 def merged(states: Iterable[QueueState]) -> QueueState:

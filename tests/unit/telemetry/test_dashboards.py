@@ -10,13 +10,14 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import REGISTRY
 
 from tests.support.recordings import REPOSITORY
+from turnline.ops.fleet.exporting import NAMES
 from turnline.worker.telemetry import names as n
 from turnline.worker.telemetry.attributes import CallPlace
 from turnline.worker.telemetry.metrics import Labelled, TurnMeters
 
 DEPLOY = REPOSITORY / "ops" / "deploy"
 ALERTS = (DEPLOY / "prometheus" / "alerts.yaml").read_text()
-FOREIGN_LABELS = {"le", "instance"}
+FOREIGN_LABELS = {"le", "instance", "worker"}
 
 
 class _Named(NamedTuple):
@@ -45,7 +46,7 @@ def metrics() -> list[_Named]:
         if family.name.startswith(("turnline_", "gen_ai_"))
     ]
     provider.shutdown()
-    return found
+    return [*found, *(_Named(name, set(), is_histogram=False) for name in NAMES)]
 
 
 METRICS = metrics()
@@ -100,5 +101,5 @@ def test_each_alert_says_what_to_do() -> None:
     """A summary and an action, in the words of whoever is woken by it."""
     count = ALERTS.count("- alert:")
 
-    assert count >= 9
+    assert count >= 13
     assert ALERTS.count("summary: ") == ALERTS.count("action: ") == count
