@@ -19,7 +19,6 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from turnline.worker.errors import StartFailed
-from turnline.worker.telemetry.lean_exporter import lean
 
 log = logging.getLogger("turnline.telemetry")
 
@@ -145,6 +144,9 @@ def _own(resource: Mapping[str, str]) -> TracerProvider:
 
 
 def _batched(exporter: SpanExporter) -> SpanProcessor:
+    # Protobuf and what it needs are a tenth of a start: only for those who send.
+    from turnline.worker.telemetry.lean_exporter import lean  # noqa: PLC0415  see above
+
     return BatchSpanProcessor(lean(exporter))
 
 
