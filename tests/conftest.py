@@ -36,6 +36,7 @@ TAKE_SECONDS = (
     "tests/integration/cli/test_stack.py",
     "tests/integration/probes/",
     "tests/integration/worker/test_endings.py",
+    "tests/integration/worker/test_processes.py",
     "tests/integration/tools/test_replay_tools.py",
     "tests/integration/worker/test_waking.py::test_a_killed",
     "tests/integration/worker/test_waking.py::test_a_frozen",

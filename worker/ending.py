@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, TypeVar
@@ -38,9 +38,10 @@ _FRAMES: Final = 32
 
 log = logging.getLogger("turnline.process")
 _T = TypeVar("_T")
-Listen = Callable[[Callable[[], None]], Callable[[], None]]
-"""Has the function called in the loop at each SIGTERM and SIGINT from here on. Returns one that
-limits the time to the end of the process: for a thread that sees a signal before the loop does."""
+Listen = Callable[[Callable[[int], None]], Callable[[int], None]]
+"""Has the function called in the loop, with its number, at each signal from here on that asks for
+the end. Returns one that limits the time to the end of the process: for a thread that sees a signal
+before the loop does."""
 
 
 async def within(seconds: float, what: str, closing: Awaitable[Any]) -> None:
@@ -168,7 +169,7 @@ def run_until_stopped(
     main: Callable[[Listen], Coroutine[Any, Any, _T]],
     watchdog: Watchdog,
     *,
-    drain_s: float,
+    drains_s: Mapping[int, float],
 ) -> _T:
     """Run a process's main task, and see that the process is gone soon after it was told to end.
 
@@ -179,23 +180,24 @@ def run_until_stopped(
         loop: Not running; it is closed.
         main: What to run; it is given the function that begins to listen to signals.
         watchdog: Not started.
-        drain_s: Grace period: the process is gone `CLOSE_S` behind it.
+        drains_s: Signals that ask for the end, and the grace period that each gives: the process
+            is gone `CLOSE_S` behind it.
 
     Raises:
         Exception: As `main` raises it.
     """
 
-    def limit_end() -> None:
-        watchdog.end_within(drain_s + CLOSE_S - _FORCE_S)
+    def limit_end(number: int) -> None:
+        watchdog.end_within(drains_s[number] + CLOSE_S - _FORCE_S)
 
-    def listen(stop: Callable[[], None]) -> Callable[[], None]:
-        def on_signal(_number: int, _frame: FrameType | None) -> None:
+    def listen(stop: Callable[[int], None]) -> Callable[[int], None]:
+        def on_signal(number: int, _frame: FrameType | None) -> None:
             # Runs between two instructions of the main thread, also where the loop hangs.
-            limit_end()
+            limit_end(number)
             with suppress(RuntimeError):  # the loop is closed: all is over
-                loop.call_soon_threadsafe(stop)
+                loop.call_soon_threadsafe(stop, number)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in drains_s:
             signal.signal(number, on_signal)
         return limit_end
 

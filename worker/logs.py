@@ -54,9 +54,14 @@ def bind_log_context(**ids: object) -> None:
 class WithIds(logging.Filter):
     """Adds the ids of the conversation, turn, attempt and trace that a line is about."""
 
+    def __init__(self, **always: object) -> None:
+        """Add these to every line too, behind its own."""
+        super().__init__()
+        self._always = always
+
     def filter(self, record: logging.LogRecord) -> bool:
         """Let everything pass; ids of the line itself stay."""
-        for name, value in _running.get().items():
+        for name, value in {**_running.get(), **self._always}.items():
             if name not in vars(record):
                 setattr(record, name, value)
         return True
@@ -226,14 +231,16 @@ class _Handler(logging.StreamHandler[TextIO]):
             pass  # nobody reads any more
 
 
-def set_up(level: str, form: str) -> None:
+def set_up(level: str, form: str, **always: object) -> None:
     """Send the logs of this process to standard error, and what nobody caught.
+
+    Each line says `always`, as of several processes which one speaks.
 
     ARQ's own logs are kept to warnings: it logs the arguments of jobs at INFO; they are ids here,
     but plain jobs beside them may carry anything.
     """
     handler = _Handler(sys.stderr)
-    handler.addFilter(WithIds())
+    handler.addFilter(WithIds(**always))
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

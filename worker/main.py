@@ -36,7 +36,7 @@ from turnline.worker.probes.service_manager import ServiceManager
 from turnline.worker.process import Fleet, FleetParts, Found
 from turnline.worker.provider_limits import LimitRules
 from turnline.worker.queue.jobs import run_conversation
-from turnline.worker.queue.leased_worker import LeasedWorker
+from turnline.worker.queue.leased_worker import HAND_OVER_S, LeasedWorker
 from turnline.worker.queue.links import Links
 from turnline.worker.queue.slots import Slots
 from turnline.worker.reloading import Reloading
@@ -55,6 +55,7 @@ from turnline.worker.store.purse import Purse
 from turnline.worker.store.quotas import WithinQuota
 from turnline.worker.store.replicas import Replicas
 from turnline.worker.store.traces import TraceLimits, Traces
+from turnline.worker.supervising.child_side import Supervised, obey
 from turnline.worker.telemetry.attributes import CallPlace
 from turnline.worker.telemetry.setup import Telemetry, TelemetrySettings
 from turnline.worker.tools.loader import load_tools
@@ -66,30 +67,53 @@ from turnline.worker.turn.plan import AgentsFile, BadAgents, Planner, ToolLimits
 from turnline.worker.turn.ports import DriverSettings
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, supervised: Supervised | None = None) -> int:
     """Run a worker until it is told to stop, and return its exit code.
 
     Where it raises, threads of foreign code may be left: the caller has to end the process.
+
+    Args:
+        settings: Checked ones.
+        supervised: Tells the process's supervisor how it is, if it has one.
 
     Raises:
         StartFailed: See `Fleet.run`.
     """
     watchdog = Watchdog(settings.stall_s)
-    main = partial(_run, settings, watchdog)
-    return run_until_stopped(uvloop.new_event_loop(), main, watchdog, drain_s=settings.end_s)
+    main = partial(_run, settings, watchdog, supervised)
+    drains_s: dict[int, float] = dict.fromkeys((signal.SIGTERM, signal.SIGINT), settings.end_s)
+    if supervised is not None:
+        drains_s |= {signal.SIGINT: HAND_OVER_S, signal.SIGHUP: settings.replace_drain_s}
+    return run_until_stopped(uvloop.new_event_loop(), main, watchdog, drains_s=drains_s)
 
 
-async def _run(settings: Settings, watchdog: Watchdog, listen: Listen) -> int:
+async def _run(
+    settings: Settings, watchdog: Watchdog, supervised: Supervised | None, listen: Listen
+) -> int:
     loop = asyncio.get_running_loop()
-    fleet = make_fleet(settings, on_serving=lambda: watchdog.watch(loop), whole=True)
+
+    def on_serving() -> None:
+        watchdog.watch(loop)
+        if supervised is not None:
+            supervised.ready(fleet.parts.worker_id)
+
+    def on_signal(number: int) -> None:
+        if supervised is None:
+            fleet.stop()
+        else:
+            orders = {"stop": fleet.stop, "retire": fleet.retire}
+            obey(number, **orders, is_stopping=fleet.is_stopping)
+
+    fleet = make_fleet(settings, on_serving=on_serving, whole=True)
     # What was made at the start lives as long as the process: no collection need look at it again,
     # and the garbage of turns is young. Full collections took tens of ms.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 50, 100)
     signals: list[int] = []
-    on_hangup(partial(_hung_up, loop, fleet))
-    await fleet.run(obeyed(partial(listen, fleet.stop), signals))
+    if supervised is None:
+        on_hangup(partial(_hung_up, loop, fleet))
+    await fleet.run(obeyed(partial(listen, on_signal), signals))
     # The thread that takes note of signals may be behind.
     return 0 if fleet.has_served else ended_by(next(iter(signals), signal.SIGTERM))
 

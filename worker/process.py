@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +31,7 @@ from turnline.worker.telemetry.setup import Telemetry, unwatched
 from turnline.worker.tools.runner import Toolbox
 
 log = logging.getLogger("turnline.worker")
+_LOOK_S = 0.5
 _CLOSE_S = 5.0
 """Seconds that closing may take where nobody asked the process to end."""
 
@@ -81,6 +83,9 @@ class Fleet:
         self._end_by_s: float | None = None
         self._unready: asyncio.TimerHandle | None = None
         self._reloads: set[asyncio.Task[None]] = set()
+        self._serve_till_s = math.inf
+        self.is_stopping = False
+        """Whether `stop` was called."""
         self.workers: list[LeasedWorker] = []
         """One for each shard, while they serve."""
         self._starting: asyncio.Task[Any] | None = None
@@ -176,8 +181,8 @@ class Fleet:
         stopping: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done():
-                await asyncio.wait({serving}, timeout=settings.end_s + HAND_OVER_S + 0.2)
+            while not serving.done() and (left_s := self._serve_till_s - time.monotonic()) > 0:
+                await asyncio.wait({serving}, timeout=min(left_s, _LOOK_S))
             if serving.done():
                 serving.result()
             else:
@@ -192,14 +197,13 @@ class Fleet:
         Before that it is not ready for `unready_s`. A worker that has not begun to serve ends at
         once.
         """
-        is_first = not self._stopping.is_set()
-        if self._starting is not None and is_first:
+        is_first, self.is_stopping = not self.is_stopping, True
+        is_sudden = not self._stopping.is_set()
+        if self._starting is not None and is_sudden:
             self._starting.cancel()
-        self._stopping.set()
         self.parts.probes.draining()
-        if self._end_by_s is None:
-            self._end_by_s = time.monotonic() + self._settings.end_s + CLOSE_S - 0.6
-        if is_first and self.workers and self._settings.unready_s:
+        self._end_within(self._settings.end_s if is_first else HAND_OVER_S)
+        if is_sudden and self.workers and self._settings.unready_s:
             loop = asyncio.get_running_loop()
             self._unready = loop.call_later(self._settings.unready_s, self._drain)
             return
@@ -225,6 +229,23 @@ class Fleet:
         self.parts.probes.say_reloading()
         await self.parts.reloading.again()
         self.parts.probes.say_ready()
+
+    def retire(self) -> None:
+        """Take nothing new, and end once all turns have ended, since another worker took over.
+
+        For as long as a replacement may take. A `stop` behind it is the first one.
+        """
+        if not self._stopping.is_set():
+            self.parts.probes.draining()
+            self._end_within(self._settings.replace_drain_s)
+            for worker in self.workers:
+                worker.drain(self._settings.replace_drain_s)
+
+    def _end_within(self, grace_s: float) -> None:
+        self._stopping.set()
+        now_s = time.monotonic()
+        self._serve_till_s = min(self._serve_till_s, now_s + grace_s + HAND_OVER_S + 0.2)
+        self._end_by_s = min(self._end_by_s or math.inf, now_s + grace_s + CLOSE_S - 0.6)
 
     async def close(self) -> None:
         """Close everything, whatever becomes of the rest; what was opened last goes first.

@@ -5,7 +5,6 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from turnline.contracts.keys import check_prefix
 from turnline.worker.files import UnusableFile, read_text
 from turnline.worker.http_places import BadPlace, read_place
 from turnline.worker.injected_variables import is_injected
+from turnline.worker.process_count import read_count
 from turnline.worker.provider_limits import LimitRules
 
 PREFIX = "TURNLINE_"
@@ -55,10 +55,14 @@ class SettingsError(Exception):
     """A variable is unknown, missing or out of range; the text says what to do."""
 
 
+def host_name() -> str:
+    """Return the name of this host, as far as names of workers may have it."""
+    return re.sub(r"[^!-~]", "_", socket.gethostname())[:100]
+
+
 def host_and_pid() -> str:
     """Return a name that no other process has."""
-    host = re.sub(r"[^!-~]", "_", socket.gethostname())[:100]
-    return f"{host}-{os.getpid()}"
+    return f"{host_name()}-{os.getpid()}"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +98,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds after which an idle worker looks at the queue though nobody woke it."""
     drain_s: Annotated[float, Meta(ge=0, le=7 * DAY_S)] = 10.0
     """Seconds that running turns get on shutdown before they are handed over."""
+    replace_drain_s: Annotated[float, Meta(ge=0, le=7 * DAY_S)] = 300.0
+    """Seconds that running turns get before they are handed over where another process has taken
+    over already: on SIGHUP, and behind max_rss_mb."""
+    processes: str = ""
+    """Worker processes that a supervisor keeps: a number, or `auto`, one for each usable core.
+    Unset: a single worker, without a supervisor."""
+    max_rss_mb: Annotated[int, Meta(ge=0, le=16_777_216)] = 0
+    """MiB of memory beyond which the supervisor replaces a worker process; 0: any."""
     turn_quota: Count = 16
     """Turns that one conversation runs in a row before others get its slot."""
     max_crashes: Count = 3
@@ -360,6 +372,7 @@ def _check(settings: Settings) -> None:
             f"{PREFIX}STALL_S: more than {PREFIX}HEARTBEAT_S ({settings.heartbeat_s:g} s)"
         )
     _ = settings.served_shards, settings.models
+    _check_processes(settings)
     try:
         LimitRules.read(settings.provider_limits)
     except ValueError as error:
@@ -383,6 +396,23 @@ def _check(settings: Settings) -> None:
         except InvalidAddress as error:
             which = f"address {n} of {len(urls)}: " if len(urls) > 1 else ""
             raise SettingsError(f"{_URL}: {which}{error}") from None
+
+
+def _check_processes(settings: Settings) -> None:
+    """Check what a supervisor is told.
+
+    Raises:
+        SettingsError: It is no number, or there is no supervisor whom it concerns.
+    """
+    if settings.processes:
+        try:
+            read_count(settings.processes)
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}PROCESSES: {error}") from None
+    elif settings.max_rss_mb:
+        raise SettingsError(
+            f"{PREFIX}MAX_RSS_MB: only a supervisor replaces processes: set {PREFIX}PROCESSES too"
+        )
 
 
 def _listed(setting: str, value: str, one: str, many: str) -> list[str]:
@@ -449,46 +479,3 @@ def check_base_url(url: str) -> None:
     if "?" in url or "#" in url:
         raise InvalidAddress("no ? and no #: paths such as /chat/completions are put behind it")
     host_and_port(parts.netloc, 443)
-
-
-def described() -> list[tuple[str, str, str]]:
-    """Return (variable, default, what it means) for every setting, in order."""
-    texts = _field_texts()
-    rows: list[tuple[str, str, str]] = []
-    for field in msgspec.structs.fields(Settings):
-        if field.name == "api_key":
-            rows.append(
-                (KEY, "", "Key for the provider; or several, separated by commas. Never logged.")
-            )
-            continue
-        default = "<host>-<pid>" if field.name == "worker_name" else _shown(field.default)
-        rows.append((PREFIX + field.name.upper(), default, texts.get(field.name, "")))
-    rows += [(f"{it}_FILE", "", f"File that holds {it} instead.") for it in FROM_FILES]
-    return rows
-
-
-def _shown(default: object) -> str:
-    if default is None:
-        return ""
-    if isinstance(default, bool):
-        return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def _field_texts() -> dict[str, str]:
-    """Read the docstrings below the fields."""
-    import ast  # noqa: PLC0415  for --help only
-    import inspect  # noqa: PLC0415  for --help only
-
-    (body,) = ast.parse(inspect.getsource(Settings)).body
-    assert isinstance(body, ast.ClassDef)
-    texts: dict[str, str] = {}
-    for field, text in pairwise(body.body):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                value=ast.Constant(value=str(words))
-            ):
-                texts[name] = inspect.cleandoc(words)
-            case _:
-                pass
-    return texts

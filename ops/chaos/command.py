@@ -19,6 +19,7 @@ from turnline.ops.cli.sigterm import ends_in_order
 
 _ROUNDS: Final[Mapping[Name, int]] = {
     "kill": 50,
+    "child": 50,
     "stall": 10,
     "term": 4,
     "cancel": 100,
@@ -98,8 +99,8 @@ _ROUNDS: Final[Mapping[Name, int]] = {
     "--drill",
     "drill",
     type=click.Choice([*_ROUNDS, "all"]),
-    help="Instead: measure what a kill, a stall, a hand-over, a cancellation, malformed replies,"
-    " an end among misbehaving tools or replies without end cost.",
+    help="Instead: measure what a kill, one under a supervisor, a stall, a hand-over, a"
+    " cancellation, malformed replies, an end among misbehaving tools or replies without end cost.",
 )
 @click.option("--sabotage", type=click.Choice(sorted(SABOTAGES)), hidden=True)
 def chaos(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -38,6 +39,7 @@ def run(name: Name, *, rounds: int, tell: Tell, seed: int = 0) -> Drilled:
     drills: Mapping[Name, Callable[[int, Tell], Coroutine[Any, Any, Drilled]]]
     drills = {
         "kill": _kill,
+        "child": _child,
         "stall": _stall,
         "term": _term,
         "cancel": _cancel,
@@ -136,10 +138,10 @@ async def _watches(
 
 @asynccontextmanager
 async def _stage(
-    workers: int, words: Mapping[str, int], **environ: str
+    workers: int, words: Mapping[str, int], processes: int = 0, /, **environ: str
 ) -> AsyncGenerator[tuple[Stack, SimAdmin, TurnClient]]:
     """Start a fleet whose model says so many words in conversations of such names."""
-    with fleet(workers, **environ) as stack:
+    with fleet(workers, processes, **environ) as stack:
         sim = SimAdmin(stack.base_url)
         for conversation, chunks in words.items():
             sim.add_rule(f"chunks={chunks}", times=None, conversation=conversation)
@@ -202,6 +204,58 @@ async def _kill(rounds: int, tell: Tell) -> Drilled:
             Figure("slowest", max(waits), "s"),
         ],
     )
+
+
+async def _child(rounds: int, tell: Tell) -> Drilled:
+    """SIGKILL one of the processes of a supervisor mid-stream, and wait for another's delta."""
+    waits: list[float] = []
+    again = misled = 0
+    rng = random.Random(rounds)
+    async with _stage(1, {"*": 300}, 4) as (stack, _, client):
+        for n in range(rounds):
+            tell(f"kill {n + 1} of {rounds}")
+            async with _watches(client, [f"child-{n}-{m}" for m in range(4)]) as watches:
+                await asyncio.sleep(rng.uniform(0.0, 0.5))
+                victim = watches[0].worker
+                cut_off = [watch for watch in watches if watch.worker == victim]
+                pid = stack.pid_of(victim)
+                at_s = time.time()
+                os.kill(pid, signal.SIGKILL)
+                for watch in cut_off:
+                    seen_s, _ = await watch.until(_spoke_again)
+                    waits.append(seen_s - at_s)
+                for watch in watches:
+                    await client.interrupt(watch.receipt.conversation_id)
+                    await watch.until(_ended)
+                    again += watch.attempts > 1 + (watch in cut_off)
+                    misled += watch.misled()
+                await _replaced(stack, victim, pid)
+    return Drilled(
+        "child",
+        "SIGKILL of one of four processes under a supervisor, until another's first new delta",
+        [
+            Figure("kills", rounds),
+            Figure("turns cut off", len(waits)),
+            Figure("p50", percentile(waits, 0.5), "s", 0.2),
+            Figure("p99", percentile(waits, 0.99), "s", 0.4),
+            Figure("slowest", max(waits), "s"),
+            Figure("turns run again without need", again, most=0),
+            Figure("shown anything twice", misled, most=0),
+        ],
+    )
+
+
+async def _replaced(stack: Stack, name: str, pid: int) -> None:
+    """Wait until a supervisor has another process in the place of one that was killed.
+
+    Raises:
+        Failed: It has none.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while stack.pid_of(name) in {0, pid}:
+        if time.monotonic() > deadline:
+            raise Failed(f"{name} was killed and is not back")
+        await asyncio.sleep(0.05)
 
 
 async def _stall(rounds: int, tell: Tell) -> Drilled:

@@ -10,7 +10,7 @@ import msgspec
 from turnline.ops.cli.output import console
 from turnline.ops.fleet.stack import Stack
 
-Name = Literal["kill", "stall", "term", "cancel", "malformed", "end", "endless"]
+Name = Literal["kill", "child", "stall", "term", "cancel", "malformed", "end", "endless"]
 Tell = Callable[[str], None]
 """Called with a few words about the progress."""
 
@@ -65,10 +65,14 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
 
-def fleet(workers: int, **env: str) -> Stack:
-    """Return workers at default settings before a model that says a word every 20 ms."""
+def fleet(workers: int, processes: int = 0, /, **env: str) -> Stack:
+    """Return workers at default settings before a model that says a word every 20 ms.
+
+    With `processes`, each has so many under a supervisor.
+    """
     return Stack(
         workers,
+        processes=processes,
         sim_options=("--ttft-ms", "50", "--itl-ms", "20", "--ledger-entries", "0"),
         worker_env={"TURNLINE_LOG_LEVEL": "error", "TURNLINE_WIRE": "chat", **env},
     )

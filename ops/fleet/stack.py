@@ -50,6 +50,7 @@ class Stack:
         sim_options: Sequence[str] = (),
         worker_env: Mapping[str, str] | None = None,
         worker_module: str = "turnline.worker",
+        processes: int = 0,
         environ: Mapping[str, str] = os.environ,
         ready_timeout_s: float = 60.0,
     ) -> None:
@@ -62,6 +63,7 @@ class Stack:
             sim_options: Options of `turnline sim`; paths in them must be absolute.
             worker_env: Settings of the workers, such as `TURNLINE_LEASE_S`; these win.
             worker_module: What a worker runs.
+            processes: How many processes each worker keeps under a supervisor; 0: it has none.
             environ: What the processes inherit. Its `TURNLINE_` settings count only if `live`.
             ready_timeout_s: How long each part may take to start.
         """
@@ -71,6 +73,7 @@ class Stack:
         self._sim_options = sim_options
         self._worker_env = dict(worker_env or {})
         self._worker_module = worker_module
+        self._processes = processes
         self._environ = environ
         self._ready_timeout_s = ready_timeout_s
         self._workers: list[Child] = []
@@ -150,6 +153,15 @@ class Stack:
         """Return the process id of a worker, running or not."""
         return self._workers[index].pid
 
+    def pid_of(self, name: str) -> int:
+        """Return the process id of a worker by its name, as it says itself; 0 if none says so.
+
+        The newest one: others of that name may have died just now.
+        """
+        assert self._connection is not None
+        found = [it for it in read_workers(self._connection, shard_keys(0)) if it.name == name]
+        return max(found, key=lambda it: it.started_at_ms).pid if found else 0
+
     @property
     def sim_pid(self) -> int | None:
         """Process id of the simulator; None if there is none."""
@@ -177,7 +189,8 @@ class Stack:
         if index < len(self._workers):
             self._workers[index].close(wait_s=0)
         environ = self._worker_environ(index)
-        worker = Child(f"worker-{index + 1}", "-m", self._worker_module, environ=environ)
+        words = ["--processes", str(self._processes)] if self._processes else []
+        worker = Child(f"worker-{index + 1}", "-m", self._worker_module, *words, environ=environ)
         self._workers[index : index + 1] = [worker]
         return index
 
@@ -238,12 +251,15 @@ class Stack:
         return self._workers[index].last_words()
 
     def _missing(self, redis: SyncRedis) -> list[Child]:
-        alive = {
-            worker.pid
-            for worker in read_workers(redis, shard_keys(0))
-            if worker.host == platform.node()
-        }
-        return [it for it in self._workers if it.is_running and it.pid not in alive]
+        here = [it for it in read_workers(redis, shard_keys(0)) if it.host == platform.node()]
+
+        def is_missing(child: Child) -> bool:
+            if self._processes:
+                names = {it.name for it in here if it.name.startswith(f"{child.name}-")}
+                return len(names) < self._processes
+            return child.pid not in {it.pid for it in here}
+
+        return [it for it in self._workers if it.is_running and is_missing(it)]
 
     def _has_key(self) -> bool:
         try:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).parents[2]
 class WorkerProcess:
     """A worker process; what it says goes to a file, so that a full pipe holds up nothing."""
 
-    def __init__(self, redis_url: str, base_url: str, **settings: str) -> None:
+    def __init__(
+        self, redis_url: str, base_url: str, words: Sequence[str] = (), **settings: str
+    ) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("TURNLINE_")}
         environ |= {
             "TURNLINE_REDIS_URL": redis_url,
@@ -27,7 +29,7 @@ class WorkerProcess:
         }
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "turnline.worker"],
+            [sys.executable, "-m", "turnline.worker", *words],
             cwd=REPOSITORY,
             env=environ,
             stdout=self._said,
@@ -62,9 +64,11 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(redis_url: str, base_url: str, **settings: str) -> Iterator[WorkerProcess]:
-    """Run a worker for a `with` block."""
-    worker = WorkerProcess(redis_url, base_url, **settings)
+def worker_process(
+    redis_url: str, base_url: str, words: Sequence[str] = (), **settings: str
+) -> Iterator[WorkerProcess]:
+    """Run a worker, with these options, for a `with` block."""
+    worker = WorkerProcess(redis_url, base_url, words, **settings)
     try:
         yield worker
     finally:

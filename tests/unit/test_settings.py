@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from turnline.worker.settings import FROM_FILES, Settings, SettingsError, described, from_env
+from turnline.worker.settings import FROM_FILES, Settings, SettingsError, from_env
+from turnline.worker.settings_help import described
 
 SECRET = "xai-s3cret"
 VARIABLES = [name for name, _, _ in described()]

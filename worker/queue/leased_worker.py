@@ -175,14 +175,16 @@ class LeasedWorker(arq.worker.Worker):
             self._links.heartbeat.leave(self)
             self.stopped.set()
 
-    def drain(self) -> None:
-        """Take nothing new; let what runs finish within the grace period, then hand it over."""
+    def drain(self, grace_s: float | None = None) -> None:
+        """Take nothing new; hand over what runs after so many seconds, by default `drain_s`."""
         self.allow_pick_jobs = False
         self._look.set()
+        after_s = self._times.drain_s if grace_s is None else grace_s
+        self.loop.call_later(after_s, self._handing_over.set)
 
     def hand_over(self) -> None:
         """Stop what still runs; other workers go on with it at once."""
-        self.drain()
+        self.drain(0)
         self._handing_over.set()
         for active in list(self._active.values()):
             active.task.cancel()
@@ -200,9 +202,7 @@ class LeasedWorker(arq.worker.Worker):
         log.info("worker.draining", extra={"running": len(running)})
         told = self.loop.create_task(self._handing_over.wait())
         ended = self.loop.create_task(asyncio.wait(running))
-        await asyncio.wait(
-            {told, ended}, timeout=self._times.drain_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
         ended.cancel()
         self.hand_over()

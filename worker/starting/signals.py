@@ -35,7 +35,7 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 
 @contextmanager
-def obeyed(listen: Callable[[], Callable[[], None]], received: list[int]) -> Generator[None]:
+def obeyed(listen: Callable[[], Callable[[int], None]], received: list[int]) -> Generator[None]:
     """Begin to listen to signals; if one comes within the block, the process has `GRACE_S` to end.
 
     What runs in the block is foreign code, which may hold up the thread of the loop. So the bytes
@@ -99,7 +99,7 @@ class _Watch(NamedTuple):
     of_loop: int
     over: threading.Event
     received: list[int]
-    on_signal: Callable[[], None]
+    on_signal: Callable[[int], None]
 
     def run(self) -> None:
         deadline_s: float | None = None
@@ -108,8 +108,8 @@ class _Watch(NamedTuple):
             if select.select([self.signals], [], [], left_s)[0]:
                 numbers = self.signals.recv(64)
                 stop = [number for number in numbers if number in STOP]
-                if stop:
-                    self.on_signal()
+                for number in stop:
+                    self.on_signal(number)
                 if not self.over.is_set():
                     self.received.extend(stop)
                     if stop and deadline_s is None:

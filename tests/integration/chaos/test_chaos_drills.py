@@ -14,6 +14,7 @@ from turnline.ops.chaos.figures import Name
     ("name", "rounds"),
     [
         ("kill", length(1, 2)),
+        ("child", 1),
         ("stall", 1),
         ("term", 1),
         ("cancel", length(2, 3)),

@@ -215,20 +215,21 @@ async def test_native_code_that_keeps_the_lock_ends_the_process(
 
 
 HELD = """
-import asyncio, sys
+import asyncio, signal, sys
 import turnline.worker.ending as ending
 
 ending._HELD_S = 0.5
 
 async def main(listen):
-    listen(lambda: None)
+    listen(lambda _: None)
     watchdog.watch(asyncio.get_running_loop())
     print("running", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     return 0
 
 watchdog = ending.Watchdog(0.5)
-sys.exit(ending.run_until_stopped(asyncio.new_event_loop(), main, watchdog, drain_s=1))
+drains_s = {signal.SIGTERM: 1}
+sys.exit(ending.run_until_stopped(asyncio.new_event_loop(), main, watchdog, drains_s=drains_s))
 """
 
 

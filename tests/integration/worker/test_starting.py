@@ -23,7 +23,8 @@ from turnline.ops.simulator import Simulator, SimulatorConfig
 from turnline.worker.errors import StartFailed
 from turnline.worker.main import make_fleet, services_of
 from turnline.worker.services.provider_client import ProviderClient
-from turnline.worker.settings import SettingsError, described, from_env
+from turnline.worker.settings import SettingsError, from_env
+from turnline.worker.settings_help import described
 from turnline.worker.starting.provider_check import check_provider
 from turnline.worker.starting.redis_check import RedisFound, check_redis
 

@@ -40,3 +40,25 @@ def test_a_producer_who_sets_up_no_log_reads_nothing() -> None:
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert run.stderr == ""
+
+
+def test_a_worker_imports_nothing_that_only_some_use() -> None:
+    """What sends spans, what OpenAI's SDK brings, and what makes the help: others do not pay."""
+    added = modules_after("import turnline.worker.command, turnline.worker.main")
+
+    packages = {name.partition(".")[0] for name in added}
+    assert not packages & {"openai", "pydantic", "anyio", "google", "requests", "rich", "fakeredis"}
+    assert not {name for name in added if name.startswith("turnline.ops")}
+    assert "turnline.worker.settings_help" not in added
+    assert "turnline.worker.supervising.supervisor" not in added
+    assert len(added) < 720
+
+
+def test_a_supervisor_is_small() -> None:
+    """It runs no turn: neither a model's client nor telemetry is of use to it."""
+    added = modules_after("import turnline.worker.command, turnline.worker.supervising.supervisor")
+
+    packages = {name.partition(".")[0] for name in added}
+    assert not packages & {"aiohttp", "httpx2", "arq", "uvloop", "google", "openai"}
+    assert "opentelemetry.sdk" not in added
+    assert len(added) < 420

@@ -62,10 +62,28 @@ class RenewArgs(NamedTuple):
     held: Sequence[str]
 
 
+class AbandonArgs(NamedTuple):
+    """What `abandon` is given; the header of abandon.lua says what each is."""
+
+    worker_id: str
+    job_id: Sequence[str]
+
+
+class _WorkerKeys(NamedTuple):
+    """Keys of a shard, and of one worker."""
+
+    queue: str
+    wake: str
+    idle: str
+    workers: str
+    worker: str
+
+
 _claim = bind(__name__, "claim", ShardKeys, ClaimArgs)
 wake = bind(__name__, "wake", ShardKeys, WakeArgs)
 _release = bind(__name__, "release", ConversationKeys, ReleaseArgs)
 _renew = bind(__name__, "renew", RenewKeys, RenewArgs, more_keys="in_progress")
+_abandon = bind(__name__, "abandon", _WorkerKeys, AbandonArgs, more_keys="in_progress")
 
 
 def claim(  # noqa: PLR0917  in the order of the script's
@@ -125,3 +143,14 @@ def renew(
         ),
         [ARQ_IN_PROGRESS + job_id for job_id, _ in active],
     )
+
+
+def abandon(shard: ShardKeys, worker_id: str, job_ids: Sequence[str]) -> Call:
+    """End what leases a dead worker has of these jobs; they are due at once.
+
+    Source: worker/queue/lua/abandon.lua
+    """
+    worker = shard.worker_prefix + worker_id
+    keys = _WorkerKeys(shard.queue, shard.wake, shard.idle, shard.workers, worker)
+    held = [ARQ_IN_PROGRESS + job_id for job_id in job_ids]
+    return _abandon(keys, AbandonArgs(worker_id, job_ids), held)
