@@ -42,6 +42,9 @@ from turnline.contracts.messages import (
 )
 from turnline.contracts.protocol import Limits
 from turnline.contracts.replies import (
+    ConversationPage,
+    FoundConversation,
+    FoundTurn,
     Rating,
     Receipt,
     TextDelta,
@@ -50,6 +53,7 @@ from turnline.contracts.replies import (
     TurnCompleted,
     TurnFailed,
     TurnInterrupted,
+    TurnPage,
     TurnStarted,
 )
 
@@ -59,7 +63,10 @@ __all__ = [
     "ContextAppend",
     "ContextReplace",
     "ConversationBusy",
+    "ConversationPage",
     "Feedback",
+    "FoundConversation",
+    "FoundTurn",
     "InboxFull",
     "Interrupt",
     "InvalidAddress",
@@ -88,6 +95,7 @@ __all__ = [
     "TurnFailed",
     "TurnIdReused",
     "TurnInterrupted",
+    "TurnPage",
     "TurnStarted",
     "TurnUnknown",
     "TurnlineError",

@@ -20,6 +20,7 @@ from turnline.contracts.event_iterators import ConversationEvents, Events, TurnE
 from turnline.contracts.history import read_history
 from turnline.contracts.homes import Homes
 from turnline.contracts.keys import ConversationKeys
+from turnline.contracts.lookup import FindingVerbs
 from turnline.contracts.messages import Feedback, Inbound, Interrupt, new_turn_id
 from turnline.contracts.noticed_streams import noticed_streams
 from turnline.contracts.opening import open_async
@@ -43,7 +44,7 @@ SLACK_S = 0.4
 """Seconds beyond the time given that a last answer of the server may take."""
 
 
-class TurnClient(ConsumingVerbs):
+class TurnClient(ConsumingVerbs, FindingVerbs):
     """Submit turns and read what becomes of them, from asyncio.
 
     Use one per process: it holds a pool of connections and may be shared by all tasks of an event

@@ -8,13 +8,18 @@ Fleets that share a server have prefixes: `{<prefix>-s<n>}`.
 import re
 import zlib
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 PREFIX = "turnline"
 ARQ_JOB = "arq:job:"
 ARQ_IN_PROGRESS = "arq:in-progress:"
 ARQ_RETRY = "arq:retry:"
 ARQ_RESULT = "arq:result:"
+
+
+INDEX_PAGES: Final = 20_160
+"""Pages of the index of a fleet: a number with many divisors, so that nearly every number of shards
+shares them out evenly (docs/adr/0051-an-index-in-pages.md)."""
 
 
 class ShardKeys(NamedTuple):
@@ -82,6 +87,13 @@ class ShardKeys(NamedTuple):
     and `tenants` if there is one of the second kind; see worker/store/lua/mark.lua."""
     written: str
     """String, expires: written where WAIT needs a write of its connection to wait for."""
+    pages: str
+    """Sorted set, expires: pages of the index of conversations, scored by when (ms) one that stands
+    there was active last; see `turnline.contracts.index_lines`."""
+    page_marks: str
+    """Hash, expires: page -> the beginnings of what its conversations are found by."""
+    page_prefix: str
+    """Followed by a page: string, expires: a line for each conversation."""
     schedules: str
     """Hash, permanent, in shard 0 only: name to a schedule, JSON; see
     `turnline.worker.schedules`."""
@@ -146,6 +158,12 @@ class ConversationKeys(NamedTuple):
     """As in `ShardKeys`."""
     waiting: str
     """As in `ShardKeys`."""
+    pages: str
+    """As in `ShardKeys`."""
+    page_marks: str
+    """As in `ShardKeys`."""
+    page: str
+    """String: the page of the index in which the conversation has its line."""
     job_id: str
     """Not a key: the member in the queue."""
 
@@ -153,6 +171,11 @@ class ConversationKeys(NamedTuple):
     def own(self) -> tuple[str, ...]:
         """The keys of the conversation alone: what `forget` removes."""
         return self[:12]
+
+    @property
+    def in_index(self) -> tuple[str, str, str]:
+        """The keys that find it."""
+        return self.pages, self.page_marks, self.page
 
 
 def shard_of(conversation_id: str, shards: int) -> int:
@@ -208,6 +231,9 @@ def shard_keys(shard: int, prefix: str = "") -> ShardKeys:
         exhausted=base + "exhausted",
         waiting=base + "wait",
         written=written_key(tag),
+        pages=base + "index",
+        page_marks=base + "index-marks",
+        page_prefix=base + "index:",
         schedules=base + "schedules",
         ticks=base + "ticks",
         schedules_id=schedules_id,
@@ -247,6 +273,9 @@ def conversation_keys(tag: str, conversation_id: str) -> ConversationKeys:
         shard + "exhausted",
         shard + "shares",
         shard + "wait",
+        shard + "index",
+        shard + "index-marks",
+        f"{shard}index:{zlib.crc32(conversation_id.encode()) % INDEX_PAGES}",
         job_id,
     )
 

@@ -306,3 +306,60 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """As people read them: without `reply_items`."""
     interrupted: tuple[int, ...] = ()
     """Indices of assistant messages that were cut short."""
+
+
+class FoundConversation(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation, and what its last turn was."""
+
+    conversation_id: str
+    active_at_ms: int
+    """When a turn of it ended last, ms, by Redis' clock."""
+    outcome: TurnState
+    """How that ended."""
+    failed_at_ms: int | None = None
+    """When a turn of it failed last."""
+    turn_id: str = ""
+    """The last turn that was accepted."""
+    turns: int = 0
+    """Turns that ran the model."""
+    tenant: str = ""
+    """Of its last call of the model."""
+    agent: str = ""
+    """Likewise."""
+    metadata: dict[str, str] = {}
+    """Of the last turn, if that has ended."""
+    usage: Usage = Usage()
+    """Of all answers."""
+
+
+class ConversationPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Conversations, the one that was active last first."""
+
+    conversations: tuple[FoundConversation, ...]
+    after: str | None = None
+    """Cursor of the next page; None: there is none."""
+
+
+class FoundTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that has ended."""
+
+    conversation_id: str
+    turn_id: str
+    state: TurnState
+    code: str = ""
+    """Why it failed."""
+    finished_at_ms: int
+    took_ms: int
+    """From its acceptance, or from when it was due, to its end."""
+    attempts: int = 0
+    worker: str = ""
+    trace_id: str = ""
+    metadata: dict[str, str] = {}
+
+
+class TurnPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Turns, those of the conversation that was active last first, in it the newest first."""
+
+    turns: tuple[FoundTurn, ...]
+    after: str | None = None
+    """Cursor of the next page; None: there is none."""

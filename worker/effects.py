@@ -130,6 +130,8 @@ class Effects(msgspec.Struct, kw_only=True):
     """When, Redis' clock, ms: on that day (UTC) the calls are entered in what is spent."""
     next_attempt: int = 1
     """Number of the attempt at what waits next, where the lease is kept."""
+    listed: str = ""
+    """What the index of conversations says from then on; see `turnline.contracts.index_lines`."""
 
 
 class Committed(NamedTuple):

@@ -249,6 +249,7 @@ def _worker(settings: Settings, shared: _Shared, shard: ShardKeys) -> LeasedWork
         limits=StoreLimits(
             retention_ms=int(settings.retention_days * 86_400_000),
             spend_ms=settings.spend_days * 86_400_000,
+            is_indexed=settings.index,
         ),
     )
     driver = ConversationDriver(

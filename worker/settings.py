@@ -142,6 +142,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Days that an idle conversation is kept."""
     spend_days: Annotated[int, Meta(ge=1, le=36_500)] = SPEND_DAYS
     """Days that is kept what was spent on a day, by tenant, agent and model."""
+    index: bool = True
+    """Enter conversations in the index by which `turnline conversations` finds them."""
     tools: str = ""
     """Python modules whose tools the model may call, such as `my_shop.tools`, comma-separated."""
     tool_schemas: str = ""

@@ -218,5 +218,23 @@ class ForgetArgs(NamedTuple):
     copies_read: int
 
 
+class FindKeys(NamedTuple):
+    """What `find` reads beside pages."""
+
+    page_marks: str
+
+
+class FindArgs(NamedTuple):
+    """What `find` is given; the header of find.lua says what each is."""
+
+    most: int
+    since_ms: int
+    until_ms: int
+    failed_since: int
+    slow: str
+    marks: Sequence[str]
+
+
 submit = bind(__name__, "submit", ConversationKeys, SubmitArgs)
 forget = bind(__name__, "forget", ConversationKeys, ForgetArgs, more_keys="streams")
+find = bind(__name__, "find", FindKeys, FindArgs, more_keys="pages")

@@ -17,7 +17,10 @@ KEYS[11]  job          string
 KEYS[12]  in_progress  string
 KEYS[13]  queue        zset
 KEYS[14]  fleet        hash    `from` is set while the fleet is resharded; `forgot` changes with each conversation then
-KEYS[15..]  streams    stream  the streams named in `copies`, each once
+KEYS[15]  pages        zset    page -> when (ms) one of its conversations was active last
+KEYS[16]  page_marks  hash    page -> the first halves of the marks in it; see commit.lua
+KEYS[17]  page         string  the page of the index in which the conversation has its line
+KEYS[18..]  streams    stream  the streams named in `copies`, each once
 
 ARGV[1]  job_id        str  member of the queue
 ARGV[2]  channel       str  prefix of the holders' channels
@@ -36,7 +39,7 @@ Invariants
   I4  whoever reads the events is told on the channel of their name, behind the writes
 ]]
 local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress,
-  queue, fleet = unpack(KEYS, 1, 14)
+  queue, fleet, pages, page_marks, page = unpack(KEYS, 1, 17)
 local job_id, channel, conversation, copies_read = unpack(ARGV)
 
 local function notify(worker_id)
@@ -47,12 +50,41 @@ local function notify(worker_id)
   end
 end
 
+-- Return where a conversation's line begins in a page of the index (0: with its first byte), and the line.
+local function line_of(text, id)
+  local ends = string.find(text .. '\n', ' ' .. id .. '\n', 1, true)
+  local before = ends and string.reverse(string.sub(text, math.max(1, ends - 200), ends))
+  local back = before and string.find(before, '\n', 1, true)
+  if back then
+    return ends - back, string.sub(text, ends - back + 2, ends + #id)
+  end
+end
+
+-- Take a conversation out of its page of the index, and the page out of the index if it was the only one. After others
+-- removed its state it may have two lines.
+local function strike(id)
+  local text = redis.pcall('GET', page)
+  local rest = type(text) == 'string' and text or ''
+  local stands, line = line_of(rest, id)
+  while stands do
+    rest = string.sub(rest, 1, stands) .. string.sub(rest, stands + #line + 2)
+    stands, line = line_of(rest, id)
+  end
+  if rest == '' then
+    redis.pcall('ZREM', pages, string.match(page, '%d+$'))
+    redis.pcall('HDEL', page_marks, string.match(page, '%d+$'))
+    redis.call('DEL', page)
+  elseif rest ~= text then
+    redis.call('SET', page, rest, 'KEEPTTL')
+  end
+end
+
 local listed = redis.call('LRANGE', copies, 0, -1)
 if #listed ~= tonumber(copies_read) then
   return {'again', #listed}
 end
 local named = {}
-for i = 15, #KEYS do
+for i = 18, #KEYS do
   named[KEYS[i]] = true
 end
 local found = {}
@@ -70,6 +102,7 @@ end
 local gone = redis.call('DEL', inbox, state, context, steps, turns, log, calls, events, later,
   copies, job, in_progress)
 redis.call('ZREM', queue, job_id)
+strike(conversation)
 if holder then
   notify(string.match(holder, '%S+$'))
 end

@@ -3,7 +3,7 @@ submit: accept one message into a conversation's inbox, once, and put the conver
 
 KEYS[1]   inbox        stream  accepted messages not yet committed
 KEYS[2]   state        hash    `leaving` is until when (ms) it is being moved; `kept` is when (ms) all keys of the
-          conversation were given their time; `last` is the id of the newest event; `parked` is set while a turn waits
+          conversation were given their time, and behind a point what commit.lua keeps there; `last` is the id of the newest event; `parked` is set while a turn waits
           for input, or all for their time; `tenant` of its settings, as the last message says; `lane`,
           `<i or b>:<tenant>`, by which it gets its next turn; `delayed` is set while `later` may hold something; `rises`,
           `<ms> i:<tenant>`: when the first delayed message for people is due
@@ -388,7 +388,7 @@ end
 local to_keep = {waiting_here == 0 and inbox or nil}
 if delayed > 0 or is_delayed or accepted == 1 or not is_just_kept(kept_at, now) then
   to_keep = {inbox, state, context, steps, turns, log, calls, events, copies}
-  redis.call('HSET', state, 'kept', now)
+  redis.call('HSET', state, 'kept', string.format('%.0f%s', now, string.match(kept_at or '', '%.%d+$') or ''))
 end
 for _, key in ipairs(to_keep) do
   redis.call('PEXPIRE', key, kept)

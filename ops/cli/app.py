@@ -24,7 +24,9 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
     "Use it": {
         "send": "Put one message into a conversation.",
         "tail": "Follow what happens in a conversation.",
-        "show": "Show a conversation and its turns.",
+        "show": "Show a conversation and its turns, or one turn.",
+        "conversations": "Find conversations by time, tenant, metadata, failures.",
+        "turns": "Find turns that failed or were slow.",
         "usage": "Show a conversation's tokens and cost.",
         "spend": "Show what was spent, by tenant, agent, model and day.",
         "forget": "Remove every trace of a conversation.",
@@ -53,6 +55,8 @@ _ALL: Final[Mapping[str, Mapping[str, str]]] = {
 _MODULES: Final[Mapping[str, str]] = {
     "models": "turnline.ops.cli.model_list",
     "usage": "turnline.ops.cli.token_usage",
+    "conversations": "turnline.ops.cli.listings",
+    "turns": "turnline.ops.cli.listings",
     "worker": "turnline.worker.command",
     "redis": "turnline.ops.embedded.command",
     "sim": "turnline.ops.simulator.command",

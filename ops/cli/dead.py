@@ -15,6 +15,7 @@ from turnline.ops.fleet.dead_letters import (
     DeadLetter,
     chosen,
     drop_letter,
+    in_order,
     message_again,
     next_turn_id,
     read_letters,
@@ -75,22 +76,38 @@ def dead() -> None:
     """
 
 
-@dead.command("list", epilog="\b\nFor example:\n  turnline dead list --json | jq -r '.[].code'")
+@dead.command(
+    "list",
+    epilog="\b\nFor example:\n"
+    "  turnline dead list --json | jq -r '.[].code'\n"
+    "  turnline dead list --limit 20 --after 0:1700000000000-0",
+)
 @_filters
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Letters to list at most.  [default: all]"
+)
+@click.option("--after", metavar="ID", help="Go on behind this letter, also if it is gone.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @redis_options
 def list_(
-    *, code: str | None, conversation_id: str | None, as_json: bool, connect: Connect
+    *,
+    code: str | None,
+    conversation_id: str | None,
+    limit: int | None,
+    after: str | None,
+    as_json: bool,
+    connect: Connect,
 ) -> None:
     """List dead letters, oldest first."""
     with connect() as connection:
         letters = _read(connection)
-    letters = chosen(letters, code=code, conversation_id=conversation_id)
+    letters = in_order(chosen(letters, code=code, conversation_id=conversation_id), after)
+    left, letters = letters[limit:] if limit else [], letters[:limit]
     if as_json:
         click.echo(msgspec.json.encode([_as_json(letter) for letter in letters]))
         return
     columns = ("id", "at", "conversation", "turn", "attempts", "code", "error", "trace")
-    shown = output.table(*columns, numbers=("attempts",))
+    shown = output.table(*columns, numbers=("attempts",), whole=("id",))
     for letter in letters:
         shown.add_row(
             letter.id,
@@ -103,6 +120,8 @@ def list_(
         output.console().print(shown)
     else:
         click.echo("no dead letters", err=True)
+    if left:
+        click.echo(f"there are {len(left):,} more: --after {letters[-1].id}", err=True)
 
 
 @dead.command("show", epilog="\b\nFor example:\n  turnline dead show 0:1700000000000-0")

@@ -4,8 +4,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Final, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -49,6 +49,25 @@ _CONTROLS: Final = {
 _UNSEEN: Final = re.compile(f"[{INVISIBLE}]")
 
 
+class Origin(Protocol):
+    """The turn that a message came with."""
+
+    @property
+    def turn_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def accepted_at_ms(self) -> int:
+        """When it was accepted."""
+        ...
+
+    @property
+    def finished_at_ms(self) -> int | None:
+        """When it ended."""
+        ...
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console that prints texts as they are; NO_COLOR and COLUMNS are heeded."""
     stream = sys.stderr if stderr else sys.stdout
@@ -71,8 +90,13 @@ def word(name: str) -> str:
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", name)
 
 
-def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:
-    """Return an empty table; columns in `numbers` are aligned to the right."""
+def table(
+    *columns: str,
+    title: str | None = None,
+    numbers: tuple[str, ...] = (),
+    whole: tuple[str, ...] = (),
+) -> Table:
+    """Return an empty table; columns in `numbers` are to the right, those in `whole` not broken."""
     made = Table(
         title=title,
         title_justify="left",
@@ -82,7 +106,12 @@ def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()
         pad_edge=False,
     )
     for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        made.add_column(
+            column,
+            justify="right" if column in numbers else "left",
+            overflow="fold",
+            no_wrap=column in whole,
+        )
     return made
 
 
@@ -147,19 +176,46 @@ def rating(it: Rating) -> str:
     return " ".join(["rated", f"{it.name}:", *filter(None, (score, it.label, it.explanation))])
 
 
-def history_table(history: History, *, title: str | None = None, most: int | None = None) -> Table:
-    """Lay out a context; of long messages the first `most` characters."""
-    shown = table("#", "role", "content", title=title)
-    if history.system_prompt is not None:
-        shown.add_row("", "system", _shortened(history.system_prompt, most))
+def history_table(
+    history: History,
+    *,
+    title: str | None = None,
+    most: int | None = None,
+    origins: Sequence[Origin | None] = (),
+    only: Collection[int] | None = None,
+) -> Table:
+    """Lay out a context.
+
+    Args:
+        history: With the messages.
+        title: Above it.
+        most: Of long messages the first so many characters.
+        origins: Whose turn each message was, for two more columns.
+        only: Indices of the messages to show, if not all.
+    """
+    more = ("turn", "at") if origins else ()
+    shown = table("#", "role", *more, "content", title=title)
+    if history.system_prompt is not None and only is None:
+        shown.add_row("", "system", *("" for _ in more), _shortened(history.system_prompt, most))
     for number, entry in enumerate(history.messages):
+        if only is not None and number not in only:
+            continue
         words = plain(entry.content)
         for call in getattr(entry, "tool_calls", ()):
             words += f"[calls {call.function.name}({call.function.arguments})]"
         mark = " [interrupted]" if number in history.interrupted else ""
         role = str(entry.__struct_config__.tag)
-        shown.add_row(str(number), role, _shortened(words + mark, most))
+        whose = _origin(origins[number], role) if origins else ()
+        shown.add_row(str(number), role, *whose, _shortened(words + mark, most))
     return shown
+
+
+def _origin(turn: Origin | None, role: str) -> tuple[str, str]:
+    """Return a message's turn and when it was said: replies at its end, others before it."""
+    if turn is None:
+        return "", ""
+    said_at_ms = turn.finished_at_ms if role == "assistant" else turn.accepted_at_ms
+    return word(turn.turn_id), at(said_at_ms or turn.accepted_at_ms)
 
 
 def _shortened(text: str, most: int | None) -> str:

@@ -12,8 +12,10 @@ from turnline.contracts.keys import ShardKeys
 from turnline.contracts.messages import Inbound, decode
 from turnline.contracts.scripts import text
 from turnline.contracts.server_tools import without_secrets
+from turnline.ops.cli.failures import Failure
 
 _PAGE = 1_000
+_ID = re.compile(r"(\d{1,5}):(\d{1,20})-(\d{1,20})", re.ASCII)
 _REPLAYED = re.compile(r"(?P<first>.*)\.r(?P<times>\d+)")
 
 
@@ -88,6 +90,26 @@ def chosen(
         and (code is None or letter.code == code)
         and (conversation_id is None or letter.conversation_id == conversation_id)
     ]
+
+
+def in_order(letters: Sequence[DeadLetter], after: str | None = None) -> list[DeadLetter]:
+    """Return letters of all shards, the oldest first; those behind the one with this id, if any.
+
+    Raises:
+        Failure: That is no id of a letter.
+    """
+    behind = None if after is None else _place(after)
+    if behind is not None and behind[0] < 0:
+        raise Failure(f"--after {after}: not an id such as 0:1700000000000-0")
+    placed = sorted((_place(it.id), n) for n, it in enumerate(letters))
+    return [letters[n] for place, n in placed if behind is None or place > behind]
+
+
+def _place(letter_id: str) -> tuple[int, int, int]:
+    """Return where a letter stands: its time, its number in that, its shard."""
+    match = _ID.fullmatch(letter_id)
+    shard, at_ms, number = map(int, match.groups()) if match is not None else (0, -1, 0)
+    return at_ms, number, shard
 
 
 def drop_letter(redis: SyncRedis, shards: Sequence[ShardKeys], letter: DeadLetter) -> bool:

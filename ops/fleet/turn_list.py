@@ -23,6 +23,11 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str
     outcome: str
     feedback: tuple[Rating, ...] = ()
+    finished_at_ms: int | None = None
+    messages_from: int = 0
+    """Index in the context of its first message, when it took effect."""
+    messages_to: int = 0
+    """Index behind its last one; 0: it has none."""
 
 
 def turns_in_order(log: Sequence[bytes], records: Mapping[bytes, bytes]) -> list[Turn]:
@@ -49,7 +54,29 @@ def _turn(turn_id: str, record: TurnRecord) -> Turn:
         trace_id=record.trace_id or (ending.trace_id if ending is not None else ""),
         outcome="" if ending is None else output.outcome(ending),
         feedback=record.feedback,
+        finished_at_ms=None if ending is None else record.finished_at_ms,
+        messages_from=record.messages_from,
+        messages_to=record.messages_to,
     )
+
+
+def turns_of_messages(turns: Sequence[Turn], count: int) -> list[Turn | None]:
+    """Return of each message of a context of so many whose turn it was; None: not known (any more).
+
+    Args:
+        turns: In the order accepted.
+        count: Messages in the context now.
+    """
+    found: list[Turn | None] = [None] * count
+    first = count
+    for turn in reversed(turns):
+        if not turn.messages_to or turn.messages_from >= count:
+            continue  # it added nothing of its own, or that came after the context was read
+        if turn.messages_to > first:
+            break  # the context was replaced after this turn
+        first = turn.messages_from
+        found[first : turn.messages_to] = [turn] * (turn.messages_to - first)
+    return found
 
 
 def _waiting(record: TurnRecord) -> str:

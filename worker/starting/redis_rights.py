@@ -13,8 +13,10 @@ from turnline.contracts.scripts import bind, run, text
 CONVERSATION: Final = "turnline-start"
 """A conversation whose keys are asked about; it has none."""
 COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
+    "APPEND": ("",),
     "DEL": (),
     "GET": (),
+    "GETRANGE": (0, 0),
     "HDEL": ("f",),
     "HEXISTS": ("f",),
     "HGET": ("f",),
@@ -35,6 +37,7 @@ COMMANDS: Final[Mapping[str, Sequence[Arg]]] = {
     "PTTL": (),
     "RPUSH": ("v",),
     "SET": ("v",),
+    "SETRANGE": (0, ""),
     "XADD": ("*", "f", "v"),
     "XDEL": ("1-1",),
     "XLEN": (),
@@ -116,11 +119,13 @@ def _keys(shard: ShardKeys) -> Iterator[tuple[str, str]]:
         yield key, key
     for key in (shard.tool_calls, shard.breakers, shard.limits, shard.traces, shard.exhausted):
         yield key, key
+    for key in (shard.pages, shard.page_marks):
+        yield key, key
     for key in (shard.schedules, shard.ticks, shard.schedules_job, shard.schedules_lease):
         yield key, key
     for prefix in (
         *(shard.worker_prefix, shard.limit_prefix, shard.reply_prefix, shard.spend_prefix),
-        *(shard.held_prefix, shard.running_prefix),
+        *(shard.held_prefix, shard.running_prefix, shard.page_prefix),
     ):
         yield f"{prefix}*", prefix + CONVERSATION
 

@@ -47,6 +47,8 @@ class StoreLimits(NamedTuple):
     """Inbox entries fetched at once."""
     spend_ms: int = SPEND_DAYS * 86_400_000
     """Expiry of what was spent on a day."""
+    is_indexed: bool = True
+    """Whether conversations are entered in the index."""
 
 
 class _Prefetch(NamedTuple):
@@ -275,10 +277,11 @@ class Conversations:
             settings=_encode(effects.settings) if effects.settings is not None else b"",
             attempt=effects.next_attempt,
             spend_ms=limits.spend_ms,
+            listed=effects.listed if limits.is_indexed else "",
             lists=_counted(effects, shared),
         )
         spend = self._shard.spend_prefix + day_of(effects.at_ms)
-        keys = lua.CommitKeys(*lease.keys[:15], spend)
+        keys = lua.CommitKeys(*lease.keys[:15], spend, *lease.keys.in_index)
         lease.advance(LeaseEvent.SEND)
         call = lua.commit(keys, args, shared)
         with self._purse.committing(effects.calls) if self._purse else nullcontext():
@@ -388,7 +391,7 @@ def _counted(effects: Effects, shared: Sequence[str]) -> list[Arg]:
         ),
         (
             len(effects.copies),
-            (word for copy in effects.copies for word in _copied(copy, shared, first_key=17)),
+            (word for copy in effects.copies for word in _copied(copy, shared, first_key=20)),
         ),
     )
     return [word for count, words in lists for word in (count, *words)]

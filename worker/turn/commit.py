@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from turnline.contracts.conversation import CallEntry
+from turnline.contracts.index_lines import entry_of, marks_of
 from turnline.contracts.keys import ShardKeys
 from turnline.contracts.messages import ToolResult
 from turnline.contracts.replies import (
@@ -19,8 +20,9 @@ from turnline.contracts.replies import (
 )
 from turnline.worker.effects import ConversationSnapshot, Copy, Effects
 from turnline.worker.pipeline.context import OpenAILLMContext
-from turnline.worker.turn.gathering import ConsumedEntry, Turn, record_of
+from turnline.worker.turn.gathering import STATES, ConsumedEntry, Turn, record_of
 from turnline.worker.turn.kept_reasoning import REASONING_MAX_BYTES, bound_reasoning
+from turnline.worker.turn.ledger import payer_of
 from turnline.worker.turn.ratings import Ends, count_ratings, with_ratings
 
 _encode = msgspec.json.Encoder().encode
@@ -102,6 +104,7 @@ def build_commit(
         copies=_copies(ends, ending, turn.conversation_id, loaded.attempt, shard, now_ms),
         at_ms=now_ms,
         next_attempt=loaded.attempt + 1 if ending.is_unread else 1,
+        listed=_listed(turn, ends, now_ms),
     )
     return Commit(effects, messages)
 
@@ -130,6 +133,20 @@ def _records(
     """Return what is kept of each entry; the messages are those of the turn's own."""
     of = {True: messages, False: (0, 0)}
     return [(it.turn_id, record(it, end, messages=of[end is of_turn])) for it, end in ends]
+
+
+def _listed(turn: Turn, ends: Ends, now_ms: int) -> str:
+    """Return what the index says of the turn's own entry, the last, and what all are found by."""
+    if not ends:
+        return ""
+    used, end = ends[-1]
+    payer = payer_of(used.message, turn.settings)
+    metadata = [pair for _, it in reversed(ends) for pair in it.metadata.items()]
+    state = STATES[type(end)]
+    took_s = (now_ms - used.entry.accepted_at_ms) / 1000
+    return entry_of(
+        turn.conversation_id, marks_of(payer.tenant, payer.agent, metadata), state, took_s
+    )
 
 
 def _only_changes(used: ConsumedEntry) -> bool:

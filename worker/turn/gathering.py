@@ -41,7 +41,7 @@ from turnline.worker.turn.inbox import Inbox
 _to_message = partial(msgspec.to_builtins, enc_hook=msgspec.json.Decoder(float_hook=number).decode)
 """What a message holds as JSON of others' making becomes values as well."""
 _SPEECH_EVENTS = (inbound.UserStartedSpeaking, inbound.UserStoppedSpeaking)
-_STATES: Final[dict[type[AnyTerminal], TurnState]] = {
+STATES: Final[dict[type[AnyTerminal], TurnState]] = {
     TurnCompleted: "completed",
     TurnFailed: "failed",
     TurnInterrupted: "interrupted",
@@ -418,7 +418,7 @@ def record_of(
 ) -> TurnRecord:
     """Return what is kept of a turn that has ended; its messages are (first, behind the last)."""
     return TurnRecord(
-        state=_STATES[type(ending)],
+        state=STATES[type(ending)],
         accepted_at_ms=used.entry.accepted_at_ms,
         after=used.entry.after,
         digest=used.entry.digest,

@@ -14,6 +14,9 @@ KEYS[10]  job          string  ARQ's job
 KEYS[11]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[12]  queue        zset    job id -> due time, ms
 KEYS[13]  fleet        hash    `mover`
+KEYS[14]  pages        zset    page -> when (ms) one of its conversations was active last
+KEYS[15]  page_marks  hash    page -> the first halves of the marks in it; see commit.lua
+KEYS[16]  page         string  the page of the index in which the conversation has its line
 
 ARGV[1]  job_id     str  member of the queue
 ARGV[2]  last_turn  bytes  as packed
@@ -35,7 +38,7 @@ Invariants
   I4  the first write is one that a full server refuses: nothing is removed and then not marked
 ]]
 local inbox, state, context, steps, turns, log, calls, events, later, job, in_progress, queue,
-  fleet = unpack(KEYS)
+  fleet, pages, page_marks, page = unpack(KEYS)
 local job_id, last_turn, shards, marked_ms, mover, cursor = unpack(ARGV)
 
 -- Whether a message waits or a turn runs. Delayed messages that are not due yet do not count.
@@ -43,6 +46,35 @@ local function is_busy(now)
   local score = redis.call('ZSCORE', queue, job_id)
   return redis.call('EXISTS', in_progress) == 1
     or (score and (tonumber(score) <= now or redis.call('XLEN', inbox) > 0))
+end
+
+-- Return where a conversation's line begins in a page of the index (0: with its first byte), and the line.
+local function line_of(text, id)
+  local ends = string.find(text .. '\n', ' ' .. id .. '\n', 1, true)
+  local before = ends and string.reverse(string.sub(text, math.max(1, ends - 200), ends))
+  local back = before and string.find(before, '\n', 1, true)
+  if back then
+    return ends - back, string.sub(text, ends - back + 2, ends + #id)
+  end
+end
+
+-- Take a conversation out of its page of the index, and the page out of the index if it was the only one. After others
+-- removed its state it may have two lines.
+local function strike(id)
+  local text = redis.pcall('GET', page)
+  local rest = type(text) == 'string' and text or ''
+  local stands, line = line_of(rest, id)
+  while stands do
+    rest = string.sub(rest, 1, stands) .. string.sub(rest, stands + #line + 2)
+    stands, line = line_of(rest, id)
+  end
+  if rest == '' then
+    redis.pcall('ZREM', pages, string.match(page, '%d+$'))
+    redis.pcall('HDEL', page_marks, string.match(page, '%d+$'))
+    redis.call('DEL', page)
+  elseif rest ~= text then
+    redis.call('SET', page, rest, 'KEEPTTL')
+  end
 end
 
 if redis.call('HGET', fleet, 'mover') ~= mover then
@@ -67,6 +99,7 @@ redis.call('SET', inbox, shards, 'PX', marked_ms)
 redis.call('XADD', events, 'MAXLEN', 1, '*', 'moved', shards)
 redis.call('PEXPIRE', events, marked_ms)
 redis.call('ZREM', queue, job_id)
+strike(string.match(job_id, '^{[^}]*}:(.*)$'))
 redis.call('DEL', state, context, steps, turns, log, calls, later, job)
 redis.pcall('SPUBLISH', events, '')  -- without the right to, readers look now and then
 return {'left', 1}

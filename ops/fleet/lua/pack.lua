@@ -12,14 +12,15 @@ KEYS[8]   events       stream
 KEYS[9]   later        zset    delayed message -> due time, ms
 KEYS[10]  in_progress  string  `<token> <worker id>` of the holder
 KEYS[11]  queue        zset    job id -> due time, ms
+KEYS[12]  page         string  the page of the index in which the conversation has its line
 
 ARGV[1]  job_id      str  member of the queue
 ARGV[2]  leaving_ms  int  time for which producers wait at most: for a mover that comes no more
 
 Returns
-  {'packed', last_turn, cursor, dump, left_ms, ...}  two items for each of the first nine keys, '' and 0 for one
-      that is not there: its DUMP, and the time until it expires (0: never). `last_turn` is the last turn
-      accepted, `cursor` the id of the last event
+  {'packed', last_turn, cursor, dump, left_ms, ..., line}  two items for each of the first nine keys, '' and 0 for
+      one that is not there: its DUMP, and the time until it expires (0: never). `last_turn` is the last turn
+      accepted, `cursor` the id of the last event, `line` what the index says of the conversation
   {'busy', '', ''}  a message waits or a turn runs; delayed messages do not count before they are due
   {'gone', '', ''}  there is no such conversation
 
@@ -27,7 +28,8 @@ Invariants
   I1  all keys share one hash tag, so one cluster slot
   I2  a conversation that is not there is not made; the clock is the server's
 ]]
-local inbox, state, context, steps, turns, log, calls, events, later, in_progress, queue = unpack(KEYS)
+local inbox, state, context, steps, turns, log, calls, events, later, in_progress, queue, page =
+  unpack(KEYS)
 local job_id, leaving_ms = unpack(ARGV)
 
 -- Whether a message waits or a turn runs. Delayed messages that are not due yet do not count.
@@ -35,6 +37,16 @@ local function is_busy(now)
   local score = redis.call('ZSCORE', queue, job_id)
   return redis.call('EXISTS', in_progress) == 1
     or (score and (tonumber(score) <= now or redis.call('XLEN', inbox) > 0))
+end
+
+-- Return where a conversation's line begins in a page of the index (0: with its first byte), and the line.
+local function line_of(text, id)
+  local ends = string.find(text .. '\n', ' ' .. id .. '\n', 1, true)
+  local before = ends and string.reverse(string.sub(text, math.max(1, ends - 200), ends))
+  local back = before and string.find(before, '\n', 1, true)
+  if back then
+    return ends - back, string.sub(text, ends - back + 2, ends + #id)
+  end
 end
 
 local last_turn = redis.call('LINDEX', log, -1)
@@ -53,4 +65,7 @@ for _, key in ipairs({inbox, state, context, steps, turns, log, calls, events, l
   reply[#reply + 1] = redis.call('DUMP', key) or ''
   reply[#reply + 1] = math.max(0, redis.call('PTTL', key))
 end
+local text = redis.pcall('GET', page)
+local _, line = line_of(type(text) == 'string' and text or '', string.match(job_id, '^{[^}]*}:(.*)$'))
+reply[#reply + 1] = line or ''
 return reply

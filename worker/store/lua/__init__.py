@@ -60,7 +60,7 @@ class MarkArgs(NamedTuple):
 
 
 class CommitKeys(NamedTuple):
-    """Those of a conversation that `commit` touches, and what its shard spends on one day."""
+    """Those of a conversation that `commit` touches, what its shard spends on a day, the index."""
 
     inbox: str
     state: str
@@ -78,6 +78,9 @@ class CommitKeys(NamedTuple):
     wake: str
     idle: str
     spend: str
+    pages: str
+    page_marks: str
+    page: str
 
 
 class CommitArgs(NamedTuple):
@@ -94,6 +97,7 @@ class CommitArgs(NamedTuple):
     settings: bytes
     attempt: int
     spend_ms: int
+    listed: str
     lists: Sequence[Arg]
 
 

@@ -2,7 +2,8 @@
 commit: let a turn take effect: context, inbox, totals, ledger, spend, records, events, copies; keep or give up the lease.
 
 KEYS[1]   inbox        stream
-KEYS[2]   state        hash    `delayed`, `kept`, `lane`, `last`, `tenant`, `rises`: see submit.lua
+KEYS[2]   state        hash    `delayed`, `lane`, `last`, `tenant`, `rises`: see submit.lua; `kept`, too: behind its
+          point stands at which byte of its page the conversation's line begins, if it still does
 KEYS[3]   context      list
 KEYS[4]   steps        list    done with
 KEYS[5]   turns        hash    turn id -> record (JSON, `state` first)
@@ -17,7 +18,11 @@ KEYS[13]  queue        zset
 KEYS[14]  wake         list    job ids, for idle workers of the version before; expires
 KEYS[15]  idle         zset    worker id -> since when it has been idle, ms; `<key>:<id>` is its channel
 KEYS[16]  spend        hash    `[tenant, agent, model, counter]` (JSON) -> sum, of all calls entered on one day
-KEYS[17..]  shared     stream  shared streams to copy into, each once
+KEYS[17]  pages        zset    page of the index -> when (ms) one of its conversations was active last
+KEYS[18]  page_marks   hash    page -> the first halves of the marks in it; `!!!` and `.<letter>.` for failed and
+          slow turns
+KEYS[19]  page         string  the page of the conversation: a line for each, see contracts/index_lines.py
+KEYS[20..]  shared     stream  shared streams to copy into, each once
 
 ARGV[1]   lease         str  as claimed
 ARGV[2]   turn_id       str  whose record tells whether this was committed before
@@ -30,7 +35,8 @@ ARGV[8]   how           str  'append' to the context or 'rewrite' it
 ARGV[9]   settings      bytes  JSON; '' leaves them as they are
 ARGV[10]  attempt       int  number of the next attempt, at what waits then; if that is no first one, the lease is kept
 ARGV[11]  spend_ms      int  expiry of `spend`
-ARGV[12..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
+ARGV[12]  listed        str  what the index is to say: `<how><marks> <id>`; '' enters nothing
+ARGV[13..]  lists       list  counted lists, each `n` and then n times its items, in this order: inbox
           entry ids; messages; ledger entries; totals (field, amount); spend (field, amount); events;
           records (turn id, record); copies (index in KEYS, number of words, field and value words)
 
@@ -50,12 +56,13 @@ Invariants
   I6  whoever reads a stream is told on the channel of its name, behind the writes
   I7  what others wrote into counters stops no turn
   I8  the lane is that of the next turn: of what waits, else of what is delayed
+  I9  a conversation has one line in the index, and only in its page; what others wrote there stops no turn
 ]]
 local inbox, state, context, steps, turns, log, calls, events, later, copies, job, in_progress, queue,
-  wake, idle, spend = unpack(KEYS, 1, 16)
+  wake, idle, spend, pages, page_marks, page = unpack(KEYS, 1, 19)
 local lease, turn_id, job_id, retention_ms, limits, afterwards, batch, how, settings, attempt,
-  spend_ms = unpack(ARGV, 1, 11)
-local at = 12  -- the next counted list in ARGV
+  spend_ms, listed = unpack(ARGV, 1, 12)
+local at = 13  -- the next counted list in ARGV
 
 -- Wake the worker that has been idle for longest, and say what is due. One that nobody hears is gone or cut
 -- off; if it lives, its next claim registers it again. Without rights to channels nobody is woken: idle
@@ -329,12 +336,142 @@ if next_at then
   kept = kept_ms(now)
   redis.call('PEXPIRE', later, kept)
 end
-if delayed or not is_just_kept(kept_at, now) then
+local is_first  -- turn of the conversation for which the model was called: it has no line in the index yet
+for _, key in ipairs(made) do
+  is_first = is_first or key == calls
+end
+local is_renewed = delayed or not is_just_kept(kept_at, now)
+local place = string.sub(kept_at or '', 15)  -- thirteen digits and the point before it
+if is_renewed then
   made = {inbox, state, context, turns, log, calls, events, copies}
-  redis.call('HSET', state, 'kept', now)
+  redis.call('HSET', state, 'kept', place == '' and now or string.format('%.0f.%s', now, place))
 end
 for _, key in ipairs(made) do
   redis.call('PEXPIRE', key, kept)
+end
+if listed ~= '' then
+  local gap = string.find(listed, ' ', 3, true)
+  local marks, id = string.sub(listed, 3, gap - 1), string.sub(listed, gap)
+  local outcome, slow = string.sub(listed, 1, 1), string.sub(listed, 2, 2)
+  local number = string.sub(page, #pages + 2)
+  local stamp = clock[1] .. string.sub('00000' .. clock[2], -6, -4)  -- `now`, in words
+  local found = place ~= '' and redis.pcall('GETRANGE', page, place, place + #listed + 15)
+  local begins, size, longest = '\n' .. marks .. ' ', #marks, nil
+  if type(found) == 'string' and string.find(found, begins, 1, true) == 1
+    and string.find(found, id, size + 18, true) == size + 18 and #found <= #listed + 16
+    and (string.byte(found, #listed + 16) or 10) == 10 then
+    longest = string.sub(found, size + 4, size + 4)
+  end
+  if longest and outcome ~= 'f' and slow <= longest then
+    redis.call('SETRANGE', page, place, begins .. outcome .. longest .. stamp)
+  else  -- the functions are made only here, since that takes time
+    -- Have a page's marks say that it has a line found by these: then readers do not pass it over.
+    local function mark_page(number, marks, failed, slow)
+      local known = redis.pcall('HGET', page_marks, number)
+      if type(known) == 'table' then  -- others made something else of it
+        redis.call('DEL', page_marks)
+      end
+      known = type(known) == 'string' and known or ''
+      local more = ''
+      for n = 1, #marks, 6 do
+        local begins = string.sub(marks, n, n + 2)
+        more = string.find(known, begins, 1, true) and more or more .. begins
+      end
+      if failed ~= '' and not string.find(known, '!!!', 1, true) then
+        more = more .. '!!!'
+      end
+      if slow > 'a' and not string.find(known, '.' .. slow .. '.', 1, true) then
+        more = more .. '.' .. slow .. '.'
+      end
+      if more ~= '' then
+        redis.call('HSET', page_marks, number, known .. more)
+      end
+    end
+
+    local text, line
+    if type(found) == 'string' then
+      line = string.match(redis.call('GETRANGE', page, place, place + #id + 160), '^\n([^\n]*)')
+      line = line and string.sub(line, -#id) == id and line  -- else lines have moved
+    end
+    if not line and not is_first then
+      -- Return where a conversation's line begins in a page of the index (0: with its first byte), and the line.
+      local function line_of(text, id)
+        local ends = string.find(text .. '\n', ' ' .. id .. '\n', 1, true)
+        local before = ends and string.reverse(string.sub(text, math.max(1, ends - 200), ends))
+        local back = before and string.find(before, '\n', 1, true)
+        if back then
+          return ends - back, string.sub(text, ends - back + 2, ends + #id)
+        end
+      end
+
+      text = redis.pcall('GET', page)
+      text = type(text) == 'string' and text or ''
+      place, line = line_of(text, string.sub(id, 2))
+    end
+    local former, failed, took = string.match(line or '', '^([^! ]*)(!?%d*) %l(%l)%d+ ')
+    local known = (former or '') .. (failed and failed ~= '' and '!' or '') .. (took or '')
+    for own in string.gmatch(former or '', '......') do
+      if #marks < 108 and not string.find(marks, own, 1, true) then
+        marks = marks .. own
+      end
+    end
+    failed = outcome == 'f' and '!' .. stamp or failed or ''
+    slow = took and took > slow and took or slow
+    local whole = '\n' .. marks .. failed .. ' ' .. outcome .. slow .. stamp .. id
+    if line and #whole == #line + 1 then
+      redis.call('SETRANGE', page, place, whole)
+    elseif line then
+      text = text or redis.call('GET', page)
+      redis.call('SET', page, string.sub(text, 1, place) .. string.sub(text, place + #line + 2) .. whole)
+      place = #text - #line - 1
+    else
+      local length = redis.pcall('APPEND', page, whole)
+      if type(length) ~= 'number' then  -- others made something else of it
+        redis.call('SET', page, whole)
+        length = #whole
+      end
+      place = length - #whole
+    end
+    if text or known ~= marks .. (failed ~= '' and '!' or '') .. slow then
+      mark_page(number, marks, failed, slow)
+    end
+    -- Look at another line now and then; where that is past its retention, drop all that are, and some such pages.
+    local oldest = now - retention_ms
+    local from = math.floor(now % 997 * place / 997)
+    local other = now % 4 == 0 and redis.call('GETRANGE', page, from, from + 300)
+    local ms = other and string.match(other, '\n[^\n ]* %l%l(%d+) ')
+    if ms and tonumber(ms) < oldest then
+      local left = {}
+      redis.pcall('HDEL', page_marks, number)
+      for all, own, when, its, at_ms in
+        string.gmatch(redis.call('GET', page), '(\n([^! \n]*)(!?%d*) %l(%l)(%d+) [^\n]*)') do
+        if tonumber(at_ms) >= oldest then
+          left[#left + 1] = all
+          mark_page(number, own, when, its)
+        end
+      end
+      local rest = table.concat(left)
+      redis.call('SET', page, rest)
+      place = #rest - #whole
+      for _, old in ipairs(redis.pcall('ZRANGEBYSCORE', pages, '-inf', oldest, 'LIMIT', 0, 16)) do
+        redis.call('ZREM', pages, old)
+        redis.pcall('HDEL', page_marks, old)
+      end
+    end
+    redis.call('HSET', state, 'kept', string.sub(is_renewed and stamp or kept_at, 1, 13) .. string.format('.%d', place))
+    redis.call('PEXPIRE', page, kept)
+    is_renewed = is_renewed or text or now % 16 == 0
+  end
+  local is_new = redis.pcall('ZADD', pages, stamp, number)
+  if type(is_new) ~= 'number' then  -- others made something else of it
+    redis.call('DEL', pages)
+    is_new = redis.call('ZADD', pages, stamp, number)
+  end
+  if is_renewed or is_new == 1 then
+    for _, name in ipairs({pages, page_marks, page}) do
+      redis.call('PEXPIRE', name, kept)
+    end
+  end
 end
 if ids[1] then
   tell(events, last, ids, added)
