@@ -242,6 +242,12 @@ def decode(data: bytes | str) -> Inbound:
     return message
 
 
+def has_schemas(message: Inbound) -> bool:
+    """Whether there is a JSON Schema in it, in its own fields or in settings that it changes."""
+    found = message.settings if isinstance(message, Configure) else message
+    return bool(getattr(found, "response_format", None) or getattr(found, "tools", None))
+
+
 def check_ids(message: Inbound) -> None:
     """Refuse ids that could be taken for others; only who submits is held to it.
 

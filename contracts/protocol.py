@@ -4,18 +4,13 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET
 
-from turnline.contracts.conversation import (
-    ConversationSettings,
-    SettingsChange,
-    Totals,
-    Usage,
-)
+from turnline.contracts.conversation import ConversationSettings, SettingsChange, Totals, Usage
 from turnline.contracts.errors import (
     BudgetExceeded,
     ConversationBusy,
@@ -29,7 +24,6 @@ from turnline.contracts.errors import (
     TurnIdReused,
 )
 from turnline.contracts.job_format import conversation_job
-from turnline.contracts.json_schemas import Schemas
 from turnline.contracts.keys import (
     ConversationKeys,
     ShardKeys,
@@ -51,6 +45,7 @@ from turnline.contracts.messages import (
     check_message_bytes,
     decode,
     encode,
+    has_schemas,
     validated,
 )
 from turnline.contracts.numbers import number
@@ -284,7 +279,12 @@ class Requests:
         check_prefix(prefix)
         self._prefix = prefix
         self.learn(Layout(shards))
-        self._schemas = Schemas()
+
+    @cached_property
+    def _schemas(self) -> Any:
+        from turnline.contracts.json_schemas import Schemas  # noqa: PLC0415  most send none
+
+        return Schemas()
 
     def learn(self, layout: Layout) -> None:
         """Go by this layout from now on."""
@@ -317,7 +317,8 @@ class Requests:
         """
         message = decode(message) if isinstance(message, bytes) else validated(message)
         check_ids(message)
-        self._schemas.check(message)
+        if has_schemas(message):
+            self._schemas.check(message)
         now_ms = int(time.time() * 1000)
         delay = _delay(message, now_ms)
         plain = msgspec.structs.replace(
