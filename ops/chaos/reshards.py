@@ -14,7 +14,8 @@ from turnline.ops.fleet.resharding import Progress
 
 _KILLED: Final = 0.5
 """Share of the commands that are killed, if they have not ended by then; the others are frozen."""
-_STRUCK_AFTER_S: Final = (0.2, 8.0)
+_STRUCK_AFTER_S: Final = ((0.1, 0.6), (0.2, 8.0))
+"""One or the other: where there is little to move, a command takes half a second."""
 _FROZEN_S: Final = (0.3, 5.0)
 """Up to more than producers wait for one conversation to be moved."""
 _PAUSE_S: Final = (0.0, 2.0)
@@ -127,7 +128,7 @@ class Reshards:
         )
         self._is_begun = True
         self.found.shards = self._target
-        after_s = self._rng.uniform(*_STRUCK_AFTER_S)
+        after_s = self._rng.uniform(*self._rng.choice(_STRUCK_AFTER_S))
         self._is_killed = self._rng.random() < _KILLED
         self._struck_at_s = _NEVER if self._is_last else time.monotonic() + after_s
 

@@ -20,7 +20,6 @@ from turnline.ops.fleet.stack import Stack
 MANY = 4
 MOVES = next(f"c{n}" for n in range(100) if shard_of(f"c{n}", MANY))
 SEED = 17_191
-"""The first command is killed early, the next two are not."""
 
 
 def never(_since_ms: float) -> bool:
