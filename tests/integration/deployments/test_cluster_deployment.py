@@ -12,7 +12,7 @@ from turnline.ops.deployments import Cluster, DeploymentError, Node, NotSettled
 
 SLOT = 12_182
 """Of the key `foo` (an example of the specification of Redis Cluster)."""
-TAKEOVER_S = 20
+TAKEOVER_S = 60
 
 
 @pytest.fixture(scope="module")
